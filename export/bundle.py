@@ -1,0 +1,253 @@
+"""Checkpoint to bundle: every part built, compared with PyTorch, described, hashed, and moved into place at once."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+
+from export.beats import build_beats
+from export.graph import FLOAT, FLOAT16, GraphBuilder, WeightFile
+from export.llm import LlmShape, build_llm_graph
+from export.parity import prove
+from export.qformer import build_qformer
+from export.quantize import ENCODER_LINEARS, EncoderPrecision, LlmPrecision
+from export.whisper import build_whisper
+from runtime import __version__
+from runtime.audio import SAMPLE_RATE, Audio
+from runtime.bundle import (
+    FORMAT_VERSION,
+    MANIFEST,
+    EmbeddingSpec,
+    FileSpec,
+    GraphSpec,
+    LlmSpec,
+    Manifest,
+    Precision,
+    Provenance,
+    file_sha256,
+    manifest_bytes,
+)
+from runtime.errors import BundleError, CheckpointError, ConfigError
+from runtime.tokenizer import Tokenizer
+from training.checkpoint import Checkpoint, load_qformer, open_checkpoint
+from training.llm import EMBEDDING, merged_weights
+
+DEFAULT_MAX_LENGTH = 4096
+EMBEDDING_FILE = "llm/embed_tokens.bin"
+EMBEDDING_DTYPES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What kind of bundle to make."""
+
+    encoder_precision: EncoderPrecision = "fp32"
+    llm_precision: LlmPrecision = "fp32"
+    target: Literal["cpu", "cuda"] = "cpu"
+    window: Literal["padded", "trimmed"] | None = None  # None: as the checkpoint was trained
+    max_length: int = DEFAULT_MAX_LENGTH  # positions of the KV cache; never more than the LLM has
+    parity_budget: float = 0.35  # quantized bundles: largest relative error (rms) of any stage
+
+    def __post_init__(self) -> None:
+        if self.target == "cuda" and self.encoder_precision == "int8":
+            raise ConfigError("int8 encoders run on the CPU only; use --encoder-precision fp32 with --target cuda")
+        if self.max_length < 128:
+            raise ConfigError(f"max_length is {self.max_length}; it must be at least 128")
+        if not self.parity_budget > 0:
+            raise ConfigError(f"parity_budget is {self.parity_budget}; it must be above 0")
+
+    @property
+    def exact(self) -> bool:
+        """Whether the bundle must compute what PyTorch computes, but for rounding."""
+        return (self.encoder_precision, self.llm_precision, self.target) == ("fp32", "fp32", "cpu")
+
+
+def export_bundle(
+    checkpoint: str | Path,
+    out: str | Path,
+    options: ExportOptions | None = None,
+    golden_audio: Audio | None = None,
+    progress: bool = False,
+) -> Path:
+    """Turn a checkpoint into a verified bundle.
+
+    Args:
+        checkpoint: folder to read.
+        out: folder to create; it appears when everything is done and checked, or not at all.
+        options: precisions, target, window, budget.
+        golden_audio: recording to prove the bundle with; None for a synthetic one.
+        progress: show a progress bar.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        ConfigError: the model or the options cannot be exported.
+        ParityError: the bundle does not compute what the checkpoint does.
+        BundleError: `out` exists.
+    """
+    options, out = options or ExportOptions(), Path(out)
+    if out.exists():
+        raise BundleError(f"{out} exists; choose another name or remove it")
+    source = open_checkpoint(checkpoint)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        _write(source, options, folder, golden_audio, progress)
+        folder.chmod(0o755)
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return out
+
+
+def _write(
+    source: Checkpoint, options: ExportOptions, folder: Path, golden_audio: Audio | None, progress: bool
+) -> None:
+    """Fill the folder. Parts are built one after the other, so that memory holds one at a time."""
+    builders = _builders(source, options)
+    with tqdm(
+        total=2 * len(builders), disable=not progress, unit="step", bar_format="{desc:<24}{bar}{n}/{total}"
+    ) as bar:
+        graphs = {}
+        for name, (file, build) in builders.items():
+            bar.set_description(f"building {name}")
+            graphs[name] = _write_graph(folder, file, build)
+            bar.update()
+        _write_embedding(source, folder / EMBEDDING_FILE)
+        shutil.copyfile(source.tokenizer_file, folder / "tokenizer.json")
+        manifest = _manifest(source, options, graphs, folder)
+        _write_manifest(manifest, folder)
+
+        def proving(name: str) -> None:
+            bar.set_description(f"checking {name}")
+            bar.update()
+
+        budget = None if options.exact else options.parity_budget
+        prove(source, folder, golden_audio, budget, proving)
+    _write_manifest(replace(manifest, files=_files(folder)), folder)
+
+
+def _builders(
+    source: Checkpoint, options: ExportOptions
+) -> dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]]:
+    """Part -> its file and how to build it."""
+    config, parts = source.config, source.parts
+    linear = ENCODER_LINEARS[options.encoder_precision]
+    dtype = FLOAT16 if options.target == "cuda" else FLOAT
+    builders: dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]] = {
+        "whisper": ("whisper.onnx", lambda weights: build_whisper(config.whisper, parts["whisper"], weights, linear))
+    }
+    beats = config.beats
+    if beats is not None:
+        frames = round(config.audio.max_s * SAMPLE_RATE) // 160
+        builders["beats"] = (
+            "beats.onnx",
+            lambda weights: build_beats(beats, parts["beats"], weights, linear, frames),
+        )
+    builders["qformer"] = (
+        "qformer.onnx",
+        lambda weights: build_qformer(config.qformer, load_qformer(source), weights, config.llm_dim),
+    )
+    llm = merged_weights(parts["llm"], parts["lora"], config.lora)
+    length = _max_length(source, options)
+    builders["llm"] = (
+        "llm/decoder.onnx",
+        lambda weights: build_llm_graph(config.llm, llm, weights, options.llm_precision, length, dtype),
+    )
+    return builders
+
+
+def _write_graph(folder: Path, file: str, build: Callable[[WeightFile], GraphBuilder]) -> GraphSpec:
+    path = folder / file
+    path.parent.mkdir(exist_ok=True)
+    data = path.with_name(f"{path.name}.data")
+    with WeightFile(data) as weights:
+        graph = build(weights)
+    graph.save(path)
+    if not data.stat().st_size:
+        data.unlink()
+    return graph.spec(file)
+
+
+def _write_embedding(source: Checkpoint, path: Path) -> None:
+    """The token embeddings as they are stored in the checkpoint: no rounding."""
+    tensor = source.parts["llm"][EMBEDDING]().contiguous()
+    if tensor.dtype not in EMBEDDING_DTYPES:
+        raise CheckpointError(f"{EMBEDDING} has dtype {tensor.dtype}; expected one of {list(EMBEDDING_DTYPES)}")
+    with path.open("wb") as file:
+        tensor.view(torch.uint8).numpy().tofile(file)
+
+
+def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, GraphSpec], folder: Path) -> Manifest:
+    config = source.config
+    shape = LlmShape.from_config(config.llm)
+    _check_ids(source, shape.vocab_size)
+    dtype = source.parts["llm"][EMBEDDING]().dtype
+    llm = LlmSpec(
+        vocab_size=shape.vocab_size,
+        dim=shape.dim,
+        layers=shape.layers,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_length=_max_length(source, options),
+        dtype="float16" if options.target == "cuda" else "float32",
+        embedding=EmbeddingSpec(EMBEDDING_FILE, EMBEDDING_DTYPES[dtype], shape.vocab_size, shape.dim),
+    )
+    quantized = options.llm_precision != "fp32"
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        manifest_sha256="",
+        target=options.target,
+        audio=replace(config.audio, window=options.window or config.audio.window),
+        window=config.qformer.window,
+        prompt=config.prompt,
+        llm=llm,
+        precision=Precision(
+            whisper=options.encoder_precision,
+            beats=options.encoder_precision if config.beats else None,
+            qformer="fp32",
+            llm=options.llm_precision,
+            lm_head="int8" if quantized else "fp32",
+        ),
+        provenance=Provenance(
+            model=config.name,
+            exporter=f"salmonrun {__version__}",
+            sources=source.hashes(),
+            lora_scale=config.lora.scale if config.lora else None,
+            quantization="symmetric, blocks of 32, round to nearest" if quantized else "",
+        ),
+        graphs=graphs,
+        files=_files(folder),
+    )
+
+
+def _max_length(source: Checkpoint, options: ExportOptions) -> int:
+    return min(options.max_length, int(source.config.llm.get("max_position_embeddings", options.max_length)))
+
+
+def _check_ids(source: Checkpoint, vocab_size: int) -> None:
+    """Every id that can occur must have an embedding."""
+    tokens = Tokenizer(source.tokenizer_file).vocab_size
+    if tokens > vocab_size:
+        raise CheckpointError(f"tokenizer.json has {tokens} tokens, the LLM {vocab_size}: they do not belong together")
+    prompt = source.config.prompt
+    for token_id in (*prompt.stop_token_ids, *(() if prompt.bos_token_id is None else (prompt.bos_token_id,))):
+        if not 0 <= token_id < vocab_size:
+            raise CheckpointError(f"prompt uses token id {token_id}, the LLM has {vocab_size}")
+
+
+def _files(folder: Path) -> dict[str, FileSpec]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): FileSpec(path.stat().st_size, file_sha256(path)) for path in paths}
+
+
+def _write_manifest(manifest: Manifest, folder: Path) -> None:
+    (folder / MANIFEST).write_bytes(manifest_bytes(manifest))

@@ -1,0 +1,219 @@
+"""The bundle format: a folder that can prove what is in it. Its specification is docs/bundle.md."""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from runtime.config import AudioConfig, PromptConfig, WindowConfig
+from runtime.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
+from runtime.schema import from_dict, to_dict
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+MAX_MANIFEST_BYTES = 16 * 2**20
+_OWN_HASH = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
+_NO_HASH = "0" * 64
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph; a dimension is a size or the name of a free one."""
+
+    name: str
+    dtype: str  # "float32", "float16", "int32", "int64"
+    dims: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX file."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """What a file's bytes must be."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """The token embedding table: raw little-endian rows [vocab_size, dim]."""
+
+    file: str
+    dtype: Literal["float32", "float16", "bfloat16"]
+    rows: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class LlmSpec:
+    """What the decoder needs to know."""
+
+    vocab_size: int
+    dim: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    max_length: int  # positions a sequence may have, prompt included
+    dtype: Literal["float32", "float16"]  # of activations and KV cache
+    embedding: EmbeddingSpec
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the weights of each part are stored as."""
+
+    whisper: str
+    beats: str | None
+    qformer: str
+    llm: str
+    lm_head: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the bundle comes from."""
+
+    model: str
+    exporter: str
+    sources: dict[str, str] = field(default_factory=dict)  # file -> sha256
+    lora_scale: float | None = None  # of the adapters merged into the LLM
+    pruned_layers: tuple[int, ...] = ()
+    quantization: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """bundle.json."""
+
+    format_version: int
+    manifest_sha256: str  # of bundle.json itself, with these 64 digits as zeros
+    target: Literal["cpu", "cuda"]
+    audio: AudioConfig
+    window: WindowConfig
+    prompt: PromptConfig
+    llm: LlmSpec
+    precision: Precision
+    provenance: Provenance
+    graphs: dict[str, GraphSpec]  # whisper, beats (if any), qformer, llm
+    files: dict[str, FileSpec]  # every file but bundle.json
+    streaming: tuple[str, ...] = ()  # modes beyond re-encoding a growing window
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and checked bundle."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        """The path of a file the manifest lists."""
+        if name not in self.manifest.files:
+            raise BundleIntegrityError(f"{self.folder}: {name!r} is not listed in {MANIFEST}; export the bundle again")
+        return self.folder / name
+
+
+def open_bundle(folder: str | os.PathLike[str], verify: bool = True) -> Bundle:
+    """Read and check a bundle.
+
+    Args:
+        folder: of the bundle.
+        verify: hash every file. Sizes, paths and the manifest's own hash are always checked.
+
+    Raises:
+        BundleVersionError: written in a newer format.
+        BundleIntegrityError: a file is missing, changed, linked or outside the folder.
+        BundleError: not a bundle, or a manifest that does not follow the specification.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    for name, spec in manifest.files.items():
+        _check_file(folder, name, spec, verify)
+    _check_references(manifest, folder)
+    return Bundle(folder, manifest)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(f"bundle {folder} is not a folder; make one with python -m export CHECKPOINT {folder}")
+    if path.is_symlink() or not path.is_file():
+        raise BundleIntegrityError(f"{folder} has no {MANIFEST} (or a link in its place); it is not a bundle")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleIntegrityError(f"{path} has {path.stat().st_size} bytes; at most {MAX_MANIFEST_BYTES} are read")
+    content = path.read_bytes()
+    try:
+        data = json.loads(content)
+    except ValueError as error:
+        raise BundleIntegrityError(f"{path} is not JSON ({error}); it was changed or cut") from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if not isinstance(version, int):
+        raise BundleError(f"{path} has no format_version; it is not a bundle's manifest")
+    if version > FORMAT_VERSION:
+        raise BundleVersionError(
+            f"{path} has format_version {version}, this salmonrun reads up to {FORMAT_VERSION}: update salmonrun"
+        )
+    try:
+        manifest = from_dict(Manifest, data, str(path))
+    except ConfigError as error:
+        raise BundleError(str(error)) from error
+    if manifest_hash(content) != manifest.manifest_sha256:
+        raise BundleIntegrityError(f"{path} was changed after the export (its own sha256 differs); export again")
+    return manifest
+
+
+def _check_file(folder: Path, name: str, spec: FileSpec, verify: bool) -> None:
+    path = folder / name
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or "\\" in name:
+        raise BundleIntegrityError(f"{folder}/{MANIFEST} lists {name!r}: paths must stay inside the bundle folder")
+    for depth in range(1, len(parts) + 1):
+        if folder.joinpath(*parts[:depth]).is_symlink():
+            raise BundleIntegrityError(f"{folder.joinpath(*parts[:depth])} is a symbolic link; copy the file itself")
+    if not path.is_file():
+        raise BundleIntegrityError(f"{path} is missing; copy the whole bundle folder or export again")
+    size = path.stat().st_size
+    if size != spec.size:
+        raise BundleIntegrityError(f"{path} has {size} bytes, {MANIFEST} says {spec.size}: it was changed or cut")
+    if verify and file_sha256(path) != spec.sha256:
+        raise BundleIntegrityError(f"{path} was changed after the export (sha256 differs); export or copy it again")
+
+
+def _check_references(manifest: Manifest, folder: Path) -> None:
+    needed = {"whisper", "qformer", "llm"}
+    missing = needed - set(manifest.graphs)
+    if missing:
+        raise BundleError(f"{folder}/{MANIFEST} has no graph {sorted(missing)}; it must have {sorted(needed)}")
+    for name in [graph.file for graph in manifest.graphs.values()] + [manifest.llm.embedding.file, "tokenizer.json"]:
+        if name not in manifest.files:
+            raise BundleIntegrityError(f"{folder}/{MANIFEST} uses {name!r} but does not list it under files")
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as it is stored, its own hash filled in."""
+    data = to_dict(manifest) | {"manifest_sha256": _NO_HASH}
+    content = (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+    return content.replace(_NO_HASH.encode(), manifest_hash(content).encode(), 1)
+
+
+def manifest_hash(content: bytes) -> str:
+    """sha256 of a manifest's bytes with the digits of its own hash as zeros."""
+    blanked = _OWN_HASH.sub(b'"manifest_sha256": "' + _NO_HASH.encode() + b'"', content, count=1)
+    return hashlib.sha256(blanked).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,119 @@
+"""Settings that training, export and the engine share. Each default lives here and nowhere else."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from runtime.errors import ConfigError
+
+SPEECH_PLACEHOLDER = "<SpeechHere>"
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """How audio becomes features."""
+
+    n_mels: int = 80  # log-mel bins: 80 (Whisper up to large-v2) or 128 (large-v3, turbo)
+    sample_rate: int = 16000
+    min_s: float = 1.0  # shorter audio is padded with zeros to this, as the published code does
+    max_s: float = 30.0  # Whisper's window
+    # "padded": zeros up to max_s, as all published checkpoints expect. "trimmed": only as many Whisper frames as the
+    # audio fills, rounded up to whole Q-Former windows: an approximation, unless the checkpoint was trained so.
+    window: Literal["padded", "trimmed"] = "padded"
+    fbank_mean: float = 15.41663  # BEATs' normalisation: (fbank - mean) / scale (microsoft/unilm, beats/BEATs.py)
+    fbank_scale: float = 2 * 6.55582
+
+    def __post_init__(self) -> None:
+        if self.n_mels not in (80, 128):
+            raise ConfigError(f"n_mels is {self.n_mels}; Whisper encoders take 80 or 128")
+        if self.sample_rate != 16000:
+            raise ConfigError(f"sample_rate is {self.sample_rate}; Whisper and BEATs take 16000")
+        if not 0 < self.min_s <= self.max_s:
+            raise ConfigError(f"min_s {self.min_s} and max_s {self.max_s} must satisfy 0 < min_s <= max_s")
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """Which encoder frames one Q-Former window sees."""
+
+    frames: int = 17  # 0.333333 s of Whisper's 50 frames a second, rounded as the published code rounds
+    stride: int = 17
+    num_queries: int = 1  # audio embeddings a window yields
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.stride, self.num_queries) < 1:
+            raise ConfigError(f"frames, stride and num_queries must be at least 1, got {self}")
+
+    def count(self, total_frames: int) -> int:
+        """Number of windows in `total_frames` encoder frames (a tail that fills no window is dropped)."""
+        return max(0, (total_frames - self.frames) // self.stride + 1)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How text is put around the audio embeddings."""
+
+    template: str = "USER: {}\nASSISTANT:"
+    tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)  # task -> prompts; the first one serves inference
+    bos_token_id: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    end_symbol: str = ""  # appended to training targets; one of the stop tokens
+
+    def __post_init__(self) -> None:
+        if self.template.count("{}") != 1:
+            raise ConfigError(f"template {self.template!r} must contain {{}} exactly once")
+        for task, prompts in self.tasks.items():
+            if not prompts:
+                raise ConfigError(f"task {task!r} has no prompt")
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How tokens are chosen. Semantics are those of transformers' `generate` with `inputs_embeds`."""
+
+    max_new_tokens: int = 200
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0  # beams: score = sum of log probabilities / length ** length_penalty
+    early_stopping: bool | Literal["never"] = False
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0  # 0: off
+    stop_token_ids: tuple[int, ...] | None = None  # None: those of the bundle
+    stop_strings: tuple[str, ...] = ()  # the text is cut before the first of them
+
+    def __post_init__(self) -> None:
+        positive = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
+        for name, value in positive.items():
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ConfigError(f"min_new_tokens is {self.min_new_tokens}; expected 0 to {self.max_new_tokens}")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature is {self.temperature}; it must be above 0 (for greedy, do_sample=False)")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; expected 0 < top_p <= 1")
+        if self.top_k < 0 or self.no_repeat_ngram_size < 0:
+            raise ConfigError("top_k and no_repeat_ngram_size must not be negative; 0 turns them off")
+        if not self.repetition_penalty > 0:
+            raise ConfigError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 turns it off)")
+        if self.do_sample and self.num_beams > 1:
+            raise ConfigError("do_sample with num_beams > 1 is not supported; choose one of them")
+        if not self.do_sample and (self.temperature != 1.0 or self.top_k or self.top_p != 1.0):
+            raise ConfigError("temperature, top_k and top_p have no effect without do_sample=True; set it or drop them")
+        if self.early_stopping not in (True, False, "never"):
+            raise ConfigError(f"early_stopping is {self.early_stopping!r}; expected True, False or 'never'")
+        if any(not text for text in self.stop_strings):
+            raise ConfigError("stop_strings contains an empty string, which would stop before the first token")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine refuses. Nothing is cut in silence."""
+
+    max_prompt_chars: int = 20_000
+    max_beams: int = 16
+    silence_dbfs: float | None = -80.0  # a recording whose peak is below this is answered with empty text; None: off

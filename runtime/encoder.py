@@ -1,0 +1,61 @@
+"""Recording to audio embeddings: features, Whisper, BEATs, Q-Former."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.audio import Audio
+from runtime.bundle import Bundle
+from runtime.features import F32, fbank, log_mel, whisper_frames
+from runtime.session import Device, Graph, load_graph
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Audio embeddings and what they took."""
+
+    audio_embeds: F32  # [N, dim of the LLM]
+    features_s: float
+    encode_s: float
+
+
+class AudioEncoder:
+    """The three encoder graphs of a bundle."""
+
+    def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
+        self._audio = bundle.manifest.audio
+        self._window = bundle.manifest.window
+        self.graphs: dict[str, Graph] = {
+            name: load_graph(bundle, name, device, threads)
+            for name in ("whisper", "beats", "qformer")
+            if name in bundle.manifest.graphs
+        }
+
+    def encode(self, audio: Audio) -> Encoded:
+        """Embed one recording of at most the window's length."""
+        started = time.perf_counter()
+        mel, bank = self.features(audio.pcm)
+        featured = time.perf_counter()
+        embeds = self.join(self.speech(mel), None if bank is None else self.sounds(bank))
+        return Encoded(embeds, featured - started, time.perf_counter() - featured)
+
+    def features(self, pcm: F32) -> tuple[F32, F32 | None]:
+        """log-mel [n_mels, 2 T] and, for BEATs, the filter bank [F, 128]."""
+        frames = whisper_frames(len(pcm), self._audio, self._window)
+        mel = log_mel(pcm, self._audio.n_mels, 2 * frames)
+        return mel, fbank(pcm, self._audio) if "beats" in self.graphs else None
+
+    def speech(self, mel: F32) -> F32:
+        """Whisper states [T, d_model]."""
+        return self.graphs["whisper"].run(log_mel=mel[None])[0]
+
+    def sounds(self, bank: F32) -> F32:
+        """BEATs states [tokens, dim]."""
+        return self.graphs["beats"].run(fbank=bank[None])[0]
+
+    def join(self, speech: F32, audio: F32 | None) -> npt.NDArray[np.float32]:
+        """Q-Former output [N, dim of the LLM]."""
+        inputs = {"speech": speech[None]} if audio is None else {"speech": speech[None], "audio": audio[None]}
+        return self.graphs["qformer"].run(**inputs)[0]

@@ -1,0 +1,86 @@
+"""Every error salmonrun raises on purpose.
+
+    SalmonrunError
+    ├── AudioError (ValueError)             input that is not usable audio
+    │   ├── AudioNotFoundError (FileNotFoundError)
+    │   └── AudioTooLongError               more than the model's window
+    ├── PromptError (ValueError)            no prompt, two prompts, a question missing
+    │   └── UnknownTaskError (KeyError)
+    ├── CapacityError (ValueError)          prompt + answer do not fit the KV cache
+    ├── ConfigError (ValueError)            an option or a config key with a wrong value
+    ├── BundleError (ValueError)            a bundle that must not be run
+    │   ├── BundleVersionError              written by a newer salmonrun
+    │   └── BundleIntegrityError            a file is missing, changed, linked or outside the folder
+    ├── CheckpointError (ValueError)        a checkpoint with missing, extra or misshapen tensors
+    ├── DeviceError (RuntimeError)          the device asked for is not there
+    ├── MissingExtraError (ImportError)     an optional dependency is not installed
+    └── ParityError (RuntimeError)          an exported bundle does not compute what the checkpoint does
+
+Each message names the value, what was expected, and what to do.
+"""
+
+
+class SalmonrunError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class AudioError(SalmonrunError, ValueError):
+    """The input is not usable audio."""
+
+
+class AudioNotFoundError(AudioError, FileNotFoundError):
+    """There is no such audio file."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class AudioTooLongError(AudioError):
+    """The audio is longer than the model's window."""
+
+
+class PromptError(SalmonrunError, ValueError):
+    """The prompt is missing, ambiguous or incomplete."""
+
+
+class UnknownTaskError(PromptError, KeyError):
+    """The bundle has no prompt for this task."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class CapacityError(SalmonrunError, ValueError):
+    """Prompt and answer do not fit into the KV cache."""
+
+
+class ConfigError(SalmonrunError, ValueError):
+    """An option or a config key has a wrong value."""
+
+
+class BundleError(SalmonrunError, ValueError):
+    """The bundle must not be run."""
+
+
+class BundleVersionError(BundleError):
+    """The bundle was written in a format this version does not know."""
+
+
+class BundleIntegrityError(BundleError):
+    """A file of the bundle is missing, changed, linked or outside the folder."""
+
+
+class CheckpointError(SalmonrunError, ValueError):
+    """The checkpoint has missing, extra or misshapen tensors, or does not match its config."""
+
+
+class DeviceError(SalmonrunError, RuntimeError):
+    """The device asked for is not there."""
+
+
+class MissingExtraError(SalmonrunError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class ParityError(SalmonrunError, RuntimeError):
+    """An exported bundle does not compute what the checkpoint does."""

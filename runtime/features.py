@@ -1,0 +1,114 @@
+"""Features without torch: Whisper's log-mel spectrogram and BEATs' Kaldi filter bank.
+
+Both are computed in float64 and returned in float32: quiet bands next to loud ones lose up to 4e-3 in float32 arithmetic.
+"""
+
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.audio import F32, SAMPLE_RATE
+from runtime.config import AudioConfig, WindowConfig
+
+F64 = npt.NDArray[np.float64]
+
+# Whisper (openai/whisper, audio.py): 25 ms periodic Hann windows every 10 ms, 50 encoder frames a second.
+N_FFT = 400
+HOP = 160
+MELS_PER_FRAME = 2  # the encoder's second convolution has stride 2
+
+# Kaldi's filter bank as BEATs uses it: 25 ms povey windows every 10 ms, 128 bins from 20 Hz to Nyquist.
+FBANK_BINS = 128
+FBANK_LENGTH = 400
+FBANK_FFT = 512
+FBANK_LOW_HZ = 20.0
+FBANK_FLOOR = float(np.finfo(np.float32).eps)
+PREEMPHASIS = 0.97
+INT16_SCALE = 2.0**15  # Kaldi works on the integer scale
+
+
+def whisper_frames(samples: int, config: AudioConfig, window: WindowConfig) -> int:
+    """Encoder frames (50 a second) the model hears for this many samples."""
+    longest = round(config.max_s * SAMPLE_RATE) // (HOP * MELS_PER_FRAME)
+    if config.window == "padded":
+        return longest
+    needed = -(-samples // (HOP * MELS_PER_FRAME))
+    windows = max(1, -(-(needed - window.frames) // window.stride) + 1)
+    return min(window.frames + (windows - 1) * window.stride, longest)
+
+
+def log_mel(pcm: F32, n_mels: int, frames: int) -> F32:
+    """Whisper's log-mel spectrogram of `pcm` [N], padded with zeros (or cut) to `frames` hops: [n_mels, frames]."""
+    length = frames * HOP
+    samples = np.zeros(length)
+    samples[: len(pcm)] = pcm[:length]
+    padded = np.pad(samples, N_FFT // 2, mode="reflect")
+    # Hops after the audio's end are exact zeros: their power is not computed but known.
+    active = min(frames, (len(pcm) + N_FFT // 2) // HOP + 1)
+    if frames * HOP - len(pcm) < N_FFT:
+        active = frames
+    windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][:active]
+    power = np.abs(np.fft.rfft(windows * _hann(N_FFT))) ** 2  # [active, N_FFT // 2 + 1]
+    mel = np.full((n_mels, frames), -10.0)  # log10 of the floor 1e-10
+    mel[:, :active] = np.log10(np.maximum(power @ _slaney_filters(n_mels), 1e-10)).T
+    mel = np.maximum(mel, mel.max() - 8.0)
+    return ((mel + 4.0) / 4.0).astype(np.float32)
+
+
+def fbank(pcm: F32, config: AudioConfig) -> F32:
+    """BEATs' normalised Kaldi filter bank of `pcm` [N >= 400]: [1 + (N - 400) // 160, 128]."""
+    frames = np.lib.stride_tricks.sliding_window_view(pcm.astype(np.float64) * INT16_SCALE, FBANK_LENGTH)[::HOP]
+    frames = frames - frames.mean(axis=1, keepdims=True)
+    previous = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
+    windowed = (frames - PREEMPHASIS * previous) * _povey(FBANK_LENGTH)
+    power = np.abs(np.fft.rfft(windowed, n=FBANK_FFT)) ** 2  # [frames, FBANK_FFT // 2 + 1]
+    energies = power[:, :-1] @ _kaldi_filters()  # Kaldi leaves the Nyquist bin out
+    features = np.log(np.maximum(energies, FBANK_FLOOR))
+    return ((features - config.fbank_mean) / config.fbank_scale).astype(np.float32)
+
+
+@cache
+def _hann(length: int) -> F64:
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+
+
+@cache
+def _povey(length: int) -> F64:
+    """Kaldi's default window: a symmetric Hann raised to 0.85."""
+    return np.asarray((0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length - 1))) ** 0.85)
+
+
+@cache
+def _slaney_filters(n_mels: int) -> F64:
+    """Slaney-scale, area-normalised triangles from 0 Hz to 8 kHz, as librosa and Whisper: [N_FFT // 2 + 1, n_mels]."""
+    edges = _slaney_mel_to_hz(np.linspace(0.0, _slaney_hz_to_mel(SAMPLE_RATE / 2), n_mels + 2))
+    bins = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
+    triangles = _triangles(bins, edges)
+    return triangles * (2.0 / (edges[2:] - edges[:-2]))
+
+
+@cache
+def _kaldi_filters() -> F64:
+    """Triangles on Kaldi's mel scale, 1127 ln(1 + f / 700): [FBANK_FFT // 2, FBANK_BINS]."""
+    low, high = (1127.0 * np.log(1.0 + hz / 700.0) for hz in (FBANK_LOW_HZ, SAMPLE_RATE / 2))
+    bins = 1127.0 * np.log(1.0 + np.arange(FBANK_FFT // 2) * (SAMPLE_RATE / FBANK_FFT) / 700.0)
+    return _triangles(bins, np.linspace(low, high, FBANK_BINS + 2))
+
+
+def _triangles(bins: F64, edges: F64) -> F64:
+    rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
+    return np.maximum(0.0, np.minimum(rising, falling))
+
+
+# Slaney's Auditory Toolbox scale: linear (3 mel per 200 Hz) below 1 kHz = 15 mel, logarithmic above.
+_LOG_STEP = np.log(6.4) / 27.0
+
+
+def _slaney_hz_to_mel(hz: float) -> float:
+    return 3.0 * hz / 200.0 if hz < 1000.0 else float(15.0 + np.log(hz / 1000.0) / _LOG_STEP)
+
+
+def _slaney_mel_to_hz(mel: F64) -> F64:
+    return np.where(mel < 15.0, 200.0 * mel / 3.0, 1000.0 * np.exp(_LOG_STEP * (mel - 15.0)))

@@ -1,0 +1,76 @@
+"""Logits processors: pure functions, in the order and with the semantics of transformers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.config import GenerationConfig
+
+F32 = npt.NDArray[np.float32]
+
+
+def process(scores: F32, generated: Sequence[int], config: GenerationConfig, stop_ids: Sequence[int]) -> F32:
+    """Apply the penalties and bans of `config` to the scores [V] of the next token; returns a new array if changed."""
+    if config.repetition_penalty != 1.0 and generated:
+        scores = penalize_repetition(scores, generated, config.repetition_penalty)
+    if config.no_repeat_ngram_size:
+        scores = ban_repeated_ngrams(scores, generated, config.no_repeat_ngram_size)
+    if len(generated) < config.min_new_tokens and len(stop_ids):
+        scores = scores.copy()
+        scores[list(stop_ids)] = -np.inf
+    return scores
+
+
+def penalize_repetition(scores: F32, generated: Sequence[int], penalty: float) -> F32:
+    """Scores of tokens already generated are divided by `penalty` if positive, multiplied if negative (CTRL)."""
+    seen = np.unique(np.asarray(generated))
+    scores = scores.copy()
+    scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    return scores
+
+
+def ban_repeated_ngrams(scores: F32, generated: Sequence[int], size: int) -> F32:
+    """Tokens that would complete an n-gram of `size` generated before get -inf."""
+    if len(generated) + 1 < size:
+        return scores
+    ids = list(generated)
+    tail = ids[len(ids) - size + 1 :]
+    banned = [ids[i + size - 1] for i in range(len(ids) - size + 1) if ids[i : i + size - 1] == tail]
+    if banned:
+        scores = scores.copy()
+        scores[banned] = -np.inf
+    return scores
+
+
+def sample(scores: F32, config: GenerationConfig, rng: np.random.Generator) -> int:
+    """Draw a token from scores [V] after temperature, top_k and top_p."""
+    probabilities = sampling_distribution(scores, config)
+    return int(rng.choice(len(probabilities), p=probabilities))
+
+
+def sampling_distribution(scores: F32, config: GenerationConfig) -> npt.NDArray[np.float64]:
+    """Probabilities [V] after temperature, top_k and top_p, in this order."""
+    scores = scores / np.float32(config.temperature)
+    if config.top_k:
+        threshold = np.sort(scores)[-min(config.top_k, len(scores))]
+        scores = np.where(scores < threshold, -np.inf, scores)
+    if config.top_p < 1.0:
+        order = np.argsort(scores, kind="stable")  # ascending, as transformers sorts
+        drop = np.cumsum(softmax(scores[order])) <= 1 - config.top_p
+        drop[-1] = False
+        scores = scores.copy()
+        scores[order[drop]] = -np.inf
+    return softmax(scores)
+
+
+def softmax(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Probabilities of scores [V]."""
+    exponentials = np.exp(scores.astype(np.float64) - scores.max())
+    return np.asarray(exponentials / exponentials.sum())
+
+
+def log_softmax(scores: F32) -> F32:
+    """Log probabilities along the last axis, in float32."""
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

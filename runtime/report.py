@@ -1,0 +1,61 @@
+"""What really runs, read from the loaded objects and not from what was asked for."""
+
+import resource
+import sys
+from dataclasses import dataclass
+
+import onnxruntime
+
+from runtime.bundle import Bundle
+from runtime.encoder import AudioEncoder
+from runtime.onnx_decoder import OnnxDecoder
+
+
+@dataclass(frozen=True)
+class Report:
+    """State of a loaded engine."""
+
+    bundle: str
+    model: str
+    decoder: str
+    providers: dict[str, tuple[str, ...]]  # graph -> execution providers in use
+    precision: dict[str, str]
+    window: str  # "padded" (exact) or "trimmed"
+    threads: int
+    onnxruntime: str
+    bundle_bytes: int
+    resident_bytes: int  # of this process, now
+    peak_resident_bytes: int
+
+
+def describe(bundle: Bundle, encoder: AudioEncoder, decoder: OnnxDecoder) -> Report:
+    """Collect the report."""
+    manifest = bundle.manifest
+    graphs = {**encoder.graphs, "llm": decoder.graph}
+    precision = {part: value for part, value in vars(manifest.precision).items() if value is not None}
+    return Report(
+        bundle=str(bundle.folder),
+        model=manifest.provenance.model,
+        decoder=decoder.name,
+        providers={name: tuple(graph.providers) for name, graph in graphs.items()},
+        precision=precision,
+        window=manifest.audio.window,
+        threads=decoder.graph.session.get_session_options().intra_op_num_threads,
+        onnxruntime=onnxruntime.__version__,
+        bundle_bytes=sum(file.size for file in manifest.files.values()),
+        resident_bytes=_resident_bytes(),
+        peak_resident_bytes=_peak_bytes(),
+    )
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:  # no /proc: the peak is the best that is known
+        return _peak_bytes()
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

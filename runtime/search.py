@@ -1,0 +1,191 @@
+"""Greedy, sampling and beam search over the Decoder protocol, with the semantics of transformers' `generate`."""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.config import GenerationConfig
+from runtime.decoder import F32, Decoder
+from runtime.logits import log_softmax, process, sample
+
+FinishReason = Literal["stop", "length", "cancelled"]
+S = TypeVar("S")
+
+# What transformers adds to scores that must not be chosen. It is finite, and so orders candidates when all are such.
+_NEVER = np.float32(-1e9)
+
+
+@dataclass(frozen=True)
+class StopRules:
+    """When an answer is complete: at a stop token, or when its text contains a stop string."""
+
+    token_ids: frozenset[int]
+    strings: tuple[str, ...] = ()
+    decode: Callable[[Sequence[int]], str] | None = None
+
+    def reached(self, tokens: Sequence[int]) -> bool:
+        """Whether the last of `tokens` ends the answer."""
+        if tokens[-1] in self.token_ids:
+            return True
+        if not self.strings or self.decode is None:
+            return False
+        text = self.decode(tokens)
+        return any(string in text for string in self.strings)
+
+
+def decode_one_by_one(
+    decoder: Decoder[S],
+    slot: S,
+    logits: F32,
+    config: GenerationConfig,
+    stop: StopRules,
+    cancelled: Callable[[], bool],
+) -> Generator[int, None, FinishReason]:
+    """Yield tokens, greedily or sampled, from a prefilled slot and its logits [V]; returns why it ended."""
+    rng = np.random.default_rng(config.seed)
+    stop_ids = sorted(stop.token_ids)
+    tokens: list[int] = []
+    while not cancelled():
+        scores = process(logits, tokens, config, stop_ids)
+        tokens.append(sample(scores, config, rng) if config.do_sample else int(np.argmax(scores)))
+        yield tokens[-1]
+        if stop.reached(tokens):
+            return "stop"
+        if len(tokens) == config.max_new_tokens:
+            return "length"
+        logits = decoder.step([slot], [tokens[-1]])[0]
+    return "cancelled"
+
+
+@dataclass
+class _Beams:
+    """Running hypotheses and finished ones, best first."""
+
+    tokens: list[list[int]]
+    scores: F32  # [num_beams] sums of log probabilities
+    finished: list[list[int]]
+    finished_scores: F32  # [num_beams] length-normalised
+    is_finished: npt.NDArray[np.bool_]  # [num_beams] whether an entry of `finished` is one
+    improvable: bool = True  # a running hypothesis may still beat a finished one
+
+
+def beam_search(
+    decoder: Decoder[S],
+    slots: Sequence[S],
+    logits: F32,
+    config: GenerationConfig,
+    stop: StopRules,
+    cancelled: Callable[[], bool],
+) -> tuple[list[int], FinishReason]:
+    """The best hypothesis from num_beams slots, of which the first is prefilled, and its logits [V].
+
+    Ties go to the earlier beam, then to the smaller token id.
+    """
+    count = config.num_beams
+    prompt = decoder.length(slots[0])
+    for slot in slots[1:count]:
+        decoder.fork(slots[0], slot, prompt)
+    slot_of = list(range(count))  # beam -> index in slots
+    beams = _first_beams(count)
+    scores = np.repeat(log_softmax(logits)[None], count, axis=0)
+    while not cancelled():
+        parents, ended = _advance(beams, scores, config, stop)
+        _update_improvable(beams, config)
+        done = beams.is_finished.all() and config.early_stopping is True
+        if not beams.improvable or done or ended:
+            best = beams.finished[0]
+            return best, "stop" if stop.reached(best) else "length"
+        slot_of = _follow_parents(decoder, slots, slot_of, parents, prompt + len(beams.tokens[0]) - 1)
+        raw = decoder.step([slots[i] for i in slot_of], [tokens[-1] for tokens in beams.tokens])
+        scores = log_softmax(raw)
+    return (beams.finished[0] if beams.is_finished[0] else beams.tokens[0]), "cancelled"
+
+
+def _first_beams(count: int) -> _Beams:
+    scores = np.full(count, _NEVER)
+    scores[0] = 0  # all beams are alike: only the first may branch
+    return _Beams([[] for _ in range(count)], scores, [[] for _ in range(count)], np.full(count, _NEVER), _none(count))
+
+
+def _none(count: int) -> npt.NDArray[np.bool_]:
+    return np.zeros(count, np.bool_)
+
+
+def _advance(beams: _Beams, log_probs: F32, config: GenerationConfig, stop: StopRules) -> tuple[list[int], bool]:
+    """Extend every beam by one token. Returns the parent of each new beam, and whether all candidates are complete."""
+    count, vocab = log_probs.shape
+    stop_ids = sorted(stop.token_ids)
+    rows = [process(row, tokens, config, stop_ids) for row, tokens in zip(log_probs, beams.tokens, strict=True)]
+    totals = (np.stack(rows) + beams.scores[:, None]).ravel()
+    # Enough candidates that count of them are left even if every beam could end in every way.
+    chosen = top_k(totals, max(2, 1 + len(stop_ids)) * count)
+    scores = totals[chosen]
+    candidates = [[*beams.tokens[i // vocab], int(i % vocab)] for i in chosen]
+    ends = np.array([len(tokens) == config.max_new_tokens or stop.reached(tokens) for tokens in candidates])
+    running = top_k(scores + np.where(ends, _NEVER, np.float32(0)), count)
+    _keep_finished(beams, candidates, scores, ends, config)
+    beams.tokens = [candidates[i] for i in running]
+    beams.scores = (scores + np.where(ends, _NEVER, np.float32(0)))[running]
+    return [int(chosen[i] // vocab) for i in running], bool(ends.all())
+
+
+def _keep_finished(
+    beams: _Beams, candidates: list[list[int]], scores: F32, ends: npt.NDArray[np.bool_], config: GenerationConfig
+) -> None:
+    """Merge complete candidates, of the best num_beams only, into the finished hypotheses."""
+    count = len(beams.finished)
+    just_finished = ends & (np.arange(len(ends)) < count)
+    normalised = (scores / np.float32(len(candidates[0]) ** config.length_penalty)).astype(np.float32)
+    if beams.is_finished.all() and config.early_stopping is True:
+        normalised = normalised + _NEVER
+    if not beams.improvable:
+        normalised = normalised + _NEVER
+    normalised = normalised + np.where(just_finished, np.float32(0), _NEVER)
+    merged = np.concatenate([beams.finished_scores, normalised])
+    best = top_k(merged, count)
+    everything = [*beams.finished, *candidates]
+    beams.finished = [everything[i] for i in best]
+    beams.finished_scores = merged[best]
+    beams.is_finished = np.concatenate([beams.is_finished, just_finished])[best]
+
+
+def _update_improvable(beams: _Beams, config: GenerationConfig) -> None:
+    """Whether the best running hypothesis could still beat the worst finished one."""
+    longest = config.early_stopping == "never" and config.length_penalty > 0
+    length = config.max_new_tokens if longest else len(beams.tokens[0])
+    best_possible = beams.scores[0] / np.float32(length**config.length_penalty)
+    worst = beams.finished_scores.min() if beams.is_finished.all() else _NEVER
+    beams.improvable = beams.improvable and bool(best_possible > worst)
+
+
+def _follow_parents(
+    decoder: Decoder[S], slots: Sequence[S], slot_of: list[int], parents: list[int], length: int
+) -> list[int]:
+    """Give every new beam a slot with its parent's content.
+
+    A parent's first child keeps its slot; further children get copies in the slots of beams that had no child.
+    """
+    free = [slot_of[beam] for beam in range(len(slot_of)) if beam not in parents]
+    assigned: list[int] = []
+    for parent in parents:
+        index = slot_of[parent]
+        if index in assigned:
+            target = free.pop()
+            decoder.fork(slots[index], slots[target], length)
+            index = target
+        assigned.append(index)
+    return assigned
+
+
+def top_k(values: F32, count: int) -> npt.NDArray[np.intp]:
+    """Indices of the largest values, descending; the smaller index first among equals."""
+    count = min(count, len(values))
+    if count < len(values):
+        threshold = np.partition(values, len(values) - count)[len(values) - count]
+        candidates = np.flatnonzero(values >= threshold)
+    else:
+        candidates = np.arange(len(values))
+    return candidates[np.argsort(-values[candidates], kind="stable")][:count]

@@ -1,0 +1,118 @@
+"""ONNX Runtime sessions: providers, threads, and graphs called by name."""
+
+import os
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+import numpy.typing as npt
+import onnxruntime
+
+from runtime.bundle import Bundle, GraphSpec
+from runtime.errors import BundleError, DeviceError
+
+Device = Literal["cpu", "cuda"]
+Array = npt.NDArray[Any]
+
+_ONNX_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
+_ONNX_TYPES["tensor(int64)"] = "int64"
+
+
+def resolve_device(device: str, target: str) -> Device:
+    """The device to run on: "auto" takes what the bundle was exported for, if it is there.
+
+    Raises:
+        DeviceError: the device asked for is not there, or the bundle was not exported for it.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"device is {device!r}; expected 'auto', 'cpu' or 'cuda'")
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if device == "cuda" and not has_cuda:
+        raise DeviceError(f"device='cuda', but this onnxruntime has no CUDA provider; {_cuda_advice()}")
+    if device == "cuda" and target != "cuda":
+        raise DeviceError("device='cuda', but the bundle was exported for the CPU; export it with --target cuda")
+    if device == "auto":
+        return "cuda" if has_cuda and target == "cuda" else "cpu"
+    return "cuda" if device == "cuda" else "cpu"
+
+
+def _cuda_advice() -> str:
+    installed = {dist.name for dist in metadata.distributions() if dist.name in ("onnxruntime", "onnxruntime-gpu")}
+    if "onnxruntime-gpu" in installed and "onnxruntime" in installed:
+        return (
+            "both onnxruntime and onnxruntime-gpu are installed and overwrite each other: "
+            "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
+        )
+    return "pip uninstall onnxruntime, then pip install 'salmonrun[cuda]'"
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A loaded graph, its signature checked against the bundle's."""
+
+    name: str
+    session: onnxruntime.InferenceSession
+    spec: GraphSpec
+
+    def run(self, **inputs: Array) -> Array:
+        """Run a graph with one output."""
+        outputs: list[Array] = self.session.run([self.spec.outputs[0].name], inputs)
+        return outputs[0]
+
+    @property
+    def providers(self) -> list[str]:
+        """Execution providers really in use, first choice first."""
+        return list(self.session.get_providers())
+
+
+def load_graph(bundle: Bundle, name: str, device: Device, threads: int) -> Graph:
+    """Create the session of one graph.
+
+    Raises:
+        BundleError: the file is not a graph ONNX Runtime accepts, or its signature is not the manifest's.
+        DeviceError: the CUDA provider could not be started.
+    """
+    spec = bundle.manifest.graphs[name]
+    path = bundle.path(spec.file)
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), _session_options(threads), providers=_providers(device), enable_fallback=0
+        )
+    except Exception as error:  # onnxruntime raises many types, all derived from Exception
+        raise BundleError(f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {error}") from error
+    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise DeviceError(f"device='cuda', but {name} was given {session.get_providers()}; check the CUDA driver")
+    graph = Graph(name, session, spec)
+    _check_signature(graph, str(path))
+    return graph
+
+
+def _providers(device: Device) -> list[str]:
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+
+
+def _session_options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Each session has its own pool; one that is not running must not spin on the cores another needs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    return options
+
+
+def _check_signature(graph: Graph, path: str) -> None:
+    for kind, specs, nodes in (
+        ("input", graph.spec.inputs, graph.session.get_inputs()),
+        ("output", graph.spec.outputs, graph.session.get_outputs()),
+    ):
+        expected = {(spec.name, spec.dtype) for spec in specs}
+        found = {(node.name, _ONNX_TYPES.get(node.type, node.type)) for node in nodes}
+        if expected != found:
+            raise BundleError(f"{path} has {kind}s {sorted(found ^ expected)} that the manifest does not describe")

@@ -1,0 +1,71 @@
+"""Text to ids and back, and text that grows token by token without broken characters."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as _FastTokenizer
+
+from runtime.errors import BundleError
+
+REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are not (yet) a character
+
+
+class Tokenizer:
+    """A `tokenizer.json` without special-token magic: encode adds none, decode skips them."""
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            self._tokenizer = _FastTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise BundleError(f"{path} is not a tokenizer.json that can be read: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids the tokenizer knows, added tokens included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, no beginning or end symbols added."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids`; special tokens have none."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a whole token such as "</s>"; None if there is none."""
+        found = self._tokenizer.token_to_id(token)
+        return None if found is None else int(found)
+
+
+class StreamingDetokenizer:
+    """Turns ids into text pieces whose concatenation is `decode` of all ids.
+
+    A piece is held back while its last character may still change, that is while it ends in an incomplete byte
+    sequence. Only the ids since the last stable point are decoded again, so the cost per token does not grow.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._context = 0  # decoding starts here, so that word-initial spaces are seen
+        self._stable = 0  # ids before this have been emitted
+
+    def add(self, token_id: int) -> str:
+        """The text that became certain with this token; often one word, sometimes empty."""
+        self._ids.append(token_id)
+        before = self._tokenizer.decode(self._ids[self._context : self._stable])
+        now = self._tokenizer.decode(self._ids[self._context :])
+        if now.endswith(REPLACEMENT) or len(now) <= len(before):
+            return ""
+        self._context, self._stable = self._stable, len(self._ids)
+        return now[len(before) :]
+
+    def finish(self) -> str:
+        """What was held back: the text of an unfinished byte sequence."""
+        before = self._tokenizer.decode(self._ids[self._context : self._stable])
+        now = self._tokenizer.decode(self._ids[self._context :])
+        self._context = self._stable = len(self._ids)
+        return now[len(before) :]

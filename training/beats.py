@@ -1,0 +1,144 @@
+"""BEATs (Chen et al. 2022; microsoft/unilm, beats): filter-bank patches to audio states.
+
+Post-norm DeepNorm layers, a convolution for positions, and a relative position bias that each query gates.
+Parameter names are those of the published checkpoints, but for the convolution's weight norm, which is folded, and the
+bias table, which the published files repeat in every layer.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.config import BeatsConfig
+
+FBANK_BINS = 128
+
+
+class BeatsEncoder(nn.Module):
+    """Normalised filter bank to audio states: 8 frequency bands of each 160 ms, time-major."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embedding = nn.Conv2d(1, config.patch_dim, config.patch_size, stride=config.patch_size, bias=False)
+        self.layer_norm = nn.LayerNorm(config.patch_dim)
+        self.post_extract_proj = nn.Linear(config.patch_dim, config.dim)
+        self.encoder = BeatsLayers(config)
+
+    def forward(self, fbank: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Encode a batch.
+
+        Args:
+            fbank: [B, F, 128], normalised.
+            frames: [B] valid frames of each row; None if all are. A padded row gives what it gives alone.
+
+        Returns:
+            [B, 8 * (F // 16), dim]; states past a row's end are zeros.
+        """
+        patches = self.patch_embedding(fbank[:, None]).flatten(2).transpose(1, 2)  # [B, T, patch_dim], time-major
+        x = self.post_extract_proj(self.layer_norm(patches))
+        ragged = frames is not None and bool((frames != fbank.shape[1]).any())
+        return self.encoder(x, self.valid_tokens(frames, x.shape[1]) if ragged else None)
+
+    def valid_tokens(self, frames: Tensor, length: int) -> Tensor:
+        """Which of `length` tokens come from a row's own `frames` [B]: bool [B, length]."""
+        tokens = FBANK_BINS // self.config.patch_size * (frames // self.config.patch_size)
+        return torch.arange(length, device=frames.device)[None, :] < tokens[:, None]
+
+
+class BeatsLayers(nn.Module):
+    """Convolutional positions, then DeepNorm layers that share one relative position table."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pos_conv = nn.Conv1d(
+            config.dim, config.dim, config.conv_pos, padding=config.conv_pos // 2, groups=config.conv_pos_groups
+        )
+        self.relative_attention_bias = nn.Embedding(config.num_buckets, config.heads)
+        self.layer_norm = nn.LayerNorm(config.dim)
+        self.layers = nn.ModuleList(BeatsLayer(config) for _ in range(config.layers))
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """[B, T, dim], valid [B, T] or None -> [B, T, dim]."""
+        length = x.shape[1]
+        if valid is not None:
+            x = x * valid[..., None]
+        positions = self.pos_conv(x.transpose(1, 2))[..., :length].transpose(1, 2)
+        x = self.layer_norm(x + F.gelu(positions))
+        bias = self.position_bias(length)
+        mask = None if valid is None else torch.where(valid, 0.0, -torch.inf).to(x.dtype)[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, bias, mask)
+        return x if valid is None else x * valid[..., None]
+
+    def position_bias(self, length: int) -> Tensor:
+        """[heads, length, length]: depends on key - query only."""
+        positions = torch.arange(length, device=self.relative_attention_bias.weight.device)
+        buckets = relative_buckets(positions[None, :] - positions[:, None], self.config)
+        return self.relative_attention_bias(buckets).permute(2, 0, 1)
+
+
+class BeatsLayer(nn.Module):
+    """Post-norm layer with DeepNorm's residual weight (Wang et al. 2022)."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.alpha = deepnorm_alpha(config.layers)
+        self.self_attn = BeatsAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.dim)
+        self.fc1 = nn.Linear(config.dim, config.ffn)
+        self.fc2 = nn.Linear(config.ffn, config.dim)
+        self.final_layer_norm = nn.LayerNorm(config.dim)
+
+    def forward(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, T, dim], bias [heads, T, T], mask [B, 1, 1, T] or None -> [B, T, dim]."""
+        x = self.self_attn_layer_norm(self.alpha * x + self.self_attn(x, bias, mask))
+        return self.final_layer_norm(self.alpha * x + self.fc2(F.gelu(self.fc1(x))))
+
+
+class BeatsAttention(nn.Module):
+    """Attention whose position bias each query scales by a gate computed from its own (unscaled) vector."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.q_proj = nn.Linear(config.dim, config.dim)
+        self.k_proj = nn.Linear(config.dim, config.dim)
+        self.v_proj = nn.Linear(config.dim, config.dim)
+        self.out_proj = nn.Linear(config.dim, config.dim)
+        self.grep_linear = nn.Linear(config.dim // config.heads, 8)
+        self.grep_a = nn.Parameter(torch.ones(1, config.heads, 1, 1))
+
+    def forward(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, T, dim], bias [heads, T, T], mask [B, 1, 1, T] or None -> [B, T, dim]."""
+        q, k, v = (
+            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        gated = self.gate(q) * bias
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=gated if mask is None else gated + mask)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def gate(self, q: Tensor) -> Tensor:
+        """[B, heads, T, head_dim] -> [B, heads, T, 1]."""
+        a, b = torch.sigmoid(self.grep_linear(q).unflatten(-1, (2, 4)).sum(-1)).chunk(2, dim=-1)
+        return a * (b * self.grep_a - 1.0) + 2.0
+
+
+def deepnorm_alpha(layers: int) -> float:
+    """DeepNorm's residual weight for an encoder: (2 N) ** (1/4)."""
+    return math.pow(2 * layers, 0.25)
+
+
+def relative_buckets(relative: Tensor, config: BeatsConfig) -> Tensor:
+    """T5's bidirectional buckets of `relative` = key - query, any shape: exact when near, logarithmic when far."""
+    half = config.num_buckets // 2
+    exact = half // 2
+    distance = relative.abs()
+    # The log is taken in float32 and of at least `exact`, as published, so that the truncation falls alike.
+    far = torch.log(distance.clamp(min=exact).float() / exact) / math.log(config.max_distance / exact) * (half - exact)
+    far = (exact + far.long()).clamp(max=half - 1)
+    return torch.where(relative > 0, half, 0) + torch.where(distance < exact, distance, far)

@@ -1,0 +1,164 @@
+"""Checkpoint folders: config.json, model.safetensors (what was trained), tokenizer.json, and references to the rest."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from runtime.errors import CheckpointError
+from runtime.tokenizer import Tokenizer
+from training.beats import BeatsEncoder
+from training.config import ModelConfig, load_config, save_config
+from training.llm import base_parameters, build_llm, load_base, load_lora, lora_parameters
+from training.model import SalmonnModel
+from training.qformer import QFormer
+from training.sources import file_sha256, read_beats, read_llm, read_whisper, resolve_source
+from training.tensors import LazyTensors, load_strict, open_safetensors, with_prefix
+from training.whisper import WhisperEncoder
+
+M = TypeVar("M", bound=nn.Module)
+PARTS = ("whisper", "beats", "qformer", "llm", "lora")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint; its tensors are read on demand."""
+
+    folder: Path
+    config: ModelConfig
+    parts: dict[str, LazyTensors]
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer.json."""
+        return self.folder / "tokenizer.json"
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 of the checkpoint's own files and of those it refers to."""
+        own = {name: file_sha256(self.folder / name) for name in ("config.json", "model.safetensors", "tokenizer.json")}
+        for part in ("whisper", "beats", "llm"):
+            source = getattr(self.config.sources, part)
+            own |= {f"{part}/{name}": digest for name, digest in source.sha256.items()} if source else {}
+        return own
+
+
+def open_checkpoint(folder: str | Path, verify: bool = True) -> Checkpoint:
+    """Read the config and find every part's tensors, without loading them.
+
+    Raises:
+        CheckpointError: a file or part is missing, changed, or does not match the config.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    for name in ("model.safetensors", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} does not exist; a checkpoint folder needs it")
+    stored = open_safetensors(folder / "model.safetensors")
+    unknown = sorted({name.split(".")[0] for name in stored} - set(PARTS))
+    if unknown:
+        raise CheckpointError(f"{folder}/model.safetensors has tensors of unknown parts {unknown}; known: {PARTS}")
+    parts = {part: with_prefix(stored, f"{part}.") for part in PARTS}
+    for part, read in (("whisper", read_whisper), ("beats", read_beats), ("llm", read_llm)):
+        source = getattr(config.sources, part)
+        if source is None:
+            continue
+        if parts[part]:
+            raise CheckpointError(f"{folder}: {part} is both stored and referred to ({source.path}); keep one")
+        found, parts[part] = read(resolve_source(source, folder, verify))
+        if found != getattr(config, part):
+            raise CheckpointError(f"{source.path} does not match the checkpoint's {part} config")
+    if config.beats is None and parts["beats"]:
+        raise CheckpointError(f"{folder}: model.safetensors has beats tensors, but the config has no beats")
+    return Checkpoint(folder, config, parts)
+
+
+def load(folder: str | Path, verify: bool = True, dtype: torch.dtype = torch.float32) -> SalmonnModel:
+    """The whole model in PyTorch; `dtype` is the LLM's.
+
+    Raises:
+        CheckpointError: names what is missing, extra, misshapen or changed.
+    """
+    checkpoint = open_checkpoint(folder, verify)
+    config, tokenizer = checkpoint.config, Tokenizer(checkpoint.tokenizer_file)
+    return SalmonnModel(
+        config,
+        tokenizer,
+        load_whisper(checkpoint),
+        load_beats(checkpoint) if config.beats else None,
+        load_qformer(checkpoint),
+        load_llm(checkpoint, dtype),
+    )
+
+
+def load_whisper(checkpoint: Checkpoint) -> WhisperEncoder:
+    """The Whisper encoder alone."""
+    return _filled(WhisperEncoder(checkpoint.config.whisper), checkpoint, "whisper")
+
+
+def load_beats(checkpoint: Checkpoint) -> BeatsEncoder:
+    """The BEATs encoder alone; the config must have one."""
+    if checkpoint.config.beats is None:
+        raise CheckpointError(f"{checkpoint.folder} has no BEATs encoder")
+    return _filled(BeatsEncoder(checkpoint.config.beats), checkpoint, "beats")
+
+
+def load_qformer(checkpoint: Checkpoint) -> QFormer:
+    """The Q-Former alone."""
+    return _filled(QFormer(checkpoint.config), checkpoint, "qformer")
+
+
+def load_llm(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The LLM alone, its adapters attached and not merged."""
+    config = checkpoint.config
+    llm = build_llm(config.llm, config.lora, dtype)
+    load_base(llm, checkpoint.parts["llm"], tied=bool(config.llm.get("tie_word_embeddings", False)))
+    load_lora(llm, checkpoint.parts["lora"])
+    return llm
+
+
+def _filled(module: M, checkpoint: Checkpoint, part: str) -> M:
+    load_strict(dict(module.named_parameters()), checkpoint.parts[part], part)
+    return module.eval()
+
+
+def save(model: SalmonnModel, folder: str | Path, tokenizer_file: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint: parts without a source go into model.safetensors (floating point as `dtype`, if given)."""
+    config = model.config
+    tensors: dict[str, torch.Tensor] = {}
+    for part in ("whisper", "beats", "qformer"):
+        module = getattr(model, part)
+        if module is not None and getattr(config.sources, part, None) is None:
+            tensors |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
+    if config.sources.llm is None:
+        tensors |= {f"llm.{name}": value for name, value in base_parameters(model.llm).items()}
+    tensors |= {f"lora.{name}": value.detach() for name, value in lora_parameters(model.llm).items()}
+    tensors = {name: value.to(dtype or value.dtype).contiguous() for name, value in tensors.items()}
+    write_checkpoint(config, tensors, tokenizer_file, folder)
+
+
+def write_checkpoint(
+    config: ModelConfig, tensors: dict[str, torch.Tensor], tokenizer_file: str | Path, folder: str | Path
+) -> None:
+    """Write the three files into a temporary folder beside `folder` and rename it: all or nothing.
+
+    Raises:
+        CheckpointError: `folder` exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists; choose another name or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        save_config(config, temporary)
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        shutil.copyfile(tokenizer_file, temporary / "tokenizer.json")
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,147 @@
+"""What a checkpoint is made of: frozen dataclasses, read strictly from its config.json."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.config import AudioConfig, PromptConfig, WindowConfig
+from runtime.errors import CheckpointError, ConfigError
+from runtime.schema import from_dict, to_dict
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """Dimensions of a Whisper encoder."""
+
+    d_model: int
+    layers: int
+    heads: int
+    ffn: int
+    n_mels: int = 80
+    max_frames: int = 1500  # rows of the position table: 30 s at 50 frames a second
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.heads:
+            raise ConfigError(f"d_model {self.d_model} is not a multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True)
+class BeatsConfig:
+    """Dimensions of a BEATs encoder. Defaults are those of all published checkpoints."""
+
+    dim: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn: int = 3072
+    patch_dim: int = 512
+    patch_size: int = 16
+    conv_pos: int = 128
+    conv_pos_groups: int = 16
+    num_buckets: int = 320
+    max_distance: int = 800
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ConfigError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        if self.dim % self.conv_pos_groups:
+            raise ConfigError(f"dim {self.dim} is not a multiple of conv_pos_groups {self.conv_pos_groups}")
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """The window-level Q-Former. Defaults are bert-base's, as published."""
+
+    dim: int = 768
+    layers: int = 2
+    heads: int = 12
+    ffn: int = 3072
+    window: WindowConfig = WindowConfig()
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ConfigError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on the LLM."""
+
+    r: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    @property
+    def scale(self) -> float:
+        """The factor on B @ A."""
+        return self.alpha / self.r
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """Where the frozen weights of a part are, and what their bytes must be."""
+
+    path: str  # a file or folder, relative to the checkpoint folder or absolute
+    sha256: dict[str, str]  # file name -> hash; for a single file the key is its name
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Parts that are referenced rather than stored. None: the weights are in model.safetensors."""
+
+    whisper: PartSource | None = None
+    beats: PartSource | None = None
+    llm: PartSource | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole audio language model."""
+
+    whisper: WhisperConfig
+    beats: BeatsConfig | None
+    qformer: QFormerConfig
+    llm: dict[str, Any]  # the LLM's config.json, as transformers writes it
+    prompt: PromptConfig
+    audio: AudioConfig = AudioConfig()
+    lora: LoraConfig | None = None
+    sources: Sources = field(default_factory=Sources)
+    name: str = "salmonn"
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.format_version > FORMAT_VERSION:
+            raise ConfigError(f"format_version {self.format_version} is newer than {FORMAT_VERSION}; update salmonrun")
+        if self.audio.n_mels != self.whisper.n_mels:
+            raise ConfigError(f"audio.n_mels {self.audio.n_mels} and whisper.n_mels {self.whisper.n_mels} differ")
+        for key in ("model_type", "hidden_size", "vocab_size"):
+            if key not in self.llm:
+                raise ConfigError(f"llm has no {key!r}; it must be the LLM's config.json")
+
+    @property
+    def llm_dim(self) -> int:
+        """Width of the LLM's input embeddings."""
+        return int(self.llm["hidden_size"])
+
+
+def load_config(folder: str | Path) -> ModelConfig:
+    """Read a checkpoint's config.json.
+
+    Raises:
+        CheckpointError: there is none, it is not JSON, or a key is unknown, missing or of the wrong type.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; a checkpoint folder has config.json and model.safetensors")
+    try:
+        return from_dict(ModelConfig, json.loads(path.read_text()), str(path))
+    except (json.JSONDecodeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def save_config(config: ModelConfig, folder: str | Path) -> None:
+    """Write config.json into the checkpoint folder."""
+    (Path(folder) / "config.json").write_text(json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,53 @@
+"""A fresh model with random weights."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from runtime.tokenizer import Tokenizer
+from training.beats import BeatsEncoder
+from training.byte_tokenizer import write_byte_tokenizer
+from training.checkpoint import save
+from training.config import ModelConfig
+from training.llm import build_llm
+from training.model import SalmonnModel
+from training.qformer import QFormer
+from training.whisper import WhisperEncoder
+
+
+def init_checkpoint(config: ModelConfig, folder: str | Path, seed: int = 0, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint of random weights with a byte tokenizer. For trying things out: it knows nothing.
+
+    Args:
+        config: the model's dimensions.
+        folder: to be created.
+        seed: of the weights.
+        dtype: to store the weights in; None for float32.
+    """
+    with TemporaryDirectory() as scratch:
+        tokenizer_file = Path(scratch) / "tokenizer.json"
+        write_byte_tokenizer(tokenizer_file)
+        save(random_model(config, Tokenizer(tokenizer_file), seed), folder, tokenizer_file, dtype)
+
+
+def random_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> SalmonnModel:
+    """A model of random weights whose every part matters: adapters and biases are not left at zero."""
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    model = SalmonnModel(
+        config,
+        tokenizer,
+        WhisperEncoder(config.whisper),
+        BeatsEncoder(config.beats) if config.beats else None,
+        QFormer(config),
+        build_llm(config.llm, config.lora),
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_(std=0.02)
+            elif parameter.ndim == 1 and name.endswith("bias"):
+                parameter.add_(torch.empty_like(parameter).normal_(std=0.02))
+    torch.set_rng_state(generator_state)
+    return model

@@ -1,0 +1,152 @@
+"""SalmonnModel: the whole model in PyTorch, and the reference that every bundle is compared with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from runtime.audio import Audio, AudioSource, load_audio
+from runtime.config import GenerationConfig, PromptConfig
+from runtime.errors import ConfigError
+from runtime.features import fbank, log_mel, whisper_frames
+from runtime.prompt import choose_prompt, prompt_ids
+from runtime.tokenizer import Tokenizer
+from training.beats import BeatsEncoder
+from training.config import ModelConfig
+from training.qformer import QFormer
+from training.whisper import WhisperEncoder
+
+IGNORE = -100  # label of positions without a loss, PyTorch's default
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training example."""
+
+    audio: Audio
+    prompt: str
+    text: str
+
+
+class SalmonnModel(nn.Module):
+    """Whisper and BEATs, fused, read by a window-level Q-Former into the embeddings of an LLM."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        whisper: WhisperEncoder,
+        beats: BeatsEncoder | None,
+        qformer: QFormer,
+        llm: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.whisper = whisper
+        self.beats = beats
+        self.qformer = qformer
+        self.llm = llm
+        self.eval()
+
+    @property
+    def prompts(self) -> PromptConfig:
+        """Template, task prompts and special ids."""
+        return self.config.prompt
+
+    def load_audio(self, source: AudioSource | Audio, sample_rate: int | None = None) -> Audio:
+        """Read audio by this model's policy."""
+        return load_audio(source, sample_rate, min_s=self.config.audio.min_s, max_s=self.config.audio.max_s)
+
+    def encode(self, audio: Audio) -> Tensor:
+        """Audio embeddings of one recording: [1, N, llm_dim]."""
+        return self.encode_batch([audio])[0]
+
+    def encode_batch(self, audios: Sequence[Audio]) -> list[Tensor]:
+        """Audio embeddings of several recordings, each [1, N, llm_dim], each as if it were alone."""
+        frames = {whisper_frames(len(a.pcm), self.config.audio, self.config.qformer.window) for a in audios}
+        if len(frames) > 1:  # Whisper attends to its whole window: windows of different lengths run apart
+            return [self.encode(audio) for audio in audios]
+        mels = [torch.from_numpy(log_mel(a.pcm, self.config.audio.n_mels, 2 * max(frames))) for a in audios]
+        speech = self.whisper(torch.stack(mels).to(self.device))
+        if self.beats is None:
+            return list(self.qformer(speech).split(1))
+        banks = [torch.from_numpy(fbank(a.pcm, self.config.audio)) for a in audios]
+        lengths = torch.tensor([len(bank) for bank in banks], device=self.device)
+        states = self.beats(nn.utils.rnn.pad_sequence(banks, batch_first=True).to(self.device), lengths)
+        valid = self.beats.valid_tokens(lengths, states.shape[1])
+        return list(self.qformer(speech, states, valid).split(1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.qformer.query_tokens.device
+
+    def embed_tokens(self, ids: Sequence[int]) -> Tensor:
+        """[1, len(ids), llm_dim]."""
+        return self.llm.get_input_embeddings()(torch.tensor([list(ids)], dtype=torch.long, device=self.device))
+
+    def embed_prompt(self, audio_embeds: Tensor, prompt: str) -> Tensor:
+        """Prompt text around the audio embeddings [1, N, llm_dim]: [1, P, llm_dim]."""
+        ids = prompt_ids(self.prompts, self.tokenizer, prompt)
+        before, after = self.embed_tokens(ids.before), self.embed_tokens(ids.after)
+        return torch.cat([before, audio_embeds.to(before.dtype), after], dim=1)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        audio: AudioSource | Audio,
+        *,
+        task: str | None = None,
+        prompt: str | None = None,
+        question: str | None = None,
+        config: GenerationConfig | None = None,
+        sample_rate: int | None = None,
+    ) -> list[int]:
+        """Token ids of the answer, by transformers' own greedy or beam search. The reference; slow."""
+        text = choose_prompt(self.prompts, task, prompt, question)
+        embeds = self.embed_prompt(self.encode(self.load_audio(audio, sample_rate)), text)
+        return self.generate_from(embeds, config or GenerationConfig())
+
+    @torch.inference_mode()
+    def generate_from(self, inputs_embeds: Tensor, config: GenerationConfig) -> list[int]:
+        """Search from embeddings [1, P, llm_dim]."""
+        if config.stop_strings or config.do_sample:
+            raise ConfigError("the PyTorch reference decodes greedily or with beams, without stop_strings")
+        stops = self.prompts.stop_token_ids if config.stop_token_ids is None else config.stop_token_ids
+        ids = self.llm.generate(
+            inputs_embeds=inputs_embeds,
+            attention_mask=torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device),
+            max_new_tokens=config.max_new_tokens,
+            min_new_tokens=config.min_new_tokens or None,
+            num_beams=config.num_beams,
+            length_penalty=config.length_penalty,
+            early_stopping=config.early_stopping,
+            repetition_penalty=config.repetition_penalty,
+            no_repeat_ngram_size=config.no_repeat_ngram_size,
+            do_sample=False,
+            eos_token_id=list(stops) or None,
+            pad_token_id=stops[0] if stops else 0,
+        )[0].tolist()
+        # Beams that ended earlier are padded with a stop token; what follows the first one is padding.
+        ends = [i for i, token in enumerate(ids) if token in stops]
+        return ids[: ends[0] + 1] if ends else ids
+
+    def forward(self, samples: Sequence[Sample]) -> Tensor:
+        """Mean cross-entropy of the samples' texts, end symbol included."""
+        audio_embeds = self.encode_batch([sample.audio for sample in samples])
+        end = self.prompts.end_symbol
+        targets = [self.tokenizer.encode(sample.text + end) for sample in samples]
+        rows, labels = [], []
+        for sample, embeds, target in zip(samples, audio_embeds, targets, strict=True):
+            prompt = self.embed_prompt(embeds, sample.prompt)
+            rows.append(torch.cat([prompt, self.embed_tokens(target)], dim=1)[0])
+            labels.append(torch.tensor([IGNORE] * prompt.shape[1] + target, device=self.device))
+        mask = nn.utils.rnn.pad_sequence([torch.ones(len(row), device=self.device) for row in rows], batch_first=True)
+        loss: Tensor = self.llm(
+            inputs_embeds=nn.utils.rnn.pad_sequence(rows, batch_first=True),
+            attention_mask=mask.long(),
+            labels=nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+        ).loss
+        return loss

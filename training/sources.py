@@ -1,0 +1,193 @@
+"""Foreign files of the frozen parts, read under our names: Whisper, BEATs and LLM folders."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from runtime.errors import CheckpointError
+from training.config import BeatsConfig, PartSource, WhisperConfig
+from training.tensors import LazyTensors, load_pickle, open_safetensors, with_prefix
+
+# openai/whisper's names -> transformers'; both describe the same encoder.
+OPENAI_NAMES = (
+    ("positional_embedding", "embed_positions.weight"),
+    ("blocks.", "layers."),
+    ("attn.query.", "self_attn.q_proj."),
+    ("attn.key.", "self_attn.k_proj."),
+    ("attn.value.", "self_attn.v_proj."),
+    ("attn.out.", "self_attn.out_proj."),
+    ("attn_ln.", "self_attn_layer_norm."),
+    ("mlp.0.", "fc1."),
+    ("mlp.2.", "fc2."),
+    ("mlp_ln.", "final_layer_norm."),
+    ("ln_post.", "layer_norm."),
+)
+
+
+def read_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
+    """The encoder of a transformers folder (config.json, safetensors) or an OpenAI .pt file."""
+    if path.is_file():
+        return _read_openai_whisper(path)
+    raw = read_json(path / "config.json")
+    config = WhisperConfig(
+        d_model=raw["d_model"],
+        layers=raw["encoder_layers"],
+        heads=raw["encoder_attention_heads"],
+        ffn=raw["encoder_ffn_dim"],
+        n_mels=raw["num_mel_bins"],
+        max_frames=raw["max_source_positions"],
+    )
+    tensors = open_safetensors(path)
+    encoder = with_prefix(tensors, "model.encoder.") or with_prefix(tensors, "encoder.")
+    if not encoder:
+        raise CheckpointError(f"{path} has no tensors named model.encoder.*; expected a Whisper folder")
+    return config, encoder
+
+
+def _read_openai_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
+    loaded = load_pickle(path)
+    dims, state = loaded.get("dims"), loaded.get("model_state_dict")
+    if not isinstance(dims, dict) or not isinstance(state, dict):
+        raise CheckpointError(f"{path} has no 'dims' and 'model_state_dict'; expected an OpenAI Whisper file")
+    config = WhisperConfig(
+        d_model=dims["n_audio_state"],
+        layers=dims["n_audio_layer"],
+        heads=dims["n_audio_head"],
+        ffn=4 * dims["n_audio_state"],
+        n_mels=dims["n_mels"],
+        max_frames=dims["n_audio_ctx"],
+    )
+    return config, {_openai_name(name): get for name, get in with_prefix(as_lazy(state), "encoder.").items()}
+
+
+def _openai_name(name: str) -> str:
+    for theirs, ours in OPENAI_NAMES:
+        name = name.replace(theirs, ours)
+    return name
+
+
+def read_beats(path: Path) -> tuple[BeatsConfig, LazyTensors]:
+    """A published BEATs .pt: its weight norm folded, its repeated bias tables and its classifier left out."""
+    loaded = load_pickle(path)
+    cfg, state = loaded.get("cfg"), loaded.get("model")
+    if not isinstance(cfg, dict) or not isinstance(state, dict):
+        raise CheckpointError(f"{path} has no 'cfg' and 'model'; expected a BEATs file")
+    return beats_config(cfg, str(path)), beats_tensors(as_lazy(state), str(path))
+
+
+def beats_config(cfg: dict[str, Any], where: str) -> BeatsConfig:
+    """Our config from the published one; the switches that change the maths must be as in every published file."""
+    expected = {
+        "layer_norm_first": False,
+        "deep_norm": True,
+        "relative_position_embedding": True,
+        "gru_rel_pos": True,
+        "conv_bias": False,
+        "activation_fn": "gelu",
+    }
+    for key, value in expected.items():
+        if cfg.get(key, value) != value:
+            raise CheckpointError(f"{where}: cfg.{key} is {cfg[key]!r}; only {value!r} is supported")
+    return BeatsConfig(
+        dim=cfg["encoder_embed_dim"],
+        layers=cfg["encoder_layers"],
+        heads=cfg["encoder_attention_heads"],
+        ffn=cfg["encoder_ffn_embed_dim"],
+        patch_dim=cfg["embed_dim"],
+        patch_size=cfg["input_patch_size"],
+        conv_pos=cfg["conv_pos"],
+        conv_pos_groups=cfg["conv_pos_groups"],
+        num_buckets=cfg["num_buckets"],
+        max_distance=cfg["max_distance"],
+    )
+
+
+def beats_tensors(state: LazyTensors, where: str) -> LazyTensors:
+    """Published names to ours. Both weight-norm namings are read; the classifier and the tables' copies are dropped."""
+    table = "self_attn.relative_attention_bias.weight"
+    tensors: LazyTensors = {}
+    for name, get in state.items():
+        if name.startswith(("predictor.", "encoder.pos_conv.0.weight", "encoder.pos_conv.0.parametrizations.")):
+            continue
+        if name.endswith(table):
+            if name == f"encoder.layers.0.{table}":
+                tensors["encoder.relative_attention_bias.weight"] = get
+            continue
+        tensors[name.replace("encoder.pos_conv.0.bias", "encoder.pos_conv.bias")] = get
+    for magnitude, direction in (
+        ("weight_g", "weight_v"),
+        ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+    ):
+        g, v = state.get(f"encoder.pos_conv.0.{magnitude}"), state.get(f"encoder.pos_conv.0.{direction}")
+        if g and v:
+            tensors["encoder.pos_conv.weight"] = lambda g=g, v=v: fold_weight_norm(g(), v())  # type: ignore[misc]
+            return tensors
+    raise CheckpointError(f"{where}: encoder.pos_conv.0 has neither weight_g/weight_v nor parametrizations.weight.*")
+
+
+def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    """torch's weight_norm(dim=2): g [1, 1, K] scales each kernel tap of v [out, in, K] to unit norm."""
+    return g * v / v.norm(dim=(0, 1), keepdim=True)
+
+
+def read_llm(folder: Path) -> tuple[dict[str, Any], LazyTensors]:
+    """config.json and tensors of a transformers LLM folder."""
+    config = read_json(folder / "config.json")
+    if config.get("quantization_config"):
+        raise CheckpointError(f"{folder} is quantized; expected plain safetensors in float32, float16 or bfloat16")
+    return config, open_safetensors(folder)
+
+
+def as_lazy(state: dict[str, Any]) -> LazyTensors:
+    """The tensors of a state dict, other values left out."""
+    return {name: (lambda value=value: value) for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected an object")
+    return value
+
+
+def describe_source(path: Path) -> PartSource:
+    """Path and hashes of a part, to be written into a checkpoint's config."""
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), path / "config.json"])
+    return PartSource(str(path), {file.name: file_sha256(file) for file in files})
+
+
+def resolve_source(source: PartSource, checkpoint: Path, verify: bool = True) -> Path:
+    """The part's path on this machine, its hashes checked.
+
+    Raises:
+        CheckpointError: it is not there, or its bytes are not those the checkpoint was made with.
+    """
+    path = Path(source.path) if Path(source.path).is_absolute() else checkpoint / source.path
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; the checkpoint {checkpoint} refers to it: put it there")
+    for name, expected in source.sha256.items():
+        file = path if path.is_file() else path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} does not exist; the checkpoint {checkpoint} was made with it")
+        if verify and file_sha256(file) != expected:
+            raise CheckpointError(f"{file} has changed since the checkpoint {checkpoint} was made (sha256 differs)")
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,105 @@
+"""Named tensors read on demand from safetensors and PyTorch files, and the strict check that all of them are used."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from runtime.errors import CheckpointError
+
+# Loading is lazy, so that a checkpoint larger than memory can be read tensor by tensor.
+LazyTensors = dict[str, Callable[[], Tensor]]
+
+
+def open_safetensors(path: Path) -> LazyTensors:
+    """The tensors of one .safetensors file, or of a folder with one file or a sharded index."""
+    if path.is_dir():
+        return _open_folder(path)
+    try:
+        file = safe_open(str(path), framework="pt")
+        return {name: _getter(file, name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def _open_folder(folder: Path) -> LazyTensors:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        tensors: LazyTensors = {}
+        for shard in shards:
+            tensors |= open_safetensors(folder / shard)
+        return tensors
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+    return open_safetensors(single)
+
+
+def _getter(file: "safe_open", name: str) -> Callable[[], Tensor]:
+    return lambda: file.get_tensor(name)
+
+
+def load_pickle(path: Path) -> dict[str, object]:
+    """A PyTorch file, memory-mapped, weights only: no code in it is ever run.
+
+    Raises:
+        CheckpointError: it is not a PyTorch file, or it holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be loaded with weights_only=True: {str(error).splitlines()[0]}; "
+            "files that need arbitrary code are refused: save tensors and plain values only"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a dict")
+    return loaded
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def lazy(tensors: dict[str, Tensor]) -> LazyTensors:
+    """Tensors already at hand, in the lazy form."""
+    return {name: (lambda tensor=tensor: tensor) for name, tensor in tensors.items()}
+
+
+def with_prefix(tensors: LazyTensors, prefix: str) -> LazyTensors:
+    """The tensors whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): get for name, get in tensors.items() if name.startswith(prefix)}
+
+
+def load_strict(targets: dict[str, Tensor], tensors: LazyTensors, what: str) -> None:
+    """Copy `tensors` into `targets` (a module's parameters): one tensor for each, none left over.
+
+    Raises:
+        CheckpointError: names the missing, extra and misshapen tensors.
+    """
+    missing, extra = sorted(set(targets) - set(tensors)), sorted(set(tensors) - set(targets))
+    if missing or extra:
+        raise CheckpointError(f"{what}: {_list('missing', missing)}{_list('not known', extra)}")
+    with torch.no_grad():
+        for name, get in tensors.items():
+            tensor, target = get(), targets[name]
+            if tensor.shape != target.shape:
+                raise CheckpointError(f"{what}: {name} has shape {list(tensor.shape)}, expected {list(target.shape)}")
+            if not tensor.is_floating_point():
+                raise CheckpointError(f"{what}: {name} has dtype {tensor.dtype}, expected floating point")
+            target.copy_(tensor)
+
+
+def _list(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"{len(names)} tensors {what} ({shown}); "
