@@ -47,7 +47,7 @@ def build_beats(
 
 
 def _position_conv(graph: GraphBuilder, x: str, config: BeatsConfig, tensors: LazyTensors) -> str:
-    """The grouped convolution; an even kernel has one step less on the right, which is the step published code drops."""
+    """The grouped convolution; an even kernel pads one step less on the right: the step that published code drops."""
     half = config.conv_pos // 2
     conv = graph.op(
         "Conv",

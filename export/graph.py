@@ -79,7 +79,7 @@ class GraphBuilder:
         self.direct_output(name, shape, dtype)
 
     def direct_output(self, name: str, shape: Sequence[int | str], dtype: int | None = None) -> None:
-        """Declare a graph output that a node already writes under its own name (KV buffers, which must not be copied)."""
+        """Declare a graph output that a node writes under its own name: KV buffers, which must not be copied."""
         self._outputs.append(helper.make_tensor_value_info(name, dtype or self.dtype, list(shape)))
 
     def weight(self, name: str, array: Array) -> str:

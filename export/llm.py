@@ -121,7 +121,7 @@ def _norm(graph: GraphBuilder, x: str, residual: str, name: str, tensors: LazyTe
 def _attention(graph: GraphBuilder, qkv: str, layer: int, shape: LlmShape, shared: tuple[str, str, str, str]) -> str:
     """Fused rotary attention that appends to the layer's KV buffers in place."""
     lengths, total, cos, sin = shared
-    cache = ["batch", shape.kv_heads, "capacity", shape.head_dim]
+    cache: list[int | str] = ["batch", shape.kv_heads, "capacity", shape.head_dim]
     past = [graph.input(f"past_{kind}.{layer}", cache) for kind in ("key", "value")]
     present = [f"present_{kind}.{layer}" for kind in ("key", "value")]
     output, *_ = graph.named_op(

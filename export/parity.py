@@ -1,4 +1,4 @@
-"""The gate: stage by stage, what the bundle computes against what PyTorch computes; and the golden run it leaves behind.
+"""The gate: stage by stage, what the bundle computes against what PyTorch computes.
 
 Each side of a stage is loaded, run and freed in turn, so that memory holds one part at a time.
 """
@@ -18,6 +18,7 @@ import torch
 from runtime.audio import SAMPLE_RATE, Audio, load_audio
 from runtime.bundle import Bundle, open_bundle
 from runtime.check import GOLDEN, GOLDEN_TOKENS, save_golden
+from runtime.config import AudioConfig
 from runtime.errors import ParityError
 from runtime.features import fbank, log_mel, whisper_frames
 from runtime.onnx_decoder import OnnxDecoder
@@ -60,6 +61,7 @@ class Parity:
     greedy_tokens_equal: bool
     audio_s: float
     budget: float | None  # None: exact
+    window: StageError | None  # where the bundle trims and the checkpoint pads: what that does to PyTorch's own logits
     measured_with: dict[str, str]
 
 
@@ -101,76 +103,104 @@ def synthetic_audio(source: Checkpoint) -> Audio:
 def _measure(
     source: Checkpoint, bundle: Bundle, audio: Audio, budget: float | None, progress: Callable[[str], None]
 ) -> Parity:
-    config = bundle.manifest
-    mel = log_mel(audio.pcm, config.audio.n_mels, 2 * whisper_frames(len(audio.pcm), config.audio, config.window))
-    reference: dict[str, F32] = {}
-    got: dict[str, F32] = {}
-    stages: dict[str, StageError] = {}
-    inputs = {"whisper": mel}
-    if source.config.beats:
-        inputs["beats"] = fbank(audio.pcm, config.audio)
-    for name, features in inputs.items():
-        progress(name)
-        got[name] = _run_graph(bundle, name, features)
-        module = load_whisper(source) if name == "whisper" else load_beats(source)
-        reference[name] = _run_module(module, features[None])
-        stages[name] = StageError.between(got[name], reference[name])
-        del module
-        gc.collect()
-    progress("qformer")
-    names = {"whisper": "speech", "beats": "audio"}
-    graph = load_graph(bundle, "qformer", "cpu", usable_cores())
-    same_input = graph.run(**{names[part]: states for part, states in reference.items()})
-    got["qformer"] = graph.run(**{names[part]: got[part] for part in reference})
-    reference["qformer"] = _run_module(load_qformer(source), *reference.values())
-    stages["qformer"] = StageError.between(same_input, reference["qformer"])
+    stages, got_embeds, reference_embeds = _measure_encoders(source, bundle, audio, progress)
     progress("llm")
-    return _measure_llm(source, bundle, audio, got["qformer"][0], reference["qformer"][0], stages, budget)
-
-
-def _measure_llm(
-    source: Checkpoint,
-    bundle: Bundle,
-    audio: Audio,
-    got_embeds: F32,
-    reference_embeds: F32,
-    stages: dict[str, StageError],
-    budget: float | None,
-) -> Parity:
-    """Decode greedily with the bundle, then score the same tokens in one pass of PyTorch.
-
-    If PyTorch's best token after every prefix is the bundle's, then PyTorch's own greedy search gives these tokens.
-    """
-    tokenizer = Tokenizer(bundle.path("tokenizer.json"))
-    ids = prompt_ids(bundle.manifest.prompt, tokenizer, GOLDEN_PROMPT)
-    decoder = OnnxDecoder(bundle, "cpu", usable_cores())
-
-    def wrap(audio_embeds: F32) -> F32:
-        return np.concatenate([decoder.embed(ids.before), audio_embeds, decoder.embed(ids.after)])
-
-    tokens, logits = greedy_path(decoder, wrap(got_embeds))
-    inputs = wrap(reference_embeds)
-    with decoder.open(1, len(inputs) + len(tokens)) as (slot,):
-        stage = [decoder.prefill(slot, inputs)[None], decoder.verify(slot, tokens[:-1])]
-    embedded = np.concatenate([inputs, decoder.embed(tokens[:-1])])
-    del decoder
-    gc.collect()
-    with torch.inference_mode():
-        output = load_llm(source)(inputs_embeds=torch.from_numpy(embedded)[None], logits_to_keep=len(tokens))
-    expected = output.logits[0].float().numpy()
-    stages["llm"] = StageError.between(np.concatenate(stage), expected)
-    agreeing = int((expected.argmax(axis=-1) == np.array(tokens)).sum())
-    save_golden(bundle.folder / GOLDEN, audio.pcm, GOLDEN_PROMPT, tokens, logits, exact=budget is None)
+    ran = _run_llm(bundle, got_embeds, reference_embeds)
+    window = None
+    llm = load_llm(source)
+    expected = _reference_logits(llm, ran.context, len(ran.tokens))
+    if bundle.manifest.audio.window != source.config.audio.window:
+        as_trained = _encode_reference(source, source.config.audio, audio)["qformer"][0]
+        context = np.concatenate([ran.before, as_trained, ran.after])
+        window = StageError.between(expected, _reference_logits(llm, context, len(ran.tokens)))
+    stages["llm"] = StageError.between(ran.stage_logits, expected)
+    agreeing = int((expected.argmax(axis=-1) == np.array(ran.tokens)).sum())
+    save_golden(bundle.folder / GOLDEN, audio.pcm, GOLDEN_PROMPT, ran.tokens, ran.logits, exact=budget is None)
     return Parity(
         stages=stages,
-        end_to_end=StageError.between(logits, expected),
-        tokens_compared=len(tokens),
+        end_to_end=StageError.between(ran.logits, expected),
+        tokens_compared=len(ran.tokens),
         tokens_agreeing=agreeing,
-        greedy_tokens_equal=agreeing == len(tokens),
+        greedy_tokens_equal=agreeing == len(ran.tokens),
         audio_s=audio.duration_s,
         budget=budget,
+        window=window,
         measured_with=_versions(),
     )
+
+
+def _measure_encoders(
+    source: Checkpoint, bundle: Bundle, audio: Audio, progress: Callable[[str], None]
+) -> tuple[dict[str, StageError], F32, F32]:
+    """Errors of the encoder stages, and the audio embeddings [N, dim] of the bundle's own chain and of PyTorch's."""
+    progress("whisper")
+    reference = _encode_reference(source, bundle.manifest.audio, audio)
+    features = _features(source, bundle.manifest.audio, audio)
+    got = {}
+    for part in features:
+        progress(part)
+        got[part] = _run_graph(bundle, part, features[part])
+    stages = {part: StageError.between(got[part], reference[part]) for part in features}
+    progress("qformer")
+    alone = _run_graph(bundle, "qformer", *(reference[part] for part in features))
+    stages["qformer"] = StageError.between(alone, reference["qformer"])
+    return stages, _run_graph(bundle, "qformer", *got.values())[0], reference["qformer"][0]
+
+
+def _features(source: Checkpoint, config: AudioConfig, audio: Audio) -> dict[str, F32]:
+    """Batched input of each encoder."""
+    frames = whisper_frames(len(audio.pcm), config, source.config.qformer.window)
+    features = {"whisper": log_mel(audio.pcm, config.n_mels, 2 * frames)[None]}
+    if source.config.beats:
+        features["beats"] = fbank(audio.pcm, config)[None]
+    return features
+
+
+def _encode_reference(source: Checkpoint, config: AudioConfig, audio: Audio) -> dict[str, F32]:
+    """PyTorch's outputs of every encoder stage, one part in memory at a time."""
+    outputs: dict[str, F32] = {}
+    for part, features in _features(source, config, audio).items():
+        outputs[part] = _run_module(load_whisper(source) if part == "whisper" else load_beats(source), features)
+        gc.collect()
+    outputs["qformer"] = _run_module(load_qformer(source), *outputs.values())
+    return outputs
+
+
+@dataclass(frozen=True)
+class _LlmRun:
+    """What the bundle's LLM did."""
+
+    tokens: list[int]  # greedy, after the bundle's own audio embeddings
+    logits: F32  # [n, V] they were chosen from
+    stage_logits: F32  # [n, V] of the same tokens after PyTorch's audio embeddings
+    before: F32  # embeddings in front of the audio
+    context: F32  # embeddings before the last token, with PyTorch's audio embeddings
+    after: F32  # embeddings behind the audio, but for the last token
+
+
+def _run_llm(bundle: Bundle, got_embeds: F32, reference_embeds: F32) -> _LlmRun:
+    """Decode greedily with the bundle; its session is freed on return.
+
+    PyTorch then scores these tokens in one pass: if its best token after every prefix is the bundle's, its own greedy
+    search gives the same tokens.
+    """
+    ids = prompt_ids(bundle.manifest.prompt, Tokenizer(bundle.path("tokenizer.json")), GOLDEN_PROMPT)
+    decoder = OnnxDecoder(bundle, "cpu", usable_cores())
+    before, after = decoder.embed(ids.before), decoder.embed(ids.after)
+    tokens, logits = greedy_path(decoder, np.concatenate([before, got_embeds, after]))
+    prompt = np.concatenate([before, reference_embeds, after])
+    with decoder.open(1, len(prompt) + len(tokens)) as (slot,):
+        stage = np.concatenate([decoder.prefill(slot, prompt)[None], decoder.verify(slot, tokens[:-1])])
+    after = np.concatenate([after, decoder.embed(tokens[:-1])])
+    return _LlmRun(tokens, logits, stage, before, np.concatenate([before, reference_embeds, after]), after)
+
+
+def _reference_logits(llm: torch.nn.Module, context: F32, count: int) -> F32:
+    """PyTorch's logits [count, V] of the last positions of a context [S, dim]."""
+    with torch.inference_mode():
+        output = llm(inputs_embeds=torch.from_numpy(context)[None], logits_to_keep=count)
+    logits: F32 = output.logits[0].float().numpy()
+    return logits
 
 
 def greedy_path(decoder: OnnxDecoder, inputs_embeds: F32) -> tuple[list[int], F32]:
@@ -182,9 +212,9 @@ def greedy_path(decoder: OnnxDecoder, inputs_embeds: F32) -> tuple[list[int], F3
     return np.argmax(logits, axis=1).tolist(), np.stack(logits)
 
 
-def _run_graph(bundle: Bundle, name: str, features: F32) -> F32:
+def _run_graph(bundle: Bundle, name: str, *inputs: F32) -> F32:
     graph = load_graph(bundle, name, "cpu", usable_cores())
-    output: F32 = graph.run(**{graph.spec.inputs[0].name: features[None]})
+    output: F32 = graph.run(**{spec.name: array for spec, array in zip(graph.spec.inputs, inputs, strict=True)})
     return output
 
 

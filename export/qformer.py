@@ -51,7 +51,7 @@ def _pad(graph: GraphBuilder, x: str, length: str) -> str:
 
 
 def _windows(graph: GraphBuilder, config: QFormerConfig, fused: str) -> str:
-    """[1, T, width] -> [L, frames, width]: a reshape where windows adjoin, a gather where they overlap or leave gaps."""
+    """[1, T, width] -> [L, frames, width]: a reshape where windows adjoin, a gather where they do not."""
     frames, stride = config.window.frames, config.window.stride
     total = graph.dim(fused, 1)
     last_start = graph.op("Sub", total, graph.ints(frames))

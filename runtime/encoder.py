@@ -3,12 +3,9 @@
 import time
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from runtime.audio import Audio
+from runtime.audio import F32, Audio
 from runtime.bundle import Bundle
-from runtime.features import F32, fbank, log_mel, whisper_frames
+from runtime.features import fbank, log_mel, whisper_frames
 from runtime.session import Device, Graph, load_graph
 
 
@@ -49,13 +46,16 @@ class AudioEncoder:
 
     def speech(self, mel: F32) -> F32:
         """Whisper states [T, d_model]."""
-        return self.graphs["whisper"].run(log_mel=mel[None])[0]
+        states: F32 = self.graphs["whisper"].run(log_mel=mel[None])[0]
+        return states
 
     def sounds(self, bank: F32) -> F32:
         """BEATs states [tokens, dim]."""
-        return self.graphs["beats"].run(fbank=bank[None])[0]
+        states: F32 = self.graphs["beats"].run(fbank=bank[None])[0]
+        return states
 
-    def join(self, speech: F32, audio: F32 | None) -> npt.NDArray[np.float32]:
+    def join(self, speech: F32, audio: F32 | None) -> F32:
         """Q-Former output [N, dim of the LLM]."""
         inputs = {"speech": speech[None]} if audio is None else {"speech": speech[None], "audio": audio[None]}
-        return self.graphs["qformer"].run(**inputs)[0]
+        embeds: F32 = self.graphs["qformer"].run(**inputs)[0]
+        return embeds

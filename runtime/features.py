@@ -1,6 +1,7 @@
 """Features without torch: Whisper's log-mel spectrogram and BEATs' Kaldi filter bank.
 
-Both are computed in float64 and returned in float32: quiet bands next to loud ones lose up to 4e-3 in float32 arithmetic.
+Both are computed in float64 and returned in float32: in float32 arithmetic, quiet bands next to loud ones are off by up
+to 4e-3.
 """
 
 from functools import cache
@@ -53,7 +54,7 @@ def log_mel(pcm: F32, n_mels: int, frames: int) -> F32:
     mel = np.full((n_mels, frames), -10.0)  # log10 of the floor 1e-10
     mel[:, :active] = np.log10(np.maximum(power @ _slaney_filters(n_mels), 1e-10)).T
     mel = np.maximum(mel, mel.max() - 8.0)
-    return ((mel + 4.0) / 4.0).astype(np.float32)
+    return np.asarray((mel + 4.0) / 4.0, np.float32)
 
 
 def fbank(pcm: F32, config: AudioConfig) -> F32:
@@ -65,7 +66,7 @@ def fbank(pcm: F32, config: AudioConfig) -> F32:
     power = np.abs(np.fft.rfft(windowed, n=FBANK_FFT)) ** 2  # [frames, FBANK_FFT // 2 + 1]
     energies = power[:, :-1] @ _kaldi_filters()  # Kaldi leaves the Nyquist bin out
     features = np.log(np.maximum(energies, FBANK_FLOOR))
-    return ((features - config.fbank_mean) / config.fbank_scale).astype(np.float32)
+    return np.asarray((features - config.fbank_mean) / config.fbank_scale, np.float32)
 
 
 @cache

@@ -32,7 +32,7 @@ class KVCache:
     def bytes_per_position(self) -> int:
         """Bytes one position of one sequence takes."""
         _, heads, _, head_dim = self.keys[0].shape
-        return 2 * len(self.keys) * heads * head_dim * self.keys[0].itemsize
+        return int(2 * len(self.keys) * heads * head_dim * self.keys[0].itemsize)
 
 
 @dataclass(eq=False)

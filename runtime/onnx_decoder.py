@@ -28,8 +28,8 @@ class EmbeddingTable:
         """[len(token_ids), dim] in float32."""
         rows = self._rows[np.asarray(token_ids, np.int64)]
         if self._bfloat16:  # the upper half of a float32
-            return (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows.astype(np.float32)
+            return np.asarray((rows.astype(np.uint32) << 16).view(np.float32))
+        return np.asarray(rows, np.float32)
 
 
 class OnnxDecoder:
@@ -66,7 +66,8 @@ class OnnxDecoder:
 
     def prefill(self, slot: Slot, inputs_embeds: F32) -> F32:
         """Append [S, dim]; logits of the last position [V]."""
-        return self._append(slot, inputs_embeds, [len(inputs_embeds) - 1])[0]
+        logits: F32 = self._append(slot, inputs_embeds, [len(inputs_embeds) - 1])[0]
+        return logits
 
     def verify(self, slot: Slot, token_ids: Sequence[int]) -> F32:
         """Append k tokens; the logits after each [k, V]."""
@@ -89,7 +90,8 @@ class OnnxDecoder:
         target.copy_from(source, length)
 
     def _append(self, slot: Slot, embeds: F32, wanted: list[int]) -> F32:
-        return self._run(slot.cache, slot.row, slot.row + 1, embeds[None], wanted)[0]
+        logits: F32 = self._run(slot.cache, slot.row, slot.row + 1, embeds[None], wanted)[0]
+        return logits
 
     def _run(self, cache: KVCache, first: int, end: int, embeds: F32, wanted: list[int]) -> F32:
         """Run rows first..end of a cache on embeds [rows, S, dim]; logits [rows, len(wanted), V]."""

@@ -3,8 +3,9 @@
 import os
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
@@ -12,7 +13,7 @@ from runtime.bundle import Bundle, GraphSpec
 from runtime.errors import BundleError, DeviceError
 
 Device = Literal["cpu", "cuda"]
-Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
 
 _ONNX_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
 _ONNX_TYPES["tensor(int64)"] = "int64"
@@ -59,9 +60,9 @@ class Graph:
     session: onnxruntime.InferenceSession
     spec: GraphSpec
 
-    def run(self, **inputs: Array) -> Array:
-        """Run a graph with one output."""
-        outputs: list[Array] = self.session.run([self.spec.outputs[0].name], inputs)
+    def run(self, **inputs: F32) -> F32:
+        """Run a graph with one float32 output."""
+        outputs: list[F32] = self.session.run([self.spec.outputs[0].name], inputs)
         return outputs[0]
 
     @property

@@ -39,8 +39,9 @@ class BeatsEncoder(nn.Module):
         """
         patches = self.patch_embedding(fbank[:, None]).flatten(2).transpose(1, 2)  # [B, T, patch_dim], time-major
         x = self.post_extract_proj(self.layer_norm(patches))
-        ragged = frames is not None and bool((frames != fbank.shape[1]).any())
-        return self.encoder(x, self.valid_tokens(frames, x.shape[1]) if ragged else None)
+        if frames is None or bool((frames == fbank.shape[1]).all()):
+            return self.encoder(x, None)
+        return self.encoder(x, self.valid_tokens(frames, x.shape[1]))
 
     def valid_tokens(self, frames: Tensor, length: int) -> Tensor:
         """Which of `length` tokens come from a row's own `frames` [B]: bool [B, length]."""

@@ -58,7 +58,7 @@ class QFormerConfig:
     layers: int = 2
     heads: int = 12
     ffn: int = 3072
-    window: WindowConfig = WindowConfig()
+    window: WindowConfig = field(default_factory=WindowConfig)
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
@@ -106,7 +106,7 @@ class ModelConfig:
     qformer: QFormerConfig
     llm: dict[str, Any]  # the LLM's config.json, as transformers writes it
     prompt: PromptConfig
-    audio: AudioConfig = AudioConfig()
+    audio: AudioConfig = field(default_factory=AudioConfig)
     lora: LoraConfig | None = None
     sources: Sources = field(default_factory=Sources)
     name: str = "salmonn"

@@ -107,8 +107,8 @@ def convert_salmonn(
     if not isinstance(state, dict):
         raise CheckpointError(f"{pth} has no 'model'; expected a SALMONN .pth")
     tensors, leftovers = _rename(as_lazy(state), Path(pth))
-    config = _config(tensors, options, Path(whisper), beats and Path(beats), Path(llm), prompts, end_symbol)
-    _check_leftovers(state, leftovers, config)
+    config = _config(tensors, options, Path(whisper), Path(beats) if beats else None, Path(llm), prompts, end_symbol)
+    _check_leftovers(leftovers, config)
     _check_shapes(tensors, config, Path(pth))
     write_checkpoint(config, {n: get().float().contiguous() for n, get in tensors.items()}, _tokenizer_file(llm), out)
     return ConversionReport(len(tensors), leftovers)
@@ -260,12 +260,13 @@ def _tokenizer_file(llm: str | Path) -> Path:
     path = Path(llm) / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(
-            f"{path} does not exist; make it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            f"{path} does not exist; make it with transformers: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     return path
 
 
-def _check_leftovers(state: dict[str, Any], leftovers: dict[str, str], config: ModelConfig) -> None:
+def _check_leftovers(leftovers: dict[str, str], config: ModelConfig) -> None:
     for name in leftovers:
         if name.endswith("lm_head.weight") and not config.llm.get("tie_word_embeddings", False):
             raise CheckpointError(f"{name} is in the file, but the LLM's output layer is not tied: wrong LLM folder?")

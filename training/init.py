@@ -32,7 +32,7 @@ def init_checkpoint(config: ModelConfig, folder: str | Path, seed: int = 0, dtyp
 
 
 def random_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> SalmonnModel:
-    """A model of random weights whose every part matters: adapters and biases are not left at zero."""
+    """A model of random weights whose every part matters: adapters and biases are not zero, layers do not fade."""
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
     model = SalmonnModel(
@@ -45,8 +45,10 @@ def random_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> Sa
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".lora_" in name:
-                parameter.normal_(std=0.02)
+            if name.endswith("embed_tokens.weight"):
+                parameter.normal_(std=2 / parameter.shape[1] ** 0.5)  # logits of a spread of about 2
+            elif name.startswith("llm.") and parameter.ndim == 2:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
             elif parameter.ndim == 1 and name.endswith("bias"):
                 parameter.add_(torch.empty_like(parameter).normal_(std=0.02))
     torch.set_rng_state(generator_state)

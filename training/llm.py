@@ -44,7 +44,7 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> nn.Module:
         llm,
         peft.LoraConfig(
             r=config.r,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft only multiplies with it
+            lora_alpha=config.alpha,
             lora_dropout=config.dropout,
             target_modules=list(config.targets),
             task_type="CAUSAL_LM",

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from runtime.audio import Audio, AudioSource, load_audio
 from runtime.config import GenerationConfig, PromptConfig
@@ -85,7 +87,11 @@ class SalmonnModel(nn.Module):
 
     def embed_tokens(self, ids: Sequence[int]) -> Tensor:
         """[1, len(ids), llm_dim]."""
-        return self.llm.get_input_embeddings()(torch.tensor([list(ids)], dtype=torch.long, device=self.device))
+        return self._embeddings(torch.tensor([list(ids)], dtype=torch.long, device=self.device))
+
+    @property
+    def _embeddings(self) -> nn.Module:
+        return cast(PreTrainedModel, self.llm).get_input_embeddings()
 
     def embed_prompt(self, audio_embeds: Tensor, prompt: str) -> Tensor:
         """Prompt text around the audio embeddings [1, N, llm_dim]: [1, P, llm_dim]."""
@@ -115,20 +121,24 @@ class SalmonnModel(nn.Module):
         if config.stop_strings or config.do_sample:
             raise ConfigError("the PyTorch reference decodes greedily or with beams, without stop_strings")
         stops = self.prompts.stop_token_ids if config.stop_token_ids is None else config.stop_token_ids
-        ids = self.llm.generate(
-            inputs_embeds=inputs_embeds,
-            attention_mask=torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device),
-            max_new_tokens=config.max_new_tokens,
-            min_new_tokens=config.min_new_tokens or None,
-            num_beams=config.num_beams,
-            length_penalty=config.length_penalty,
-            early_stopping=config.early_stopping,
-            repetition_penalty=config.repetition_penalty,
-            no_repeat_ngram_size=config.no_repeat_ngram_size,
-            do_sample=False,
-            eos_token_id=list(stops) or None,
-            pad_token_id=stops[0] if stops else 0,
-        )[0].tolist()
+        ids = (
+            cast(PreTrainedModel, self.llm)
+            .generate(
+                inputs_embeds=inputs_embeds,
+                attention_mask=torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device),
+                max_new_tokens=config.max_new_tokens,
+                min_new_tokens=config.min_new_tokens or None,
+                num_beams=config.num_beams,
+                length_penalty=config.length_penalty,
+                early_stopping=config.early_stopping,
+                repetition_penalty=config.repetition_penalty,
+                no_repeat_ngram_size=config.no_repeat_ngram_size,
+                do_sample=False,
+                eos_token_id=list(stops) or None,
+                pad_token_id=stops[0] if stops else 0,
+            )[0]
+            .tolist()
+        )
         # Beams that ended earlier are padded with a stop token; what follows the first one is padding.
         ends = [i for i, token in enumerate(ids) if token in stops]
         return ids[: ends[0] + 1] if ends else ids

@@ -9,7 +9,7 @@ from training.byte_tokenizer import SPECIAL_TOKENS
 from training.config import BeatsConfig, LoraConfig, ModelConfig, QFormerConfig, WhisperConfig
 
 # Our own words; a published checkpoint brings its own prompts.
-TASKS = {
+TASKS: dict[str, tuple[str, ...]] = {
     "asr": ("<Speech><SpeechHere></Speech> Write down what is said.",),
     "caption": ("<Speech><SpeechHere></Speech> Say in one sentence what can be heard.",),
     "qa": ("<Speech><SpeechHere></Speech> Answer the question about the recording: {}",),

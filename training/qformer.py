@@ -36,7 +36,7 @@ class QFormer(nn.Module):
     def forward(self, speech: Tensor, audio: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Speech [B, S, speech_dim], audio [B, A, audio_dim] -> [B, windows * num_queries, llm_dim].
 
-        `valid` [B, A] marks the audio states that exist; the others become the zeros they would be if the row were alone.
+        `valid` [B, A] marks the audio states that exist; the others become the zeros they would be in a row alone.
         """
         fused = self.fuse(speech, audio, valid)
         windows = slice_windows(fused, self.window)  # [B, L, frames, width]

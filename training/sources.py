@@ -9,7 +9,7 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError
 from training.config import BeatsConfig, PartSource, WhisperConfig
-from training.tensors import LazyTensors, load_pickle, open_safetensors, with_prefix
+from training.tensors import LazyTensors, lazy, load_pickle, open_safetensors, with_prefix
 
 # openai/whisper's names -> transformers'; both describe the same encoder.
 OPENAI_NAMES = (
@@ -123,7 +123,7 @@ def beats_tensors(state: LazyTensors, where: str) -> LazyTensors:
     ):
         g, v = state.get(f"encoder.pos_conv.0.{magnitude}"), state.get(f"encoder.pos_conv.0.{direction}")
         if g and v:
-            tensors["encoder.pos_conv.weight"] = lambda g=g, v=v: fold_weight_norm(g(), v())  # type: ignore[misc]
+            tensors |= lazy({"encoder.pos_conv.weight": fold_weight_norm(g(), v())})
             return tensors
     raise CheckpointError(f"{where}: encoder.pos_conv.0 has neither weight_g/weight_v nor parametrizations.weight.*")
 
@@ -143,7 +143,7 @@ def read_llm(folder: Path) -> tuple[dict[str, Any], LazyTensors]:
 
 def as_lazy(state: dict[str, Any]) -> LazyTensors:
     """The tensors of a state dict, other values left out."""
-    return {name: (lambda value=value: value) for name, value in state.items() if isinstance(value, Tensor)}
+    return lazy({name: value for name, value in state.items() if isinstance(value, Tensor)})
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -71,7 +71,11 @@ def _is_zip(path: Path) -> bool:
 
 def lazy(tensors: dict[str, Tensor]) -> LazyTensors:
     """Tensors already at hand, in the lazy form."""
-    return {name: (lambda tensor=tensor: tensor) for name, tensor in tensors.items()}
+    return {name: _constant(tensor) for name, tensor in tensors.items()}
+
+
+def _constant(tensor: Tensor) -> Callable[[], Tensor]:
+    return lambda: tensor
 
 
 def with_prefix(tensors: LazyTensors, prefix: str) -> LazyTensors:

@@ -1,0 +1,59 @@
+"""Models that many tests share, each made once."""
+
+from pathlib import Path
+
+import pytest
+
+from export.bundle import export_bundle
+from runtime import Engine
+from training.convert import convert_salmonn
+from training.init import init_checkpoint
+from training.presets import preset
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Cases answered by the published code."""
+    return Path(__file__).parent / "assets" / "golden"
+
+
+@pytest.fixture(scope="session")
+def speech(golden: Path) -> Path:
+    """1.3 s of speech-like sound, 16 kHz, PCM16."""
+    return golden / "w1.wav"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    init_checkpoint(preset("tiny"), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("tiny-bundle") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_bundle: Path) -> Engine:
+    return Engine.load(tiny_bundle)
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("golden") / "checkpoint"
+    salmonn = golden / "salmonn"
+    convert_salmonn(
+        salmonn / "salmonn.pth",
+        folder,
+        whisper=salmonn / "whisper",
+        beats=golden / "beats" / "beats.pt",
+        llm=salmonn / "llm",
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(golden_checkpoint, tmp_path_factory.mktemp("golden-bundle") / "bundle")
