@@ -10,7 +10,14 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.export ## export a checkpoint to a bundle, check it, and transcribe recordings
-	@$(BIN)/python -m examples.demo
+	@rm -rf build/demo && mkdir -p build/demo
+	@echo
+	@echo "There is no trained checkpoint yet. This demo makes one of RANDOM weights, so the text it prints is noise."
+	@echo
+	$(BIN)/python -m training init --preset demo build/demo/checkpoint
+	$(BIN)/python -m export build/demo/checkpoint build/demo/bundle --encoder-precision int8 --llm-precision int8
+	$(BIN)/python -m runtime check build/demo/bundle
+	$(BIN)/python -m runtime transcribe build/demo/bundle demo/recordings/* --max-new-tokens 24
 
 test: lint types imports pytest ## everything that must pass
 

@@ -3,7 +3,6 @@
 Each side of a stage is loaded, run and freed in turn, so that memory holds one part at a time.
 """
 
-import gc
 import json
 import platform
 from collections.abc import Callable
@@ -110,7 +109,7 @@ def _measure(
     llm = load_llm(source)
     expected = _reference_logits(llm, ran.context, len(ran.tokens))
     if bundle.manifest.audio.window != source.config.audio.window:
-        as_trained = _encode_reference(source, source.config.audio, audio)["qformer"][0]
+        as_trained = _reference_embeds(source, source.config.audio, audio)
         context = np.concatenate([ran.before, as_trained, ran.after])
         window = StageError.between(expected, _reference_logits(llm, context, len(ran.tokens)))
     stages["llm"] = StageError.between(ran.stage_logits, expected)
@@ -133,18 +132,19 @@ def _measure_encoders(
     source: Checkpoint, bundle: Bundle, audio: Audio, progress: Callable[[str], None]
 ) -> tuple[dict[str, StageError], F32, F32]:
     """Errors of the encoder stages, and the audio embeddings [N, dim] of the bundle's own chain and of PyTorch's."""
-    progress("whisper")
-    reference = _encode_reference(source, bundle.manifest.audio, audio)
+    reference: dict[str, F32] = {}
+    got: dict[str, F32] = {}
     features = _features(source, bundle.manifest.audio, audio)
-    got = {}
     for part in features:
         progress(part)
         got[part] = _run_graph(bundle, part, features[part])
+        reference[part] = _reference_states(source, part, features[part])
     stages = {part: StageError.between(got[part], reference[part]) for part in features}
     progress("qformer")
-    alone = _run_graph(bundle, "qformer", *(reference[part] for part in features))
-    stages["qformer"] = StageError.between(alone, reference["qformer"])
-    return stages, _run_graph(bundle, "qformer", *got.values())[0], reference["qformer"][0]
+    alone = _run_graph(bundle, "qformer", *reference.values())
+    embeds = _run_module(load_qformer(source), *reference.values())
+    stages["qformer"] = StageError.between(alone, embeds)
+    return stages, _run_graph(bundle, "qformer", *got.values())[0], embeds[0]
 
 
 def _features(source: Checkpoint, config: AudioConfig, audio: Audio) -> dict[str, F32]:
@@ -156,14 +156,16 @@ def _features(source: Checkpoint, config: AudioConfig, audio: Audio) -> dict[str
     return features
 
 
-def _encode_reference(source: Checkpoint, config: AudioConfig, audio: Audio) -> dict[str, F32]:
-    """PyTorch's outputs of every encoder stage, one part in memory at a time."""
-    outputs: dict[str, F32] = {}
-    for part, features in _features(source, config, audio).items():
-        outputs[part] = _run_module(load_whisper(source) if part == "whisper" else load_beats(source), features)
-        gc.collect()
-    outputs["qformer"] = _run_module(load_qformer(source), *outputs.values())
-    return outputs
+def _reference_states(source: Checkpoint, part: str, features: F32) -> F32:
+    """PyTorch's states of one encoder, which is freed on return."""
+    return _run_module(load_whisper(source) if part == "whisper" else load_beats(source), features)
+
+
+def _reference_embeds(source: Checkpoint, config: AudioConfig, audio: Audio) -> F32:
+    """PyTorch's audio embeddings [N, dim] under other feature settings than the bundle's."""
+    states = [_reference_states(source, part, array) for part, array in _features(source, config, audio).items()]
+    embeds: F32 = _run_module(load_qformer(source), *states)[0]
+    return embeds
 
 
 @dataclass(frozen=True)
