@@ -150,12 +150,19 @@ class Engine:
     ) -> Generator[str, None, Result]:
         """Like `generate`, but yields pieces of text as they are decoded, and returns the Result.
 
-        Closing the generator frees its memory. Beam search yields its text at the end.
+        Bad input is refused here, before the first piece is asked for. Closing the generator frees its memory. Beam
+        search yields its text at the end.
         """
         started = time.perf_counter()
         config = self._check(config or GenerationConfig())
         ids = self._prompt_ids(task, prompt, question)
         heard = self._load_audio(audio, sample_rate)
+        return self._answer(heard, ids, config, cancel, started)
+
+    def _answer(
+        self, heard: Audio, ids: PromptIds, config: GenerationConfig, cancel: threading.Event | None, started: float
+    ) -> Generator[str, None, Result]:
+        """The data path behind the features: encoders, prompt, LLM, search, text."""
         if note := self._silence(heard):
             return _silent_result(heard, note, started)
         encoded = self.encoder.encode(heard)
@@ -244,11 +251,15 @@ class Heard:
         config: GenerationConfig | None = None,
         cancel: threading.Event | None = None,
     ) -> Generator[str, None, Result]:
-        """Like `ask`, but yields pieces of text as they are decoded."""
+        """Like `ask`, but yields pieces of text as they are decoded. Bad input is refused here."""
         started = time.perf_counter()
+        config = self._engine._check(config or GenerationConfig())
+        return self._answer(self._engine._prompt_ids(task, prompt, question), config, cancel, started)
+
+    def _answer(
+        self, ids: PromptIds, config: GenerationConfig, cancel: threading.Event | None, started: float
+    ) -> Generator[str, None, Result]:
         engine, decoder = self._engine, self._engine.decoder
-        config = engine._check(config or GenerationConfig())
-        ids = engine._prompt_ids(task, prompt, question)
         if note := engine._silence(self._audio):
             return _silent_result(self._audio, note, started)
         shared = ids.before == self._opening

@@ -106,7 +106,7 @@ def convert_salmonn(
     state, options = loaded.get("model"), _model_options(loaded)
     if not isinstance(state, dict):
         raise CheckpointError(f"{pth} has no 'model'; expected a SALMONN .pth")
-    tensors, leftovers = _rename(as_lazy(state), Path(pth))
+    tensors, leftovers = rename_salmonn(as_lazy(state), Path(pth))
     config = _config(tensors, options, Path(whisper), Path(beats) if beats else None, Path(llm), prompts, end_symbol)
     _check_leftovers(leftovers, config)
     _check_shapes(tensors, config, Path(pth))
@@ -120,7 +120,12 @@ def _model_options(loaded: dict[str, Any]) -> dict[str, Any]:
     return options if isinstance(options, dict) else {}
 
 
-def _rename(state: LazyTensors, where: Path) -> tuple[LazyTensors, dict[str, str]]:
+def rename_salmonn(state: LazyTensors, where: Path) -> tuple[LazyTensors, dict[str, str]]:
+    """A .pth's tensors under our names (`qformer.*`, `lora.*`), and its leftovers with the reason.
+
+    Raises:
+        CheckpointError: a key is neither used nor a known leftover.
+    """
     renamed: LazyTensors = {}
     leftovers: dict[str, str] = {}
     unknown = []
@@ -162,7 +167,6 @@ def _config(
     whisper_config, _ = read_whisper(whisper)
     beats_config = read_beats(beats)[0] if beats else None
     llm_config, _ = read_llm(llm)
-    tokenizer = Tokenizer(_tokenizer_file(llm))
     return ModelConfig(
         name=llm.resolve().name,
         whisper=whisper_config,
@@ -171,7 +175,7 @@ def _config(
         llm=llm_config,
         lora=_lora_config(tensors, options),
         audio=AudioConfig(n_mels=whisper_config.n_mels),
-        prompt=_prompt_config(llm_config, tokenizer, options, prompts, end_symbol),
+        prompt=_prompt_config(llm, llm_config, options, prompts, end_symbol),
         sources=Sources(
             whisper=_absolute(describe_source(whisper)),
             beats=_absolute(describe_source(beats)) if beats else None,
@@ -223,25 +227,46 @@ def _lora_config(tensors: LazyTensors, options: dict[str, Any]) -> LoraConfig | 
 
 
 def _prompt_config(
-    llm: dict[str, Any],
-    tokenizer: Tokenizer,
+    llm: Path,
+    llm_config: dict[str, Any],
     options: dict[str, Any],
     prompts: str | Path | None,
     end_symbol: str | None,
 ) -> PromptConfig:
+    tokenizer = Tokenizer(_tokenizer_file(llm))
     end = end_symbol if end_symbol is not None else str(options.get("end_sym", "</s>"))
     end_id = tokenizer.token_id(end)
     if end_id is None:
         raise CheckpointError(f"end symbol {end!r} is no token of the tokenizer; pass end_symbol= (--end-symbol)")
-    stops = llm.get("eos_token_id") or []
-    stops = [stops] if isinstance(stops, int) else list(stops)
     return PromptConfig(
         template=str(options.get("prompt_template", "USER: {}\nASSISTANT:")),
         tasks=read_prompts(Path(prompts)) if prompts else TASKS,
-        bos_token_id=llm.get("bos_token_id"),
-        stop_token_ids=tuple(dict.fromkeys([end_id, *stops])),
+        bos_token_id=read_bos(llm, llm_config, tokenizer),
+        stop_token_ids=tuple(dict.fromkeys([end_id, *read_eos(llm, llm_config)])),
         end_symbol=end,
     )
+
+
+def read_bos(llm: Path, llm_config: dict[str, Any], tokenizer: Tokenizer) -> int | None:
+    """The beginning symbol as the tokenizer has it: its files say more than the LLM's config, which may name one that
+    the tokenizer does not use (Qwen). None: there is none.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        settings = read_json(llm / name) if (llm / name).is_file() else {}
+        if "bos_token" in settings:
+            token = settings["bos_token"]
+            text = token.get("content") if isinstance(token, dict) else token
+            return None if text is None else tokenizer.token_id(text)
+    return llm_config.get("bos_token_id")
+
+
+def read_eos(llm: Path, llm_config: dict[str, Any]) -> list[int]:
+    """The ids transformers would stop at: those of generation_config.json, else those of the LLM's config."""
+    path = llm / "generation_config.json"
+    stops = (read_json(path) if path.is_file() else {}).get("eos_token_id", llm_config.get("eos_token_id"))
+    if stops is None:
+        return []
+    return [stops] if isinstance(stops, int) else list(stops)
 
 
 def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """The language model: built by transformers, adapted by peft, its tensors named as in the LLM's own files."""
 
 import copy
+import warnings
 from typing import Any
 
 import peft
@@ -40,16 +41,17 @@ def load_base(llm: nn.Module, tensors: LazyTensors, tied: bool) -> None:
 
 def add_lora(llm: nn.Module, config: LoraConfig) -> nn.Module:
     """Wrap the LLM's target modules with peft's adapters."""
-    return peft.get_peft_model(
-        llm,
-        peft.LoraConfig(
-            r=config.r,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=list(config.targets),
-            task_type="CAUSAL_LM",
-        ),
+    adapters = peft.LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets),
+        task_type="CAUSAL_LM",
     )
+    with warnings.catch_warnings():
+        # peft reads a transformers attribute that is being renamed; nothing a user of ours can do about it.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        return peft.get_peft_model(llm, adapters)
 
 
 def lora_parameters(llm: nn.Module) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from runtime.prompt import choose_prompt, prompt_ids
 from runtime.tokenizer import Tokenizer
 from training.beats import BeatsEncoder
 from training.config import ModelConfig
+from training.features import FeatureBatch, Features, collate
 from training.qformer import QFormer
 from training.whisper import WhisperEncoder
 
@@ -67,18 +68,25 @@ class SalmonnModel(nn.Module):
 
     def encode_batch(self, audios: Sequence[Audio]) -> list[Tensor]:
         """Audio embeddings of several recordings, each [1, N, llm_dim], each as if it were alone."""
-        frames = {whisper_frames(len(a.pcm), self.config.audio, self.config.qformer.window) for a in audios}
-        if len(frames) > 1:  # Whisper attends to its whole window: windows of different lengths run apart
-            return [self.encode(audio) for audio in audios]
-        mels = [torch.from_numpy(log_mel(a.pcm, self.config.audio.n_mels, 2 * max(frames))) for a in audios]
-        speech = self.whisper(torch.stack(mels).to(self.device))
-        if self.beats is None:
-            return list(self.qformer(speech).split(1))
-        banks = [torch.from_numpy(fbank(a.pcm, self.config.audio)) for a in audios]
-        lengths = torch.tensor([len(bank) for bank in banks], device=self.device)
-        states = self.beats(nn.utils.rnn.pad_sequence(banks, batch_first=True).to(self.device), lengths)
-        valid = self.beats.valid_tokens(lengths, states.shape[1])
-        return list(self.qformer(speech, states, valid).split(1))
+        return self.encode_features(collate([self.features(audio) for audio in audios]).to(self.device))[0]
+
+    def features(self, audio: Audio) -> Features:
+        """Spectrograms of one recording."""
+        frames = whisper_frames(len(audio.pcm), self.config.audio, self.config.qformer.window)
+        mel = torch.from_numpy(log_mel(audio.pcm, self.config.audio.n_mels, 2 * frames))
+        return Features(mel, torch.from_numpy(fbank(audio.pcm, self.config.audio)) if self.beats is not None else None)
+
+    def encode_features(self, batch: FeatureBatch) -> tuple[list[Tensor], Tensor]:
+        """Audio embeddings of each row [1, N, llm_dim], and the Whisper states of all [B, T, d_model]."""
+        speech = self.whisper(batch.log_mel, batch.frames)
+        if self.beats is None or batch.fbank is None:
+            embeds = self.qformer(speech)
+        else:
+            states = self.beats(batch.fbank, batch.fbank_frames)
+            embeds = self.qformer(speech, states, self.beats.valid_tokens(batch.fbank_frames, states.shape[1]))
+        window = self.config.qformer.window
+        counts = [window.count(frames) * window.num_queries for frames in batch.frames.tolist()]
+        return [row[None, :count] for row, count in zip(embeds, counts, strict=True)], speech
 
     @property
     def device(self) -> torch.device:

@@ -55,8 +55,9 @@ def load_pickle(path: Path) -> dict[str, object]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path} cannot be loaded with weights_only=True: {str(error).splitlines()[0]}; "
+            f"{path} cannot be loaded with weights_only=True: {reason}; "
             "files that need arbitrary code are refused: save tensors and plain values only"
         ) from error
     if not isinstance(loaded, dict):

@@ -22,13 +22,22 @@ class WhisperEncoder(nn.Module):
         self.layers = nn.ModuleList(WhisperLayer(config) for _ in range(config.layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """[B, n_mels, 2 T] -> [B, T, d_model]; T up to the rows of the position table (1500)."""
+    def forward(self, log_mel: Tensor, frames: Tensor | None = None) -> Tensor:
+        """[B, n_mels, 2 T] -> [B, T, d_model]; T up to the rows of the position table (1500).
+
+        `frames` [B] is how many of the T each row has, if not all: a row padded with zeros gives what it gives alone.
+        """
+        valid = None
+        if frames is not None and bool((frames != log_mel.shape[2] // 2).any()):
+            valid = torch.arange(log_mel.shape[2] // 2, device=frames.device)[None, :] < frames[:, None]
         x = F.gelu(self.conv1(log_mel))
+        if valid is not None:  # what the second convolution would see behind a row alone: zeros
+            x = x * valid.repeat_interleave(2, dim=1)[:, None, :]
         x = F.gelu(self.conv2(x)).transpose(1, 2)
         x = x + self.embed_positions.weight[: x.shape[1]]
+        keys = None if valid is None else valid[:, None, None, :]
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, keys)
         return self.layer_norm(x)
 
 
@@ -43,9 +52,9 @@ class WhisperLayer(nn.Module):
         self.fc2 = nn.Linear(config.ffn, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d_model] -> [B, T, d_model]."""
-        x = x + self.self_attn(self.self_attn_layer_norm(x))
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """[B, T, d_model], keys to attend to [B, 1, 1, T] or None for all -> [B, T, d_model]."""
+        x = x + self.self_attn(self.self_attn_layer_norm(x), keys)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
 
@@ -60,13 +69,13 @@ class WhisperAttention(nn.Module):
         self.v_proj = nn.Linear(config.d_model, config.d_model)
         self.out_proj = nn.Linear(config.d_model, config.d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d_model] -> [B, T, d_model]."""
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """[B, T, d_model], keys to attend to [B, 1, 1, T] or None for all -> [B, T, d_model]."""
         q, k, v = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2).flatten(2))
 
 
 def sinusoids(length: int, channels: int) -> Tensor:

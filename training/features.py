@@ -1,0 +1,43 @@
+"""Spectrograms as tensors, alone and in padded batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Features:
+    """Spectrograms of one recording."""
+
+    log_mel: Tensor  # [n_mels, 2 T]
+    fbank: Tensor | None  # [F, 128]; None without BEATs
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Spectrograms of several recordings, zeros behind the shorter ones."""
+
+    log_mel: Tensor  # [B, n_mels, 2 T]
+    frames: Tensor  # [B] Whisper frames of each row
+    fbank: Tensor | None  # [B, F, 128]
+    fbank_frames: Tensor  # [B] filter-bank frames of each row
+
+    def to(self, device: torch.device) -> "FeatureBatch":
+        """The batch on a device."""
+        fbank = None if self.fbank is None else self.fbank.to(device)
+        return FeatureBatch(self.log_mel.to(device), self.frames.to(device), fbank, self.fbank_frames.to(device))
+
+
+def collate(features: Sequence[Features]) -> FeatureBatch:
+    """Pad and stack."""
+    frames = torch.tensor([item.log_mel.shape[1] // 2 for item in features])
+    longest = 2 * int(frames.max())
+    log_mel = torch.stack([pad(item.log_mel, (0, longest - item.log_mel.shape[1])) for item in features])
+    banks = [item.fbank for item in features if item.fbank is not None]
+    lengths = torch.tensor([len(bank) for bank in banks])
+    return FeatureBatch(
+        log_mel, frames, torch.nn.utils.rnn.pad_sequence(banks, batch_first=True) if banks else None, lengths
+    )
