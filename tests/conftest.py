@@ -3,12 +3,17 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from export.bundle import export_bundle
 from runtime import Engine
 from training.convert import convert_salmonn
 from training.init import init_checkpoint
 from training.presets import preset
+
+# The same examples every time, and no limit on how long a busy machine takes for one.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

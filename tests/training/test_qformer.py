@@ -18,7 +18,7 @@ from export.graph import WeightFile
 from export.qformer import build_qformer
 from runtime.config import PromptConfig, WindowConfig
 from training.config import BeatsConfig, ModelConfig, QFormerConfig, WhisperConfig
-from training.convert import _qformer_config, _rename
+from training.convert import _qformer_config, rename_salmonn
 from training.qformer import QFormer, slice_windows
 from training.sources import as_lazy
 from training.tensors import lazy, load_pickle, load_strict, with_prefix
@@ -62,7 +62,7 @@ def test_golden_cases(golden: Path, tmp_path: Path, name: str) -> None:
     case = json.loads((folder / "cases.json").read_text())[name]
     inputs, expected = np.load(folder / "inputs.npz"), np.load(folder / "expected.npz")[name]
     loaded: dict[str, Any] = load_pickle(folder / case["file"])
-    tensors, leftovers = _rename(as_lazy(loaded["model"]), folder / case["file"])
+    tensors, leftovers = rename_salmonn(as_lazy(loaded["model"]), folder / case["file"])
     assert set(leftovers) == {"speech_Qformer.bert.embeddings.position_ids"}
     qformer_config = _qformer_config(tensors, loaded["config"]["model"])
     assert qformer_config == QFormerConfig(
@@ -167,7 +167,7 @@ def test_equals_the_published_path_around_transformers(
     config = model_config(QFormerConfig(dim=48, layers=layers, heads=3, ffn=40, window=window), 32, 24 * with_beats, 56)
     reference = Reference(config, seed=window.frames)
     published = reference.published_state()
-    tensors, _ = _rename(lazy(published), tmp_path)
+    tensors, _ = rename_salmonn(lazy(published), tmp_path)
     assert len(tensors) == len(published)
     # The published query has a leading batch axis of 1, which a file's conversion takes off.
     qformer = filled(config, with_prefix(tensors, "qformer."))
@@ -187,7 +187,9 @@ def test_equals_the_published_path_around_transformers(
 @torch.inference_mode()
 def test_a_padded_row_equals_the_row_alone() -> None:
     config = model_config(QFormerConfig(dim=48, layers=2, heads=3, ffn=40), 32, 24, 56)
-    qformer = filled(config, with_prefix(_rename(lazy(Reference(config, 0).published_state()), Path())[0], "qformer."))
+    qformer = filled(
+        config, with_prefix(rename_salmonn(lazy(Reference(config, 0).published_state()), Path())[0], "qformer.")
+    )
     speech, audio = torch.randn(2, 100, 32), torch.randn(2, 96, 24)
     valid = torch.ones(2, 96, dtype=torch.bool)
     valid[0, 24:] = False

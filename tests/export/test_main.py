@@ -1,0 +1,78 @@
+"""python -m export."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from export.__main__ import main
+from runtime.bundle import open_bundle
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--encoder-precision", "--llm-precision", "--target", "--window", "--max-length", "--parity-budget"):
+        assert option in text
+    assert "example: python -m export" in text
+
+
+def test_export(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bundle"
+    options = ["--llm-precision", "int8", "--window", "trimmed", "--max-length", "512", "--quiet"]
+    assert main([str(tiny_checkpoint), str(out), *options]) == 0
+    manifest = open_bundle(out).manifest
+    assert (manifest.precision.whisper, manifest.precision.llm) == ("fp32", "int8")
+    assert manifest.audio.window == "trimmed"
+    assert manifest.llm.max_length == 512
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert f"{out}: " in printed.out
+    for line in ("MiB", "whisper", "beats", "qformer", "llm", "end to end", "tokens"):
+        assert line in printed.out
+
+
+def test_export_with_a_recording_and_a_progress_bar(
+    tmp_path: Path, tiny_checkpoint: Path, speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tiny_checkpoint), str(tmp_path / "bundle"), "--golden-audio", str(speech)]) == 0
+    parity = json.loads((tmp_path / "bundle" / "parity.json").read_text())
+    assert parity["audio_s"] == pytest.approx(1.3, abs=1e-3)
+    assert parity["budget"] is None
+    printed = capsys.readouterr()
+    assert "checking llm" in printed.err
+    assert f"{parity['tokens_agreeing']} of {parity['tokens_compared']}" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["{tmp}/none", "{tmp}/bundle"], "config.json does not exist"),
+        (["{checkpoint}", "{checkpoint}"], "exists; choose another name"),
+        (["{checkpoint}", "{tmp}/bundle", "--golden-audio", "{tmp}/none.wav"], "none.wav' does not exist"),
+        (["{checkpoint}", "{tmp}/bundle", "--target", "cuda", "--encoder-precision", "int8"], "int8 encoders"),
+        (["{checkpoint}", "{tmp}/bundle", "--max-length", "3"], "max_length is 3"),
+        (["{checkpoint}", "{tmp}/bundle", "--llm-precision", "int4", "--parity-budget", "1e-6"], "exceeds the budget"),
+    ],
+)
+def test_errors_a_user_can_mend(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    arguments = [option.format(tmp=tmp_path, checkpoint=tiny_checkpoint) for option in options]
+    assert main([*arguments, "--quiet"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [[], ["a"], ["a", "b", "--target", "tpu"], ["a", "b", "--llm-precision", "int3"]])
+def test_wrong_arguments(capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(options)
+    assert exit_info.value.code == 2
+    assert "usage: python -m export" in capsys.readouterr().err

@@ -1,0 +1,481 @@
+"""The engine on a tiny model: streaming, stopping, listening, threads, and refusals."""
+
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pytest
+import soundfile
+
+from runtime import Engine, GenerationConfig, Limits, Result, load_audio
+from runtime.errors import AudioError, AudioTooLongError, CapacityError, ConfigError, PromptError, UnknownTaskError
+from runtime.tokenizer import REPLACEMENT
+
+F32 = npt.NDArray[np.float32]
+
+# The tiny model alone would repeat one token. Banning repetition makes its ranking of all tokens visible.
+VARIED = GenerationConfig(max_new_tokens=24, no_repeat_ngram_size=1)
+BEAMS = replace(VARIED, num_beams=3)
+SAMPLED = GenerationConfig(max_new_tokens=24, do_sample=True, temperature=2.0, seed=1)
+EACH_SEARCH = pytest.mark.parametrize("config", [VARIED, BEAMS, SAMPLED], ids=["greedy", "beams", "sampled"])
+
+
+def noise(seconds: float, seed: int = 0) -> F32:
+    return np.random.default_rng(seed).normal(0, 0.1, round(seconds * 16000)).astype(np.float32)
+
+
+def answer(result: Result) -> tuple[str, list[int], str, tuple[str, ...]]:
+    """A result without its timings."""
+    return result.text, result.token_ids, result.finish_reason, result.notes
+
+
+def collect(pieces: Generator[str, None, Result]) -> tuple[list[str], Result]:
+    result: list[Result] = []
+
+    def until_done() -> Iterator[str]:
+        result.append((yield from pieces))
+
+    return list(until_done()), result[0]
+
+
+# Streaming
+
+
+@EACH_SEARCH
+def test_pieces_make_up_the_text(tiny_engine: Engine, speech: Path, config: GenerationConfig) -> None:
+    pieces, result = collect(tiny_engine.generate_iter(speech, task="asr", config=config))
+    assert "".join(pieces) == result.text != ""
+    assert len(pieces) > 1
+    assert all(pieces)
+    assert answer(result) == answer(tiny_engine.generate(speech, task="asr", config=config))
+
+
+@EACH_SEARCH
+def test_text_is_the_decoded_tokens(tiny_engine: Engine, speech: Path, config: GenerationConfig) -> None:
+    result = tiny_engine.generate(speech, task="asr", config=config)
+    assert result.text == tiny_engine.tokenizer.decode(result.token_ids)
+
+
+def test_bad_input_is_refused_before_the_first_piece(tiny_engine: Engine, speech: Path) -> None:
+    with pytest.raises(UnknownTaskError):
+        tiny_engine.generate_iter(speech, task="translate")
+    with pytest.raises(AudioError):
+        tiny_engine.generate_iter(b"", task="asr")
+
+
+def test_closing_early_leaves_the_engine_as_it_was(tiny_engine: Engine, speech: Path) -> None:
+    whole = tiny_engine.generate(speech, task="asr", config=VARIED)
+    pieces = tiny_engine.generate_iter(speech, task="asr", config=VARIED)
+    first = next(pieces)
+    pieces.close()
+    with pytest.raises(StopIteration):
+        next(pieces)
+    assert whole.text.startswith(first)
+    assert answer(tiny_engine.generate(speech, task="asr", config=VARIED)) == answer(whole)
+
+
+# Stopping
+
+
+@EACH_SEARCH
+def test_length(tiny_engine: Engine, speech: Path, config: GenerationConfig) -> None:
+    result = tiny_engine.generate(speech, task="asr", config=replace(config, stop_token_ids=()))
+    assert (len(result.token_ids), result.finish_reason) == (24, "length")
+
+
+def test_one_token(tiny_engine: Engine, speech: Path) -> None:
+    whole = tiny_engine.generate(speech, task="asr", config=VARIED)
+    result = tiny_engine.generate(speech, task="asr", config=replace(VARIED, max_new_tokens=1))
+    assert result.token_ids == whole.token_ids[:1]
+    assert result.timings.tpot_s == 0
+
+
+@pytest.mark.parametrize("position", [0, 1, 10, 23])
+def test_stop_token(tiny_engine: Engine, speech: Path, position: int) -> None:
+    free = tiny_engine.generate(speech, task="asr", config=VARIED).token_ids
+    config = replace(VARIED, stop_token_ids=(free[position], 257))
+    result = tiny_engine.generate(speech, task="asr", config=config)
+    assert (result.token_ids, result.finish_reason) == (free[: position + 1], "stop")
+
+
+def test_stop_token_of_beams(tiny_engine: Engine, speech: Path) -> None:
+    free = tiny_engine.generate(speech, task="asr", config=BEAMS).token_ids
+    config = replace(BEAMS, stop_token_ids=tuple(free[3:6]), early_stopping=True)
+    result = tiny_engine.generate(speech, task="asr", config=config)
+    assert result.finish_reason == "stop"
+    assert result.token_ids[-1] in free[3:6]
+    assert not set(result.token_ids[:-1]) & set(free[3:6])
+
+
+def test_stop_tokens_default_to_the_bundles(tiny_engine: Engine, speech: Path) -> None:
+    free = replace(VARIED, max_new_tokens=257, stop_token_ids=())
+    tokens = tiny_engine.generate(speech, task="asr", config=free).token_ids
+    assert 257 in tokens[:-1]  # no token twice: nearly all of the 258 occur
+    result = tiny_engine.generate(speech, task="asr", config=replace(free, stop_token_ids=None))
+    assert (result.token_ids, result.finish_reason) == (tokens[: tokens.index(257) + 1], "stop")
+
+
+def test_min_new_tokens(tiny_engine: Engine, speech: Path) -> None:
+    first = tiny_engine.generate(speech, task="asr", config=VARIED).token_ids[0]
+    early = GenerationConfig(max_new_tokens=24, stop_token_ids=(first,))
+    assert tiny_engine.generate(speech, task="asr", config=early).token_ids == [first]
+    result = tiny_engine.generate(speech, task="asr", config=replace(early, min_new_tokens=5))
+    assert len(result.token_ids) >= 6
+    assert first not in result.token_ids[:5]
+
+
+def test_stop_token_outside_the_vocabulary(tiny_engine: Engine, speech: Path) -> None:
+    config = replace(VARIED, stop_token_ids=(99_999,), min_new_tokens=1)
+    with pytest.raises(ConfigError, match="99999"):
+        tiny_engine.generate(speech, task="asr", config=config)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_stop_strings_cut_the_text(tiny_engine: Engine, speech: Path, length: int) -> None:
+    config = replace(VARIED, max_new_tokens=60)
+    whole = tiny_engine.generate(speech, task="asr", config=config)
+    strings = {whole.text[i : i + length] for i in range(len(whole.text) - length)}
+    certain = sorted(string for string in strings if REPLACEMENT not in string)
+    assert len(certain) >= 3
+    for string in certain[::5]:
+        pieces, result = collect(
+            tiny_engine.generate_iter(speech, task="asr", config=replace(config, stop_strings=("nowhere", string)))
+        )
+        assert result.text == whole.text[: whole.text.index(string)]
+        assert "".join(pieces) == result.text
+        assert result.finish_reason == "stop"
+        assert result.token_ids == whole.token_ids[: len(result.token_ids)]
+        assert string in tiny_engine.tokenizer.decode(result.token_ids)
+
+
+def test_stop_strings_cut_the_text_of_beams(tiny_engine: Engine, speech: Path) -> None:
+    whole = tiny_engine.generate(speech, task="asr", config=BEAMS)
+    string = next(char for char in whole.text if char != REPLACEMENT)
+    result = tiny_engine.generate(speech, task="asr", config=replace(BEAMS, stop_strings=(string,)))
+    assert string not in result.text
+
+
+# Cancelling
+
+
+@EACH_SEARCH
+def test_cancelled_before_the_first_token(tiny_engine: Engine, speech: Path, config: GenerationConfig) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    result = tiny_engine.generate(speech, task="asr", config=config, cancel=cancel)
+    assert (result.text, result.token_ids, result.finish_reason) == ("", [], "cancelled")
+
+
+def test_cancelled_after_a_piece(tiny_engine: Engine, speech: Path) -> None:
+    whole = tiny_engine.generate(speech, task="asr", config=VARIED)
+    cancel = threading.Event()
+
+    def cancelling() -> Generator[str, None, Result]:
+        pieces = tiny_engine.generate_iter(speech, task="asr", config=VARIED, cancel=cancel)
+        yield next(pieces)
+        cancel.set()
+        return (yield from pieces)
+
+    _, result = collect(cancelling())
+    assert result.finish_reason == "cancelled"
+    assert result.token_ids == whole.token_ids[: len(result.token_ids)]
+    assert 0 < len(result.token_ids) < 24
+
+
+# Silence
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5e-4])
+def test_silence_is_answered_with_nothing(tiny_engine: Engine, level: float) -> None:
+    silence = np.full(32_000, level, np.float32)
+    result = tiny_engine.generate(silence, task="asr", sample_rate=16000)
+    assert (result.text, result.token_ids, result.finish_reason) == ("", [], "stop")
+    assert len(result.notes) == 1
+    assert result.notes[0].startswith("silence: the peak is -")
+    assert "below -80 dBFS" in result.notes[0]
+    with tiny_engine.listen(silence, sample_rate=16000) as heard:
+        assert answer(heard.ask("Describe.")) == answer(result)
+
+
+def test_silence_can_be_decoded(tiny_bundle: Path) -> None:
+    engine = Engine.load(tiny_bundle, limits=Limits(silence_dbfs=None))
+    result = engine.generate(np.zeros(16_000, np.float32), task="asr", sample_rate=16000, config=VARIED)
+    assert (len(result.token_ids), result.notes) == (24, ())
+
+
+# Refusals
+
+
+def test_prompt_beyond_the_kv_cache(tiny_engine: Engine, speech: Path) -> None:
+    with pytest.raises(CapacityError, match=r"positions, the KV cache has 2048: shorten.*max_new_tokens.*--max-length"):
+        tiny_engine.generate(speech, prompt="x" * 2000)
+
+
+def test_answer_beyond_the_kv_cache(tiny_engine: Engine, speech: Path) -> None:
+    with pytest.raises(CapacityError, match="the KV cache has 2048"):
+        tiny_engine.generate(speech, task="asr", config=GenerationConfig(max_new_tokens=2048))
+    with (
+        tiny_engine.listen(speech) as heard,
+        pytest.raises(CapacityError, match="the KV cache has 2048"),
+    ):
+        heard.ask(task="asr", config=GenerationConfig(max_new_tokens=2048))
+
+
+def test_too_many_beams(tiny_engine: Engine, speech: Path) -> None:
+    with pytest.raises(ConfigError, match=r"num_beams is 17, the limit is 16: .*Limits\(max_beams"):
+        tiny_engine.generate(speech, task="asr", config=GenerationConfig(num_beams=17))
+
+
+def test_too_long_prompt(tiny_engine: Engine, speech: Path) -> None:
+    with pytest.raises(PromptError, match=r"20001 characters, the limit is 20000: .*Limits\(max_prompt_chars"):
+        tiny_engine.generate(speech, prompt="x" * 20_001)
+
+
+def test_unknown_task(tiny_engine: Engine, speech: Path) -> None:
+    assert tiny_engine.tasks == ("asr", "caption", "qa")
+    with pytest.raises(UnknownTaskError, match=r"unknown task 'translate'.*asr, caption, qa"):
+        tiny_engine.generate(speech, task="translate")
+
+
+def test_neither_task_nor_prompt(tiny_engine: Engine, speech: Path) -> None:
+    with pytest.raises(PromptError, match="exactly one of task= and prompt="):
+        tiny_engine.generate(speech)
+    with tiny_engine.listen(speech) as heard, pytest.raises(PromptError, match="exactly one of task= and prompt="):
+        heard.ask()
+
+
+def test_audio_beyond_the_window(tiny_engine: Engine) -> None:
+    with pytest.raises(AudioTooLongError, match=r"30\.50 s long; this model hears 30 s"):
+        tiny_engine.generate(noise(30.5), task="asr", sample_rate=16000)
+
+
+def test_array_without_a_rate(tiny_engine: Engine) -> None:
+    with pytest.raises(AudioError, match="sample_rate=16000"):
+        tiny_engine.generate(noise(1.0), task="asr")
+
+
+# Audio
+
+
+def test_sources_of_the_same_sound_are_answered_alike(tiny_engine: Engine, speech: Path) -> None:
+    pcm, rate = soundfile.read(speech, dtype="float32")
+    expected = answer(tiny_engine.generate(speech, task="asr", config=VARIED))
+    assert answer(tiny_engine.generate(speech.read_bytes(), task="asr", config=VARIED)) == expected
+    assert answer(tiny_engine.generate(pcm, task="asr", config=VARIED, sample_rate=rate)) == expected
+    assert answer(tiny_engine.generate(load_audio(speech), task="asr", config=VARIED)) == expected
+
+
+def test_what_was_done_to_the_audio_is_noted(tiny_engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([noise(0.5), noise(0.5, 1)], axis=1)[::2], 8000)
+    result = tiny_engine.generate(path, task="asr", config=VARIED)
+    assert result.notes == (
+        "channel 0 of 2 is used",
+        "0.500 s padded with zeros to 1 s",
+        "8000 Hz resampled to 16000 Hz",
+    )
+    assert result.timings.audio_s == 0.5
+
+
+def test_the_beginning_of_long_audio(tiny_engine: Engine) -> None:
+    long = noise(40.0)
+    result = tiny_engine.generate(load_audio(long, 16000).first(30), task="asr", config=VARIED)
+    expected = tiny_engine.generate(long[:480_000], task="asr", config=VARIED, sample_rate=16000)
+    assert result.token_ids == expected.token_ids
+    assert result.notes == ("cut from 40.00 s to 30.00 s on request",)
+
+
+def test_the_first_moment_of_audio_is_padded_like_a_recording_of_it(tiny_engine: Engine) -> None:
+    sound = noise(2.0)
+    result = tiny_engine.generate(load_audio(sound, 16000).first(0.01), task="asr", config=VARIED)
+    expected = tiny_engine.generate(sound[:160], task="asr", config=VARIED, sample_rate=16000)
+    assert result.token_ids == expected.token_ids
+
+
+def test_a_hundredth_of_a_second(tiny_engine: Engine) -> None:
+    result = tiny_engine.generate(noise(0.01), task="asr", config=VARIED, sample_rate=16000)
+    assert len(result.token_ids) == 24
+
+
+# Sampling
+
+
+def test_a_seed_makes_sampling_repeatable(tiny_engine: Engine, speech: Path) -> None:
+    by_seed = [
+        tiny_engine.generate(speech, task="asr", config=replace(SAMPLED, seed=seed)).token_ids for seed in (1, 2, 1)
+    ]
+    assert by_seed[0] == by_seed[2] != by_seed[1]
+
+
+def test_without_a_seed_sampling_varies(tiny_engine: Engine, speech: Path) -> None:
+    config = replace(SAMPLED, seed=None)
+    answers = {tuple(tiny_engine.generate(speech, task="asr", config=config).token_ids) for _ in range(3)}
+    assert len(answers) == 3
+
+
+# Listening
+
+
+@EACH_SEARCH
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"task": "asr"},
+        {"task": "qa", "question": "Who speaks?"},
+        {"prompt": "Describe."},
+        {"prompt": "<SpeechHere>Describe."},
+        {"prompt": "Here it comes: <Speech><SpeechHere></Speech> What was that?"},
+    ],
+    ids=["task", "question", "prompt", "bare mark", "text in front"],
+)
+def test_asking_is_generating(
+    tiny_engine: Engine, speech: Path, asked: dict[str, str], config: GenerationConfig
+) -> None:
+    with tiny_engine.listen(speech) as heard:
+        first = heard.ask(**asked, config=config)
+        again = heard.ask(**asked, config=config)
+    assert answer(first) == answer(again) == answer(tiny_engine.generate(speech, **asked, config=config))
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_asking_a_model_that_hears(golden_bundle: Path, num_beams: int) -> None:
+    """The golden model's answers depend on the sound, and so on whose KV is used."""
+    engine = Engine.load(golden_bundle)
+    config = GenerationConfig(max_new_tokens=16, num_beams=num_beams, stop_token_ids=())
+    sounds = [noise(2.0, seed=1), noise(1.0, seed=2) * 5]
+    prompts = ["Describe the audio.", "<Speech><SpeechHere></Speech> What is said?", "Now: <SpeechHere> What?"]
+    expected = [
+        [engine.generate(sound, prompt=prompt, config=config, sample_rate=16000).token_ids for prompt in prompts]
+        for sound in sounds
+    ]
+    assert len({tuple(ids) for answers in expected for ids in answers}) > len(prompts)
+    with engine.listen(sounds[0], sample_rate=16000) as one, engine.listen(sounds[1], sample_rate=16000) as other:
+        for _ in range(2):
+            for i, prompt in enumerate(prompts):
+                assert one.ask(prompt, config=config).token_ids == expected[0][i]
+                assert other.ask(prompt, config=config).token_ids == expected[1][i]
+
+
+@pytest.mark.parametrize("prompt", ["Describe.", "<Speech><SpeechHere></Speech> What is said?"])
+def test_asking_computes_only_the_prompts_text(
+    tiny_engine: Engine, speech: Path, prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else listening saves nothing of the prefill. These are the forms of prompt that every task has."""
+    prefilled: list[int] = []
+    prefill = tiny_engine.decoder.prefill
+
+    def counting(slot: object, inputs_embeds: F32) -> F32:
+        prefilled.append(len(inputs_embeds))
+        return prefill(slot, inputs_embeds)  # type: ignore[arg-type]
+
+    with tiny_engine.listen(speech) as heard:
+        monkeypatch.setattr(tiny_engine.decoder, "prefill", counting)
+        heard.ask(prompt, config=VARIED)
+    text = "</Speech> Describe.\nASSISTANT:" if prompt == "Describe." else "</Speech> What is said?\nASSISTANT:"
+    assert prefilled == [len(text)]  # the tiny tokenizer's tokens are bytes
+
+
+def test_asking_streams(tiny_engine: Engine, speech: Path) -> None:
+    with tiny_engine.listen(speech) as heard:
+        pieces, result = collect(heard.ask_iter("Describe.", config=VARIED))
+    assert "".join(pieces) == result.text
+    assert len(pieces) > 1
+
+
+def test_asking_can_be_cancelled(tiny_engine: Engine, speech: Path) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    with tiny_engine.listen(speech) as heard:
+        assert heard.ask("Describe.", cancel=cancel).finish_reason == "cancelled"
+        assert heard.ask("Describe.", config=VARIED).finish_reason == "length"
+
+
+# Threads
+
+
+def requests() -> list[tuple[F32, str, GenerationConfig]]:
+    configs = [VARIED, BEAMS, SAMPLED, replace(SAMPLED, seed=7)]
+    return [
+        (noise(0.5 + 0.7 * i, seed=i) * (i + 1), f"Question {i}: what is it?", configs[i % len(configs)])
+        for i in range(8)
+    ]
+
+
+def test_eight_threads_at_once(tiny_engine: Engine) -> None:
+    start = threading.Barrier(8)
+
+    def generate(request: tuple[F32, str, GenerationConfig]) -> Result:
+        sound, prompt, config = request
+        start.wait(30)
+        return tiny_engine.generate(sound, prompt=prompt, config=config, sample_rate=16000)
+
+    expected = [
+        tiny_engine.generate(sound, prompt=prompt, config=config, sample_rate=16000)
+        for sound, prompt, config in requests()
+    ]
+    assert len({tuple(result.token_ids) for result in expected}) == 8
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            found = pool.map(generate, requests())
+            assert [answer(result) for result in found] == [answer(result) for result in expected]
+
+
+def test_eight_threads_ask_about_one_recording(tiny_engine: Engine, speech: Path) -> None:
+    start = threading.Barrier(8)
+    with tiny_engine.listen(speech) as heard, ThreadPoolExecutor(8) as pool:
+
+        def ask(request: tuple[F32, str, GenerationConfig]) -> Result:
+            start.wait(30)
+            return heard.ask(f"<SpeechHere>{request[1]}", config=request[2])
+
+        expected = [
+            tiny_engine.generate(speech, prompt=f"<SpeechHere>{prompt}", config=config)
+            for _, prompt, config in requests()
+        ]
+        assert [answer(result) for result in pool.map(ask, requests())] == [answer(result) for result in expected]
+
+
+# Timings and report
+
+
+@EACH_SEARCH
+def test_timings_add_up(tiny_engine: Engine, speech: Path, config: GenerationConfig) -> None:
+    timings = tiny_engine.generate(speech, task="asr", config=config).timings
+    assert min(vars(timings).values()) > 0
+    assert timings.features_s + timings.encode_s + timings.prefill_s <= timings.ttft_s <= timings.total_s
+    assert timings.ttft_s + 23 * timings.tpot_s <= timings.total_s * 1.001
+    assert timings.audio_s == soundfile.info(speech).duration
+
+
+def test_asking_takes_no_encoding(tiny_engine: Engine, speech: Path) -> None:
+    with tiny_engine.listen(speech) as heard:
+        timings = heard.ask("Describe.", config=VARIED).timings
+    assert timings.features_s == timings.encode_s == 0
+    assert 0 < timings.prefill_s <= timings.ttft_s <= timings.total_s
+
+
+def test_report_is_what_runs(tiny_bundle: Path) -> None:
+    report = Engine.load(tiny_bundle, threads=1).report()
+    assert report.bundle == str(tiny_bundle)
+    assert (report.model, report.decoder, report.window) == ("tiny", "onnx", "padded")
+    assert report.threads == 1
+    assert report.providers == dict.fromkeys(("whisper", "beats", "qformer", "llm"), ("CPUExecutionProvider",))
+    assert set(report.precision) == {"whisper", "beats", "qformer", "llm", "lm_head"}
+    assert set(report.precision.values()) == {"fp32"}
+    assert report.onnxruntime == onnxruntime.__version__
+    files = [path.stat().st_size for path in tiny_bundle.rglob("*") if path.is_file() and path.name != "bundle.json"]
+    assert report.bundle_bytes == sum(files)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_reported_memory_is_the_processes(tiny_engine: Engine) -> None:
+    report = tiny_engine.report()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    resident, peak = (int(status[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
+    assert report.resident_bytes == pytest.approx(resident, rel=0.05)
+    assert report.peak_resident_bytes == pytest.approx(peak, rel=0.05)

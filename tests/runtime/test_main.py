@@ -1,0 +1,241 @@
+"""The commands, through main(): what they print where, and their exit codes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from runtime import Engine, GenerationConfig
+from runtime.__main__ import main
+from runtime.bundle import MANIFEST, FileSpec, file_sha256, manifest_bytes, open_bundle
+
+FEW = ["--max-new-tokens", "8"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], list[str]]:
+    """Exit code, lines of stdout, lines of stderr."""
+    code = main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return code, printed.out.split("\n")[:-1], printed.err.split("\n")[:-1]
+
+
+# transcribe
+
+
+def test_transcribe(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tiny_engine: Engine, speech: Path) -> None:
+    expected = tiny_engine.generate(speech, task="asr", config=GenerationConfig(max_new_tokens=8))
+    code, out, err = run(capsys, "transcribe", tiny_bundle, speech, *FEW)
+    assert code == 0
+    assert out == [f"{speech}: {expected.text.strip()}"]
+    assert len(err) == 1
+    assert "1.3 s of audio" in err[0]
+    assert "8 tokens, ended by length" in err[0]
+
+
+def test_transcribe_as_json(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tiny_engine: Engine, speech: Path
+) -> None:
+    config = GenerationConfig(max_new_tokens=8, num_beams=3)
+    expected = tiny_engine.generate(speech, task="caption", config=config)
+    code, out, err = run(
+        capsys, "transcribe", tiny_bundle, speech, "--json", "--task", "caption", "--num-beams", 3, *FEW
+    )
+    assert (code, len(out), err) == (0, 1, [])
+    printed = json.loads(out[0])
+    assert set(printed) == {"file", "text", "token_ids", "finish_reason", "timings", "notes"}
+    assert printed["file"] == str(speech)
+    assert (printed["text"], printed["token_ids"]) == (expected.text, expected.token_ids)
+    assert (printed["finish_reason"], printed["notes"]) == ("length", [])
+    assert set(printed["timings"]) == set(vars(expected.timings))
+    assert printed["timings"]["audio_s"] == 1.3
+
+
+def test_prompt_and_question_reach_the_engine(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tiny_engine: Engine, speech: Path
+) -> None:
+    config = GenerationConfig(max_new_tokens=8)
+    own = tiny_engine.generate(speech, prompt="<SpeechHere> Hm?", config=config)
+    asked = tiny_engine.generate(speech, task="qa", question="Who?", config=config)
+    _, out, _ = run(capsys, "transcribe", tiny_bundle, speech, "--json", "--prompt", "<SpeechHere> Hm?", *FEW)
+    assert json.loads(out[0])["token_ids"] == own.token_ids
+    _, out, _ = run(capsys, "transcribe", tiny_bundle, speech, "--json", "--task", "qa", "--question", "Who?", *FEW)
+    assert json.loads(out[0])["token_ids"] == asked.token_ids
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_broken_file_does_not_stop_the_others(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, speech: Path, tmp_path: Path, as_json: bool
+) -> None:
+    broken, gone, last = tmp_path / "broken.wav", tmp_path / "gone.wav", tmp_path / "last.wav"
+    broken.write_text("no sound")
+    shutil.copyfile(speech, last)
+    options = ["--json", *FEW] if as_json else FEW
+    code, out, err = run(capsys, "transcribe", tiny_bundle, speech, broken, gone, last, *options)
+    assert code == 1
+    files = [json.loads(line)["file"] if as_json else line.split(": ")[0] for line in out]
+    assert files == [str(speech), str(last)]
+    errors = [line for line in err if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert errors[0].startswith(f"error: {broken}: ")
+    assert "ffmpeg" in errors[0]
+    assert errors[1].startswith(f"error: {gone}: ")
+    assert "does not exist" in errors[1]
+
+
+def test_notes_are_shown(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "silence.wav", np.zeros((4000, 2)), 8000)
+    code, out, err = run(capsys, "transcribe", tiny_bundle, tmp_path / "silence.wav")
+    assert code == 0
+    assert out == [f"{tmp_path / 'silence.wav'}: "]
+    for note in ("channel 0 of 2", "padded with zeros", "8000 Hz resampled", "silence"):
+        assert note in err[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-beams", "0"], "error: num_beams is 0"),
+        (["--max-new-tokens", "0"], "error: max_new_tokens is 0"),
+        (["--threads", "0"], "error: threads is 0"),
+        (["--task", "translate"], "unknown task 'translate'"),
+        (["--task", ""], "unknown task ''"),
+        (["--question", "Who?"], "takes no question="),
+        (["--task", "qa"], "needs question="),
+        (["--prompt", ""], "the prompt is empty"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_unusable_options(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, speech: Path, options: list[str], message: str
+) -> None:
+    code, out, err = run(capsys, "transcribe", tiny_bundle, speech, *options)
+    assert (code, out, len(err)) == (1, [], 1)
+    assert err[0].startswith("error: ")
+    assert message in err[0]
+
+
+@pytest.mark.parametrize("command", ["transcribe", "check"])
+def test_missing_bundle(capsys: pytest.CaptureFixture[str], tmp_path: Path, speech: Path, command: str) -> None:
+    files = [speech] if command == "transcribe" else []
+    code, out, err = run(capsys, command, tmp_path / "gone", *files)
+    assert (code, out) == (1, [])
+    gone = tmp_path / "gone"
+    assert err == [f"error: bundle {gone} is not a folder; make one with python -m export CHECKPOINT {gone}"]
+
+
+# check
+
+
+def test_check(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
+    code, out, err = run(capsys, "check", tiny_bundle)
+    assert (code, err) == (0, [])
+    assert out[-1] == "passed"
+    assert [line.split()[0] for line in out] == ["files", "logits", "tokens", "passed"]
+    assert f"({len(open_bundle(tiny_bundle).manifest.files)} files)" in out[0]
+
+
+def test_check_as_json(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
+    code, out, err = run(capsys, "check", tiny_bundle, "--json", "--threads", 1)
+    assert (code, len(out), err) == (0, 1, [])
+    printed = json.loads(out[0])
+    assert printed["passed"] is True
+    assert printed["tokens"] == 16
+    assert printed["differing"] == []
+    assert printed["logits_difference"] <= printed["tolerance"]
+    assert printed["engine"]["model"] == "tiny"
+    assert printed["engine"]["threads"] == 1
+
+
+def altered_golden(tiny_bundle: Path, folder: Path, part: str) -> Path:
+    """A bundle whose exporter saw other logits or tokens."""
+    shutil.copytree(tiny_bundle, folder)
+    path = folder / "golden.npz"
+    with np.load(path) as file:
+        golden = dict(file)
+    if part == "logits":
+        golden["logits"] = golden["logits"] + 2 * golden["tolerance"]
+    else:
+        golden["tokens"] = golden["tokens"].copy()
+        golden["tokens"][5] = (golden["tokens"][5] + 1) % 256
+    np.savez_compressed(path, **golden)
+    manifest = open_bundle(tiny_bundle).manifest
+    files = manifest.files | {"golden.npz": FileSpec(path.stat().st_size, file_sha256(path))}
+    (folder / MANIFEST).write_bytes(manifest_bytes(replace(manifest, files=files)))
+    return folder
+
+
+@pytest.mark.parametrize("part", ["logits", "tokens"])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_check_fails_where_the_machine_computes_something_else(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path, part: str, as_json: bool
+) -> None:
+    bundle = altered_golden(tiny_bundle, tmp_path / "bundle", part)
+    code, out, _ = run(capsys, "check", bundle, *(["--json"] if as_json else []))
+    assert code == 1
+    assert json.loads(out[0])["passed"] is False if as_json else out[-1].startswith("FAILED")
+
+
+def test_check_of_a_damaged_bundle(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    (bundle / "tokenizer.json").write_text("{}")
+    code, out, err = run(capsys, "check", bundle)
+    assert (code, out, len(err)) == (1, [], 1)
+    assert "tokenizer.json" in err[0]
+
+
+def test_check_of_a_bundle_without_a_golden_run(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    manifest = open_bundle(bundle).manifest
+    files = {name: spec for name, spec in manifest.files.items() if name != "golden.npz"}
+    (bundle / MANIFEST).write_bytes(manifest_bytes(replace(manifest, files=files)))
+    code, _, err = run(capsys, "check", bundle)
+    assert code == 1
+    assert "has no golden.npz; export the bundle again" in err[0]
+
+
+# The parser
+
+
+@pytest.mark.parametrize("command", [[], ["transcribe"], ["check"]], ids=["runtime", "transcribe", "check"])
+def test_help(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("usage: python -m runtime")
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["sing"],
+        ["transcribe"],
+        ["transcribe", "bundle"],
+        ["transcribe", "bundle", "a.wav", "--task", "asr", "--prompt", "Hi"],
+        ["transcribe", "bundle", "a.wav", "--num-beams", "many"],
+        ["check", "bundle", "--device", "tpu"],
+        ["check", "bundle", "--unknown"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: python -m runtime" in capsys.readouterr().err
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "runtime", "--help"], capture_output=True, text=True, check=True)
+    assert "transcribe" in done.stdout
+    assert "check" in done.stdout
