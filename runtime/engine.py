@@ -18,7 +18,7 @@ from runtime.encoder import AudioEncoder, Encoded
 from runtime.errors import ConfigError, PromptError
 from runtime.kv_cache import Slot
 from runtime.onnx_decoder import OnnxDecoder
-from runtime.prompt import PromptIds, choose_prompt, prompt_ids
+from runtime.prompt import SPEECH_MARK, PromptIds, choose_prompt, prompt_ids
 from runtime.report import Report, describe
 from runtime.search import FinishReason
 from runtime.session import resolve_device, usable_cores
@@ -159,6 +159,20 @@ class Engine:
         heard = self._load_audio(audio, sample_rate)
         return self._answer(heard, ids, config, cancel, started)
 
+    @contextmanager
+    def listen(self, audio: AudioSource | Audio, *, sample_rate: int | None = None) -> Iterator["Heard"]:
+        """Encode a recording once, keep its KV, and answer many prompts about it: see `Heard.ask`."""
+        heard = self._load_audio(audio, sample_rate)
+        encoded = self.encoder.encode(heard)
+        opening = self._prompt_ids(None, SPEECH_MARK, None).before  # as in every prompt with nothing before the audio
+        with self.decoder.open(1, len(opening) + len(encoded.audio_embeds)) as (slot,):
+            self.decoder.prefill(slot, np.concatenate([self.decoder.embed(opening), encoded.audio_embeds]))
+            yield Heard(self, heard, encoded, opening, slot)
+
+    def report(self) -> Report:
+        """What really runs: providers, decoder, precision, threads, memory."""
+        return describe(self.bundle, self.encoder, self.decoder)
+
     def _answer(
         self, heard: Audio, ids: PromptIds, config: GenerationConfig, cancel: threading.Event | None, started: float
     ) -> Generator[str, None, Result]:
@@ -172,20 +186,6 @@ class Engine:
             stops = self._stop_ids(config)
             said = yield from answer(self.decoder, self.tokenizer, slots, inputs_embeds, config, stops, cancel)
         return _result(said, heard, encoded, started)
-
-    @contextmanager
-    def listen(self, audio: AudioSource | Audio, *, sample_rate: int | None = None) -> Iterator["Heard"]:
-        """Encode a recording once, keep its KV, and answer many prompts about it: see `Heard.ask`."""
-        heard = self._load_audio(audio, sample_rate)
-        encoded = self.encoder.encode(heard)
-        opening = self._prompt_ids(None, "<SpeechHere>", None).before
-        with self.decoder.open(1, len(opening) + len(encoded.audio_embeds)) as (slot,):
-            self.decoder.prefill(slot, np.concatenate([self.decoder.embed(opening), encoded.audio_embeds]))
-            yield Heard(self, heard, encoded, opening, slot)
-
-    def report(self) -> Report:
-        """What really runs: providers, decoder, precision, threads, memory."""
-        return describe(self.bundle, self.encoder, self.decoder)
 
     def _load_audio(self, source: AudioSource | Audio, sample_rate: int | None) -> Audio:
         window = self.bundle.manifest.audio
