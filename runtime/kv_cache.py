@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_prefixes = itertools.count(1)
+_names = itertools.count()
 
 
 class KVCache:
@@ -28,11 +28,9 @@ class KVCache:
         """All keys, then all values, each [rows, kv_heads, capacity, head_dim]."""
         return [*self.keys, *self.values]
 
-    @property
-    def bytes_per_position(self) -> int:
-        """Bytes one position of one sequence takes."""
-        _, heads, _, head_dim = self.keys[0].shape
-        return int(2 * len(self.keys) * heads * head_dim * self.keys[0].itemsize)
+    def release(self) -> None:
+        """Give the memory back now: cache and slots refer to each other, and the collector does not see arrays."""
+        self.keys, self.values, self.slots = [], [], []
 
 
 @dataclass(eq=False)
@@ -42,8 +40,9 @@ class Slot:
     cache: KVCache = field(repr=False)
     row: int
     length: int = 0  # valid positions
-    prefix: int = field(default=0, repr=False)  # names the content of the first `prefix_length` positions; 0: nothing
-    prefix_length: int = field(default=0, repr=False)
+    # Contents this slot begins with: name -> how many positions of it. Two slots that know the same name hold the same
+    # in the positions that both have of it.
+    prefixes: dict[int, int] = field(default_factory=dict, repr=False)
 
     @property
     def room(self) -> int:
@@ -55,8 +54,7 @@ class Slot:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate {self.length} positions to {length}")
         self.length = length
-        if length < self.prefix_length:
-            self.prefix_length = length
+        self.prefixes = {name: min(positions, length) for name, positions in self.prefixes.items()}
 
     def copy_from(self, source: "Slot", length: int) -> int:
         """Become a copy of the first `length` positions of `source`, of this or another cache of the same model.
@@ -71,15 +69,15 @@ class Slot:
         if self is source:
             self.truncate(length)
             return 0
-        start = 0
-        if source.prefix and source.prefix == self.prefix:
-            start = min(source.prefix_length, self.prefix_length, length)
+        kept = {name: min(positions, length) for name, positions in source.prefixes.items()}
+        start = max((min(kept[name], self.prefixes[name]) for name in kept.keys() & self.prefixes.keys()), default=0)
         for target, origin in zip(self.cache.buffers, source.cache.buffers, strict=True):
             target[self.row, :, start:length] = origin[source.row, :, start:length]
-        if not source.prefix:
-            source.prefix, source.prefix_length = next(_prefixes), length
-        self.length = length
-        self.prefix, self.prefix_length = source.prefix, min(source.prefix_length, length)
+        if length and length not in kept.values():
+            name = next(_names)
+            kept[name] = length
+            source.prefixes = {**source.prefixes, name: length}
+        self.length, self.prefixes = length, kept
         return length - start
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.config import GenerationConfig
+from runtime.errors import ConfigError
 
 F32 = npt.NDArray[np.float32]
 
@@ -44,7 +45,13 @@ def ban_repeated_ngrams(scores: F32, generated: Sequence[int], size: int) -> F32
 
 
 def sample(scores: F32, config: GenerationConfig, rng: np.random.Generator) -> int:
-    """Draw a token from scores [V] after temperature, top_k and top_p."""
+    """Draw a token from scores [V] after temperature, top_k and top_p.
+
+    Raises:
+        ConfigError: every token is banned.
+    """
+    if not np.isfinite(scores).any():
+        raise ConfigError("no token is left to choose: no_repeat_ngram_size and min_new_tokens ban all of them")
     probabilities = sampling_distribution(scores, config)
     return int(rng.choice(len(probabilities), p=probabilities))
 

@@ -58,7 +58,11 @@ class OnnxDecoder:
                 "lower max_new_tokens, or export with a larger --max-length"
             )
         spec = self._spec
-        yield KVCache(spec.layers, count, spec.kv_heads, capacity, spec.head_dim, self._dtype).slots
+        cache = KVCache(spec.layers, count, spec.kv_heads, capacity, spec.head_dim, self._dtype)
+        try:
+            yield cache.slots
+        finally:
+            cache.release()
 
     def length(self, slot: Slot) -> int:
         """Positions the slot has."""
@@ -75,6 +79,10 @@ class OnnxDecoder:
 
     def step(self, slots: Sequence[Slot], token_ids: Sequence[int]) -> F32:
         """Append one token to each slot: [B, V]. Neighbouring slots run as one batch."""
+        if len(set(map(id, slots))) != len(slots):
+            raise ValueError("a slot may occur once in a step; append several tokens to it with verify")
+        for slot in slots:  # all or none: a full slot must not leave others a token ahead
+            self._check_room(slot, 1)
         embeds = self.embed(token_ids)
         logits = np.empty((len(slots), self._spec.vocab_size), np.float32)
         for cache, first, end, members in contiguous_runs(list(slots)):
@@ -89,7 +97,17 @@ class OnnxDecoder:
         """Make `target` a copy of the first `length` positions of `source`."""
         target.copy_from(source, length)
 
+    @staticmethod
+    def _check_room(slot: Slot, added: int) -> None:
+        if slot.room < added:
+            raise CapacityError(
+                f"{slot.length} + {added} positions exceed the {slot.cache.capacity} reserved for this request"
+            )
+
     def _append(self, slot: Slot, embeds: F32, wanted: list[int]) -> F32:
+        if not len(embeds):
+            raise ValueError("nothing to append: at least one position is needed")
+        self._check_room(slot, len(embeds))
         logits: F32 = self._run(slot.cache, slot.row, slot.row + 1, embeds[None], wanted)[0]
         return logits
 
@@ -97,9 +115,6 @@ class OnnxDecoder:
         """Run rows first..end of a cache on embeds [rows, S, dim]; logits [rows, len(wanted), V]."""
         slots = cache.slots[first:end]
         added = embeds.shape[1]
-        if min(slot.room for slot in slots) < added:
-            longest = max(slot.length for slot in slots)
-            raise CapacityError(f"{longest} + {added} positions exceed the {cache.capacity} reserved for this request")
         lengths = np.array([slot.length + added for slot in slots], np.int32)
         logits = np.empty((len(slots), len(wanted), self._spec.vocab_size), np.float32)
         binding = self.graph.session.io_binding()

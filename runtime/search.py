@@ -56,6 +56,8 @@ def decode_one_by_one(
             return "stop"
         if len(tokens) == config.max_new_tokens:
             return "length"
+        if cancelled():  # while the caller had the token
+            break
         logits = decoder.step([slot], [tokens[-1]])[0]
     return "cancelled"
 
@@ -69,7 +71,6 @@ class _Beams:
     finished: list[list[int]]
     finished_scores: F32  # [num_beams] length-normalised
     is_finished: npt.NDArray[np.bool_]  # [num_beams] whether an entry of `finished` is one
-    improvable: bool = True  # a running hypothesis may still beat a finished one
 
 
 def beam_search(
@@ -93,11 +94,10 @@ def beam_search(
     scores = np.repeat(log_softmax(logits)[None], count, axis=0)
     while not cancelled():
         parents, ended = _advance(beams, scores, config, stop)
-        _update_improvable(beams, config)
         done = beams.is_finished.all() and config.early_stopping is True
-        if not beams.improvable or done or ended:
-            best = beams.finished[0]
-            return best, "stop" if stop.reached(best) else "length"
+        if ended or done or not _improvable(beams, config):
+            best = beams.finished[0]  # empty if every continuation was banned
+            return best, "length" if best and not stop.reached(best) else "stop"
         slot_of = _follow_parents(decoder, slots, slot_of, parents, prompt + len(beams.tokens[0]) - 1)
         raw = decoder.step([slots[i] for i in slot_of], [tokens[-1] for tokens in beams.tokens])
         scores = log_softmax(raw)
@@ -139,10 +139,6 @@ def _keep_finished(
     count = len(beams.finished)
     just_finished = ends & (np.arange(len(ends)) < count)
     normalised = (scores / np.float32(len(candidates[0]) ** config.length_penalty)).astype(np.float32)
-    if beams.is_finished.all() and config.early_stopping is True:
-        normalised = normalised + _NEVER
-    if not beams.improvable:
-        normalised = normalised + _NEVER
     normalised = normalised + np.where(just_finished, np.float32(0), _NEVER)
     merged = np.concatenate([beams.finished_scores, normalised])
     best = top_k(merged, count)
@@ -152,13 +148,12 @@ def _keep_finished(
     beams.is_finished = np.concatenate([beams.is_finished, just_finished])[best]
 
 
-def _update_improvable(beams: _Beams, config: GenerationConfig) -> None:
+def _improvable(beams: _Beams, config: GenerationConfig) -> bool:
     """Whether the best running hypothesis could still beat the worst finished one."""
     longest = config.early_stopping == "never" and config.length_penalty > 0
     length = config.max_new_tokens if longest else len(beams.tokens[0])
     best_possible = beams.scores[0] / np.float32(length**config.length_penalty)
-    worst = beams.finished_scores.min() if beams.is_finished.all() else _NEVER
-    beams.improvable = beams.improvable and bool(best_possible > worst)
+    return bool(best_possible > beams.finished_scores.min())
 
 
 def _follow_parents(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,13 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import export.bundle
 from export import ExportOptions, export_bundle
 from export.graph import INLINE_BYTES, PAGE
+from export.quantize import plain_linear
+from export.rope import rope_tables
 from runtime import BundleError, ConfigError, Engine, GenerationConfig, load_audio
 from runtime.audio import Audio
 from runtime.bundle import MANIFEST, FileSpec, Manifest, file_sha256, manifest_bytes, open_bundle
@@ -25,9 +29,13 @@ from runtime.errors import CheckpointError, ParityError
 from runtime.onnx_decoder import OnnxDecoder
 from runtime.prompt import prompt_ids
 from runtime.schema import from_dict
+from runtime.tokenizer import Tokenizer
 from training import ModelConfig, load
+from training.byte_tokenizer import write_byte_tokenizer
+from training.checkpoint import save
 from training.config import BeatsConfig, LoraConfig, QFormerConfig, WhisperConfig
-from training.init import init_checkpoint
+from training.init import init_checkpoint, random_model
+from training.llm import base_parameters
 from training.presets import TASKS, preset
 
 F32 = npt.NDArray[np.float32]
@@ -117,6 +125,14 @@ def random_llm(rng: np.random.Generator, pick: Callable[..., Any]) -> dict[str, 
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     }
+    theta, scaling = (
+        pick(10000.0, 500000.0),
+        pick({"rope_type": "default"}, {"rope_type": "linear", "factor": 4.0}, llama3),
+    )
+    spelling = pick(
+        {"rope_theta": theta, "rope_scaling": None if scaling == {"rope_type": "default"} else scaling},
+        {"rope_parameters": {"rope_theta": theta, **scaling}},  # as transformers 5 writes it
+    )
     return {
         "model_type": "llama",
         "vocab_size": 258 + int(rng.integers(0, 20)),
@@ -128,18 +144,29 @@ def random_llm(rng: np.random.Generator, pick: Callable[..., Any]) -> dict[str, 
         "head_dim": pick(16, 32),
         "max_position_embeddings": 2048,
         "rms_norm_eps": pick(1e-5, 1e-6),
-        "rope_theta": pick(10000.0, 500000.0),
-        "rope_scaling": pick(None, {"rope_type": "linear", "factor": 4.0}, llama3),
         "tie_word_embeddings": pick(True, False),
         "bos_token_id": 256,
         "eos_token_id": 257,
+        **spelling,
     }
+
+
+def attentive_checkpoint(config: ModelConfig, folder: Path, seed: int) -> None:
+    """Random weights, but with peaked attention: with flat attention a token would depend on the last one alone."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer_file = Path(scratch) / "tokenizer.json"
+        write_byte_tokenizer(tokenizer_file)
+        model = random_model(config, Tokenizer(tokenizer_file), seed)
+        with torch.no_grad():
+            for name, weight in base_parameters(model.llm).items():
+                weight.mul_(4.0 if "q_proj" in name else 3.0 if "o_proj" in name else 1.0)
+        save(model, folder, tokenizer_file)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_small_model_says_in_a_bundle_what_it_says_in_pytorch(tmp_path: Path, seed: int) -> None:
     config = random_config(seed)
-    init_checkpoint(config, tmp_path / "checkpoint", seed)
+    attentive_checkpoint(config, tmp_path / "checkpoint", seed)
     bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
     measured = parity(bundle)
     assert set(measured["stages"]) == {"whisper", "qformer", "llm"} | ({"beats"} if config.beats else set())
@@ -156,6 +183,16 @@ def test_any_small_model_says_in_a_bundle_what_it_says_in_pytorch(tmp_path: Path
         search = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, num_beams=num_beams)
         expected = model.generate(audio, prompt=prompt, config=search)
         assert engine.generate(audio, prompt=prompt, config=search).token_ids == expected
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("seconds", [0.4, 1.0, 30.0])
+def test_audio_embeds_of_any_length(tiny_checkpoint: Path, tiny_engine: Engine, seconds: float) -> None:
+    model = load(tiny_checkpoint)
+    audio = model.load_audio(noise(seconds, 9).pcm, 16000)
+    expected = model.encode(audio)[0].numpy()
+    assert expected.shape == (88, 64)
+    assert np.abs(tiny_engine.encoder.encode(audio).audio_embeds - expected).max() <= TOLERANCE
 
 
 @pytest.fixture(scope="module")
@@ -240,8 +277,6 @@ def wrong_qformer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_llm(monkeypatch: pytest.MonkeyPatch) -> None:
-    from export.rope import rope_tables
-
     monkeypatch.setattr("export.llm.rope_tables", lambda *arguments: rope_tables(*arguments)[::-1])
 
 
@@ -277,6 +312,19 @@ def test_wrong_embeddings_are_never_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_other_tokens_are_never_written(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits within the tolerance are not enough."""
+
+    def rolled(graph: Any, x: str, name: str, weight: F32, bias: F32 | None) -> str:
+        return plain_linear(graph, x, name, np.roll(weight, 1, axis=0), bias)
+
+    monkeypatch.setattr("export.parity.EXACT_TOLERANCE", 1e9)
+    monkeypatch.setattr("export.llm.LM_HEAD_LINEARS", {"fp32": rolled})
+    with pytest.raises(ParityError, match=r"greedy tokens differ from PyTorch's at \d+ of 16 positions"):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
 def initializers(bundle: Path) -> list[tuple[Path, onnx.TensorProto]]:
     graphs = sorted(bundle.rglob("*.onnx"))
     return [(path, tensor) for path in graphs for tensor in onnx.load(path, load_external_data=False).graph.initializer]
@@ -301,7 +349,7 @@ def test_large_weights_lie_on_pages_and_small_ones_in_the_graph(tiny_bundle: Pat
 
 @pytest.mark.parametrize("name", ["whisper", "beats", "qformer"])
 def test_encoder_graphs_are_valid_onnx(tiny_bundle: Path, name: str) -> None:
-    # The LLM's uses SimplifiedLayerNormalization, which onnxruntime has in the standard domain and the standard has not.
+    # The LLM's has SimplifiedLayerNormalization, which onnxruntime puts into the standard domain, and the standard not.
     onnx.checker.check_model(str(tiny_bundle / f"{name}.onnx"), full_check=True)
 
 
@@ -328,9 +376,15 @@ def test_what_the_manifest_says(golden_bundle: Path, golden_checkpoint: Path) ->
 
 def test_exporting_twice_gives_the_same_bytes(tmp_path: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     again = export_bundle(tiny_checkpoint, tmp_path / "again")
-    files = sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
-    differing = [file for file in files if (again / file).read_bytes() != (tiny_bundle / file).read_bytes()]
-    assert differing == []
+    first, second = (open_bundle(folder).manifest for folder in (tiny_bundle, again))
+    measured = {"parity.json", "golden.npz"}  # float sums may round differently from run to run
+    assert first.files.keys() == second.files.keys() > measured
+    assert {name for name in first.files if first.files[name] != second.files[name]} <= measured
+    assert replace(first, files={}, manifest_sha256="") == replace(second, files={}, manifest_sha256="")
+    runs = [np.load(folder / "golden.npz") for folder in (tiny_bundle, again)]
+    for name in ("pcm", "prompt", "tokens"):
+        assert np.array_equal(runs[0][name], runs[1][name])
+    assert np.abs(runs[0]["logits"] - runs[1]["logits"]).max() <= TOLERANCE
 
 
 def rewrite_manifest(bundle: Path, **changes: Any) -> None:
@@ -348,10 +402,12 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(folder / "checkpoint", folder / "bundle")
 
 
-@pytest.mark.parametrize("part", ["whisper.onnx", "beats.onnx", "qformer.onnx", "llm/decoder.onnx"])
+@pytest.mark.parametrize("part", ["whisper.onnx", "beats.onnx", "qformer.onnx", "llm/decoder.onnx", "llm/embed"])
 def test_a_check_finds_swapped_weights(tmp_path: Path, tiny_bundle: Path, other_bundle: Path, part: str) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    for name in (part, f"{part}.data"):
+    names = [name for name in open_bundle(bundle).manifest.files if name.startswith(part)]
+    assert names
+    for name in names:
         shutil.copyfile(other_bundle / name, bundle / name)
     rewrite_manifest(bundle)
     report = check(Engine.load(bundle))
@@ -447,12 +503,8 @@ def test_a_recording_to_prove_with(tmp_path: Path, tiny_checkpoint: Path, speech
     assert check(Engine.load(folder)).passed
 
 
-@pytest.mark.parametrize(
-    ("dtype", "name", "exact"), [(torch.float16, "float16", True), (torch.bfloat16, "bfloat16", True)]
-)
-def test_embeddings_keep_the_dtype_of_the_checkpoint(
-    tmp_path: Path, dtype: torch.dtype, name: str, exact: bool
-) -> None:
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "float16"), (torch.bfloat16, "bfloat16")])
+def test_embeddings_keep_the_dtype_of_the_checkpoint(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
     init_checkpoint(TINY, tmp_path / "checkpoint", dtype=dtype)
     folder = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
     engine = Engine.load(folder)
@@ -462,7 +514,7 @@ def test_embeddings_keep_the_dtype_of_the_checkpoint(
     model = load(tmp_path / "checkpoint")
     ids = list(range(embedding.rows))
     assert np.array_equal(engine.decoder.embed(ids), model.embed_tokens(ids)[0].detach().numpy())
-    assert parity(folder)["greedy_tokens_equal"] is exact
+    assert parity(folder)["greedy_tokens_equal"]
 
 
 @pytest.mark.parametrize(
@@ -493,11 +545,10 @@ def test_ids_without_an_embedding_are_refused(tmp_path: Path, changes: dict[str,
         export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     init_checkpoint(TINY, tmp_path / "checkpoint")
     file = tmp_path / "checkpoint" / "model.safetensors"
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(file)
     tensors["whisper.layer_norm.bias"][0] = torch.inf
     save_file(tensors, file)

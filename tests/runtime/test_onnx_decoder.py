@@ -346,7 +346,6 @@ def test_caches_share_no_memory(base: Pair) -> None:
         assert not any(map(np.shares_memory, first[0].cache.buffers, second[0].cache.buffers))
 
 
-@pytest.mark.xfail(strict=True, reason="cache and slots refer to each other: the buffers wait for the cycle collector")
 def test_memory_is_freed_when_the_context_ends(base: Pair) -> None:
     gc.collect()
     gc.disable()

@@ -116,6 +116,11 @@ def test_a_question_fills_the_braces() -> None:
     assert choose_prompt(CONFIG, "qa", None, "Who speaks {0} {}?") == f"{MARK} Answer: Who speaks {{0}} {{}}?"
 
 
+def test_other_braces_of_a_task_are_kept() -> None:
+    config = PromptConfig(tasks={"qa": ('Answer as {"a": 0}: {}',)})
+    assert choose_prompt(config, "qa", None, "Who?") == 'Answer as {"a": 0}: Who?'
+
+
 def test_missing_question() -> None:
     with pytest.raises(PromptError, match=r"'qa'.*needs question="):
         choose_prompt(CONFIG, "qa", None)

@@ -204,6 +204,7 @@ def test_golden_features_from_the_recording(golden: Path, speech: Path) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize(
     ("cfg", "frames"),
     [
@@ -303,6 +304,15 @@ def test_switches_that_change_the_maths_are_refused_by_name(tmp_path: Path, key:
     cfg = published_cfg() | {key: value}
     with pytest.raises(CheckpointError, match=rf"cfg\.{key} is {value!r}"):
         load_published(tmp_path / "beats.pt", cfg, published_state(published_cfg()))
+
+
+@pytest.mark.parametrize("key", ["encoder_embed_dim", "input_patch_size", "conv_pos", "max_distance"])
+def test_a_missing_size_is_named(tmp_path: Path, key: str) -> None:
+    cfg = published_cfg()
+    state = published_state(cfg)
+    del cfg[key]
+    with pytest.raises(CheckpointError, match=key):
+        load_published(tmp_path / "beats.pt", cfg, state)
 
 
 def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:

@@ -261,6 +261,13 @@ def test_saving_keeps_sources_as_references(with_sources: Path) -> None:
     assert_equal(state(second), dict(model.state_dict()))
 
 
+def test_relative_sources_are_found_from_another_folder(with_sources: Path, tmp_path: Path) -> None:
+    model = load(with_sources)
+    elsewhere = tmp_path / "elsewhere" / "deep" / "second"
+    save(model, elsewhere, with_sources / "tokenizer.json")
+    assert_equal(state(elsewhere), dict(model.state_dict()))
+
+
 def test_hashes_name_every_file(with_sources: Path) -> None:
     hashes = open_checkpoint(with_sources).hashes()
     assert set(hashes) == {
@@ -332,6 +339,14 @@ def test_sharded_source_files_are_read(with_sources: Path, tmp_path: Path) -> No
     source = PartSource(str(llm), {})
     save_config(replace(config, sources=replace(config.sources, llm=source)), with_sources)
     assert_equal(state(with_sources), expected)
+
+
+def test_a_broken_shard_index_is_named(with_sources: Path, tmp_path: Path) -> None:
+    index = tmp_path / "here" / "parts" / "llm" / "model.safetensors.index.json"
+    for content in ("{", "{}"):
+        index.write_text(content)
+        with pytest.raises(CheckpointError, match=index.name):
+            load(with_sources)
 
 
 @pytest.mark.parametrize("name", PRESETS)

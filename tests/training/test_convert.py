@@ -172,6 +172,7 @@ def test_arbitrary_code_is_refused(published: Published, zipped: bool) -> None:
     published.refuses(r"salmonn\.pth .*weights_only=True.*arbitrary code")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_plain_pickle_with_code_is_refused(published: Published) -> None:
     (published.folder / "salmonn.pth").write_bytes(pickle.dumps({"model": Trap()}))
     published.refuses(r"salmonn\.pth .*weights_only=True")
@@ -408,6 +409,8 @@ def test_prompts_of_a_file(published: Published) -> None:
         ('{"asr": "Recognize."}', r"'asr' has a prompt without <SpeechHere>"),
         ('["<SpeechHere>"]', r"holds a list; expected an object"),
         ("{", r"is not JSON"),
+        ('{"asr": 5}', r"'asr'"),
+        ('{"asr": ["<SpeechHere> a", 5]}', r"'asr'"),
     ],
 )
 def test_prompts_that_cannot_be_used_are_refused(published: Published, content: str, message: str) -> None:

@@ -44,7 +44,7 @@ def test_convert(golden: Path, golden_checkpoint: Path, tmp_path: Path, capsys: 
     for file in golden_checkpoint.iterdir():
         assert (out / file.name).read_bytes() == file.read_bytes()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{out}: 71 tensors used"
+    assert lines[0] == f"{out}: 73 tensors used"
     assert len(lines) == 1 + 4
     assert all(line.startswith("left out: ") for line in lines[1:])
 

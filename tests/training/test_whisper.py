@@ -187,3 +187,22 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {"encoder.conv1.bias": torch.zeros(2)}}, tmp_path / "beats.pt")
     with pytest.raises(CheckpointError, match=r"dims.*model_state_dict"):
         read_whisper(tmp_path / "beats.pt")
+
+
+@pytest.mark.parametrize("key", ["d_model", "encoder_attention_heads", "max_source_positions"])
+def test_a_missing_size_of_a_folder_is_named(tmp_path: Path, key: str) -> None:
+    folder = hf_folder(tmp_path / "hf", SIZES[0], theirs(SIZES[0]))
+    raw = json.loads((folder / "config.json").read_text())
+    del raw[key]
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=key):
+        read_whisper(folder)
+
+
+def test_a_missing_size_of_an_openai_file_is_named(tmp_path: Path) -> None:
+    path = openai_file(tmp_path / "base.pt", SIZES[0], theirs(SIZES[0]))
+    loaded = torch.load(path, weights_only=True)
+    del loaded["dims"]["n_audio_state"]
+    torch.save(loaded, path)
+    with pytest.raises(CheckpointError, match="n_audio_state"):
+        read_whisper(path)

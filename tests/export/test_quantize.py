@@ -1,0 +1,194 @@
+"""Quantized matrix products: what the nodes compute is what the stored numbers say, and those are near the weights."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from export.graph import GraphBuilder, WeightFile
+from export.quantize import (
+    BLOCK,
+    ENCODER_LINEARS,
+    LLM_LINEARS,
+    LM_HEAD_LINEARS,
+    Linear,
+    blockwise_linear,
+    dequantize_blocks,
+    dynamic_int8_linear,
+    plain_linear,
+    quantize_blocks,
+)
+from runtime.decoder import F32
+
+SHAPES = [
+    (1, 32),
+    (8, 64),
+    (7, 40),
+    (33, 100),
+    (5, 31),
+    (64, 33),
+]  # [out, in]: odd sizes, last blocks that are not full
+
+
+def weights(out: int, size: int, seed: int = 0) -> F32:
+    """Normal, with an outlier per row and rows of very different size."""
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(0, 1, (out, size)) * 10.0 ** rng.uniform(-3, 1, (out, 1))
+    weight[np.arange(out), rng.integers(0, size, out)] *= -6
+    return weight.astype(np.float32)
+
+
+def activations(rows: int, size: int, seed: int = 1) -> F32:
+    return np.random.default_rng(seed).normal(0, 1, (rows, size)).astype(np.float32)
+
+
+def run(linear: Linear, x: F32, weight: F32, bias: F32 | None, folder: Path, accuracy_level: int | None = None) -> F32:
+    """x [rows, in] through a graph of this one product, as ONNX Runtime computes it."""
+    path = folder / "linear.onnx"
+    with WeightFile(folder / "linear.onnx.data") as file:
+        graph = GraphBuilder("linear", file)
+        product = linear(graph, graph.input("x", ["rows", x.shape[1]]), "proj", weight, bias)
+        graph.output(product, "y", ["rows", len(weight)])
+    graph.save(path)
+    if accuracy_level is not None:
+        model = onnx.load(path, load_external_data=False)
+        (node,) = (node for node in model.graph.node if node.op_type == "MatMulNBits")
+        (level,) = (attribute for attribute in node.attribute if attribute.name == "accuracy_level")
+        level.i = accuracy_level
+        onnx.save(model, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (y,) = session.run(["y"], {"x": x})
+    return y
+
+
+def relative_error(found: F32, expected: F32) -> float:
+    """rms of the difference / rms of what is expected."""
+    return float(np.sqrt(np.mean(np.square(found - expected)) / np.mean(np.square(expected))))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_blocks_are_within_half_a_step(shape: tuple[int, int], bits: int) -> None:
+    """But for values near the far end of a block, which has one step less: those may be a whole step off."""
+    weight = weights(*shape)
+    packed, scales = quantize_blocks(weight, bits)
+    blocks = -(-shape[1] // BLOCK)
+    assert (packed.dtype, packed.shape) == (np.uint8, (shape[0], blocks, BLOCK * bits // 8))
+    assert scales.shape == (shape[0], blocks)
+    restored = dequantize_blocks(packed, scales, bits)
+    assert restored.shape == (shape[0], blocks * BLOCK)
+    np.testing.assert_array_equal(restored[:, shape[1] :], 0)
+    step = np.repeat(np.abs(scales), BLOCK, axis=1)[:, : shape[1]]
+    sign = np.repeat(np.sign(scales), BLOCK, axis=1)[:, : shape[1]]
+    clipped = weight * sign > (2 ** (bits - 1) - 1) * step
+    error = np.abs(weight - restored[:, : shape[1]])
+    assert np.all(error <= np.where(clipped, 1.0, 0.5) * step * (1 + 1e-5))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_largest_value_of_a_block_is_kept(bits: int) -> None:
+    weight = weights(6, 4 * BLOCK)
+    restored = dequantize_blocks(*quantize_blocks(weight, bits), bits)
+    largest = np.abs(weight.reshape(6, 4, BLOCK)).argmax(axis=2)[..., None]
+    found, expected = (np.take_along_axis(w.reshape(6, 4, BLOCK), largest, axis=2) for w in (restored, weight))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_numbers_on_the_grid_are_kept(bits: int) -> None:
+    half = 2 ** (bits - 1)
+    grid = np.random.default_rng(0).integers(-half, half, (5, 3 * BLOCK)).astype(np.float32)
+    grid[:, ::BLOCK] = -half  # the end with one step more
+    np.testing.assert_array_equal(dequantize_blocks(*quantize_blocks(grid / 16, bits), bits), grid / 16)
+
+
+def test_four_bits_are_packed_low_nibble_first() -> None:
+    row = np.zeros((1, BLOCK), np.float32)
+    row[0, :4] = [-8, 7, 1, -2]
+    packed, scales = quantize_blocks(row, 4)
+    assert scales.tolist() == [[1.0]]
+    assert packed[0, 0, :3].tolist() == [0xF0, 0x69, 0x88]
+
+
+def test_large_matrices_are_quantized_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = weights(50, 64)
+    whole = quantize_blocks(weight, 4)
+    monkeypatch.setattr("export.quantize.ROWS_AT_ONCE", 16)
+    for sliced, expected in zip(quantize_blocks(weight, 4), whole, strict=True):
+        np.testing.assert_array_equal(sliced, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_node_multiplies_with_the_dequantized_weights(
+    shape: tuple[int, int], bits: int, rows: int, tmp_path: Path
+) -> None:
+    """To 1e-4 with float activations; level 4, which bundles have, rounds them to 8 bits a block."""
+    weight, x = weights(*shape), activations(rows, shape[1])
+    exact = x @ dequantize_blocks(*quantize_blocks(weight, bits), bits)[:, : shape[1]].T
+    scale = np.abs(x) @ np.abs(weight).T  # of the sums' terms
+    for level in (0, 1):
+        found = run(blockwise_linear(bits), x, weight, None, tmp_path, accuracy_level=level)
+        assert np.all(np.abs(found - exact) <= 1e-4 * scale)
+    found = run(blockwise_linear(bits), x, weight, None, tmp_path)
+    step = np.repeat(np.abs(x).max(axis=1)[:, None], shape[1], axis=1) / 127  # an upper bound for every block
+    assert np.all(np.abs(found - exact) <= (step / 2) @ np.abs(weight).T * 1.1 + 1e-4 * scale)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bundles_ask_for_int8_activations(bits: int, tmp_path: Path) -> None:
+    run(blockwise_linear(bits), activations(1, 64), weights(4, 64), None, tmp_path)
+    nodes = onnx.load(tmp_path / "linear.onnx", load_external_data=False).graph.node
+    (node,) = (node for node in nodes if node.op_type == "MatMulNBits")
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    assert attributes == {"K": 64, "N": 4, "bits": bits, "block_size": 32, "accuracy_level": 4}
+
+
+@pytest.mark.parametrize(("bits", "budget"), [(4, 0.12), (8, 0.01)])
+def test_products_stay_near_those_of_the_weights(bits: int, budget: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(0, 0.1, (65, 256)).astype(np.float32), activations(9, 256)
+    assert relative_error(run(blockwise_linear(bits), x, weight, None, tmp_path), x @ weight.T) < budget
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (33, 100), (7, 31)])
+def test_dynamic_int8_stays_near_the_float_product(shape: tuple[int, int], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(0, 0.1, shape).astype(np.float32), rng.normal(0, 0.5, shape[0]).astype(np.float32)
+    x = activations(20, shape[1])
+    for offset in (None, bias):
+        expected = x @ weight.T + (0 if offset is None else offset)
+        assert relative_error(run(dynamic_int8_linear, x, weight, offset, tmp_path), expected) < 0.02
+
+
+@pytest.mark.parametrize("linear", [plain_linear, dynamic_int8_linear, blockwise_linear(4), blockwise_linear(8)])
+def test_zero_rows_and_blocks_give_zeros(linear: Linear, tmp_path: Path) -> None:
+    weight, x = weights(5, 96), activations(3, 96)
+    weight[1] = 0
+    weight[2, BLOCK : 2 * BLOCK] = 0
+    bias = np.arange(5, dtype=np.float32)
+    with np.errstate(divide="raise", invalid="raise"):
+        found = run(linear, x, weight, bias, tmp_path)
+    assert np.all(np.isfinite(found))
+    np.testing.assert_array_equal(found[:, 1], 1)
+    only_others = np.delete(weight, 1, axis=0)
+    expected = x @ only_others.T + np.delete(bias, 1)
+    assert relative_error(np.delete(found, 1, axis=1), expected) < 0.15
+
+
+def test_the_plain_product_is_exact(tmp_path: Path) -> None:
+    weight, x, bias = weights(7, 40), activations(3, 40), activations(1, 7)[0]
+    np.testing.assert_allclose(run(plain_linear, x, weight, bias, tmp_path), x @ weight.T + bias, rtol=1e-5, atol=1e-4)
+
+
+def test_an_int4_bundle_keeps_its_output_layer_at_eight_bits(tmp_path: Path) -> None:
+    assert set(LLM_LINEARS) == set(LM_HEAD_LINEARS) == {"fp32", "int8", "int4"}
+    assert set(ENCODER_LINEARS) == {"fp32", "int8"}
+    weight, x = weights(9, 64), activations(2, 64)
+    head, layer = (run(table["int4"], x, weight, None, tmp_path) for table in (LM_HEAD_LINEARS, LLM_LINEARS))
+    expected = run(LLM_LINEARS["int8"], x, weight, None, tmp_path)
+    np.testing.assert_array_equal(head, expected)
+    assert not np.array_equal(layer, expected)
