@@ -38,6 +38,7 @@ from training.checkpoint import Checkpoint, load_qformer, open_checkpoint
 from training.llm import EMBEDDING, merged_weights
 
 DEFAULT_MAX_LENGTH = 4096
+MIN_MAX_LENGTH = 256  # 30 s of audio, a prompt and a short answer
 EMBEDDING_FILE = "llm/embed_tokens.bin"
 EMBEDDING_DTYPES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] = {
     torch.float32: "float32",
@@ -60,8 +61,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.target == "cuda" and self.encoder_precision == "int8":
             raise ConfigError("int8 encoders run on the CPU only; use --encoder-precision fp32 with --target cuda")
-        if self.max_length < 128:
-            raise ConfigError(f"max_length is {self.max_length}; it must be at least 128")
+        if self.max_length < MIN_MAX_LENGTH:
+            raise ConfigError(f"max_length is {self.max_length}; it must be at least {MIN_MAX_LENGTH}")
         if not self.parity_budget > 0:
             raise ConfigError(f"parity_budget is {self.parity_budget}; it must be above 0")
 

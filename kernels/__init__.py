@@ -1,7 +1,8 @@
 """Fused kernels that no library has: numpy reference, C++ for CPUs, Triton for GPUs.
 
-Stays trivial at import: PyPI has another package called `kernels`, which transformers probes for and
-uses from version 0.6 on. Version "0.0.0" keeps that probe quiet.
+Stays trivial at import: PyPI has another package called `kernels`, which transformers looks for. Where it finds ours it
+reads salmonrun's version (0.18.2 up to 0.19 would make it import names that are not here) or, without package metadata,
+this one.
 """
 
 __version__ = "0.0.0"

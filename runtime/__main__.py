@@ -67,7 +67,7 @@ def _load(arguments: argparse.Namespace) -> Engine:
 
 def _transcribe(arguments: argparse.Namespace) -> int:
     config = GenerationConfig(max_new_tokens=arguments.max_new_tokens, num_beams=arguments.num_beams)
-    task = arguments.task or (None if arguments.prompt else "asr")
+    task = "asr" if arguments.task is None and arguments.prompt is None else arguments.task
     engine = _load(arguments)
     failed = 0
     for file in arguments.files:

@@ -43,8 +43,14 @@ class Audio:
         return 20 * math.log10(peak) if peak > 0 else -math.inf
 
     def first(self, seconds: float) -> "Audio":
-        """The first `seconds`; the cut is noted."""
+        """The first `seconds`; the cut is noted.
+
+        Raises:
+            AudioError: that would be nothing.
+        """
         count = round(seconds * SAMPLE_RATE)
+        if count < 1:
+            raise AudioError(f"first({seconds:g}) seconds would leave nothing; ask for more than 0 seconds")
         if count >= len(self.pcm):
             return self
         note = f"cut from {self.duration_s:.2f} s to {seconds:.2f} s on request"
@@ -70,8 +76,10 @@ def load_audio(
         AudioTooLongError: longer than `max_s`.
     """
     if isinstance(source, Audio):
+        if sample_rate is not None:
+            raise AudioError(f"sample_rate={sample_rate} was given with an Audio, which is at 16000 Hz; leave it out")
         _refuse_longer(source.duration_s, max_s)
-        return source
+        return _pad(source, min_s)
     if isinstance(source, np.ndarray):
         samples, rate, channels = _from_array(source, sample_rate)
     else:
@@ -96,6 +104,14 @@ def _prepare(samples: npt.NDArray[np.float64], rate: int, channels: int, min_s: 
     return Audio(samples.astype(np.float32), rate, channels, source_s, tuple(notes))
 
 
+def _pad(audio: Audio, min_s: float) -> Audio:
+    missing = round(min_s * SAMPLE_RATE) - len(audio.pcm)
+    if missing <= 0:
+        return audio
+    note = f"{audio.duration_s:.3f} s padded with zeros to {min_s:g} s"
+    return replace(audio, pcm=np.pad(audio.pcm, (0, missing)), notes=(*audio.notes, note))
+
+
 def _resample(samples: npt.NDArray[np.float64], rate: int) -> npt.NDArray[np.float64]:
     """Resample as librosa's default does: soxr HQ, length ceil(n * ratio)."""
     length = math.ceil(len(samples) * SAMPLE_RATE / rate)
@@ -106,7 +122,7 @@ def _resample(samples: npt.NDArray[np.float64], rate: int) -> npt.NDArray[np.flo
 def _from_array(array: npt.NDArray[Any], rate: int | None) -> tuple[npt.NDArray[np.float64], int, int]:
     if rate is None:
         raise AudioError("an array needs sample_rate=, e.g. sample_rate=16000; without it the pitch would be a guess")
-    if rate < 1000 or rate > 768_000:
+    if not 1000 <= rate <= 768_000:
         raise AudioError(f"sample_rate is {rate}; expected 1000 to 768000 Hz")
     if array.ndim != 1:
         raise AudioError(f"the array has shape {array.shape}; expected [N], one channel: pass array[:, 0] or array[0]")

@@ -155,11 +155,13 @@ def _read_manifest(folder: Path) -> Manifest:
     content = path.read_bytes()
     try:
         data = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleIntegrityError(f"{path} is not JSON ({error}); it was changed or cut") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if not isinstance(version, int):
         raise BundleError(f"{path} has no format_version; it is not a bundle's manifest")
+    if version < 1:
+        raise BundleError(f"{path} has format_version {version}; the first one is 1")
     if version > FORMAT_VERSION:
         raise BundleVersionError(
             f"{path} has format_version {version}, this salmonrun reads up to {FORMAT_VERSION}: update salmonrun"
@@ -178,12 +180,19 @@ def _check_file(folder: Path, name: str, spec: FileSpec, verify: bool) -> None:
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts or "\\" in name:
         raise BundleIntegrityError(f"{folder}/{MANIFEST} lists {name!r}: paths must stay inside the bundle folder")
-    for depth in range(1, len(parts) + 1):
-        if folder.joinpath(*parts[:depth]).is_symlink():
-            raise BundleIntegrityError(f"{folder.joinpath(*parts[:depth])} is a symbolic link; copy the file itself")
-    if not path.is_file():
-        raise BundleIntegrityError(f"{path} is missing; copy the whole bundle folder or export again")
-    size = path.stat().st_size
+    try:
+        for depth in range(1, len(parts) + 1):
+            if folder.joinpath(*parts[:depth]).is_symlink():
+                raise BundleIntegrityError(
+                    f"{folder.joinpath(*parts[:depth])} is a symbolic link; copy the file itself"
+                )
+        if not path.is_file():
+            raise BundleIntegrityError(f"{path} is missing; copy the whole bundle folder or export again")
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:  # a name no file system takes
+        raise BundleIntegrityError(
+            f"{folder}/{MANIFEST} lists {name[:80]!r}, which cannot be a file: {error}"
+        ) from error
     if size != spec.size:
         raise BundleIntegrityError(f"{path} has {size} bytes, {MANIFEST} says {spec.size}: it was changed or cut")
     if verify and file_sha256(path) != spec.sha256:
@@ -198,6 +207,13 @@ def _check_references(manifest: Manifest, folder: Path) -> None:
     for name in [graph.file for graph in manifest.graphs.values()] + [manifest.llm.embedding.file, "tokenizer.json"]:
         if name not in manifest.files:
             raise BundleIntegrityError(f"{folder}/{MANIFEST} uses {name!r} but does not list it under files")
+    table = manifest.llm.embedding
+    expected = table.rows * table.dim * (4 if table.dtype == "float32" else 2)
+    if manifest.files[table.file].size != expected:
+        raise BundleError(
+            f"{folder}/{table.file} has {manifest.files[table.file].size} bytes; "
+            f"{table.rows} x {table.dim} {table.dtype} values take {expected}"
+        )
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

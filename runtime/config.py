@@ -1,5 +1,6 @@
 """Settings that training, export and the engine share. Each default lives here and nowhere else."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,8 +28,8 @@ class AudioConfig:
             raise ConfigError(f"n_mels is {self.n_mels}; Whisper encoders take 80 or 128")
         if self.sample_rate != 16000:
             raise ConfigError(f"sample_rate is {self.sample_rate}; Whisper and BEATs take 16000")
-        if not 0 < self.min_s <= self.max_s:
-            raise ConfigError(f"min_s {self.min_s} and max_s {self.max_s} must satisfy 0 < min_s <= max_s")
+        if not 0 < self.min_s <= self.max_s < math.inf:
+            raise ConfigError(f"min_s {self.min_s} and max_s {self.max_s} must satisfy 0 < min_s <= max_s < infinity")
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,15 @@ class GenerationConfig:
             raise ConfigError("temperature, top_k and top_p have no effect without do_sample=True; set it or drop them")
         if self.early_stopping not in (True, False, "never"):
             raise ConfigError(f"early_stopping is {self.early_stopping!r}; expected True, False or 'never'")
+        if not math.isfinite(self.length_penalty):
+            raise ConfigError(f"length_penalty is {self.length_penalty}; it must be finite (0 turns it off)")
+        if any(token < 0 for token in self.stop_token_ids or ()):
+            raise ConfigError(f"stop_token_ids is {self.stop_token_ids}; token ids are not negative")
+        given: object = self.stop_strings
+        if isinstance(given, str):
+            raise ConfigError(
+                f"stop_strings is the string {self.stop_strings!r}; pass a tuple: ({self.stop_strings!r},)"
+            )
         if any(not text for text in self.stop_strings):
             raise ConfigError("stop_strings contains an empty string, which would stop before the first token")
 

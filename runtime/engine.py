@@ -206,6 +206,10 @@ class Engine:
                 f"num_beams is {config.num_beams}, the limit is {self.limits.max_beams}: "
                 "lower it, or load the engine with Limits(max_beams=...)"
             )
+        vocab_size = self.bundle.manifest.llm.vocab_size
+        unknown = [token for token in config.stop_token_ids or () if token >= vocab_size]
+        if unknown:
+            raise ConfigError(f"stop_token_ids has {unknown[0]}; this model's tokens are 0 to {vocab_size - 1}")
         return config
 
     def _stop_ids(self, config: GenerationConfig) -> tuple[int, ...]:

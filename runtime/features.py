@@ -47,8 +47,6 @@ def log_mel(pcm: F32, n_mels: int, frames: int) -> F32:
     padded = np.pad(samples, N_FFT // 2, mode="reflect")
     # Hops after the audio's end are exact zeros: their power is not computed but known.
     active = min(frames, (len(pcm) + N_FFT // 2) // HOP + 1)
-    if frames * HOP - len(pcm) < N_FFT:
-        active = frames
     windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][:active]
     power = np.abs(np.fft.rfft(windows * _hann(N_FFT))) ** 2  # [active, N_FFT // 2 + 1]
     mel = np.full((n_mels, frames), -10.0)  # log10 of the floor 1e-10

@@ -63,7 +63,10 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where}: {_show(value)} is too large for a float") from None
     if type(value) is not hint:
         raise ConfigError(f"{where}: expected {hint.__name__}, got {_show(value)}")
     return value

@@ -104,7 +104,6 @@ def _session_options(threads: int) -> onnxruntime.SessionOptions:
     options.log_severity_level = 3
     # Each session has its own pool; one that is not running must not spin on the cores another needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     return options
 
 

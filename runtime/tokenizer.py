@@ -34,6 +34,11 @@ class Tokenizer:
         """The text of `token_ids`; special tokens have none."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def is_byte(self, token_id: int) -> bool:
+        """Whether a token is a single byte of a byte-fallback tokenizer, such as <0xE2>."""
+        token = self._tokenizer.id_to_token(token_id)
+        return token is not None and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
     def token_id(self, token: str) -> int | None:
         """The id of a whole token such as "</s>"; None if there is none."""
         found = self._tokenizer.token_to_id(token)
@@ -43,8 +48,9 @@ class Tokenizer:
 class StreamingDetokenizer:
     """Turns ids into text pieces whose concatenation is `decode` of all ids.
 
-    A piece is held back while its last character may still change, that is while it ends in an incomplete byte
-    sequence. Only the ids since the last stable point are decoded again, so the cost per token does not grow.
+    A piece is held back while its characters may still change: while it ends in an incomplete byte sequence, or in a
+    run of byte-fallback tokens, which one bad byte spoils as a whole. Only the ids since the last stable point are
+    decoded again, so the cost per token does not grow.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -58,7 +64,7 @@ class StreamingDetokenizer:
         self._ids.append(token_id)
         before = self._tokenizer.decode(self._ids[self._context : self._stable])
         now = self._tokenizer.decode(self._ids[self._context :])
-        if now.endswith(REPLACEMENT) or len(now) <= len(before):
+        if self._tokenizer.is_byte(token_id) or now.endswith(REPLACEMENT) or len(now) <= len(before):
             return ""
         self._context, self._stable = self._stable, len(self._ids)
         return now[len(before) :]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from export.bundle import export_bundle
@@ -14,6 +15,9 @@ from training.presets import preset
 # The same examples every time, and no limit on how long a busy machine takes for one.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+# The models are so small that a second thread costs more than it brings.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

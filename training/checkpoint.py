@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,9 +69,12 @@ def open_checkpoint(folder: str | Path, verify: bool = True) -> Checkpoint:
             continue
         if parts[part]:
             raise CheckpointError(f"{folder}: {part} is both stored and referred to ({source.path}); keep one")
-        found, parts[part] = read(resolve_source(source, folder, verify))
+        path = resolve_source(source, folder, verify)
+        found, parts[part] = read(path)
         if found != getattr(config, part):
             raise CheckpointError(f"{source.path} does not match the checkpoint's {part} config")
+        # Absolute from here on: a copy of the checkpoint may be saved elsewhere.
+        config = replace(config, sources=replace(config.sources, **{part: replace(source, path=str(path.resolve()))}))
     if config.beats is None and parts["beats"]:
         raise CheckpointError(f"{folder}: model.safetensors has beats tensors, but the config has no beats")
     return Checkpoint(folder, config, parts)

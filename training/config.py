@@ -117,6 +117,11 @@ class ModelConfig:
             raise ConfigError(f"format_version {self.format_version} is newer than {FORMAT_VERSION}; update salmonrun")
         if self.audio.n_mels != self.whisper.n_mels:
             raise ConfigError(f"audio.n_mels {self.audio.n_mels} and whisper.n_mels {self.whisper.n_mels} differ")
+        frames = round(self.audio.max_s * 50)
+        if frames > self.whisper.max_frames:
+            raise ConfigError(f"audio.max_s takes {frames} frames, whisper.max_frames is {self.whisper.max_frames}")
+        if self.qformer.window.frames > frames:
+            raise ConfigError(f"a Q-Former window of {self.qformer.window.frames} frames does not fit into {frames}")
         for key in ("model_type", "hidden_size", "vocab_size"):
             if key not in self.llm:
                 raise ConfigError(f"llm has no {key!r}; it must be the LLM's config.json")

@@ -17,8 +17,8 @@ from training.config import LoraConfig, ModelConfig, PartSource, QFormerConfig, 
 from training.llm import build_llm, lora_parameters
 from training.presets import TASKS
 from training.qformer import QFormer
-from training.sources import as_lazy, describe_source, read_beats, read_json, read_llm, read_whisper
-from training.tensors import LazyTensors, load_pickle
+from training.sources import as_lazy, describe_source, read_beats, read_llm, read_whisper
+from training.tensors import LazyTensors, load_pickle, read_json
 
 BERT_HEAD_DIM = 64  # bert-base: 768 / 12; the number of heads is in no published checkpoint
 WHISPER_WINDOW_FRAMES = 1500  # the published code derives the window from 1500 frames in 30 s
@@ -106,6 +106,9 @@ def convert_salmonn(
     state, options = loaded.get("model"), _model_options(loaded)
     if not isinstance(state, dict):
         raise CheckpointError(f"{pth} has no 'model'; expected a SALMONN .pth")
+    for key in ("pruned_layers", "whisper_prune"):
+        if loaded.get(key):
+            raise CheckpointError(f"{pth} was pruned ({key}: {loaded[key]}); pruned files cannot be converted yet")
     tensors, leftovers = rename_salmonn(as_lazy(state), Path(pth))
     config = _config(tensors, options, Path(whisper), Path(beats) if beats else None, Path(llm), prompts, end_symbol)
     _check_leftovers(leftovers, config)
@@ -199,7 +202,7 @@ def _qformer_config(tensors: LazyTensors, options: dict[str, Any]) -> QFormerCon
     return QFormerConfig(
         dim=dim,
         layers=max(layers) + 1,
-        heads=dim // BERT_HEAD_DIM,
+        heads=max(1, dim // BERT_HEAD_DIM),
         ffn=tensors["qformer.layers.0.fc1.weight"]().shape[0],
         window=WindowConfig(
             frames=_frames(options.get("second_per_window", 0.333333)),
@@ -273,7 +276,9 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     """A published prompt JSON: task -> prompt or prompts, word for word; those without the placeholder are refused."""
     tasks = {}
     for task, value in read_json(path).items():
-        prompts = (value,) if isinstance(value, str) else tuple(value)
+        prompts = tuple(value) if isinstance(value, list) else (value,)
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise CheckpointError(f"{path}: task {task!r} is {value!r}; expected a prompt or a list of prompts")
         bad = [prompt for prompt in prompts if SPEECH_PLACEHOLDER not in prompt]
         if bad:
             raise CheckpointError(f"{path}: task {task!r} has a prompt without {SPEECH_PLACEHOLDER}: {bad[0]!r}")

@@ -47,12 +47,18 @@ def random_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> Sa
         for name, parameter in model.named_parameters():
             if name.endswith("embed_tokens.weight"):
                 parameter.normal_(std=2 / parameter.shape[1] ** 0.5)  # logits of a spread of about 2
-            elif name.startswith("llm.") and parameter.ndim == 2:
-                # What a layer adds shrinks with their number, as GPT-2's does: deep random models stay tame.
-                branch = name.endswith(("o_proj.weight", "down_proj.weight"))
-                layers = 2 * config.llm["num_hidden_layers"] if branch else 1
-                parameter.normal_(std=(parameter.shape[1] * layers) ** -0.5)
+            elif ".lora_" in name:
+                parameter.normal_(std=0.02)
+            elif parameter.ndim == 2 and "embed" not in name:
+                parameter.normal_(std=_gain(name) * parameter.shape[1] ** -0.5)
             elif parameter.ndim == 1 and name.endswith("bias"):
                 parameter.add_(torch.empty_like(parameter).normal_(std=0.02))
     torch.set_rng_state(generator_state)
     return model
+
+
+def _gain(name: str) -> float:
+    """Peaked attention that is listened to: otherwise a random model says the same whatever it hears."""
+    if name.endswith(("q_proj.weight", "query.weight")):
+        return 4.0
+    return 3.0 if name.endswith(("o_proj.weight", "cross_attn.out.weight")) else 1.0

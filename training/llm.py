@@ -7,6 +7,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from runtime.errors import CheckpointError
@@ -18,12 +19,21 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 def build_llm(config: dict[str, Any], lora: LoraConfig | None, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """An LLM of random weights, with adapters if `lora` says so."""
+    """An LLM of random weights, with adapters if `lora` says so.
+
+    Raises:
+        CheckpointError: the config is none that transformers can build, or the adapters do not fit it.
+    """
     options = copy.deepcopy(config)  # transformers writes into nested dicts
     for key in ("model_type", "torch_dtype", "dtype"):
         options.pop(key, None)
-    hf_config = transformers.AutoConfig.for_model(config["model_type"], **options)
-    llm: nn.Module = transformers.AutoModelForCausalLM.from_config(hf_config, dtype=dtype, attn_implementation="sdpa")
+    try:
+        hf_config = transformers.AutoConfig.for_model(config["model_type"], **options)
+        llm: nn.Module = transformers.AutoModelForCausalLM.from_config(
+            hf_config, dtype=dtype, attn_implementation="sdpa"
+        )
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise CheckpointError(f"transformers cannot build the LLM of this config: {error}") from error
     llm.generation_config = transformers.GenerationConfig()  # a folder's own would change search behind our back
     return (add_lora(llm, lora) if lora else llm).eval()
 
@@ -51,7 +61,10 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> nn.Module:
     with warnings.catch_warnings():
         # peft reads a transformers attribute that is being renamed; nothing a user of ours can do about it.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        return peft.get_peft_model(llm, adapters)
+        try:
+            return peft.get_peft_model(llm, adapters)
+        except ValueError as error:
+            raise CheckpointError(f"lora.targets {config.targets} do not fit this LLM: {error}") from error
 
 
 def lora_parameters(llm: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Foreign files of the frozen parts, read under our names: Whisper, BEATs and LLM folders."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError
 from training.config import BeatsConfig, PartSource, WhisperConfig
-from training.tensors import LazyTensors, lazy, load_pickle, open_safetensors, with_prefix
+from training.tensors import LazyTensors, lazy, load_pickle, open_safetensors, read_json, with_prefix
 
 # openai/whisper's names -> transformers'; both describe the same encoder.
 OPENAI_NAMES = (
@@ -32,14 +31,8 @@ def read_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
     if path.is_file():
         return _read_openai_whisper(path)
     raw = read_json(path / "config.json")
-    config = WhisperConfig(
-        d_model=raw["d_model"],
-        layers=raw["encoder_layers"],
-        heads=raw["encoder_attention_heads"],
-        ffn=raw["encoder_ffn_dim"],
-        n_mels=raw["num_mel_bins"],
-        max_frames=raw["max_source_positions"],
-    )
+    sizes = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
+    config = WhisperConfig(*_sizes(raw, (*sizes, "max_source_positions"), f"{path / 'config.json'}"))
     tensors = open_safetensors(path)
     encoder = with_prefix(tensors, "model.encoder.") or with_prefix(tensors, "encoder.")
     if not encoder:
@@ -52,14 +45,9 @@ def _read_openai_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
     dims, state = loaded.get("dims"), loaded.get("model_state_dict")
     if not isinstance(dims, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{path} has no 'dims' and 'model_state_dict'; expected an OpenAI Whisper file")
-    config = WhisperConfig(
-        d_model=dims["n_audio_state"],
-        layers=dims["n_audio_layer"],
-        heads=dims["n_audio_head"],
-        ffn=4 * dims["n_audio_state"],
-        n_mels=dims["n_mels"],
-        max_frames=dims["n_audio_ctx"],
-    )
+    names = ("n_audio_state", "n_audio_layer", "n_audio_head", "n_mels", "n_audio_ctx")
+    width, layers, heads, n_mels, max_frames = _sizes(dims, names, f"{path}: dims")
+    config = WhisperConfig(width, layers, heads, 4 * width, n_mels, max_frames)
     return config, {_openai_name(name): get for name, get in with_prefix(as_lazy(state), "encoder.").items()}
 
 
@@ -91,18 +79,23 @@ def beats_config(cfg: dict[str, Any], where: str) -> BeatsConfig:
     for key, value in expected.items():
         if cfg.get(key, value) != value:
             raise CheckpointError(f"{where}: cfg.{key} is {cfg[key]!r}; only {value!r} is supported")
-    return BeatsConfig(
-        dim=cfg["encoder_embed_dim"],
-        layers=cfg["encoder_layers"],
-        heads=cfg["encoder_attention_heads"],
-        ffn=cfg["encoder_ffn_embed_dim"],
-        patch_dim=cfg["embed_dim"],
-        patch_size=cfg["input_patch_size"],
-        conv_pos=cfg["conv_pos"],
-        conv_pos_groups=cfg["conv_pos_groups"],
-        num_buckets=cfg["num_buckets"],
-        max_distance=cfg["max_distance"],
+    names: tuple[str, ...] = (
+        "encoder_embed_dim",
+        "encoder_layers",
+        "encoder_attention_heads",
+        "encoder_ffn_embed_dim",
+        "embed_dim",
     )
+    names += ("input_patch_size", "conv_pos", "conv_pos_groups", "num_buckets", "max_distance")
+    return BeatsConfig(*_sizes(cfg, names, f"{where}: cfg"))
+
+
+def _sizes(raw: dict[str, Any], names: tuple[str, ...], where: str) -> list[int]:
+    """The integers under these names, in their order."""
+    for name in names:
+        if not isinstance(raw.get(name), int):
+            raise CheckpointError(f"{where} has no integer {name!r}: {raw.get(name)!r}; the model's size is not known")
+    return [raw[name] for name in names]
 
 
 def beats_tensors(state: LazyTensors, where: str) -> LazyTensors:
@@ -146,26 +139,10 @@ def as_lazy(state: dict[str, Any]) -> LazyTensors:
     return lazy({name: value for name, value in state.items() if isinstance(value, Tensor)})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        CheckpointError: there is no such file, or it is not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected an object")
-    return value
-
-
 def describe_source(path: Path) -> PartSource:
     """Path and hashes of a part, to be written into a checkpoint's config."""
-    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), path / "config.json"])
+    folder = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json"), path / "config.json"]
+    files = [path] if path.is_file() else sorted(folder)
     return PartSource(str(path), {file.name: file_sha256(file) for file in files})
 
 

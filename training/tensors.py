@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +30,10 @@ def open_safetensors(path: Path) -> LazyTensors:
 def _open_folder(folder: Path) -> LazyTensors:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{index} has no weight_map; expected an index of shards")
+        shards = sorted(set(weight_map.values()))
         tensors: LazyTensors = {}
         for shard in shards:
             tensors |= open_safetensors(folder / shard)
@@ -42,6 +46,23 @@ def _open_folder(folder: Path) -> LazyTensors:
 
 def _getter(file: "safe_open", name: str) -> Callable[[], Tensor]:
     return lambda: file.get_tensor(name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected an object")
+    return value
 
 
 def load_pickle(path: Path) -> dict[str, object]:

@@ -296,6 +296,12 @@ def test_wrong_type_is_named(bundle: Path) -> None:
         open_bundle(bundle)
 
 
+def test_number_too_large_for_a_float(bundle: Path) -> None:
+    reseal(bundle, lambda data: data["audio"].update(max_s=10**400))
+    with pytest.raises(BundleError, match=r"audio\.max_s"):
+        open_bundle(bundle)
+
+
 @pytest.mark.parametrize(
     "name", ["../secret", "/etc/passwd", "llm/../../secret", "..", ".", "", "..\\secret", "llm\\x"]
 )

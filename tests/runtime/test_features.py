@@ -1,6 +1,7 @@
 """Features against the published implementations."""
 
 import math
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,15 @@ def kaldi_fbank(pcm: F32) -> npt.NDArray[np.float64]:
     frames = torch.nn.functional.pad(frames, (0, 112))  # round_to_power_of_two
     spectrum = torch.fft.rfft(frames).abs().pow(2.0)  # [frames, 257]
 
+    energies = spectrum @ kaldi_banks().T
+    floor = torch.tensor(torch.finfo(torch.float32).eps, dtype=torch.float64)
+    return torch.maximum(energies, floor).log().numpy()
+
+
+@cache
+def kaldi_banks() -> torch.Tensor:
+    """Triangles [128, 257] on Kaldi's mel scale."""
+
     def mel(hz: float) -> float:
         return 1127.0 * math.log(1.0 + hz / 700.0)
 
@@ -96,9 +106,7 @@ def kaldi_fbank(pcm: F32) -> npt.NDArray[np.float64]:
             at = mel(line * 16000 / 512)
             weight = (at - left) / (center - left) if at <= center else (right - at) / (right - center)
             banks[bank, line] = max(0.0, weight)
-    energies = spectrum @ banks.T
-    floor = torch.tensor(torch.finfo(torch.float32).eps, dtype=torch.float64)
-    return torch.maximum(energies, floor).log().numpy()
+    return banks
 
 
 @pytest.mark.parametrize("level", [1.0, 0.3, 1e-2, 1e-4, 1e-6])
