@@ -40,7 +40,7 @@ def main() -> None:
     for key in summary["bundle"]:
         ours, theirs = summary["bundle"][key], summary["pytorch"][key]
         print(f"{key:<10} bundle {ours:8.3f} s   PyTorch {theirs:8.3f} s   {theirs / ours:6.2f}x")
-    print(json.dumps({"median": summary, "rows": rows, "machine": platform.processor(), "torch": torch.__version__}))
+    print(json.dumps({"median": summary, "rows": rows, "machine": platform.platform(), "torch": torch.__version__}))
 
 
 def _bundle(engine: Engine, recording: str, config: GenerationConfig) -> dict[str, float]:
