@@ -20,6 +20,8 @@ class Tokenizer:
             raise BundleError(f"{path} is not a tokenizer.json that can be read: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {token_id for token_id, token in added.items() if token.special}
 
     @property
     def vocab_size(self) -> int:
@@ -33,6 +35,10 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids`; special tokens have none."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def has_text(self, token_id: int) -> bool:
+        """Whether decoding sees a token: special tokens and ids beyond the vocabulary are skipped."""
+        return token_id not in self._special and self._tokenizer.id_to_token(token_id) is not None
 
     def is_byte(self, token_id: int) -> bool:
         """Whether a token is a single byte of a byte-fallback tokenizer, such as <0xE2>."""
@@ -58,13 +64,16 @@ class StreamingDetokenizer:
         self._ids: list[int] = []
         self._context = 0  # decoding starts here, so that word-initial spaces are seen
         self._stable = 0  # ids before this have been emitted
+        self._in_bytes = False  # the last id with a text is a byte of a byte-fallback tokenizer
 
     def add(self, token_id: int) -> str:
         """The text that became certain with this token; often one word, sometimes empty."""
         self._ids.append(token_id)
+        if self._tokenizer.has_text(token_id):
+            self._in_bytes = self._tokenizer.is_byte(token_id)
         before = self._tokenizer.decode(self._ids[self._context : self._stable])
         now = self._tokenizer.decode(self._ids[self._context :])
-        if self._tokenizer.is_byte(token_id) or now.endswith(REPLACEMENT) or len(now) <= len(before):
+        if self._in_bytes or now.endswith(REPLACEMENT) or len(now) <= len(before):
             return ""
         self._context, self._stable = self._stable, len(self._ids)
         return now[len(before) :]

@@ -16,7 +16,9 @@ from training.qformer import QFormer
 from training.whisper import WhisperEncoder
 
 
-def init_checkpoint(config: ModelConfig, folder: str | Path, seed: int = 0, dtype: torch.dtype | None = None) -> None:
+def init_checkpoint(
+    config: ModelConfig, folder: str | Path, seed: int = 0, dtype: torch.dtype | None = None, fresh: bool = False
+) -> None:
     """Write a checkpoint of random weights with a byte tokenizer. For trying things out: it knows nothing.
 
     Args:
@@ -24,26 +26,34 @@ def init_checkpoint(config: ModelConfig, folder: str | Path, seed: int = 0, dtyp
         folder: to be created.
         seed: of the weights.
         dtype: to store the weights in; None for float32.
+        fresh: standard initial values, to be trained; else values with which every part shows in the output.
     """
     with TemporaryDirectory() as scratch:
         tokenizer_file = Path(scratch) / "tokenizer.json"
         write_byte_tokenizer(tokenizer_file)
-        save(random_model(config, Tokenizer(tokenizer_file), seed), folder, tokenizer_file, dtype)
+        make = fresh_model if fresh else random_model
+        save(make(config, Tokenizer(tokenizer_file), seed), folder, tokenizer_file, dtype)
+
+
+def fresh_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> SalmonnModel:
+    """A model of the usual initial values."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SalmonnModel(
+            config,
+            tokenizer,
+            WhisperEncoder(config.whisper),
+            BeatsEncoder(config.beats) if config.beats else None,
+            QFormer(config),
+            build_llm(config.llm, config.lora),
+        )
 
 
 def random_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> SalmonnModel:
     """A model of random weights whose every part matters: adapters and biases are not zero, layers do not fade."""
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    model = SalmonnModel(
-        config,
-        tokenizer,
-        WhisperEncoder(config.whisper),
-        BeatsEncoder(config.beats) if config.beats else None,
-        QFormer(config),
-        build_llm(config.llm, config.lora),
-    )
-    with torch.no_grad():
+    model = fresh_model(config, tokenizer, seed)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
         for name, parameter in model.named_parameters():
             if name.endswith("embed_tokens.weight"):
                 parameter.normal_(std=2 / parameter.shape[1] ** 0.5)  # logits of a spread of about 2
@@ -53,7 +63,6 @@ def random_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> Sa
                 parameter.normal_(std=_gain(name) * parameter.shape[1] ** -0.5)
             elif parameter.ndim == 1 and name.endswith("bias"):
                 parameter.add_(torch.empty_like(parameter).normal_(std=0.02))
-    torch.set_rng_state(generator_state)
     return model
 
 

@@ -12,7 +12,7 @@ from runtime.audio import Audio, AudioSource, load_audio
 from runtime.config import GenerationConfig, PromptConfig
 from runtime.errors import ConfigError
 from runtime.features import fbank, log_mel, whisper_frames
-from runtime.prompt import choose_prompt, prompt_ids
+from runtime.prompt import PromptIds, choose_prompt, prompt_ids
 from runtime.tokenizer import Tokenizer
 from training.beats import BeatsEncoder
 from training.config import ModelConfig
@@ -103,9 +103,12 @@ class SalmonnModel(nn.Module):
 
     def embed_prompt(self, audio_embeds: Tensor, prompt: str) -> Tensor:
         """Prompt text around the audio embeddings [1, N, llm_dim]: [1, P, llm_dim]."""
-        ids = prompt_ids(self.prompts, self.tokenizer, prompt)
-        before, after = self.embed_tokens(ids.before), self.embed_tokens(ids.after)
-        return torch.cat([before, audio_embeds.to(before.dtype), after], dim=1)
+        return self.wrap(audio_embeds, prompt_ids(self.prompts, self.tokenizer, prompt), ())[None]
+
+    def wrap(self, audio_embeds: Tensor, prompt: PromptIds, target: Sequence[int]) -> Tensor:
+        """Embeddings of the prompt around the audio's [1, N, llm_dim], and of an answer behind it: [P, llm_dim]."""
+        before, after = self.embed_tokens(prompt.before)[0], self.embed_tokens((*prompt.after, *target))[0]
+        return torch.cat([before, audio_embeds[0].to(before.dtype), after])
 
     @torch.inference_mode()
     def generate(
@@ -153,18 +156,28 @@ class SalmonnModel(nn.Module):
 
     def forward(self, samples: Sequence[Sample]) -> Tensor:
         """Mean cross-entropy of the samples' texts, end symbol included."""
-        audio_embeds = self.encode_batch([sample.audio for sample in samples])
-        end = self.prompts.end_symbol
-        targets = [self.tokenizer.encode(sample.text + end) for sample in samples]
+        embeds = self.encode_batch([sample.audio for sample in samples])
+        prompts = [prompt_ids(self.prompts, self.tokenizer, sample.prompt) for sample in samples]
+        targets = [self.tokenizer.encode(sample.text + self.prompts.end_symbol) for sample in samples]
+        return self.answer_loss(embeds, prompts, targets) / sum(map(len, targets))
+
+    def answer_loss(
+        self, audio_embeds: Sequence[Tensor], prompts: Sequence[PromptIds], targets: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Sum of the cross-entropies of all target tokens, each row as if alone; audio_embeds each [1, N, llm_dim]."""
         rows, labels = [], []
-        for sample, embeds, target in zip(samples, audio_embeds, targets, strict=True):
-            prompt = self.embed_prompt(embeds, sample.prompt)
-            rows.append(torch.cat([prompt, self.embed_tokens(target)], dim=1)[0])
-            labels.append(torch.tensor([IGNORE] * prompt.shape[1] + target, device=self.device))
+        for embeds, prompt, target in zip(audio_embeds, prompts, targets, strict=True):
+            row = self.wrap(embeds, prompt, target)
+            rows.append(row)
+            labels.append(torch.tensor([IGNORE] * (len(row) - len(target)) + list(target), device=self.device))
         mask = nn.utils.rnn.pad_sequence([torch.ones(len(row), device=self.device) for row in rows], batch_first=True)
-        loss: Tensor = self.llm(
+        first = min(len(row) - len(target) for row, target in zip(rows, targets, strict=True)) - 1
+        logits = self.llm(
             inputs_embeds=nn.utils.rnn.pad_sequence(rows, batch_first=True),
             attention_mask=mask.long(),
-            labels=nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE),
-        ).loss
-        return loss
+            logits_to_keep=mask.shape[1] - first,  # none in front of the first answer
+        ).logits
+        wanted = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)[:, -logits.shape[1] :]
+        return nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), wanted[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
+        )

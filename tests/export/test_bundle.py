@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +28,10 @@ from runtime.errors import CheckpointError, ParityError
 from runtime.onnx_decoder import OnnxDecoder
 from runtime.prompt import prompt_ids
 from runtime.schema import from_dict
-from runtime.tokenizer import Tokenizer
 from training import ModelConfig, load
-from training.byte_tokenizer import write_byte_tokenizer
 from training.checkpoint import save
 from training.config import BeatsConfig, LoraConfig, QFormerConfig, WhisperConfig
-from training.init import init_checkpoint, random_model
-from training.llm import base_parameters
+from training.init import init_checkpoint
 from training.presets import TASKS, preset
 
 F32 = npt.NDArray[np.float32]
@@ -151,22 +147,10 @@ def random_llm(rng: np.random.Generator, pick: Callable[..., Any]) -> dict[str, 
     }
 
 
-def attentive_checkpoint(config: ModelConfig, folder: Path, seed: int) -> None:
-    """Random weights, but with peaked attention: with flat attention a token would depend on the last one alone."""
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer_file = Path(scratch) / "tokenizer.json"
-        write_byte_tokenizer(tokenizer_file)
-        model = random_model(config, Tokenizer(tokenizer_file), seed)
-        with torch.no_grad():
-            for name, weight in base_parameters(model.llm).items():
-                weight.mul_(4.0 if "q_proj" in name else 3.0 if "o_proj" in name else 1.0)
-        save(model, folder, tokenizer_file)
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_any_small_model_says_in_a_bundle_what_it_says_in_pytorch(tmp_path: Path, seed: int) -> None:
     config = random_config(seed)
-    attentive_checkpoint(config, tmp_path / "checkpoint", seed)
+    init_checkpoint(config, tmp_path / "checkpoint", seed)
     bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
     measured = parity(bundle)
     assert set(measured["stages"]) == {"whisper", "qformer", "llm"} | ({"beats"} if config.beats else set())
@@ -187,7 +171,7 @@ def test_any_small_model_says_in_a_bundle_what_it_says_in_pytorch(tmp_path: Path
 
 def test_a_quiet_beats(tmp_path: Path) -> None:
     """States so small that the epsilon of every norm matters: the graph folds DeepNorm's factor into it."""
-    attentive_checkpoint(TINY, tmp_path / "loud", 0)
+    init_checkpoint(TINY, tmp_path / "loud", 0)
     model = load(tmp_path / "loud")
     assert model.beats is not None
     with torch.no_grad():

@@ -209,7 +209,8 @@ def test_silence_is_answered_with_nothing(tiny_engine: Engine, level: float) -> 
 def test_silence_can_be_decoded(tiny_bundle: Path) -> None:
     engine = Engine.load(tiny_bundle, limits=Limits(silence_dbfs=None))
     result = engine.generate(np.zeros(16_000, np.float32), task="asr", sample_rate=16000, config=VARIED)
-    assert (len(result.token_ids), result.notes) == (24, ())
+    assert result.token_ids
+    assert result.notes == ()
 
 
 # Refusals

@@ -129,6 +129,7 @@ def test_long_texts_are_decoded_in_windows(tokenizer: Tokenizer) -> None:
             pass
 
         is_byte = staticmethod(tokenizer.is_byte)  # type: ignore[assignment]
+        has_text = staticmethod(tokenizer.has_text)  # type: ignore[assignment]
 
         def decode(self, token_ids: Sequence[int]) -> str:
             nonlocal decoded

@@ -1,0 +1,128 @@
+"""The published annotation JSON: what each recording is, and what is wrong with it. Nothing is replaced in silence."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from runtime.config import AudioConfig, PromptConfig
+from training.tensors import read_json
+
+GAP_S = 0.1  # silence in front of each appended recording, as published
+KNOWN_KEYS = {"path", "text", "task", "Q", "expand_wav", "testset_id", "voice"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recording, one task, one answer."""
+
+    dataset: str  # the annotation file
+    index: int  # in its list
+    path: Path
+    text: str
+    task: str = "asr"
+    question: str = ""  # fills the {} of the task's prompt
+    appended: tuple[Path, ...] = ()  # recordings played after the first, 0.1 s apart (published key expand_wav)
+    testset_id: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An entry that cannot be used, and why."""
+
+    dataset: str
+    index: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}: entry {self.index}: {self.reason}"
+
+
+def read_annotation(file: str | Path, prefix: str | Path | None = None) -> tuple[list[Entry], list[Problem]]:
+    """Entries of an annotation JSON, and those that are malformed.
+
+    Args:
+        file: `{"annotation": [{"path", "text", "task"?, "Q"?, "expand_wav"?, "testset_id"?}, ...]}`.
+        prefix: folder of relative paths; None for the annotation's own.
+
+    Raises:
+        CheckpointError: the file is not such a JSON.
+    """
+    file = Path(file)
+    listed = read_json(file).get("annotation")
+    root = Path(prefix) if prefix is not None else file.parent
+    entries, problems = [], []
+    for index, raw in enumerate(listed if isinstance(listed, list) else []):
+        reason = _malformed(raw)
+        if reason:
+            problems.append(Problem(str(file), index, reason))
+            continue
+        extra = tuple(_resolve(root, path) for path in raw.get("expand_wav") or [])
+        text, question = raw.get("text", ""), raw.get("Q") or ""
+        testset_id = raw.get("testset_id") or ""
+        entries.append(
+            Entry(
+                str(file),
+                index,
+                _resolve(root, raw["path"]),
+                text,
+                raw.get("task") or "asr",
+                question,
+                extra,
+                testset_id,
+            )
+        )
+    if not isinstance(listed, list):
+        problems.append(Problem(str(file), 0, 'the file has no list under "annotation"'))
+    return entries, problems
+
+
+def check_entry(entry: Entry, prompts: PromptConfig, audio: AudioConfig) -> str:
+    """Why an entry cannot be used; empty if it can. Reads the headers of its recordings, not their samples."""
+    if entry.task not in prompts.tasks:
+        return f"unknown task {entry.task!r}; there are prompts for {', '.join(sorted(prompts.tasks))}"
+    if not entry.question and any("{}" in prompt for prompt in prompts.tasks[entry.task]):
+        return f"task {entry.task!r} needs a question, and Q is empty"
+    if not entry.text.strip():
+        return "the text is empty"
+    seconds = GAP_S * len(entry.appended)
+    for path in (entry.path, *entry.appended):
+        if not os.path.isfile(path):  # unlike Path's, it takes names that no file system has
+            return f"{path} does not exist"
+        try:
+            header = soundfile.info(path)
+        except (soundfile.SoundFileError, TypeError) as error:  # TypeError: .raw, which has no header
+            return f"{path} cannot be read as audio ({error})"
+        if not header.frames:
+            return f"{path} is empty"
+        seconds += header.frames / header.samplerate
+    if seconds > audio.max_s:
+        return f"{seconds:.1f} s of audio; the model hears {audio.max_s:g} s"
+    return ""
+
+
+def _malformed(raw: Any) -> str:
+    if not isinstance(raw, dict):
+        return f"expected an object, got {type(raw).__name__}"
+    unknown = sorted(set(raw) - KNOWN_KEYS)
+    if unknown:
+        return f"unknown key {unknown[0]!r}; known are {', '.join(sorted(KNOWN_KEYS))}"
+    if raw.get("text", "") is None:
+        return "text is null, expected a string"
+    extra = raw.get("expand_wav") or []
+    if not isinstance(extra, list) or not all(isinstance(path, str) and path for path in extra):
+        return f"expand_wav is {extra!r}, expected a list of paths"
+    for key in ("path", "text", "task", "Q", "testset_id", "voice"):
+        if not isinstance(raw.get(key, ""), str) and raw[key] is not None:
+            return f"{key} is a {type(raw[key]).__name__}, expected a string"
+    if not raw.get("path"):
+        return "path is missing"
+    return ""
+
+
+def _resolve(root: Path, path: str) -> Path:
+    """As the published data has it: a leading slash is relative to the prefix unless that file exists."""
+    absolute = Path(path)
+    return absolute if absolute.is_absolute() and os.path.exists(absolute) else root / path.lstrip("/")

@@ -1,0 +1,180 @@
+"""Entries to batches: audio, features and token ids, drawn by weight and grouped by length."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import soundfile
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from runtime.audio import SAMPLE_RATE, Audio
+from runtime.config import PromptConfig
+from runtime.errors import AudioError, CheckpointError
+from runtime.prompt import PromptIds, prompt_ids, task_prompt
+from training.annotation import GAP_S, Entry, Problem, check_entry, read_annotation
+from training.augment import augment_audio, mask_features
+from training.features import FeatureBatch, Features, collate
+from training.model import SalmonnModel
+from training.recipe import Augmentation, DataConfig, DataSet
+
+NO_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample, ready to be batched."""
+
+    features: Features
+    prompt: PromptIds
+    target: list[int]  # token ids of the text and the end symbol
+    transcript: str  # for the auxiliary character loss; empty where the text is not what is said
+
+
+class SpeechDataset(Dataset[Example]):
+    """Entries whose audio is read, augmented and turned into features on demand."""
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        weights: Sequence[float],
+        model: SalmonnModel,
+        multi_prompt: bool,
+        augment: Augmentation | None,
+        seed: int,
+    ) -> None:
+        self.entries = list(entries)
+        self.weights = list(weights)
+        self.lengths = [soundfile.info(entry.path).duration for entry in entries]
+        self._model = model
+        self._multi_prompt = multi_prompt
+        self._augment = augment
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Example:
+        """The entry of an index; with (index, draw), another augmentation each time the entry comes round."""
+        index, draw = key if isinstance(key, tuple) else (key, 0)
+        entry = self.entries[index]
+        rng = np.random.default_rng([self._seed, index, draw])
+        try:
+            audio = self._read(entry)
+        except AudioError as error:  # the headers were checked: the file changed since, or its data are bad
+            raise CheckpointError(str(Problem(entry.dataset, entry.index, str(error)))) from error
+        if self._augment:
+            audio = augment_audio(audio, self._augment, rng)
+        features = self._model.features(audio)
+        if self._augment:
+            features = mask_features(features, self._augment, rng)
+        prompts = self._model.prompts
+        text = self._prompt(prompts, entry, random.Random(int(rng.integers(2**32))))
+        target = self._model.tokenizer.encode(entry.text + prompts.end_symbol)
+        transcript = entry.text if entry.task == "asr" else ""
+        return Example(features, prompt_ids(prompts, self._model.tokenizer, text), target, transcript)
+
+    def _read(self, entry: Entry) -> Audio:
+        """The recording, and those appended to it, each after a short silence."""
+        first, *others = (self._model.load_audio(path) for path in (entry.path, *entry.appended))
+        if not others:
+            return first
+        gap = np.zeros(round(GAP_S * SAMPLE_RATE), np.float32)
+        pieces = [first.pcm, *(piece for other in others for piece in (gap, other.pcm))]
+        return replace(first, pcm=np.concatenate(pieces))
+
+    def _prompt(self, prompts: PromptConfig, entry: Entry, rng: random.Random) -> str:
+        text = task_prompt(prompts, entry.task, rng if self._multi_prompt else None)
+        return text.replace("{}", entry.question)
+
+
+def load_entries(
+    sets: Sequence[DataSet], data: DataConfig, model: SalmonnModel
+) -> tuple[list[Entry], list[float], list[Problem]]:
+    """Usable entries of several data sets, the weight of each, and the unusable ones with their reason.
+
+    Raises:
+        CheckpointError: there are unusable entries and `on_broken` is "stop", or no usable ones.
+    """
+    entries: list[Entry] = []
+    weights: list[float] = []
+    problems: list[Problem] = []
+    for data_set in sets:
+        found, broken = read_annotation(data_set.annotation, data_set.prefix)
+        problems += broken
+        for entry in found:
+            reason = check_entry(entry, model.prompts, model.config.audio)
+            if reason:
+                problems.append(Problem(entry.dataset, entry.index, reason))
+            else:
+                entries.append(entry)
+                weights.append(data_set.weight)
+    if problems and data.on_broken == "stop":
+        shown = "\n".join(map(str, problems[:20]))
+        raise CheckpointError(f"{len(problems)} entries cannot be used (data.on_broken=skip goes on without):\n{shown}")
+    if not entries:
+        raise CheckpointError(f"no usable entry in {[data_set.annotation for data_set in sets]}")
+    return entries, weights, problems
+
+
+class BucketSampler(Sampler[list[tuple[int, int]]]):
+    """Endless batches of entries of similar length, drawn by weight; the same seed gives the same batches.
+
+    Every entry comes once before any comes again, where the weights are equal.
+    """
+
+    def __init__(
+        self, lengths: Sequence[float], weights: Sequence[float], batch_size: int, batches: int, seed: int
+    ) -> None:
+        self._lengths = np.asarray(lengths)
+        self._weights = np.asarray(weights, np.float64)
+        self._batch_size = batch_size
+        self._batches = batches
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rng = np.random.default_rng(self._seed)
+        made, draw = 0, 0
+        while made < self._batches:
+            order = self._round(rng)
+            for start in rng.permutation(np.arange(0, len(order), self._batch_size)):
+                if made == self._batches:
+                    return
+                yield [(int(index), draw) for index in order[start : start + self._batch_size]]
+                made += 1
+            draw += 1
+
+    def _round(self, rng: np.random.Generator) -> np.ndarray:
+        """Entries of one round, neighbours alike in length: whole copies of an entry, and the rest by chance."""
+        relative = self._weights / self._weights.max()
+        chosen = np.flatnonzero(rng.random(len(relative)) < relative)
+        noise = rng.uniform(0.95, 1.05, len(chosen))  # other neighbours every round
+        return chosen[np.argsort(self._lengths[chosen] * noise, kind="stable")]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples, padded."""
+
+    features: FeatureBatch
+    prompts: list[PromptIds]
+    targets: list[list[int]]
+    transcripts: list[str]
+
+
+def collate_examples(examples: Sequence[Example]) -> dict[str, object]:
+    """What the trainer hands to the model, and the labels it counts to average over accumulated batches."""
+    labels = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(example.target) for example in examples], batch_first=True, padding_value=NO_LABEL
+    )
+    batch = Batch(
+        collate([example.features for example in examples]),
+        [example.prompt for example in examples],
+        [example.target for example in examples],
+        [example.transcript for example in examples],
+    )
+    return {"batch": batch, "labels": labels, "shift_labels": labels}

@@ -1,0 +1,143 @@
+"""A fine-tuning run as YAML with dotted overrides: `--cfg-path stage1.yaml --options run.lr=1e-5`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from runtime.errors import ConfigError
+from runtime.schema import from_dict
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One annotation file."""
+
+    annotation: str
+    prefix: str | None = None  # folder of relative paths; None: the annotation's own
+    weight: float = 1.0  # how often its entries are drawn, relative to other data sets
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained and measured on."""
+
+    train: tuple[DataSet, ...]
+    valid: tuple[DataSet, ...] = ()
+    on_broken: Literal["stop", "skip"] = "stop"  # entries that cannot be used: stop before training, or report and skip
+    multi_prompt: bool = True  # draw one of a task's prompts for each sample; else its first
+
+
+@dataclass(frozen=True)
+class TrainedParts:
+    """Which parameters change."""
+
+    whisper: bool = False
+    beats: bool = False
+    qformer: bool = True
+    llm: bool = False  # the LLM's own weights
+    lora: bool = True  # its adapters, where the checkpoint has them
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to recordings while training. A probability of 0 turns a kind off."""
+
+    noise_p: float = 0.0  # Gaussian noise of an amplitude between the two
+    noise_low: float = 0.001
+    noise_high: float = 0.015
+    gain_p: float = 0.0
+    gain_db: float = 12.0  # up or down, at most
+    mask_p: float = 0.0  # SpecAugment on both spectrograms
+    mask_time_s: float = 0.1
+    mask_bins: int = 12
+    masks: int = 2
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How it is trained."""
+
+    out: str  # folder of snapshots and of the final checkpoint
+    steps: int = 1000
+    batch_size: int = 8
+    accumulate: int = 1
+    lr: float = 3e-5
+    min_lr: float = 1e-5
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ctc_weight: float = (
+        0.0  # auxiliary character loss on the Whisper states, which makes training from scratch converge
+    )
+    seed: int = 42
+    workers: int = 0
+    log_every: int = 10
+    eval_every: int = 500
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"run.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.min_lr <= self.lr:
+            raise ConfigError(f"run.min_lr {self.min_lr} and run.lr {self.lr} must satisfy 0 <= min_lr <= lr")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run."""
+
+    checkpoint: str  # folder to start from
+    data: DataConfig
+    run: RunConfig
+    train: TrainedParts = field(default_factory=TrainedParts)
+    augment: Augmentation = field(default_factory=Augmentation)
+
+
+def load_recipe(path: str | Path, options: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply overrides such as "run.lr=1e-5".
+
+    Raises:
+        ConfigError: not YAML, an unknown or missing key, or a value of the wrong type.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; expected a YAML recipe") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}; expected keys such as checkpoint, data and run")
+    for option in options:
+        _override(data, option)
+    return from_dict(Recipe, _floats(data), str(path))
+
+
+def _override(data: dict[str, Any], option: str) -> None:
+    key, separator, value = option.partition("=")
+    if not separator:
+        raise ConfigError(f"option {option!r} has no '='; expected e.g. run.lr=1e-5")
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"option {option!r}: {parent} is not a group of settings")
+    data[last] = yaml.safe_load(value)
+
+
+def _floats(value: Any) -> Any:
+    """YAML 1.1 reads 1e-5, which has no point, as text."""
+    if isinstance(value, dict):
+        return {key: _floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_floats(item) for item in value]
+    if isinstance(value, str) and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
