@@ -1,15 +1,18 @@
-"""Commands around checkpoints: python -m training {init,convert,finetune,synthesize,data}."""
+"""Commands around checkpoints: python -m training {init,convert,finetune,synthesize,data,evaluate}."""
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 import transformers
 
+from runtime.config import GenerationConfig
 from runtime.errors import CheckpointError, SalmonrunError
 from training.annotation import Problem, check_entry, read_annotation
 from training.config import load_config
 from training.convert import convert_salmonn, format_report
+from training.evaluate import Subject, evaluate
 from training.finetune import finetune
 from training.init import init_checkpoint
 from training.presets import PRESETS, preset
@@ -80,6 +83,22 @@ def _add_training_commands(commands: "argparse._SubParsersAction[argparse.Argume
     tuning.add_argument("--resume", action="store_true", help="go on from the latest snapshot in run.out")
     tuning.set_defaults(run=_finetune)
 
+    measuring = commands.add_parser(
+        "evaluate",
+        help="score a checkpoint or a bundle on annotated recordings",
+        description="Answer every entry of an annotation and print word error rates, exact matches and real-time factors. "
+        "Answers go to --out as they come; a run that was cut goes on where it stopped.",
+    )
+    measuring.add_argument("model", metavar="MODEL", help="a checkpoint or a bundle")
+    measuring.add_argument("annotation", metavar="ANNOTATION")
+    measuring.add_argument("--prefix", help="folder of relative paths (default: the annotation's own)")
+    measuring.add_argument("--task", help="only entries of this task (default: all)")
+    measuring.add_argument("--limit", type=int, help="only the first so many entries")
+    measuring.add_argument("--out", required=True, metavar="FILE", help="answers as JSON lines")
+    measuring.add_argument("--num-beams", type=int, default=1, help="default: 1, greedy")
+    measuring.add_argument("--max-new-tokens", type=int, default=200, help="default: 200")
+    measuring.set_defaults(run=_evaluate)
+
     plan = Plan()
     making = commands.add_parser(
         "synthesize",
@@ -135,6 +154,21 @@ def _synthesize(arguments: argparse.Namespace) -> None:
     plan = Plan(arguments.speech, arguments.sounds, arguments.mixtures, arguments.seed)
     path = synthesize(arguments.out, plan, arguments.held_out, arguments.workers, progress=True)
     print(f"{path}: annotation of the data set")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    entries, problems = read_annotation(arguments.annotation, arguments.prefix)
+    if problems:
+        raise CheckpointError("\n".join(map(str, problems)))
+    chosen = [entry for entry in entries if arguments.task in (None, entry.task)][: arguments.limit]
+    if not chosen:
+        raise CheckpointError(f"{arguments.annotation} has no entry of task {arguments.task!r}")
+    config = GenerationConfig(max_new_tokens=arguments.max_new_tokens, num_beams=arguments.num_beams)
+    scores = evaluate(Subject(arguments.model), chosen, Path(arguments.out), config, progress=True)
+    print(f"{'task':<20}{'entries':>8}{'WER':>8}{'WER spelled':>13}{'exact':>8}{'RTF':>8}")
+    for task, result in scores.items():
+        rates = f"{result.wer:>8.1%}{result.wer_spelled:>13.1%}{result.exact:>8.1%}{result.rtf:>8.3f}"
+        print(f"{task:<20}{result.entries:>8}{rates}")
 
 
 def _check_data(arguments: argparse.Namespace) -> None:
