@@ -86,7 +86,7 @@ def _add_training_commands(commands: "argparse._SubParsersAction[argparse.Argume
     measuring = commands.add_parser(
         "evaluate",
         help="score a checkpoint or a bundle on annotated recordings",
-        description="Answer every entry of an annotation and print word error rates, exact matches and real-time factors. "
+        description="Answer every entry of an annotation and print word error rates, exact matches and speed. "
         "Answers go to --out as they come; a run that was cut goes on where it stopped.",
     )
     measuring.add_argument("model", metavar="MODEL", help="a checkpoint or a bundle")
