@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         golden = load_audio(arguments.golden_audio) if arguments.golden_audio else None
         out = export_bundle(arguments.checkpoint, arguments.bundle, options, golden, progress=not arguments.quiet)
-    except SalmonrunError as error:
+    except (SalmonrunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     _print_summary(out)

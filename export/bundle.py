@@ -18,7 +18,7 @@ from export.qformer import build_qformer
 from export.quantize import ENCODER_LINEARS, EncoderPrecision, LlmPrecision
 from export.whisper import build_whisper
 from runtime import __version__
-from runtime.audio import SAMPLE_RATE, Audio
+from runtime.audio import SAMPLE_RATE, Audio, load_audio
 from runtime.bundle import (
     FORMAT_VERSION,
     MANIFEST,
@@ -29,6 +29,7 @@ from runtime.bundle import (
     Manifest,
     Precision,
     Provenance,
+    WeightPrecision,
     file_sha256,
     manifest_bytes,
 )
@@ -98,6 +99,8 @@ def export_bundle(
     if out.exists():
         raise BundleError(f"{out} exists; choose another name or remove it")
     source = open_checkpoint(checkpoint)
+    if golden_audio is not None:
+        golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -203,6 +206,7 @@ def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, Grap
         embedding=EmbeddingSpec(EMBEDDING_FILE, EMBEDDING_DTYPES[dtype], shape.vocab_size, shape.dim),
     )
     quantized = options.llm_precision != "fp32"
+    plain: WeightPrecision = "fp16" if options.target == "cuda" else "fp32"
     return Manifest(
         format_version=FORMAT_VERSION,
         manifest_sha256="",
@@ -215,8 +219,8 @@ def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, Grap
             whisper=options.encoder_precision,
             beats=options.encoder_precision if config.beats else None,
             qformer="fp32",
-            llm=options.llm_precision,
-            lm_head="int8" if quantized else "fp32",
+            llm=options.llm_precision if quantized else plain,
+            lm_head="int8" if quantized else plain,
         ),
         provenance=Provenance(
             model=config.name,

@@ -241,7 +241,8 @@ def _judge(parity: Parity) -> None:
         if parity.budget is not None and error.relative > parity.budget:
             raise ParityError(
                 f"{name}: relative error {error.relative:.3f} exceeds the budget {parity.budget}; "
-                "use a higher precision, or raise --parity-budget if the quality you measure is good enough"
+                "use a higher precision, or raise --parity-budget if the quality you measure is good enough "
+                "(random weights amplify what few bits round off)"
             )
     if parity.budget is None and not parity.greedy_tokens_equal:
         raise ParityError(

@@ -1,7 +1,9 @@
 """Commands of the engine: python -m runtime {transcribe,check}."""
 
 import argparse
+import io
 import json
+import os
 import sys
 from dataclasses import asdict
 
@@ -13,11 +15,17 @@ from runtime.engine import Result
 def main(argv: list[str] | None = None) -> int:
     """Parse the arguments and run a command; 1 on an error the user can mend, 2 on wrong arguments."""
     arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
         return int(arguments.run(arguments))
     except SalmonrunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

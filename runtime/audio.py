@@ -147,7 +147,7 @@ def _from_file(source: str | os.PathLike[str] | bytes, max_s: float | None) -> t
             _refuse_longer(file.frames / file.samplerate, max_s)
             frames = file.read(dtype="float64", always_2d=True)
             return frames[:, 0] if file.channels else frames.ravel(), file.samplerate, file.channels
-    except soundfile.SoundFileError as error:
+    except (soundfile.SoundFileError, UnicodeEncodeError) as error:
         raise AudioError(
             f"{name} is not audio that libsndfile can read ({error}); "
             "expected wav, flac, ogg or mp3: convert it, e.g. with ffmpeg -i INPUT output.wav"

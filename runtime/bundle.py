@@ -15,8 +15,10 @@ from runtime.schema import from_dict, to_dict
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
-_OWN_HASH = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
+_OWN_HASH = re.compile(rb'("manifest_sha256":\s*)"[0-9a-f]{64}"')
 _NO_HASH = "0" * 64
+
+WeightPrecision = Literal["fp32", "fp16", "int8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,11 @@ class LlmSpec:
 class Precision:
     """What the weights of each part are stored as."""
 
-    whisper: str
-    beats: str | None
-    qformer: str
-    llm: str
-    lm_head: str
+    whisper: WeightPrecision
+    beats: WeightPrecision | None
+    qformer: WeightPrecision
+    llm: WeightPrecision
+    lm_head: WeightPrecision
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def _read_manifest(folder: Path) -> Manifest:
             f"{path} has format_version {version}, this salmonrun reads up to {FORMAT_VERSION}: update salmonrun"
         )
     try:
-        manifest = from_dict(Manifest, data, str(path))
+        manifest = from_dict(Manifest, data, str(path), complete=True)
     except ConfigError as error:
         raise BundleError(str(error)) from error
     if manifest_hash(content) != manifest.manifest_sha256:
@@ -180,6 +182,8 @@ def _check_file(folder: Path, name: str, spec: FileSpec, verify: bool) -> None:
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts or "\\" in name:
         raise BundleIntegrityError(f"{folder}/{MANIFEST} lists {name!r}: paths must stay inside the bundle folder")
+    if Path(name).as_posix() != name:
+        raise BundleIntegrityError(f"{folder}/{MANIFEST} lists {name!r}; expected it as {Path(name).as_posix()!r}")
     try:
         for depth in range(1, len(parts) + 1):
             if folder.joinpath(*parts[:depth]).is_symlink():
@@ -207,6 +211,11 @@ def _check_references(manifest: Manifest, folder: Path) -> None:
     for name in [graph.file for graph in manifest.graphs.values()] + [manifest.llm.embedding.file, "tokenizer.json"]:
         if name not in manifest.files:
             raise BundleIntegrityError(f"{folder}/{MANIFEST} uses {name!r} but does not list it under files")
+    for graph in manifest.graphs.values():
+        weights = f"{graph.file}.data"
+        if weights not in manifest.files and (folder / weights).exists():
+            raise BundleIntegrityError(f"{folder}/{weights} is there, but {MANIFEST} does not list it; export again")
+    _check_consistency(manifest, folder)
     table = manifest.llm.embedding
     expected = table.rows * table.dim * (4 if table.dtype == "float32" else 2)
     if manifest.files[table.file].size != expected:
@@ -214,6 +223,22 @@ def _check_references(manifest: Manifest, folder: Path) -> None:
             f"{folder}/{table.file} has {manifest.files[table.file].size} bytes; "
             f"{table.rows} x {table.dim} {table.dtype} values take {expected}"
         )
+
+
+def _check_consistency(manifest: Manifest, folder: Path) -> None:
+    """Parts of the manifest that must agree with each other."""
+    llm, prompt = manifest.llm, manifest.prompt
+    special = [*prompt.stop_token_ids, *([] if prompt.bos_token_id is None else [prompt.bos_token_id])]
+    for token_id in special:
+        if not 0 <= token_id < llm.vocab_size:
+            raise BundleError(f"{folder}/{MANIFEST}: prompt has token id {token_id}, the LLM has {llm.vocab_size}")
+    hears = any(spec.name == "audio" for spec in manifest.graphs["qformer"].inputs)
+    if hears != ("beats" in manifest.graphs):
+        raise BundleError(f"{folder}/{MANIFEST}: the qformer graph's inputs and the beats graph do not fit together")
+    buffers = [spec for spec in manifest.graphs["llm"].inputs if spec.name.startswith("past_")]
+    expected = ("batch", llm.kv_heads, "capacity", llm.head_dim)
+    if len(buffers) != 2 * llm.layers or any(spec.dims != expected for spec in buffers):
+        raise BundleError(f"{folder}/{MANIFEST}: the llm graph's KV buffers are not those of llm: {expected}")
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -225,7 +250,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 def manifest_hash(content: bytes) -> str:
     """sha256 of a manifest's bytes with the digits of its own hash as zeros."""
-    blanked = _OWN_HASH.sub(b'"manifest_sha256": "' + _NO_HASH.encode() + b'"', content, count=1)
+    blanked = _OWN_HASH.sub(rb'\1"' + _NO_HASH.encode() + b'"', content, count=1)
     return hashlib.sha256(blanked).hexdigest()
 
 

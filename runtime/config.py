@@ -6,6 +6,7 @@ from typing import Literal
 
 from runtime.errors import ConfigError
 
+MAX_LENGTH_PENALTY = 10  # an exponent on the length: beyond this float32 scores over- or underflow
 SPEECH_PLACEHOLDER = "<SpeechHere>"
 
 
@@ -89,6 +90,8 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         positive = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
         for name, value in positive.items():
+            if not isinstance(value, int):
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number")
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
@@ -107,8 +110,13 @@ class GenerationConfig:
             raise ConfigError("temperature, top_k and top_p have no effect without do_sample=True; set it or drop them")
         if self.early_stopping not in (True, False, "never"):
             raise ConfigError(f"early_stopping is {self.early_stopping!r}; expected True, False or 'never'")
-        if not math.isfinite(self.length_penalty):
-            raise ConfigError(f"length_penalty is {self.length_penalty}; it must be finite (0 turns it off)")
+        if not abs(self.length_penalty) <= MAX_LENGTH_PENALTY:
+            limit = MAX_LENGTH_PENALTY
+            raise ConfigError(
+                f"length_penalty is {self.length_penalty}; expected a finite -{limit} to {limit} (0: off)"
+            )
+        if self.seed is not None and self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; it must not be negative")
         if any(token < 0 for token in self.stop_token_ids or ()):
             raise ConfigError(f"stop_token_ids is {self.stop_token_ids}; token ids are not negative")
         given: object = self.stop_strings

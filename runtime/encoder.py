@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from runtime.audio import F32, Audio
 from runtime.bundle import Bundle
-from runtime.features import fbank, log_mel, whisper_frames
+from runtime.features import beats_tokens, fbank, log_mel, whisper_frames
 from runtime.session import Device, Graph, load_graph
 
 
@@ -37,6 +37,13 @@ class AudioEncoder:
         featured = time.perf_counter()
         embeds = self.join(self.speech(mel), None if bank is None else self.sounds(bank))
         return Encoded(embeds, featured - started, time.perf_counter() - featured)
+
+    def count(self, samples: int) -> int:
+        """Audio embeddings that a recording of so many samples yields."""
+        frames = whisper_frames(samples, self._audio, self._window)
+        if "beats" in self.graphs:
+            frames = max(frames, beats_tokens(samples))
+        return self._window.count(frames) * self._window.num_queries
 
     def features(self, pcm: F32) -> tuple[F32, F32 | None]:
         """log-mel [n_mels, 2 T] and, for BEATs, the filter bank [F, 128]."""

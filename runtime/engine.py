@@ -15,7 +15,7 @@ from runtime.audio import Audio, AudioSource, load_audio
 from runtime.bundle import Bundle, open_bundle
 from runtime.config import GenerationConfig, Limits
 from runtime.encoder import AudioEncoder, Encoded
-from runtime.errors import ConfigError, PromptError
+from runtime.errors import ClosedError, ConfigError, PromptError
 from runtime.kv_cache import Slot
 from runtime.onnx_decoder import OnnxDecoder
 from runtime.prompt import SPEECH_MARK, PromptIds, choose_prompt, prompt_ids
@@ -118,7 +118,7 @@ class Engine:
             question: fills the {} of a task's prompt.
             config: how tokens are chosen; greedy if left out.
             sample_rate: of an array, in Hz.
-            cancel: set it from another thread to stop within one token.
+            cancel: set it from another thread to stop: within one token while decoding, before that at the next stage.
 
         Raises:
             AudioError: unusable or too long audio.
@@ -157,6 +157,8 @@ class Engine:
         config = self._check(config or GenerationConfig())
         ids = self._prompt_ids(task, prompt, question)
         heard = self._load_audio(audio, sample_rate)
+        positions = len(ids.before) + self.encoder.count(len(heard.pcm)) + len(ids.after) + config.max_new_tokens
+        self.decoder.check_capacity(positions)
         return self._answer(heard, ids, config, cancel, started)
 
     @contextmanager
@@ -178,8 +180,12 @@ class Engine:
     ) -> Generator[str, None, Result]:
         """The data path behind the features: encoders, prompt, LLM, search, text."""
         if note := self._silence(heard):
-            return _silent_result(heard, note, started)
+            return _empty_result(heard, "stop", note, started)
+        if cancel and cancel.is_set():
+            return _empty_result(heard, "cancelled", "cancelled before encoding", started)
         encoded = self.encoder.encode(heard)
+        if cancel and cancel.is_set():
+            return _empty_result(heard, "cancelled", "cancelled before decoding", started)
         embed = self.decoder.embed
         inputs_embeds = np.concatenate([embed(ids.before), encoded.audio_embeds, embed(ids.after)])
         with self.decoder.open(config.num_beams, len(inputs_embeds) + config.max_new_tokens) as slots:
@@ -198,6 +204,10 @@ class Engine:
                 f"the prompt has {len(text)} characters, the limit is {self.limits.max_prompt_chars}: "
                 "shorten it, or load the engine with Limits(max_prompt_chars=...)"
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the prompt is not valid Unicode ({error.reason}); pass UTF-8 text") from error
         return prompt_ids(self.bundle.manifest.prompt, self.tokenizer, text)
 
     def _check(self, config: GenerationConfig) -> GenerationConfig:
@@ -257,15 +267,21 @@ class Heard:
     ) -> Generator[str, None, Result]:
         """Like `ask`, but yields pieces of text as they are decoded. Bad input is refused here."""
         started = time.perf_counter()
+        self._check_open()
         config = self._engine._check(config or GenerationConfig())
         return self._answer(self._engine._prompt_ids(task, prompt, question), config, cancel, started)
+
+    def _check_open(self) -> None:
+        if self._slot.cache.released:
+            raise ClosedError("this recording is closed: ask inside the `with engine.listen(...)` block")
 
     def _answer(
         self, ids: PromptIds, config: GenerationConfig, cancel: threading.Event | None, started: float
     ) -> Generator[str, None, Result]:
         engine, decoder = self._engine, self._engine.decoder
+        self._check_open()
         if note := engine._silence(self._audio):
-            return _silent_result(self._audio, note, started)
+            return _empty_result(self._audio, "stop", note, started)
         shared = ids.before == self._opening
         embeds = decoder.embed(ids.after)
         if not shared:  # text in front of the audio: its KV cannot be reused, its embeddings can
@@ -291,9 +307,9 @@ def _result(said: Answer, audio: Audio, encoded: Encoded | None, started: float)
     return Result(said.text, said.token_ids, said.finish_reason, timings, audio.notes)
 
 
-def _silent_result(audio: Audio, note: str, started: float) -> Result:
+def _empty_result(audio: Audio, reason: FinishReason, note: str, started: float) -> Result:
     timings = Timings(total_s=time.perf_counter() - started, audio_s=audio.source_s)
-    return Result("", [], "stop", timings, (*audio.notes, note))
+    return Result("", [], reason, timings, (*audio.notes, note))
 
 
 def _drain(pieces: Generator[str, None, Result]) -> Result:

@@ -12,6 +12,7 @@
     │   ├── BundleVersionError              written by a newer salmonrun
     │   └── BundleIntegrityError            a file is missing, changed, linked or outside the folder
     ├── CheckpointError (ValueError)        a checkpoint with missing, extra or misshapen tensors
+    ├── ClosedError (RuntimeError)          a recording asked about after its `with` block
     ├── DeviceError (RuntimeError)          the device asked for is not there
     ├── MissingExtraError (ImportError)     an optional dependency is not installed
     └── ParityError (RuntimeError)          an exported bundle does not compute what the checkpoint does
@@ -72,6 +73,10 @@ class BundleIntegrityError(BundleError):
 
 class CheckpointError(SalmonrunError, ValueError):
     """The checkpoint has missing, extra or misshapen tensors, or does not match its config."""
+
+
+class ClosedError(SalmonrunError, RuntimeError):
+    """What is used was closed before."""
 
 
 class DeviceError(SalmonrunError, RuntimeError):

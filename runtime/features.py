@@ -26,6 +26,7 @@ FBANK_FFT = 512
 FBANK_LOW_HZ = 20.0
 FBANK_FLOOR = float(np.finfo(np.float32).eps)
 PREEMPHASIS = 0.97
+BEATS_PATCH = 16  # frames and bins of one patch
 INT16_SCALE = 2.0**15  # Kaldi works on the integer scale
 
 
@@ -37,6 +38,11 @@ def whisper_frames(samples: int, config: AudioConfig, window: WindowConfig) -> i
     needed = -(-samples // (HOP * MELS_PER_FRAME))
     windows = max(1, -(-(needed - window.frames) // window.stride) + 1)
     return min(window.frames + (windows - 1) * window.stride, longest)
+
+
+def beats_tokens(samples: int) -> int:
+    """States BEATs yields for this many samples: 8 bands for every 16 frames of the filter bank."""
+    return FBANK_BINS // BEATS_PATCH * ((1 + (samples - FBANK_LENGTH) // HOP) // BEATS_PATCH)
 
 
 def log_mel(pcm: F32, n_mels: int, frames: int) -> F32:

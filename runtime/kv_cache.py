@@ -28,6 +28,11 @@ class KVCache:
         """All keys, then all values, each [rows, kv_heads, capacity, head_dim]."""
         return [*self.keys, *self.values]
 
+    @property
+    def released(self) -> bool:
+        """Whether the memory was given back."""
+        return not self.slots
+
     def release(self) -> None:
         """Give the memory back now: cache and slots refer to each other, and the collector does not see arrays."""
         self.keys, self.values, self.slots = [], [], []

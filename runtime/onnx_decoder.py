@@ -52,17 +52,25 @@ class OnnxDecoder:
     @contextmanager
     def open(self, count: int, capacity: int) -> Iterator[list[Slot]]:
         """`count` neighbouring empty slots; their memory is freed when the context ends."""
-        if capacity > self.max_length:
-            raise CapacityError(
-                f"prompt and answer need {capacity} positions, the KV cache has {self.max_length}: shorten the prompt, "
-                "lower max_new_tokens, or export with a larger --max-length"
-            )
+        self.check_capacity(capacity)
         spec = self._spec
         cache = KVCache(spec.layers, count, spec.kv_heads, capacity, spec.head_dim, self._dtype)
         try:
             yield cache.slots
         finally:
             cache.release()
+
+    def check_capacity(self, positions: int) -> None:
+        """Refuse what no slot can hold.
+
+        Raises:
+            CapacityError: more than `max_length` positions.
+        """
+        if positions > self.max_length:
+            raise CapacityError(
+                f"prompt and answer need {positions} positions, the KV cache has {self.max_length}: shorten the "
+                "prompt, lower max_new_tokens, or export with a larger --max-length"
+            )
 
     def length(self, slot: Slot) -> int:
         """Positions the slot has."""

@@ -10,8 +10,18 @@ from runtime.errors import ConfigError
 T = TypeVar("T")
 
 
-def from_dict(cls: type[T], data: Any, where: str) -> T:
-    """Build the dataclass `cls` from parsed JSON; `where` names the place in error messages."""
+def from_dict(cls: type[T], data: Any, where: str, complete: bool = False) -> T:
+    """Build the dataclass `cls` from parsed JSON.
+
+    Args:
+        cls: a dataclass.
+        data: parsed JSON.
+        where: names the place in error messages.
+        complete: every key must be there, those with a default too: for files that outlive the defaults.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value of the wrong type.
+    """
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected an object, got {_show(data)}")
     hints = typing.get_type_hints(cls)
@@ -22,8 +32,8 @@ def from_dict(cls: type[T], data: Any, where: str) -> T:
     values = {}
     for name, field in fields.items():
         if name in data:
-            values[name] = _parse(hints[name], data[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            values[name] = _parse(hints[name], data[name], f"{where}.{name}", complete)
+        elif complete or (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING):
             raise ConfigError(f"{where}: key {name!r} is missing")
     try:
         return cls(**values)
@@ -42,12 +52,12 @@ def to_dict(value: Any) -> Any:
     return value
 
 
-def _parse(hint: Any, value: Any, where: str) -> Any:
+def _parse(hint: Any, value: Any, where: str, complete: bool) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
-        return _parse_union(args, value, where)
+        return _parse_union(args, value, where, complete)
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{where}: expected one of {', '.join(map(repr, args))}, got {_show(value)}")
@@ -55,13 +65,13 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise ConfigError(f"{where}: expected a list, got {_show(value)}")
-        return tuple(_parse(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(_parse(args[0], item, f"{where}[{i}]", complete) for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected an object, got {_show(value)}")
-        return {key: _parse(args[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _parse(args[1], item, f"{where}.{key}", complete) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
+        return from_dict(typing.cast(type, hint), value, where, complete)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
@@ -72,14 +82,14 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _parse_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+def _parse_union(options: tuple[Any, ...], value: Any, where: str, complete: bool) -> Any:
     if value is None and type(None) in options:
         return None
     errors = []
     for option in options:
         if option is not type(None):
             try:
-                return _parse(option, value, where)
+                return _parse(option, value, where, complete)
             except ConfigError as error:
                 errors.append(error)
     raise errors[0]

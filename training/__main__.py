@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     try:
         arguments.run(arguments)
-    except SalmonrunError as error:
+    except (SalmonrunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

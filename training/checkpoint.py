@@ -161,6 +161,7 @@ def write_checkpoint(
         save_config(config, temporary)
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         shutil.copyfile(tokenizer_file, temporary / "tokenizer.json")
+        (temporary / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:

@@ -66,7 +66,7 @@ LEFTOVERS = (
     (r"beats\.encoder\.layers\.\d+\.self_attn\.relative_attention_bias\.weight", "copy of BEATs' shared bias table"),
     (r"speech_Qformer\.bert\.embeddings\.position_ids", "unused buffer of BERT"),
     (r"llama_model\..*rotary_emb\.inv_freq", "rotary frequencies, which follow from the config"),
-    (r"llama_model\.base_model\.model\.lm_head\.weight", "tied output layer of the frozen LLM"),
+    (r"llama_model\.(base_model\.model\.)?lm_head\.weight", "tied output layer of the frozen LLM"),
 )
 
 
@@ -259,7 +259,12 @@ def read_bos(llm: Path, llm_config: dict[str, Any], tokenizer: Tokenizer) -> int
         if "bos_token" in settings:
             token = settings["bos_token"]
             text = token.get("content") if isinstance(token, dict) else token
-            return None if text is None else tokenizer.token_id(text)
+            if text is None:
+                return None
+            if text and tokenizer.token_id(text) is None:
+                raise CheckpointError(f"{llm / name}: bos_token {text!r} is no token of tokenizer.json: wrong files?")
+            if text:
+                return tokenizer.token_id(text)
     return llm_config.get("bos_token_id")
 
 

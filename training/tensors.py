@@ -40,7 +40,10 @@ def _open_folder(folder: Path) -> LazyTensors:
         return tensors
     single = folder / "model.safetensors"
     if not single.is_file():
-        raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+        raise CheckpointError(
+            f"{folder} has neither model.safetensors nor model.safetensors.index.json; convert other weights with "
+            "transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
     return open_safetensors(single)
 
 

@@ -434,3 +434,37 @@ def test_unknown_decoder(tiny_bundle: Path) -> None:
 def test_threads(tiny_bundle: Path, threads: int) -> None:
     with pytest.raises(ConfigError, match=f"threads is {threads}; it must be at least 1"):
         Engine.load(tiny_bundle, threads=threads)
+
+
+def resealed(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest and make its own hash right again."""
+    data = json.loads((bundle / MANIFEST).read_text())
+    edit(data)
+    data["manifest_sha256"] = "0" * 64
+    content = json.dumps(data).encode()
+    (bundle / MANIFEST).write_bytes(content.replace(b"0" * 64, manifest_hash(content).encode(), 1))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda data: data["files"].pop("whisper.onnx.data"), r"whisper\.onnx\.data is there, but .* does not list it"),
+        (lambda data: data["prompt"].update(bos_token_id=10**9), "token id 1000000000"),
+        (lambda data: data["llm"].update(head_dim=16), "KV buffers"),
+        (lambda data: data["graphs"].pop("beats"), "qformer graph's inputs and the beats graph"),
+        (lambda data: data["precision"].update(whisper="banana"), "'fp32', 'fp16', 'int8', 'int4'"),
+        (lambda data: data["audio"].pop("max_s"), "'max_s' is missing"),
+        (lambda data: data["files"].update({"./golden.npz": data["files"].pop("golden.npz")}), "expected it as"),
+    ],
+)
+def test_manifests_that_contradict_themselves(
+    bundle: Path, edit: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    resealed(bundle, edit)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(bundle)
+
+
+def test_another_layout_of_the_same_manifest_is_fine(bundle: Path) -> None:
+    resealed(bundle, lambda data: None)
+    assert open_bundle(bundle).manifest.format_version == 1

@@ -13,7 +13,15 @@ import pytest
 import soundfile
 
 from runtime import Engine, GenerationConfig, Limits, Result, load_audio
-from runtime.errors import AudioError, AudioTooLongError, CapacityError, ConfigError, PromptError, UnknownTaskError
+from runtime.errors import (
+    AudioError,
+    AudioTooLongError,
+    CapacityError,
+    ClosedError,
+    ConfigError,
+    PromptError,
+    UnknownTaskError,
+)
 from runtime.tokenizer import REPLACEMENT
 
 F32 = npt.NDArray[np.float32]
@@ -484,3 +492,34 @@ def test_reported_memory_is_the_processes(tiny_engine: Engine) -> None:
     resident, peak = (int(status[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
     assert report.resident_bytes == pytest.approx(resident, rel=0.05)
     assert report.peak_resident_bytes == pytest.approx(peak, rel=0.05)
+
+
+# Closing and cancelling early
+
+
+def test_a_closed_recording_says_so(tiny_engine: Engine, speech: Path) -> None:
+    with tiny_engine.listen(speech) as heard:
+        begun = heard.ask_iter("What is it?")
+    with pytest.raises(ClosedError, match="inside the `with"):
+        next(begun)
+    with pytest.raises(ClosedError, match="inside the `with"):
+        heard.ask("What is it?")
+
+
+def test_a_request_cancelled_before_it_began_encodes_nothing(tiny_engine: Engine, speech: Path) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    result = tiny_engine.generate(speech, task="asr", cancel=cancel)
+    assert (result.text, result.token_ids, result.finish_reason) == ("", [], "cancelled")
+    assert result.timings.encode_s == 0
+
+
+def test_an_answer_that_cannot_fit_is_refused_before_encoding(tiny_engine: Engine, speech: Path) -> None:
+    with pytest.raises(CapacityError, match="KV cache has 2048"):
+        tiny_engine.generate_iter(speech, task="asr", config=GenerationConfig(max_new_tokens=2000))
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.2, 29.99])
+def test_the_number_of_audio_embeddings_is_known_beforehand(tiny_engine: Engine, seconds: float) -> None:
+    audio = load_audio(np.full(round(seconds * 16000), 0.1, np.float32), 16000)
+    assert tiny_engine.encoder.count(len(audio.pcm)) == len(tiny_engine.encoder.encode(audio).audio_embeds)

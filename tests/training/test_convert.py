@@ -247,6 +247,31 @@ def test_the_tokenizer_decides_on_the_beginning_symbol(
     assert load_config(published.out).prompt.bos_token_id == expected
 
 
+def test_the_tied_output_layer_of_a_model_without_peft_is_left_out(published: Published) -> None:
+    def without_peft(state: dict[str, torch.Tensor]) -> None:
+        tied = state.pop("llama_model.base_model.model.lm_head.weight")
+        for name in [name for name in state if name.startswith("llama_model.")]:
+            del state[name]
+        state["llama_model.lm_head.weight"] = tied
+
+    published.edit_model(without_peft)
+    report = published.convert()
+    assert report.leftovers["llama_model.lm_head.weight"] == "tied output layer of the frozen LLM"
+    assert load_config(published.out).lora is None
+
+
+def test_a_beginning_symbol_the_tokenizer_lacks_is_refused(published: Published) -> None:
+    published.edit_json("llm/tokenizer_config.json", lambda raw: raw.update(bos_token="<s>"))
+    published.refuses(r"bos_token '<s>' is no token")
+
+
+def test_an_empty_beginning_symbol_leaves_it_to_the_config(published: Published) -> None:
+    published.edit_json("llm/tokenizer_config.json", lambda raw: raw.update(bos_token=""))
+    (published.llm / "special_tokens_map.json").unlink()
+    published.convert()
+    assert load_config(published.out).prompt.bos_token_id == 512
+
+
 def test_an_llm_of_another_width_is_refused(published: Published) -> None:
     published.edit_json("llm/config.json", lambda raw: raw.update(hidden_size=96))
     published.refuses(r"(proj\.weight|q_proj\.A).* expected")
