@@ -40,7 +40,6 @@ class OnnxDecoder:
     def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
         self._spec = bundle.manifest.llm
         self._dtype: Any = np.dtype(self._spec.dtype)
-        self._device = device
         self.graph: Graph = load_graph(bundle, "llm", device, threads)
         self.embed = EmbeddingTable(bundle, self._spec.embedding)
 

@@ -138,6 +138,9 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
         ConfigError: the recipe asks for what cannot be done.
     """
     run = recipe.run
+    final = Path(run.out) / "final"
+    if final.exists():  # found out now, and not after hours of training
+        raise ConfigError(f"{final} exists; choose another run.out or remove it")
     transformers.set_seed(run.seed)
     model = load(recipe.checkpoint)
     choose_parts(model, recipe.train)
@@ -151,7 +154,6 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
         optimizers=_optimizers(wrapped, run),
     )
     trainer.train(resume_from_checkpoint=resume or None)
-    final = Path(run.out) / "final"
     if trainer.is_world_process_zero():
         save(model, final, Path(recipe.checkpoint) / "tokenizer.json")
     return final

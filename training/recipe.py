@@ -22,10 +22,9 @@ class DataSet:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained and measured on."""
+    """What is trained on."""
 
     train: tuple[DataSet, ...]
-    valid: tuple[DataSet, ...] = ()
     on_broken: Literal["stop", "skip"] = "stop"  # entries that cannot be used: stop before training, or report and skip
     multi_prompt: bool = True  # draw one of a task's prompts for each sample; else its first
 
@@ -76,11 +75,10 @@ class RunConfig:
     seed: int = 42
     workers: int = 0
     log_every: int = 10
-    eval_every: int = 500
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "save_every"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"run.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.min_lr <= self.lr:

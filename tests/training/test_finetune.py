@@ -123,6 +123,13 @@ def test_only_chosen_parts_change(checkpoint: Path, annotation: Path, tmp_path: 
     assert changed == {"qformer"}
 
 
+def test_a_finished_run_is_not_trained_over(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"run/final exists; choose another run\.out"):
+        finetune(recipe(checkpoint, annotation, tmp_path / "run"))
+    assert list((tmp_path / "run").iterdir()) == [tmp_path / "run" / "final"]
+
+
 def test_training_nothing_is_refused(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="nothing is trained"):
         choose_parts(load(checkpoint), TrainedParts(qformer=False))
