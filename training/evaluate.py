@@ -1,140 +1,139 @@
 """How well a checkpoint or a bundle answers: one code path over both, resumable, an answer a line."""
 
+import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
-import jiwer
 from tqdm import tqdm
-from whisper_normalizer.english import EnglishTextNormalizer
 
-from runtime.config import GenerationConfig, PromptConfig
+from runtime.audio import Audio
+from runtime.config import AudioConfig, GenerationConfig, PromptConfig
 from runtime.engine import Engine
-from runtime.errors import CheckpointError
-from training.annotation import Entry, check_entry
-from training.checkpoint import load
+from runtime.errors import AudioError, CheckpointError
+from training.annotation import Entry, Problem, check_entry
+from training.answers import Answered, Settings, append_answer, asked, resume_answers
+from training.checkpoint import load, open_checkpoint
+from training.recordings import load_recording
+from training.scores import TaskScore, score
 
 
-@dataclass(frozen=True)
-class Answered:
-    """One entry and what the model said."""
+class Subject(Protocol):
+    """What is evaluated."""
 
-    dataset: str
-    index: int
-    task: str
-    reference: str
-    hypothesis: str
-    audio_s: float
-    took_s: float
+    prompts: PromptConfig
+    audio: AudioConfig
+    sha256: str  # the same for the same weights, prompts and settings
+
+    def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> str:
+        """The model's text."""
 
 
-@dataclass(frozen=True)
-class TaskScore:
-    """Quality on one task."""
-
-    entries: int
-    wer: float  # word error rate, micro-averaged, after Whisper's English normaliser
-    wer_spelled: float  # of the plain lower-case words: the normaliser makes one word of a string of digits
-    exact: float  # share of answers equal to the reference after normalising
-    rtf: float  # seconds computed per second of audio
-
-
-class Subject:
-    """What is evaluated: a bundle (has bundle.json) through the engine, or a checkpoint through PyTorch."""
+class BundleSubject:
+    """A bundle, answering through the engine."""
 
     def __init__(self, path: str | Path) -> None:
-        self._answer: Callable[[Entry, str, GenerationConfig], tuple[str, float]]
-        if (Path(path) / "bundle.json").is_file():
-            engine = Engine.load(path)
-            self.prompts: PromptConfig = engine.bundle.manifest.prompt
-            self.audio = engine.bundle.manifest.audio
+        self._engine = Engine.load(path)
+        manifest = self._engine.bundle.manifest
+        self.prompts, self.audio, self.sha256 = manifest.prompt, manifest.audio, manifest.manifest_sha256
 
-            def from_bundle(entry: Entry, prompt: str, config: GenerationConfig) -> tuple[str, float]:
-                result = engine.generate(entry.path, prompt=prompt, config=config)
-                return result.text, result.timings.audio_s
+    def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> str:
+        """The model's text."""
+        return self._engine.generate(audio, prompt=prompt, config=config).text
 
-            self._answer = from_bundle
-        else:
-            model = load(path)
-            self.prompts, self.audio = model.prompts, model.config.audio
 
-            def from_checkpoint(entry: Entry, prompt: str, config: GenerationConfig) -> tuple[str, float]:
-                audio = model.load_audio(entry.path)
-                return model.tokenizer.decode(model.generate(audio, prompt=prompt, config=config)), audio.source_s
+class CheckpointSubject:
+    """A checkpoint, answering through PyTorch."""
 
-            self._answer = from_checkpoint
+    def __init__(self, path: str | Path) -> None:
+        self._model = load(path)
+        self.prompts, self.audio = self._model.prompts, self._model.config.audio
+        hashes = open_checkpoint(path, verify=False).hashes()  # load has verified the files it refers to
+        self.sha256 = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
-    def answer(self, entry: Entry, config: GenerationConfig) -> Answered:
-        """The model's text for an entry, with the first prompt of its task."""
-        prompt = self.prompts.tasks[entry.task][0].replace("{}", entry.question)
-        started = time.perf_counter()
-        text, audio_s = self._answer(entry, prompt, config)
-        took_s = time.perf_counter() - started
-        return Answered(entry.dataset, entry.index, entry.task, entry.text, text.strip(), audio_s, took_s)
+    def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> str:
+        """The model's text."""
+        return self._model.tokenizer.decode(self._model.generate(audio, prompt=prompt, config=config))
+
+
+def open_subject(path: str | Path) -> Subject:
+    """A bundle, if the folder has a bundle.json; otherwise a checkpoint."""
+    return BundleSubject(path) if (Path(path) / "bundle.json").is_file() else CheckpointSubject(path)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out."""
+
+    answers: list[Answered]  # in the order of the entries
+    scores: dict[str, TaskScore]  # of each task; empty for a submission
 
 
 def evaluate(
-    subject: Subject, entries: Sequence[Entry], out: Path, config: GenerationConfig, progress: bool = False
-) -> dict[str, TaskScore]:
+    subject: Subject,
+    entries: Sequence[Entry],
+    out: Path,
+    config: GenerationConfig,
+    *,
+    submission: bool = False,
+    progress: bool = False,
+) -> Evaluation:
     """Answer every entry, append each to `out` (JSON lines) as it comes, and score; entries in `out` are not repeated.
 
+    A recording that several entries ask the same about, as those of one clip with several captions, is answered once.
+
+    Args:
+        subject: a model.
+        entries: with the reference as their text; of a `submission`, which is not scored, the text may be empty.
+        out: made if it is not there; the first line holds the model's hash, its prompts and `config`.
+        config: how tokens are chosen.
+        submission: the entries are a test set whose answers are not known here.
+        progress: show a bar.
+
     Raises:
-        CheckpointError: an entry cannot be used, or `out` is from other data.
+        CheckpointError: an entry cannot be used, or `out` is from another model, other settings or other data.
     """
     for entry in entries:
-        if reason := check_entry(entry, subject.prompts, subject.audio):
-            raise CheckpointError(f"{entry.dataset}: entry {entry.index}: {reason}")
-        if entry.appended:
-            raise CheckpointError(f"{entry.dataset}: entry {entry.index}: expand_wav cannot be evaluated yet")
-    done = {(row.dataset, row.index): row for row in read_answers(out)}
-    missing = [entry for entry in entries if (entry.dataset, entry.index) not in done]
-    with out.open("a") as file:
+        if reason := check_entry(entry, subject.prompts, subject.audio, needs_text=not submission):
+            raise CheckpointError(str(Problem(entry.dataset, entry.index, reason)))
+    kept = resume_answers(out, _settings(subject, config))
+    done = {(row.dataset, row.index): row for row in kept}
+    known = {row.asked: row for row in kept}
+    missing = []
+    for entry in entries:
+        row = done.get((entry.dataset, entry.index))
+        if row is None:
+            missing.append(entry)
+        elif not row.belongs_to(entry):
+            raise CheckpointError(f"{out} holds answers to other entries; choose another file or remove it")
+    with out.open("a", encoding="utf-8") as file:
         for entry in tqdm(missing, disable=not progress, unit="recording"):
-            row = subject.answer(entry, config)
-            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-            file.flush()
-            done[entry.dataset, entry.index] = row
+            row = known.get(asked(entry)) or _answer(subject, entry, config)
+            row = replace(row, dataset=entry.dataset, index=entry.index, reference=entry.text)
+            append_answer(file, row)
+            done[entry.dataset, entry.index] = known[row.asked] = row
     rows = [done[entry.dataset, entry.index] for entry in entries]
-    if any(row.reference != entry.text for row, entry in zip(rows, entries, strict=True)):
-        raise CheckpointError(f"{out} holds answers to other entries; choose another file or remove it")
-    return {task: score([row for row in rows if row.task == task]) for task in sorted({row.task for row in rows})}
+    tasks = [] if submission else sorted({row.task for row in rows})
+    return Evaluation(rows, {task: score([row for row in rows if row.task == task]) for task in tasks})
 
 
-def read_answers(path: Path) -> list[Answered]:
-    """The answers in a file; a last line cut by a crash is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(Answered(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError):
-            continue
-    return rows
+def _settings(subject: Subject, config: GenerationConfig) -> Settings:
+    prompts = {f"prompt of {task}": prompts[0] for task, prompts in subject.prompts.tasks.items()}
+    return {"model sha256": subject.sha256, **prompts, **asdict(config)}
 
 
-def score(rows: Sequence[Answered]) -> TaskScore:
-    """Score the answers to one task."""
-    normalise = EnglishTextNormalizer()
-    normal = [(normalise(row.reference), normalise(row.hypothesis)) for row in rows]
-    spelled = [(_words(row.reference), _words(row.hypothesis)) for row in rows]
-    return TaskScore(
-        entries=len(rows),
-        wer=word_error_rate(normal),
-        wer_spelled=word_error_rate(spelled),
-        exact=sum(reference == hypothesis for reference, hypothesis in normal) / len(rows),
-        rtf=sum(row.took_s for row in rows) / max(1e-9, sum(row.audio_s for row in rows)),
-    )
-
-
-def word_error_rate(pairs: Iterable[tuple[str, str]]) -> float:
-    """Errors of all pairs (reference, hypothesis) over the words of all references."""
-    references, hypotheses = zip(*pairs, strict=True)
-    measured = jiwer.process_words(list(references), list(hypotheses))
-    errors = measured.substitutions + measured.deletions + measured.insertions
-    return errors / max(1, measured.hits + measured.substitutions + measured.deletions)
-
-
-def _words(text: str) -> str:
-    kept = "".join(char if char.isalnum() or char == "'" else " " for char in text.lower())
-    return " ".join(kept.split())
+def _answer(subject: Subject, entry: Entry, config: GenerationConfig) -> Answered:
+    """The model's text for an entry, with the first prompt of its task."""
+    prompt = subject.prompts.tasks[entry.task][0].replace("{}", entry.question)
+    started = time.perf_counter()
+    try:
+        audio = load_recording(entry, subject.audio)
+    except AudioError as error:  # the headers were checked: the file changed since, or its data are bad
+        raise CheckpointError(str(Problem(entry.dataset, entry.index, str(error)))) from error
+    text = subject.answer(audio, prompt, config).strip()
+    took_s = time.perf_counter() - started
+    path, task, question = asked(entry)
+    return Answered(entry.dataset, entry.index, path, task, question, entry.text, text, audio.source_s, took_s)

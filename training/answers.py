@@ -1,0 +1,107 @@
+"""Answers to the entries of an annotation, kept as JSON lines so that a run that was cut goes on where it stopped."""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from runtime.errors import CheckpointError
+from training.annotation import Entry
+
+Settings = dict[str, Any]  # what decides the answers, beside the recordings: model, prompts, search
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One entry and what the model said."""
+
+    dataset: str
+    index: int
+    audio: str  # path of the recording; those appended to it after " + "
+    task: str
+    question: str
+    reference: str  # empty in a test set without answers
+    hypothesis: str
+    audio_s: float
+    took_s: float  # to read the recording and answer; what was asked before is not asked again and has its time
+
+    @property
+    def asked(self) -> tuple[str, str, str]:
+        """What the model was asked; entries that share it differ in their reference at most."""
+        return self.audio, self.task, self.question
+
+    def belongs_to(self, entry: Entry) -> bool:
+        """Whether this is the answer to an entry as it is now."""
+        return (*self.asked, self.reference) == (*asked(entry), entry.text)
+
+
+def asked(entry: Entry) -> tuple[str, str, str]:
+    """Audio, task and question of an entry, as in `Answered.asked`."""
+    return " + ".join(map(str, (entry.path, *entry.appended))), entry.task, entry.question
+
+
+def resume_answers(path: Path, settings: Settings) -> list[Answered]:
+    """The answers in a file of a run with the same settings; the file is made if there is none.
+
+    A last line that a crash cut is removed from the file.
+
+    Raises:
+        CheckpointError: the file was made with other settings, or is something else.
+    """
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    if not path.is_file() or not path.stat().st_size:
+        path.write_text(json.dumps({"settings": settings}, ensure_ascii=False) + "\n", encoding="utf-8")
+    made_with, rows = _read(path)
+    for name in sorted({*settings, *made_with}):
+        if settings.get(name) != made_with.get(name):
+            raise CheckpointError(
+                f"{path} was made with {name} {made_with.get(name)!r}, this run has {settings.get(name)!r}; "
+                "choose another file or remove it"
+            )
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.truncate(content.rfind(b"\n") + 1)
+    return rows
+
+
+def append_answer(file: TextIO, row: Answered) -> None:
+    """Write an answer behind the others, at once."""
+    file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+    file.flush()
+
+
+def read_answers(path: Path) -> list[Answered]:
+    """The answers in a file; a last line cut by a crash is left out.
+
+    Raises:
+        CheckpointError: the file is something else.
+    """
+    return _read(path)[1]
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table beside `path` and rename it: all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[Settings, list[Answered]]:
+    # Not splitlines, which also splits at characters that JSON leaves as they are. A whole line ends with a newline.
+    first, *others = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] or [""]
+    try:
+        settings: Settings = json.loads(first)["settings"]
+        return settings, [Answered(**json.loads(line)) for line in others]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} does not hold answers of `python -m training evaluate` ({error}); choose another file or remove it"
+        ) from error

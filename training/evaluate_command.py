@@ -1,0 +1,83 @@
+"""`python -m training evaluate`: its options, and what it does with them."""
+
+import argparse
+from pathlib import Path
+
+from runtime.config import GenerationConfig
+from runtime.errors import CheckpointError, ConfigError
+from training.annotation import Entry, read_annotation
+from training.evaluate import evaluate, open_subject
+from training.score_report import format_scores, write_table
+from training.scores import TASK_GROUPS, is_of_task
+from training.submission import MODES, SUBMISSIONS, check_testset_ids, write_submission
+
+
+def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Add the command's options."""
+    measuring = commands.add_parser(
+        "evaluate",
+        help="score a checkpoint or a bundle on annotated recordings",
+        description="Answer every entry of an annotation. Prints word error rates, exact matches, CIDEr-D of captions "
+        "(SPIDEr where aac-metrics is installed), speed and the worst answers, and writes a table of all beside --out. "
+        "Answers go to --out as they come; a run that was cut goes on where it stopped.",
+        epilog="example: python -m training evaluate bundle/ test.json --mode submission_aac --out aac.jsonl "
+        "--csv aac.csv --num-beams 4",
+    )
+    measuring.add_argument("model", metavar="MODEL", help="a checkpoint or a bundle")
+    measuring.add_argument("annotation", metavar="ANNOTATION")
+    measuring.add_argument("--prefix", help="folder of relative paths (default: the annotation's own)")
+    which = measuring.add_mutually_exclusive_group()
+    groups = "; ".join(f"{name} stands for {', '.join(tasks)}" for name, tasks in TASK_GROUPS.items())
+    which.add_argument("--task", help=f"only entries of this task (default: all); {groups}")
+    which.add_argument(
+        "--mode",
+        choices=tuple(MODES),
+        help="the competition's: its task; submission_* needs no texts and scores nothing",
+    )
+    measuring.add_argument("--limit", type=int, help="only the first so many entries")
+    measuring.add_argument("--out", required=True, metavar="FILE", help="answers as JSON lines")
+    measuring.add_argument("--csv", metavar="FILE", help="answers as testset_id,text, which submission_* asks for")
+    measuring.add_argument("--num-beams", type=int, default=1, help="default: 1, greedy")
+    measuring.add_argument("--max-new-tokens", type=int, default=200, help="default: 200")
+    return measuring
+
+
+def run_evaluate(arguments: argparse.Namespace) -> str:
+    """Evaluate, write the files, and return what to print."""
+    out, submission = Path(arguments.out), arguments.mode in SUBMISSIONS
+    if submission and not arguments.csv:
+        raise ConfigError(f"--mode {arguments.mode} writes a submission; say where to with --csv FILE")
+    entries = _chosen(arguments)
+    if submission:
+        check_testset_ids(entries)
+    config = GenerationConfig(max_new_tokens=arguments.max_new_tokens, num_beams=arguments.num_beams)
+    done = evaluate(open_subject(arguments.model), entries, out, config, submission=submission, progress=True)
+    lines = []
+    if arguments.csv:
+        write_submission(Path(arguments.csv), entries, done.answers)
+        empty = sum(not answer.hypothesis for answer in done.answers)
+        lines.append(f"{arguments.csv}: {len(entries)} answers, {empty} of them empty")
+    if not submission:
+        table = out.with_suffix(".utterances.csv")
+        write_table(table, done.scores)
+        lines += [format_scores(done.scores), f"\n{table}: scores of every answer"]
+    return "\n".join(lines)
+
+
+def _chosen(arguments: argparse.Namespace) -> list[Entry]:
+    """The entries asked for.
+
+    Raises:
+        CheckpointError: an entry is malformed, or none is of the task.
+    """
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit is {arguments.limit}; it must be at least 1")
+    entries, problems = read_annotation(arguments.annotation, arguments.prefix)
+    if problems:
+        raise CheckpointError("\n".join(map(str, problems)))
+    wanted = MODES[arguments.mode] if arguments.mode else arguments.task
+    chosen = [entry for entry in entries if is_of_task(entry.task, wanted)][: arguments.limit]
+    if not chosen:
+        tasks = ", ".join(sorted({entry.task for entry in entries})) or "none"
+        raise CheckpointError(f"{arguments.annotation} has no entry of task {wanted!r}; its tasks are: {tasks}")
+    return chosen

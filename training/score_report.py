@@ -1,0 +1,65 @@
+"""What `training evaluate` shows of its scores: a line a task, the worst answers, and a table of all."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.answers import write_csv
+from training.scores import TaskScore, Utterance
+
+WORST = 5  # shown of each task
+TEXT_COLUMNS = ("audio", "task", "question", "reference", "hypothesis")
+ERROR_COLUMNS = ("errors", "words", "wer", "errors_spelled", "words_spelled", "wer_spelled")
+HEADER = (*TEXT_COLUMNS, *ERROR_COLUMNS, "exact", "cider_d", "seconds")
+
+
+def format_scores(scores: dict[str, TaskScore]) -> str:
+    """The scores as text."""
+    lines = [f"{'task':<20}{'entries':>8}{'WER':>9}{'WER spelled':>13}{'exact':>9}{'CIDEr-D':>9}{'RTF':>8}"]
+    for task, result in scores.items():
+        rates = f"{'-':>9}{'-':>13}" if result.captions else f"{result.wer:>9.1%}{result.wer_spelled:>13.1%}"
+        cider = f"{result.captions.cider_d:>9.3f}" if result.captions else f"{'-':>9}"
+        lines.append(f"{task:<20}{result.entries:>8}{rates}{result.exact:>9.1%}{cider}{result.rtf:>8.3f}")
+    lines.append("WER: after Whisper's English normalizer; WER spelled: without it, digits as words (70: seven zero)")
+    for task, result in scores.items():
+        lines += _captions(task, result) + _worst(task, result.utterances)
+    return "\n".join(lines)
+
+
+def write_table(path: Path, scores: dict[str, TaskScore]) -> None:
+    """A CSV with a line for every answer; columns that do not apply to a task are empty."""
+    write_csv(path, HEADER, [_table_row(one) for result in scores.values() for one in result.utterances])
+
+
+def _captions(task: str, result: TaskScore) -> list[str]:
+    captions = result.captions
+    if captions is None:
+        return []
+    counts = f"{captions.recordings} recordings, {captions.references} references"
+    lines = [f"{task}: CIDEr-D {captions.cider_d:.3f} of 10, on words of our own tokenization ({counts})"]
+    if captions.recordings == 1:
+        lines.append(f"{task}: CIDEr-D is always 0 with a single recording: every n-gram is as frequent as can be")
+    if captions.spider is None:
+        return [*lines, f"{task}: SPIDEr was not computed: {captions.spider_missing}"]
+    return [*lines, f"{task}: SPIDEr {captions.spider:.3f}, by aac-metrics"]
+
+
+def _worst(task: str, utterances: Sequence[Utterance]) -> list[str]:
+    """The worst answers by word error rate, captions by CIDEr-D; those without a fault are left out."""
+    faulty = [one for one in utterances if not one.exact]
+    faulty.sort(key=lambda one: (-one.normal.rate, -one.normal.errors) if one.cider_d is None else (one.cider_d, 0))
+    lines = [f"\n{task}: the worst answers"] if faulty else []
+    for one in faulty[:WORST]:
+        rate = f"WER {one.normal.rate:.1%}" if one.cider_d is None else f"CIDEr-D {one.cider_d:.3f}"
+        lines.append(f"  {rate}  {one.row.audio}")
+        lines += [f"    reference:  {one.row.reference}", f"    hypothesis: {one.row.hypothesis}"]
+    return lines
+
+
+def _table_row(one: Utterance) -> tuple[object, ...]:
+    row = one.row
+    errors: tuple[object, ...] = ("",) * len(ERROR_COLUMNS)
+    if one.cider_d is None:
+        errors = (*one.normal, f"{one.normal.rate:.4f}", *one.spelled, f"{one.spelled.rate:.4f}")
+    cider = "" if one.cider_d is None else f"{one.cider_d:.4f}"
+    texts = (row.audio, row.task, row.question, row.reference, row.hypothesis)
+    return (*texts, *errors, int(one.exact), cider, f"{row.took_s:.3f}")
