@@ -79,14 +79,25 @@ def read_annotation(file: str | Path, prefix: str | Path | None = None) -> tuple
     return entries, problems
 
 
-def check_entry(entry: Entry, prompts: PromptConfig, audio: AudioConfig) -> str:
-    """Why an entry cannot be used; empty if it can. Reads the headers of its recordings, not their samples."""
+def check_entry(entry: Entry, prompts: PromptConfig, audio: AudioConfig, needs_text: bool = True) -> str:
+    """Why an entry cannot be used; empty if it can. Reads the headers of its recordings, not their samples.
+
+    Without `needs_text` the text may be empty, as in the test set of a competition.
+    """
     if entry.task not in prompts.tasks:
         return f"unknown task {entry.task!r}; there are prompts for {', '.join(sorted(prompts.tasks))}"
     if not entry.question and any("{}" in prompt for prompt in prompts.tasks[entry.task]):
         return f"task {entry.task!r} needs a question, and Q is empty"
-    if not entry.text.strip():
+    if needs_text and not entry.text.strip():
         return "the text is empty"
+    return check_recordings(entry, audio)
+
+
+def check_recordings(entry: Entry, audio: AudioConfig) -> str:
+    """Why `load_audio` would refuse the recordings of an entry; empty if it takes them. Reads headers, not samples.
+
+    Any sample rate is resampled and a short recording is padded, so neither is a reason.
+    """
     seconds = GAP_S * len(entry.appended)
     for path in (entry.path, *entry.appended):
         if not os.path.isfile(path):  # unlike Path's, it takes names that no file system has
@@ -98,7 +109,7 @@ def check_entry(entry: Entry, prompts: PromptConfig, audio: AudioConfig) -> str:
         if not header.frames:
             return f"{path} is empty"
         seconds += header.frames / header.samplerate
-    if seconds > audio.max_s:
+    if seconds > audio.max_s + 1e-3:  # the tolerance of load_audio
         return f"{seconds:.1f} s of audio; the model hears {audio.max_s:g} s"
     return ""
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from runtime.audio import load_audio
 from runtime.config import AudioConfig, PromptConfig
-from runtime.errors import CheckpointError
-from training.annotation import Entry, Problem, check_entry, read_annotation
+from runtime.errors import AudioTooLongError, CheckpointError
+from training.annotation import Entry, Problem, check_entry, check_recordings, read_annotation
 
 TASKS = PromptConfig(tasks={"qa": ("<SpeechHere> {}",), "asr": ("<SpeechHere> Write.",)})
 GOOD = {"path": "a.wav", "text": "a text"}
@@ -242,3 +243,22 @@ def test_full_window(good: Entry, tmp_path: Path) -> None:
 def test_gaps_between_recordings_count(good: Entry, tmp_path: Path) -> None:
     path = recording(tmp_path / "half.wav", 14.98)
     assert check_entry(replace(good, path=path, appended=(path,)), TASKS, AudioConfig()) != ""  # 29.96 s + 0.1 s
+
+
+@pytest.mark.parametrize("seconds", [29.9, 30.0, 30.0005, 30.01])
+def test_the_limit_is_that_of_load_audio(good: Entry, tmp_path: Path, seconds: float) -> None:
+    path, audio = recording(tmp_path / "limit.wav", seconds, 16000), AudioConfig()
+    refused = bool(check_recordings(replace(good, path=path), audio))
+    try:
+        load_audio(path, min_s=audio.min_s, max_s=audio.max_s)
+    except AudioTooLongError:
+        assert refused
+    else:
+        assert not refused
+
+
+@pytest.mark.parametrize("rate", [500, 4000, 11025, 96000])
+def test_short_recordings_of_any_rate_are_used(good: Entry, tmp_path: Path, rate: int) -> None:
+    path = recording(tmp_path / "short.wav", 2 / rate, rate)
+    assert check_entry(replace(good, path=path), TASKS, AudioConfig()) == ""
+    assert load_audio(path, max_s=30).duration_s == 1  # as load_audio sees it

@@ -1,20 +1,27 @@
 """A labelled data set without downloads: synthetic speech, sound events, mixtures of both with questions."""
 
 import json
+import math
 import multiprocessing
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 from tqdm import tqdm
 
 from runtime.audio import F32, SAMPLE_RATE
 from runtime.errors import ConfigError
+from training.synthesis.engine import Engine, Voice
 from training.synthesis.sounds import CAPTIONS, make_sound
 from training.synthesis.texts import draw_sentence
-from training.synthesis.voices import require_engines, speak, voices
+from training.synthesis.voices import DEFAULT_ENGINES, voices
 
+SNR_DB = (10.0, 40.0)
+MAX_SPEED = 0.5
 QUESTION_SPEAKING = "is someone speaking"
 QUESTION_SOUND = "what can be heard behind the voice"
 
@@ -27,8 +34,15 @@ class Plan:
     sounds: int = 2000
     mixtures: int = 1000
     seed: int = 0
+    snr_db: tuple[float, float] = SNR_DB  # lowest and highest, of the noise in half of the recordings of speech alone
+    speed: float = 0.0  # share by which voices are played faster or slower, at most: more kinds of voices to learn from
 
     def __post_init__(self) -> None:
+        low, high = self.snr_db
+        if not -math.inf < low <= high < math.inf:
+            raise ConfigError(f"snr_db is {low:g} to {high:g}; expected two numbers of dB, the lower one first")
+        if not 0 <= self.speed <= MAX_SPEED:
+            raise ConfigError(f"speed is {self.speed:g}; expected a share from 0 to {MAX_SPEED:g}")
         if min(self.speech, self.sounds, self.mixtures) < 0 or self.speech + self.sounds + self.mixtures == 0:
             raise ConfigError(
                 f"the numbers of speech, sounds and mixtures must be 0 or more, and not all 0; got {self}"
@@ -36,20 +50,27 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Item:
-    """One recording to make."""
+class _Set:
+    """What the recordings of a data set have in common."""
 
-    kind: str  # "speech", "sound" or "mixture"
-    index: int
+    folder: Path
+    plan: Plan
     held_out: bool
-    seed: int
-    folder: str
+    voices: list[Voice]
 
 
-def synthesize(out: str | Path, plan: Plan, held_out: bool = False, workers: int = 1, progress: bool = False) -> Path:
+def synthesize(
+    out: str | Path,
+    plan: Plan,
+    held_out: bool = False,
+    workers: int = 1,
+    progress: bool = False,
+    engines: Sequence[Engine] = DEFAULT_ENGINES,
+) -> Path:
     """Write recordings and their annotation JSON, `annotation.json`, into a folder.
 
-    The same plan gives the same bytes. A held-out set shares neither a voice nor a sentence with a training set.
+    The same plan and engines give the same bytes. A held-out set shares neither a voice nor a sentence with a training
+    set of the same engines; an engine with a single voice speaks in training sets alone.
 
     Args:
         out: folder to create or add to.
@@ -57,45 +78,52 @@ def synthesize(out: str | Path, plan: Plan, held_out: bool = False, workers: int
         held_out: make a set to measure on.
         workers: processes.
         progress: show a progress bar.
+        engines: who speaks.
 
     Returns:
         The annotation file.
 
     Raises:
-        MissingExtraError: a text-to-speech program is not installed.
+        MissingExtraError: a text-to-speech engine is not installed.
+        ConfigError: an engine has no voices, or fails.
     """
+    cast: list[Voice] = []
     if plan.speech or plan.mixtures:
-        require_engines()
+        for engine in engines:
+            engine.require()
+        cast = voices(engines, held_out)
     folder = Path(out)
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     counts = (("speech", plan.speech), ("sound", plan.sounds), ("mixture", plan.mixtures))
-    items = [_Item(kind, i, held_out, plan.seed, str(folder)) for kind, count in counts for i in range(count)]
+    items = [(kind, index) for kind, count in counts for index in range(count)]
+    make = partial(_make, _Set(folder, plan, held_out, cast))
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        made = tqdm(pool.imap(_make, items, chunksize=16), total=len(items), disable=not progress, unit="recording")
+        made = tqdm(pool.imap(make, items, chunksize=16), total=len(items), disable=not progress, unit="recording")
         entries = [entry for several in made for entry in several]
     path = folder / "annotation.json"
     path.write_text(json.dumps({"annotation": entries, "plan": asdict(plan)}, indent=1) + "\n")
     return path
 
 
-def _make(item: _Item) -> list[dict[str, str]]:
-    """Write one recording; its annotations, one for each thing that can be asked about it."""
-    rng = np.random.default_rng([item.seed, item.held_out, sum(map(ord, item.kind)), item.index])
-    path = Path(item.folder) / "audio" / f"{item.kind}_{item.index:06d}.flac"
-    if item.kind == "sound":
+def _make(data: _Set, item: tuple[str, int]) -> list[dict[str, str]]:
+    """Write one recording, "speech", "sound" or "mixture"; its annotations, one for each thing to be asked about it."""
+    what, index = item
+    rng = np.random.default_rng([data.plan.seed, data.held_out, sum(map(ord, what)), index])
+    path = data.folder / "audio" / f"{what}_{index:06d}.flac"
+    if what == "sound":
         kind = str(rng.choice(list(CAPTIONS)))
         pcm = make_sound(kind, rng, rng.uniform(1.5, 4.0)) * rng.uniform(0.1, 0.9)
         pcm = _add_noise(pcm, rng, 25.0, 40.0)
         entries = [_entry(path, "caption", CAPTIONS[kind]), _entry(path, "qa", "no", QUESTION_SPEAKING)]
     else:
-        choices = voices(item.held_out)
-        voice = choices[rng.integers(len(choices))]
-        text = draw_sentence(rng, item.held_out)
-        pcm = speak(text, voice, rng, path.with_suffix(".wav"))
-        path.with_suffix(".wav").unlink()
+        voice = data.voices[rng.integers(len(data.voices))]
+        text = draw_sentence(rng, data.held_out)
+        pcm = voice.engine.say(text, voice.name, rng, path.with_suffix(".wav"))
+        path.with_suffix(".wav").unlink(missing_ok=True)
+        pcm = _change_speed(pcm, rng, data.plan.speed)
         pcm = np.pad(pcm, tuple(rng.integers(0, SAMPLE_RATE // 4, 2))) * np.float32(rng.uniform(0.3, 1.0))
         entries = [_entry(path, "asr", text, voice=voice.label)]
-        if item.kind == "mixture":
+        if what == "mixture":
             kind = str(rng.choice(list(CAPTIONS)))
             sound = make_sound(kind, rng, len(pcm) / SAMPLE_RATE)
             pcm = _mix(pcm, sound[: len(pcm)], rng.uniform(3.0, 15.0))
@@ -104,10 +132,18 @@ def _make(item: _Item) -> list[dict[str, str]]:
                 _entry(path, "qa", "yes", QUESTION_SPEAKING),
             ]
         elif rng.random() < 0.5:
-            pcm = _add_noise(pcm, rng, 10.0, 40.0)
+            pcm = _add_noise(pcm, rng, *data.plan.snr_db)
     peak = float(np.abs(pcm).max())
     soundfile.write(path, pcm / max(1.0, peak / 0.99), SAMPLE_RATE, subtype="PCM_16")
     return entries
+
+
+def _change_speed(pcm: F32, rng: np.random.Generator, share: float) -> F32:
+    """Play faster or slower by up to a share, which moves pitch and formants too (Ko et al. 2015)."""
+    if not share:
+        return pcm
+    factor = rng.uniform(1 - share, 1 + share)
+    return np.asarray(soxr.resample(pcm, SAMPLE_RATE * factor, SAMPLE_RATE), np.float32)
 
 
 def _entry(path: Path, task: str, text: str, question: str = "", voice: str = "") -> dict[str, str]:

@@ -1,69 +1,58 @@
-"""Who says it: text-to-speech programs, each a command line that turns text into a WAV file."""
+"""Who says it: engines by name, and the voices of all of them together."""
 
-import shutil
-import subprocess
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
+from runtime.errors import ConfigError
+from training.synthesis.engine import Engine, Voice
+from training.synthesis.kokoro import Kokoro
+from training.synthesis.piper import Piper
+from training.synthesis.programs import Command, Espeak, Flite
 
-from runtime.audio import F32, load_audio
-from runtime.errors import MissingExtraError
-
-
-@dataclass(frozen=True)
-class Voice:
-    """One speaker of one program."""
-
-    engine: str  # "espeak-ng" or "flite"
-    name: str
-
-    @property
-    def label(self) -> str:
-        """Names the speaker in annotations."""
-        return f"{self.engine}:{self.name}"
+DEFAULT_ENGINES: tuple[Engine, ...] = (Espeak(), Flite())
 
 
-ESPEAK_ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
-ESPEAK_SPEAKERS: tuple[str, ...] = (
-    *("f1", "f2", "f3", "f4", "m1", "m2", "m3", "m5", "m7", "m8"),
-    *("adam", "Alex", "Andy", "Annie", "belinda", "boris", "ed", "Gene", "john", "Lee", "linda", "Marco", "Mario"),
-    *("max", "michel", "pablo", "rob", "shelby"),
-)
-HELD_OUT_SPEAKERS = ("f5", "m4", "m6", "Denis", "Alicia", "travis", "victor", "steph")
-FLITE_VOICES = ("kal16", "awb", "rms")
-HELD_OUT_FLITE = ("slt",)
-
-
-def voices(held_out: bool) -> list[Voice]:
-    """Speakers of the training or of the held-out set; the two never share one."""
-    speakers = HELD_OUT_SPEAKERS if held_out else ESPEAK_SPEAKERS
-    espeak = [Voice("espeak-ng", f"{accent}+{speaker}") for speaker in speakers for accent in ESPEAK_ACCENTS]
-    flite = [Voice("flite", name) for name in (HELD_OUT_FLITE if held_out else FLITE_VOICES)]
-    # flite's few voices are spoken as often as a quarter of espeak-ng's many.
-    return espeak + flite * max(1, len(espeak) // (4 * len(flite)))
-
-
-def require_engines() -> None:
-    """Check that the programs are there.
+def parse_engines(specs: Sequence[str]) -> tuple[Engine, ...]:
+    """Engines as the command line has them: espeak-ng, flite, piper=FOLDER, kokoro=FOLDER, command=TEMPLATE.
 
     Raises:
-        MissingExtraError: names the Debian package to install.
+        ConfigError: no such engine, one without its source or with one it has no use for, or one named twice.
     """
-    for program in ("espeak-ng", "flite"):
-        if shutil.which(program) is None:
-            raise MissingExtraError(f"{program} is not installed; on Debian and Ubuntu: apt-get install {program}")
+    engines = tuple(_parse_engine(spec) for spec in specs)
+    names = [engine.name for engine in engines]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"engine {twice[0]} is named twice; its voices could not be kept apart")
+    return engines
 
 
-def speak(text: str, voice: Voice, rng: np.random.Generator, scratch: Path) -> F32:
-    """Say a text at a random rate and pitch: PCM [N] at 16 kHz. `scratch` is overwritten."""
-    if voice.engine == "espeak-ng":
-        rate, pitch = rng.integers(120, 191), rng.integers(30, 71)
-        command = ["espeak-ng", "-v", voice.name, "-s", str(rate), "-p", str(pitch), "-w", str(scratch), text]
-    else:
-        stretch, pitch = rng.uniform(0.85, 1.25), rng.integers(85, 190)
-        features = [f"duration_stretch={stretch:.2f}", f"int_f0_target_mean={pitch}"]
-        settings = [item for feature in features for item in ("--setf", feature)]
-        command = ["flite", "-voice", voice.name, *settings, "-t", text, "-o", str(scratch)]
-    subprocess.run(command, check=True, capture_output=True)
-    return load_audio(scratch, min_s=0.1).pcm
+def _parse_engine(spec: str) -> Engine:
+    name, _, source = spec.partition("=")
+    match name, bool(source):
+        case "espeak-ng", False:
+            return Espeak()
+        case "flite", False:
+            return Flite()
+        case "piper", True:
+            return Piper(source)
+        case "kokoro", True:
+            return Kokoro(source)
+        case "command", True:
+            return Command(source)
+    raise ConfigError(f"engine {spec!r}; expected espeak-ng, flite, piper=FOLDER, kokoro=FOLDER or command=TEMPLATE")
+
+
+def voices(engines: Sequence[Engine], held_out: bool) -> list[Voice]:
+    """All voices of the training or of the held-out set, to draw from.
+
+    Those of an engine are repeated until it is spoken about a quarter as often as the one with most voices, or oftener.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    groups = [[Voice(engine, name) for name in engine.voices(held_out)] for engine in engines]
+    most = max((len(group) for group in groups), default=0)
+    if not most:
+        names = ", ".join(engine.name for engine in engines) or "no engine"
+        raise ConfigError(
+            f"{names} has no voice to hold out; add voices or another engine (a single one is for training)"
+        )
+    return [voice for group in groups if group for voice in group * max(1, most // (4 * len(group)))]

@@ -1,0 +1,163 @@
+"""What is in data sets: a table of counts, durations, texts, sample rates and problems, and a chart of the same."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import soundfile
+
+from runtime.config import AudioConfig, PromptConfig
+from runtime.errors import ConfigError, MissingExtraError
+from training.annotation import GAP_S, Entry, Problem, check_entry, check_recordings, read_annotation
+
+if TYPE_CHECKING:  # an optional dependency
+    from matplotlib.axes import Axes
+
+_CELLS = "{:>8}{:>9.2f}   {:>6.1f} /{:>6.1f} /{:>6.1f}   {:>6} /{:>6} /{:>6}"
+_HEADS = f"{'entries':>8}{'hours':>9}   {'s: min / median / max':>22}   {'characters: the same':>22}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A usable entry in numbers."""
+
+    dataset: str  # the annotation file
+    task: str
+    seconds: float  # of all its recordings and the gaps between them
+    rates: tuple[int, ...]  # Hz, of each recording
+    characters: int  # of the text
+
+
+@dataclass(frozen=True)
+class Report:
+    """The usable entries of some data sets, and the problems of the others."""
+
+    measured: tuple[Measured, ...]
+    problems: tuple[Problem, ...]
+    kinds: tuple[str, ...]  # of each problem: its reason without paths and numbers
+    min_s: float  # shorter recordings are padded
+
+    def table(self) -> str:
+        """Lines to print: data sets by task, sample rates, problems by kind with the first example of each."""
+        groups: dict[tuple[str, str], list[Measured]] = defaultdict(list)
+        for row in self.measured:
+            groups[row.dataset, row.task].append(row)
+        if len(groups) > 1:
+            groups["all", ""] = list(self.measured)
+        width = 2 + max((len(dataset) for dataset, _ in groups), default=0)
+        lines = [f"{'data set':<{width}}{'task':<20}{_HEADS}"] if groups else ["no usable entry"]
+        lines += [f"{dataset:<{width}}{task:<20}{_cells(rows)}" for (dataset, task), rows in groups.items()]
+        rates = Counter(rate for row in self.measured for rate in row.rates)
+        lines += [f"sample rate {rate} Hz: {count}" for rate, count in sorted(rates.items())]
+        if short := sum(row.seconds < self.min_s for row in self.measured):
+            lines.append(f"{short} entries shorter than {self.min_s:g} s, to be padded with zeros")
+        examples = dict(zip(reversed(self.kinds), reversed(self.problems), strict=True))  # the first of each stays
+        lines += [
+            f"{count} unusable: {kind}; the first is {examples[kind].dataset}: entry {examples[kind].index}"
+            for kind, count in Counter(self.kinds).most_common()
+        ]
+        return "\n".join(lines)
+
+
+def describe(
+    files: Iterable[str | Path], prefix: str | None, prompts: PromptConfig | None, audio: AudioConfig
+) -> Report:
+    """Measure annotations and the headers of their recordings.
+
+    Args:
+        files: annotation JSONs.
+        prefix: folder of relative paths; None for each annotation's own.
+        prompts: tasks there are; None to take any task and text, and check the recordings alone.
+        audio: shortest and longest recording.
+
+    Raises:
+        CheckpointError: a file is not such a JSON.
+    """
+    measured: list[Measured] = []
+    problems: list[Problem] = []
+    kinds: list[str] = []
+    for file in files:
+        entries, malformed = read_annotation(file, prefix)
+        problems += malformed
+        kinds += [_kind(problem.reason) for problem in malformed]
+        for entry in entries:
+            reason = check_entry(entry, prompts, audio) if prompts else check_recordings(entry, audio)
+            if reason:
+                problems.append(Problem(entry.dataset, entry.index, reason))
+                kinds.append(_kind(reason, entry))
+            else:
+                measured.append(_measure(entry))
+    return Report(tuple(measured), tuple(problems), tuple(kinds), audio.min_s)
+
+
+def draw(report: Report, file: str | Path) -> None:
+    """Draw a report's distributions into one PNG: entries by data set and task, durations, text lengths.
+
+    Raises:
+        ConfigError: the name does not end in .png, or there is nothing to draw.
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("charts need matplotlib; install it with: pip install 'salmonrun[train]'") from error
+    if Path(file).suffix.lower() != ".png":
+        raise ConfigError(f"the chart's name is {str(file)!r}; expected one that ends in .png")
+    if not report.measured:
+        raise ConfigError("there is no usable entry to draw; leave --out away to see the problems")
+    datasets = list(dict.fromkeys(row.dataset for row in report.measured))
+    tasks = sorted({row.task for row in report.measured})
+    figure = Figure(figsize=(10, 10 + 0.4 * len(datasets)), layout="constrained")
+    counts, durations, texts = figure.subplots(3, 1, height_ratios=[2 + 0.4 * len(datasets), 4, 4])
+    for axes in (counts, durations, texts):
+        axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
+    hours = sum(row.seconds for row in report.measured) / 3600
+    figure.suptitle(
+        f"{len(report.measured)} entries, {hours:.2f} hours; {len(report.problems)} unusable entries left out"
+    )
+    _draw_counts(counts, report.measured, datasets, tasks)
+    by_task = {task: [row for row in report.measured if row.task == task] for task in tasks}
+    durations.hist([[row.seconds for row in rows] for rows in by_task.values()], bins=40, stacked=True, label=tasks)
+    durations.set(title="Duration of the audio", xlabel="seconds", ylabel="entries")
+    texts.hist([[row.characters for row in rows] for rows in by_task.values()], bins=40, stacked=True, label=tasks)
+    texts.set(title="Length of the text", xlabel="characters", ylabel="entries")
+    counts.legend(title="task", bbox_to_anchor=(1.0, 1.0), loc="upper left")  # one for all: the colours are the same
+    figure.savefig(file, dpi=120)
+
+
+def _draw_counts(axes: "Axes", measured: Sequence[Measured], datasets: list[str], tasks: list[str]) -> None:
+    found = Counter((row.dataset, row.task) for row in measured)
+    left = [0] * len(datasets)
+    for task in tasks:
+        widths = [found[dataset, task] for dataset in datasets]
+        axes.barh(range(len(datasets)), widths, left=left, label=task)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    names = [name if len(name) <= 40 else f"…{name[-39:]}" for name in datasets]
+    axes.set_yticks(range(len(datasets)), names)
+    axes.invert_yaxis()  # the first data set on top
+    axes.set(title="Entries by data set and task", xlabel="entries")
+
+
+def _measure(entry: Entry) -> Measured:
+    headers = [soundfile.info(path) for path in (entry.path, *entry.appended)]
+    seconds = GAP_S * len(entry.appended) + sum(header.frames / header.samplerate for header in headers)
+    rates = tuple(header.samplerate for header in headers)
+    return Measured(entry.dataset, entry.task, seconds, rates, len(entry.text))
+
+
+def _kind(reason: str, entry: Entry | None = None) -> str:
+    """A reason without what is particular to one entry, so that equal ones can be counted."""
+    for path in (entry.path, *entry.appended) if entry else ():
+        reason = reason.replace(str(path), "FILE")
+    return re.sub(r"\d+(\.\d+)?", "N", reason)
+
+
+def _cells(rows: Sequence[Measured]) -> str:
+    seconds, characters = [row.seconds for row in rows], [row.characters for row in rows]
+    spread = (min(seconds), median(seconds), max(seconds), min(characters), round(median(characters)), max(characters))
+    return _CELLS.format(len(rows), sum(seconds) / 3600, *spread)

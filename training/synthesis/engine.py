@@ -1,0 +1,63 @@
+"""What can speak: the interface of text-to-speech engines, and which of a user's voices are held out."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from runtime.audio import F32
+
+HELD_OUT_SHARE = 10  # one of so many speakers is never trained on
+
+
+class Engine(Protocol):
+    """One text-to-speech program or model. Small and picklable: models are loaded once a process, when first needed."""
+
+    @property
+    def name(self) -> str:
+        """Names the engine in annotations and on the command line."""
+
+    def require(self) -> None:
+        """Check that the engine can run.
+
+        Raises:
+            MissingExtraError: it is not installed; says how to.
+            ConfigError: its voices are not where they were said to be.
+        """
+
+    def voices(self, held_out: bool) -> tuple[str, ...]:
+        """Voices of the training or of the held-out set; the two never share a speaker."""
+
+    def say(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:
+        """Say a text at a random rate: PCM [N] at 16 kHz, the same for the same `rng`. `scratch` may be overwritten."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One voice of one engine."""
+
+    engine: Engine
+    name: str
+
+    @property
+    def label(self) -> str:
+        """Names the voice in annotations."""
+        return f"{self.engine.name}:{self.name}"
+
+
+def share(
+    voices: Iterable[str], held_out: bool, speaker: Callable[[str], str] = lambda voice: voice
+) -> tuple[str, ...]:
+    """The held-out tenth of a user's voices, or the others.
+
+    Held out are the speakers whose names hash lowest: at least one, unless there is no other. `speaker` says whose
+    voice it is, so that two voices of one speaker are on the same side.
+    """
+    voices = tuple(voices)
+    speakers = sorted({speaker(voice) for voice in voices}, key=lambda name: hashlib.sha256(name.encode()).digest())
+    count = max(1, len(speakers) // HELD_OUT_SHARE) if len(speakers) > 1 else 0
+    kept = set(speakers[:count] if held_out else speakers[count:])
+    return tuple(voice for voice in voices if speaker(voice) in kept)

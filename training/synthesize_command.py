@@ -1,0 +1,75 @@
+"""`python -m training synthesize`: its options, and what it does with them."""
+
+import argparse
+
+from training.synthesis import Plan, synthesize
+from training.synthesis.voices import DEFAULT_ENGINES, parse_engines
+
+ENGINES = """engines, to be given one after another:
+  espeak-ng         the program: 36 speakers, each in 7 accents of English
+  flite             the program: four speakers
+  piper=FOLDER      the Python package piper-tts, and voices NAME.onnx with NAME.onnx.json in a folder
+  kokoro=FOLDER     Kokoro-82M in a folder: one .onnx, config.json, voices/NAME.bin; needs espeak-ng for the phonemes
+  command=TEMPLATE  any other program: {text} and {out} stand for the text and the WAV file to write,
+                    {voice:anna,ben} for one of these voices; no shell is involved
+
+The voices of piper, kokoro and command are parted by a hash of the speaker's name: a tenth, at least one, is held out;
+an engine with a single voice speaks in training sets alone. Make both sets with the same engines and folders, or a
+voice may be in both. The same plan gives the same recordings; with command, if the program repeats itself.
+
+example: python -m training synthesize data/ --speech 500 --engines flite piper=voices/ \\
+    command='mytts --speaker {voice:anna,ben} --output {out} {text}'
+"""
+
+
+def add_synthesize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Add the command's options."""
+    plan = Plan()
+    making = commands.add_parser(
+        "synthesize",
+        help="make a labelled data set without downloads",
+        description="Write synthetic speech, sound events and mixtures of both with an annotation JSON.",
+        epilog=ENGINES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    making.add_argument("out", metavar="OUT", help="folder to create")
+    making.add_argument("--speech", type=int, default=plan.speech, help=f"spoken sentences (default: {plan.speech})")
+    making.add_argument("--sounds", type=int, default=plan.sounds, help=f"sound events (default: {plan.sounds})")
+    making.add_argument("--mixtures", type=int, default=plan.mixtures, help=f"both (default: {plan.mixtures})")
+    making.add_argument("--seed", type=int, default=plan.seed, help=f"default: {plan.seed}")
+    low, high = plan.snr_db
+    making.add_argument(
+        "--snr",
+        type=float,
+        nargs=2,
+        default=plan.snr_db,
+        metavar=("LOW", "HIGH"),
+        help=f"dB of speech over noise, which half of the spoken sentences get (default: {low:g} {high:g})",
+    )
+    making.add_argument(
+        "--speed",
+        type=float,
+        default=plan.speed,
+        help="play voices faster or slower by up to this share, which moves pitch and formants too "
+        f"(default: {plan.speed:g})",
+    )
+    names = [engine.name for engine in DEFAULT_ENGINES]
+    making.add_argument(
+        "--engines", nargs="+", default=names, metavar="ENGINE", help=f"see below (default: {' '.join(names)})"
+    )
+    making.add_argument("--held-out", action="store_true", help="voices and sentences that no training set has")
+    making.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    return making
+
+
+def run_synthesize(arguments: argparse.Namespace) -> str:
+    """Make the data set, and return what to print."""
+    low, high = arguments.snr
+    plan = Plan(arguments.speech, arguments.sounds, arguments.mixtures, arguments.seed, (low, high), arguments.speed)
+    engines = parse_engines(arguments.engines)
+    path = synthesize(arguments.out, plan, arguments.held_out, arguments.workers, progress=True, engines=engines)
+    lines = [f"{path}: annotation of the data set"]
+    if plan.speech or plan.mixtures:
+        alone = [engine.name for engine in engines if not engine.voices(held_out=True)]
+        lines += [f"{name} has a single voice: it speaks in training sets, not in held-out ones" for name in alone]
+    return "\n".join(lines)
