@@ -36,7 +36,7 @@ from runtime.bundle import (
 from runtime.errors import BundleError, CheckpointError, ConfigError
 from runtime.tokenizer import Tokenizer
 from training.checkpoint import Checkpoint, load_qformer, open_checkpoint
-from training.llm import EMBEDDING, merged_weights
+from training.llm import EMBEDDING
 
 DEFAULT_MAX_LENGTH = 4096
 MIN_MAX_LENGTH = 256  # 30 s of audio, a prompt and a short answer
@@ -146,8 +146,9 @@ def _builders(
     config, parts = source.config, source.parts
     linear = ENCODER_LINEARS[options.encoder_precision]
     dtype = FLOAT16 if options.target == "cuda" else FLOAT
+    whisper, llm = source.merged_whisper(), source.merged_llm()
     builders: dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]] = {
-        "whisper": ("whisper.onnx", lambda weights: build_whisper(config.whisper, parts["whisper"], weights, linear))
+        "whisper": ("whisper.onnx", lambda weights: build_whisper(config.whisper, whisper, weights, linear))
     }
     beats = config.beats
     if beats is not None:
@@ -160,7 +161,6 @@ def _builders(
         "qformer.onnx",
         lambda weights: build_qformer(config.qformer, load_qformer(source), weights, config.llm_dim),
     )
-    llm = merged_weights(parts["llm"], parts["lora"], config.lora)
     length = _max_length(source, options)
     builders["llm"] = (
         "llm/decoder.onnx",

@@ -2,24 +2,20 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-import torch
 import transformers
 
-from runtime.config import GenerationConfig
+from runtime.config import AudioConfig
 from runtime.errors import CheckpointError, SalmonrunError
 from training.annotation import Problem, check_entry, read_annotation
 from training.config import load_config
 from training.convert import convert_salmonn, format_report
-from training.evaluate import Subject, evaluate
+from training.data_report import describe, draw
+from training.evaluate_command import add_evaluate, run_evaluate
 from training.finetune import finetune
-from training.init import init_checkpoint
-from training.presets import PRESETS, preset
+from training.init_command import add_init, run_init
 from training.recipe import load_recipe
-from training.synthesis import Plan, synthesize
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from training.synthesize_command import add_synthesize, run_synthesize
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,20 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description="Make and convert checkpoints.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    init = commands.add_parser(
-        "init",
-        help="a checkpoint of random weights",
-        description="Write a checkpoint of random weights in the given size, to try the tools with. It knows nothing.",
-    )
-    init.add_argument("out", metavar="OUT", help="folder to create")
-    init.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="model size (default: tiny)")
-    init.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
-    init.add_argument(
-        "--fresh", action="store_true", help="usual initial values, to be trained, instead of ones that show every part"
-    )
-    init.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the stored weights")
-    init.set_defaults(run=_init)
-
+    add_init(commands).set_defaults(run=_init)
     convert = commands.add_parser(
         "convert",
         help="a published SALMONN .pth becomes a checkpoint",
@@ -83,36 +66,8 @@ def _add_training_commands(commands: "argparse._SubParsersAction[argparse.Argume
     tuning.add_argument("--resume", action="store_true", help="go on from the latest snapshot in run.out")
     tuning.set_defaults(run=_finetune)
 
-    measuring = commands.add_parser(
-        "evaluate",
-        help="score a checkpoint or a bundle on annotated recordings",
-        description="Answer every entry of an annotation and print word error rates, exact matches and speed. "
-        "Answers go to --out as they come; a run that was cut goes on where it stopped.",
-    )
-    measuring.add_argument("model", metavar="MODEL", help="a checkpoint or a bundle")
-    measuring.add_argument("annotation", metavar="ANNOTATION")
-    measuring.add_argument("--prefix", help="folder of relative paths (default: the annotation's own)")
-    measuring.add_argument("--task", help="only entries of this task (default: all)")
-    measuring.add_argument("--limit", type=int, help="only the first so many entries")
-    measuring.add_argument("--out", required=True, metavar="FILE", help="answers as JSON lines")
-    measuring.add_argument("--num-beams", type=int, default=1, help="default: 1, greedy")
-    measuring.add_argument("--max-new-tokens", type=int, default=200, help="default: 200")
-    measuring.set_defaults(run=_evaluate)
-
-    plan = Plan()
-    making = commands.add_parser(
-        "synthesize",
-        help="make a labelled data set without downloads",
-        description="Write synthetic speech (espeak-ng, flite), sound events and mixtures with an annotation JSON.",
-    )
-    making.add_argument("out", metavar="OUT", help="folder to create")
-    making.add_argument("--speech", type=int, default=plan.speech, help=f"spoken sentences (default: {plan.speech})")
-    making.add_argument("--sounds", type=int, default=plan.sounds, help=f"sound events (default: {plan.sounds})")
-    making.add_argument("--mixtures", type=int, default=plan.mixtures, help=f"both (default: {plan.mixtures})")
-    making.add_argument("--seed", type=int, default=plan.seed, help=f"default: {plan.seed}")
-    making.add_argument("--held-out", action="store_true", help="voices and sentences that no training set has")
-    making.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    making.set_defaults(run=_synthesize)
+    add_evaluate(commands).set_defaults(run=_evaluate)
+    add_synthesize(commands).set_defaults(run=_synthesize)
 
     data = commands.add_parser("data", help="look at annotations").add_subparsers(required=True, metavar="COMMAND")
     checking = data.add_parser(
@@ -125,11 +80,22 @@ def _add_training_commands(commands: "argparse._SubParsersAction[argparse.Argume
     checking.add_argument("--prefix", help="folder of relative paths (default: the annotation's own)")
     checking.set_defaults(run=_check_data)
 
+    reporting = data.add_parser(
+        "report",
+        help="what there is: counts, durations, text lengths",
+        description="Print counts, hours, durations, text lengths, sample rates and problems by data set and task.",
+    )
+    reporting.add_argument("annotation", metavar="ANNOTATION", nargs="+")
+    reporting.add_argument("--prefix", help="folder of relative paths (default: the annotation's own)")
+    reporting.add_argument(
+        "--checkpoint", help="whose tasks and window entries must fit (default: any task, recordings up to 30 s)"
+    )
+    reporting.add_argument("--out", metavar="FILE.png", help="draw the distributions, too (needs matplotlib)")
+    reporting.set_defaults(run=_report_data)
+
 
 def _init(arguments: argparse.Namespace) -> None:
-    config, dtype = preset(arguments.preset), DTYPES[arguments.dtype]
-    init_checkpoint(config, arguments.out, arguments.seed, dtype, arguments.fresh)
-    print(f"{arguments.out}: random weights of preset {arguments.preset}")
+    print(run_init(arguments))
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -151,24 +117,11 @@ def _finetune(arguments: argparse.Namespace) -> None:
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
-    plan = Plan(arguments.speech, arguments.sounds, arguments.mixtures, arguments.seed)
-    path = synthesize(arguments.out, plan, arguments.held_out, arguments.workers, progress=True)
-    print(f"{path}: annotation of the data set")
+    print(run_synthesize(arguments))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    entries, problems = read_annotation(arguments.annotation, arguments.prefix)
-    if problems:
-        raise CheckpointError("\n".join(map(str, problems)))
-    chosen = [entry for entry in entries if arguments.task in (None, entry.task)][: arguments.limit]
-    if not chosen:
-        raise CheckpointError(f"{arguments.annotation} has no entry of task {arguments.task!r}")
-    config = GenerationConfig(max_new_tokens=arguments.max_new_tokens, num_beams=arguments.num_beams)
-    scores = evaluate(Subject(arguments.model), chosen, Path(arguments.out), config, progress=True)
-    print(f"{'task':<20}{'entries':>8}{'WER':>8}{'WER spelled':>13}{'exact':>8}{'RTF':>8}")
-    for task, result in scores.items():
-        rates = f"{result.wer:>8.1%}{result.wer_spelled:>13.1%}{result.exact:>8.1%}{result.rtf:>8.3f}"
-        print(f"{task:<20}{result.entries:>8}{rates}")
+    print(run_evaluate(arguments))
 
 
 def _check_data(arguments: argparse.Namespace) -> None:
@@ -185,6 +138,16 @@ def _check_data(arguments: argparse.Namespace) -> None:
     print("\n".join([*map(str, problems), f"{count - len(problems)} of {count} entries can be used"]))
     if problems:
         raise CheckpointError(f"{len(problems)} entries cannot be used")
+
+
+def _report_data(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments.checkpoint) if arguments.checkpoint else None
+    prompts, audio = (config.prompt, config.audio) if config else (None, AudioConfig())
+    report = describe(arguments.annotation, arguments.prefix, prompts, audio)
+    print(report.table())
+    if arguments.out:
+        draw(report, arguments.out)
+        print(f"{arguments.out}: chart of the distributions")
 
 
 if __name__ == "__main__":

@@ -41,12 +41,16 @@ class BeatsEncoder(nn.Module):
         x = self.post_extract_proj(self.layer_norm(patches))
         if frames is None or bool((frames == fbank.shape[1]).all()):
             return self.encoder(x, None)
-        return self.encoder(x, self.valid_tokens(frames, x.shape[1]))
+        return self.encoder(x, valid_positions(self.count_tokens(frames), x.shape[1]))
 
-    def valid_tokens(self, frames: Tensor, length: int) -> Tensor:
-        """Which of `length` tokens come from a row's own `frames` [B]: bool [B, length]."""
-        tokens = FBANK_BINS // self.config.patch_size * (frames // self.config.patch_size)
-        return torch.arange(length, device=frames.device)[None, :] < tokens[:, None]
+    def count_tokens(self, frames: Tensor) -> Tensor:
+        """Tokens of recordings of `frames` [B] filter-bank frames."""
+        return FBANK_BINS // self.config.patch_size * (frames // self.config.patch_size)
+
+
+def valid_positions(counts: Tensor, length: int) -> Tensor:
+    """Which of `length` positions are among a row's own `counts` [B]: bool [B, length]."""
+    return torch.arange(length, device=counts.device)[None, :] < counts[:, None]
 
 
 class BeatsLayers(nn.Module):

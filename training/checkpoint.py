@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,15 +15,16 @@ from runtime.errors import CheckpointError
 from runtime.tokenizer import Tokenizer
 from training.beats import BeatsEncoder
 from training.config import ModelConfig, load_config, save_config
-from training.llm import base_parameters, build_llm, load_base, load_lora, lora_parameters
+from training.llm import build_llm, load_base
+from training.lora import base_parameters, load_lora, lora_parameters, merged_weights
 from training.model import SalmonnModel
 from training.qformer import QFormer
 from training.sources import file_sha256, read_beats, read_llm, read_whisper, resolve_source
 from training.tensors import LazyTensors, load_strict, open_safetensors, with_prefix
-from training.whisper import WhisperEncoder
+from training.whisper import WhisperEncoder, build_whisper
 
 M = TypeVar("M", bound=nn.Module)
-PARTS = ("whisper", "beats", "qformer", "llm", "lora")
+PARTS = ("whisper", "whisper_lora", "beats", "qformer", "llm", "lora")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ class Checkpoint:
     def tokenizer_file(self) -> Path:
         """The tokenizer.json."""
         return self.folder / "tokenizer.json"
+
+    def merged_whisper(self) -> LazyTensors:
+        """The Whisper encoder's tensors with its adapters, if any, added: what a bundle computes with."""
+        return merged_weights(self.parts["whisper"], self.parts["whisper_lora"], self.config.whisper_lora)
+
+    def merged_llm(self) -> LazyTensors:
+        """The LLM's tensors with its adapters, if any, added."""
+        return merged_weights(self.parts["llm"], self.parts["lora"], self.config.lora)
 
     def hashes(self) -> dict[str, str]:
         """sha256 of the checkpoint's own files and of those it refers to."""
@@ -99,8 +109,11 @@ def load(folder: str | Path, verify: bool = True, dtype: torch.dtype = torch.flo
 
 
 def load_whisper(checkpoint: Checkpoint) -> WhisperEncoder:
-    """The Whisper encoder alone."""
-    return _filled(WhisperEncoder(checkpoint.config.whisper), checkpoint, "whisper")
+    """The Whisper encoder alone, its adapters attached and not merged."""
+    whisper = build_whisper(checkpoint.config.whisper, checkpoint.config.whisper_lora)
+    load_strict(dict(base_parameters(whisper)), checkpoint.parts["whisper"], "whisper")
+    load_lora(whisper, checkpoint.parts["whisper_lora"], "whisper_lora")
+    return whisper
 
 
 def load_beats(checkpoint: Checkpoint) -> BeatsEncoder:
@@ -120,7 +133,7 @@ def load_llm(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> nn.M
     config = checkpoint.config
     llm = build_llm(config.llm, config.lora, dtype)
     load_base(llm, checkpoint.parts["llm"], tied=bool(config.llm.get("tie_word_embeddings", False)))
-    load_lora(llm, checkpoint.parts["lora"])
+    load_lora(llm, checkpoint.parts["lora"], "lora")
     return llm
 
 
@@ -129,17 +142,36 @@ def _filled(module: M, checkpoint: Checkpoint, part: str) -> M:
     return module.eval()
 
 
-def save(model: SalmonnModel, folder: str | Path, tokenizer_file: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a checkpoint: parts without a source go into model.safetensors (floating point as `dtype`, if given)."""
+def save(
+    model: SalmonnModel,
+    folder: str | Path,
+    tokenizer_file: str | Path,
+    dtype: torch.dtype | None = None,
+    llm_base: LazyTensors | None = None,
+) -> None:
+    """Write a checkpoint: parts without a source, and all adapters, go into model.safetensors.
+
+    Args:
+        model: what to save.
+        folder: to be created.
+        tokenizer_file: to be copied.
+        dtype: of the floating-point tensors; None for their own.
+        llm_base: the LLM's own tensors where the model does not hold them as they are (4 bits); None: the model's.
+    """
     config = model.config
-    tensors: dict[str, torch.Tensor] = {}
-    for part in ("whisper", "beats", "qformer"):
-        module = getattr(model, part)
-        if module is not None and getattr(config.sources, part, None) is None:
-            tensors |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
+    parts: dict[str, Mapping[str, torch.Tensor]] = {
+        "whisper_lora": lora_parameters(model.whisper),
+        "qformer": model.qformer.state_dict(),
+        "lora": lora_parameters(model.llm),
+    }
+    if config.sources.whisper is None:
+        parts["whisper"] = base_parameters(model.whisper)
+    if config.sources.beats is None and model.beats is not None:
+        parts["beats"] = model.beats.state_dict()
     if config.sources.llm is None:
-        tensors |= {f"llm.{name}": value for name, value in base_parameters(model.llm).items()}
-    tensors |= {f"lora.{name}": value.detach() for name, value in lora_parameters(model.llm).items()}
+        parts["llm"] = {n: get() for n, get in llm_base.items()} if llm_base else base_parameters(model.llm)
+    tensors = {f"{part}.{name}": value.detach() for part, named in parts.items() for name, value in named.items()}
+    assert all(value.is_floating_point() for value in tensors.values()), "4-bit weights are not saved: pass llm_base"
     tensors = {name: value.to(dtype or value.dtype).contiguous() for name, value in tensors.items()}
     write_checkpoint(config, tensors, tokenizer_file, folder)
 

@@ -67,7 +67,7 @@ class QFormerConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters on the LLM."""
+    """Low-rank adapters, on the LLM or on Whisper's encoder."""
 
     r: int = 8
     alpha: float = 32.0
@@ -107,7 +107,8 @@ class ModelConfig:
     llm: dict[str, Any]  # the LLM's config.json, as transformers writes it
     prompt: PromptConfig
     audio: AudioConfig = field(default_factory=AudioConfig)
-    lora: LoraConfig | None = None
+    lora: LoraConfig | None = None  # on the LLM
+    whisper_lora: LoraConfig | None = None  # on Whisper's encoder
     sources: Sources = field(default_factory=Sources)
     name: str = "salmonn"
     format_version: int = FORMAT_VERSION

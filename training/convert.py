@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from torch import Tensor
 from runtime.config import SPEECH_PLACEHOLDER, AudioConfig, PromptConfig, WindowConfig
 from runtime.errors import CheckpointError
 from runtime.tokenizer import Tokenizer
+from training.chat import read_bos, stop_ids, tokenizer_file
 from training.checkpoint import write_checkpoint
-from training.config import LoraConfig, ModelConfig, PartSource, QFormerConfig, Sources
-from training.llm import build_llm, lora_parameters
+from training.config import LoraConfig, ModelConfig, QFormerConfig, Sources
+from training.llm import build_llm
+from training.lora import lora_parameters
 from training.presets import TASKS
 from training.qformer import QFormer
 from training.sources import as_lazy, describe_source, read_beats, read_llm, read_whisper
 from training.tensors import LazyTensors, load_pickle, read_json
+from training.whisper import build_whisper
 
 BERT_HEAD_DIM = 64  # bert-base: 768 / 12; the number of heads is in no published checkpoint
 WHISPER_WINDOW_FRAMES = 1500  # the published code derives the window from 1500 frames in 30 s
@@ -66,6 +69,10 @@ LEFTOVERS = (
     (r"beats\.encoder\.layers\.\d+\.self_attn\.relative_attention_bias\.weight", "copy of BEATs' shared bias table"),
     (r"speech_Qformer\.bert\.embeddings\.position_ids", "unused buffer of BERT"),
     (r"llama_model\..*rotary_emb\.inv_freq", "rotary frequencies, which follow from the config"),
+    (
+        r"llama_model\..*\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)",
+        "scales of the frozen LLM, which was held in 4 bits while it was trained on (QLoRA)",
+    ),
     (r"llama_model\.(base_model\.model\.)?lm_head\.weight", "tied output layer of the frozen LLM"),
 )
 
@@ -113,7 +120,9 @@ def convert_salmonn(
     config = _config(tensors, options, Path(whisper), Path(beats) if beats else None, Path(llm), prompts, end_symbol)
     _check_leftovers(leftovers, config)
     _check_shapes(tensors, config, Path(pth))
-    write_checkpoint(config, {n: get().float().contiguous() for n, get in tensors.items()}, _tokenizer_file(llm), out)
+    write_checkpoint(
+        config, {n: get().float().contiguous() for n, get in tensors.items()}, tokenizer_file(Path(llm)), out
+    )
     return ConversionReport(len(tensors), leftovers)
 
 
@@ -180,15 +189,11 @@ def _config(
         audio=AudioConfig(n_mels=whisper_config.n_mels),
         prompt=_prompt_config(llm, llm_config, options, prompts, end_symbol),
         sources=Sources(
-            whisper=_absolute(describe_source(whisper)),
-            beats=_absolute(describe_source(beats)) if beats else None,
-            llm=_absolute(describe_source(llm)),
+            whisper=describe_source(whisper.resolve()),
+            beats=describe_source(beats.resolve()) if beats else None,
+            llm=describe_source(llm.resolve()),
         ),
     )
-
-
-def _absolute(source: PartSource) -> PartSource:
-    return replace(source, path=str(Path(source.path).resolve()))
 
 
 def _qformer_config(tensors: LazyTensors, options: dict[str, Any]) -> QFormerConfig:
@@ -205,14 +210,15 @@ def _qformer_config(tensors: LazyTensors, options: dict[str, Any]) -> QFormerCon
         heads=max(1, dim // BERT_HEAD_DIM),
         ffn=tensors["qformer.layers.0.fc1.weight"]().shape[0],
         window=WindowConfig(
-            frames=_frames(options.get("second_per_window", 0.333333)),
-            stride=_frames(options.get("second_stride", 0.333333)),
+            frames=seconds_to_frames(options.get("second_per_window", 0.333333)),
+            stride=seconds_to_frames(options.get("second_stride", 0.333333)),
             num_queries=num_queries,
         ),
     )
 
 
-def _frames(seconds: float) -> int:
+def seconds_to_frames(seconds: float) -> int:
+    """Whisper frames of a window, rounded as the published code rounds."""
     return round(WHISPER_WINDOW_FRAMES * seconds / 30.0)
 
 
@@ -236,45 +242,15 @@ def _prompt_config(
     prompts: str | Path | None,
     end_symbol: str | None,
 ) -> PromptConfig:
-    tokenizer = Tokenizer(_tokenizer_file(llm))
+    tokenizer = Tokenizer(tokenizer_file(llm))
     end = end_symbol if end_symbol is not None else str(options.get("end_sym", "</s>"))
-    end_id = tokenizer.token_id(end)
-    if end_id is None:
-        raise CheckpointError(f"end symbol {end!r} is no token of the tokenizer; pass end_symbol= (--end-symbol)")
     return PromptConfig(
         template=str(options.get("prompt_template", "USER: {}\nASSISTANT:")),
         tasks=read_prompts(Path(prompts)) if prompts else TASKS,
         bos_token_id=read_bos(llm, llm_config, tokenizer),
-        stop_token_ids=tuple(dict.fromkeys([end_id, *read_eos(llm, llm_config)])),
+        stop_token_ids=stop_ids(llm, llm_config, tokenizer, end),
         end_symbol=end,
     )
-
-
-def read_bos(llm: Path, llm_config: dict[str, Any], tokenizer: Tokenizer) -> int | None:
-    """The beginning symbol as the tokenizer has it: its files say more than the LLM's config, which may name one that
-    the tokenizer does not use (Qwen). None: there is none.
-    """
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        settings = read_json(llm / name) if (llm / name).is_file() else {}
-        if "bos_token" in settings:
-            token = settings["bos_token"]
-            text = token.get("content") if isinstance(token, dict) else token
-            if text is None:
-                return None
-            if text and tokenizer.token_id(text) is None:
-                raise CheckpointError(f"{llm / name}: bos_token {text!r} is no token of tokenizer.json: wrong files?")
-            if text:
-                return tokenizer.token_id(text)
-    return llm_config.get("bos_token_id")
-
-
-def read_eos(llm: Path, llm_config: dict[str, Any]) -> list[int]:
-    """The ids transformers would stop at: those of generation_config.json, else those of the LLM's config."""
-    path = llm / "generation_config.json"
-    stops = (read_json(path) if path.is_file() else {}).get("eos_token_id", llm_config.get("eos_token_id"))
-    if stops is None:
-        return []
-    return [stops] if isinstance(stops, int) else list(stops)
 
 
 def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
@@ -289,16 +265,6 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
             raise CheckpointError(f"{path}: task {task!r} has a prompt without {SPEECH_PLACEHOLDER}: {bad[0]!r}")
         tasks[task] = prompts
     return tasks
-
-
-def _tokenizer_file(llm: str | Path) -> Path:
-    path = Path(llm) / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist; make it with transformers: "
-            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
-    return path
 
 
 def _check_leftovers(leftovers: dict[str, str], config: ModelConfig) -> None:
@@ -324,8 +290,12 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of what a checkpoint with all frozen parts referenced must store."""
     with torch.device("meta"):
         shapes = {f"qformer.{name}": tuple(p.shape) for name, p in QFormer(config).named_parameters()}
-        llm = build_llm(config.llm, config.lora)
-        shapes |= {f"lora.{name}": tuple(p.shape) for name, p in lora_parameters(llm).items()}
+        adapted = {
+            "lora": build_llm(config.llm, config.lora),
+            "whisper_lora": build_whisper(config.whisper, config.whisper_lora),
+        }
+        for part, module in adapted.items():
+            shapes |= {f"{part}.{name}": tuple(p.shape) for name, p in lora_parameters(module).items()}
     return shapes
 
 

@@ -2,22 +2,23 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import soundfile
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from runtime.audio import SAMPLE_RATE, Audio
 from runtime.config import PromptConfig
 from runtime.errors import AudioError, CheckpointError
 from runtime.prompt import PromptIds, prompt_ids, task_prompt
-from training.annotation import GAP_S, Entry, Problem, check_entry, read_annotation
+from training.annotation import Entry, Problem, check_entry, read_annotation
 from training.augment import augment_audio, mask_features
-from training.features import FeatureBatch, Features, collate
+from training.cache import FeatureCache
+from training.features import FeatureBatch, Features, StateBatch, States, collate, collate_states
 from training.model import SalmonnModel
 from training.recipe import Augmentation, DataConfig, DataSet
+from training.recordings import load_recording
 
 NO_LABEL = -100
 
@@ -26,7 +27,7 @@ NO_LABEL = -100
 class Example:
     """One sample, ready to be batched."""
 
-    features: Features
+    features: Features | States
     prompt: PromptIds
     target: list[int]  # token ids of the text and the end symbol
     transcript: str  # for the auxiliary character loss; empty where the text is not what is said
@@ -43,14 +44,16 @@ class SpeechDataset(Dataset[Example]):
         multi_prompt: bool,
         augment: Augmentation | None,
         seed: int,
+        cache: FeatureCache | None = None,
     ) -> None:
         self.entries = list(entries)
         self.weights = list(weights)
-        self.lengths = [soundfile.info(entry.path).duration for entry in entries]
+        self.lengths = [sum(soundfile.info(path).duration for path in (e.path, *e.appended)) for e in entries]
         self._model = model
         self._multi_prompt = multi_prompt
         self._augment = augment
         self._seed = seed
+        self._cache = cache
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -60,14 +63,8 @@ class SpeechDataset(Dataset[Example]):
         index, draw = key if isinstance(key, tuple) else (key, 0)
         entry = self.entries[index]
         rng = np.random.default_rng([self._seed, index, draw])
-        try:
-            audio = self._read(entry)
-        except AudioError as error:  # the headers were checked: the file changed since, or its data are bad
-            raise CheckpointError(str(Problem(entry.dataset, entry.index, str(error)))) from error
-        if self._augment:
-            audio = augment_audio(audio, self._augment, rng)
-        features = self._model.features(audio)
-        if self._augment:
+        features = self._cache.read(entry) if self._cache else self._features(entry, rng)
+        if self._augment and isinstance(features, Features):
             features = mask_features(features, self._augment, rng)
         prompts = self._model.prompts
         text = self._prompt(prompts, entry, random.Random(int(rng.integers(2**32))))
@@ -75,14 +72,12 @@ class SpeechDataset(Dataset[Example]):
         transcript = entry.text if entry.task == "asr" else ""
         return Example(features, prompt_ids(prompts, self._model.tokenizer, text), target, transcript)
 
-    def _read(self, entry: Entry) -> Audio:
-        """The recording, and those appended to it, each after a short silence."""
-        first, *others = (self._model.load_audio(path) for path in (entry.path, *entry.appended))
-        if not others:
-            return first
-        gap = np.zeros(round(GAP_S * SAMPLE_RATE), np.float32)
-        pieces = [first.pcm, *(piece for other in others for piece in (gap, other.pcm))]
-        return replace(first, pcm=np.concatenate(pieces))
+    def _features(self, entry: Entry, rng: np.random.Generator) -> Features:
+        try:
+            audio = load_recording(entry, self._model.config.audio)
+        except AudioError as error:  # the headers were checked: the file changed since, or its data are bad
+            raise CheckpointError(str(Problem(entry.dataset, entry.index, str(error)))) from error
+        return self._model.features(augment_audio(audio, self._augment, rng) if self._augment else audio)
 
     def _prompt(self, prompts: PromptConfig, entry: Entry, rng: random.Random) -> str:
         text = task_prompt(prompts, entry.task, rng if self._multi_prompt else None)
@@ -104,6 +99,8 @@ def load_entries(
         found, broken = read_annotation(data_set.annotation, data_set.prefix)
         problems += broken
         for entry in found:
+            if data_set.tasks is not None and entry.task not in data_set.tasks:
+                continue
             reason = check_entry(entry, model.prompts, model.config.audio)
             if reason:
                 problems.append(Problem(entry.dataset, entry.index, reason))
@@ -160,10 +157,15 @@ class BucketSampler(Sampler[list[tuple[int, int]]]):
 class Batch:
     """Examples, padded."""
 
-    features: FeatureBatch
+    features: FeatureBatch | StateBatch
     prompts: list[PromptIds]
     targets: list[list[int]]
     transcripts: list[str]
+
+
+def _collate(features: Sequence[Features | States]) -> FeatureBatch | StateBatch:
+    states = [item for item in features if isinstance(item, States)]
+    return collate_states(states) if states else collate([item for item in features if isinstance(item, Features)])
 
 
 def collate_examples(examples: Sequence[Example]) -> dict[str, object]:
@@ -172,7 +174,7 @@ def collate_examples(examples: Sequence[Example]) -> dict[str, object]:
         [torch.tensor(example.target) for example in examples], batch_first=True, padding_value=NO_LABEL
     )
     batch = Batch(
-        collate([example.features for example in examples]),
+        _collate([example.features for example in examples]),
         [example.prompt for example in examples],
         [example.target for example in examples],
         [example.transcript for example in examples],

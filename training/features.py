@@ -1,4 +1,4 @@
-"""Spectrograms as tensors, alone and in padded batches."""
+"""Spectrograms and encoder states as tensors, of one recording and in padded batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,4 +40,38 @@ def collate(features: Sequence[Features]) -> FeatureBatch:
     lengths = torch.tensor([len(bank) for bank in banks])
     return FeatureBatch(
         log_mel, frames, torch.nn.utils.rnn.pad_sequence(banks, batch_first=True) if banks else None, lengths
+    )
+
+
+@dataclass(frozen=True)
+class States:
+    """What the encoders make of one recording."""
+
+    speech: Tensor  # [T, d_model]
+    audio: Tensor | None  # [A, dim]; None without BEATs
+
+
+@dataclass(frozen=True)
+class StateBatch:
+    """Encoder states of several recordings; what is behind the shorter ones is not looked at."""
+
+    speech: Tensor  # [B, T, d_model]
+    frames: Tensor  # [B] Whisper frames of each row
+    audio: Tensor | None  # [B, A, dim]
+    audio_tokens: Tensor  # [B] BEATs tokens of each row
+
+    def to(self, device: torch.device) -> "StateBatch":
+        """The batch on a device."""
+        audio = None if self.audio is None else self.audio.to(device)
+        return StateBatch(self.speech.to(device), self.frames.to(device), audio, self.audio_tokens.to(device))
+
+
+def collate_states(states: Sequence[States]) -> StateBatch:
+    """Pad and stack."""
+    audio = [item.audio for item in states if item.audio is not None]
+    return StateBatch(
+        torch.nn.utils.rnn.pad_sequence([item.speech for item in states], batch_first=True),
+        torch.tensor([len(item.speech) for item in states]),
+        torch.nn.utils.rnn.pad_sequence(audio, batch_first=True) if audio else None,
+        torch.tensor([len(item) for item in audio]),
     )

@@ -1,5 +1,7 @@
 """A fresh model with random weights."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -7,19 +9,25 @@ import torch
 
 from runtime.tokenizer import Tokenizer
 from training.beats import BeatsEncoder
-from training.byte_tokenizer import write_byte_tokenizer
 from training.checkpoint import save
 from training.config import ModelConfig
 from training.llm import build_llm
 from training.model import SalmonnModel
+from training.new_tokenizer import FIRST_MERGE, write_tokenizer
 from training.qformer import QFormer
-from training.whisper import WhisperEncoder
+from training.whisper import build_whisper
 
 
 def init_checkpoint(
-    config: ModelConfig, folder: str | Path, seed: int = 0, dtype: torch.dtype | None = None, fresh: bool = False
+    config: ModelConfig,
+    folder: str | Path,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    fresh: bool = False,
+    texts: Sequence[str] = (),
+    vocab_size: int = FIRST_MERGE,
 ) -> None:
-    """Write a checkpoint of random weights with a byte tokenizer. For trying things out: it knows nothing.
+    """Write a checkpoint of random weights with a byte-level tokenizer. It knows nothing yet.
 
     Args:
         config: the model's dimensions.
@@ -27,10 +35,14 @@ def init_checkpoint(
         seed: of the weights.
         dtype: to store the weights in; None for float32.
         fresh: standard initial values, to be trained; else values with which every part shows in the output.
+        texts: what the tokenizer's merges are learnt from, and, as often, the model's own prompts.
+        vocab_size: of the tokenizer, at most: 258 are the bytes and <s> and </s>, the rest merges.
     """
     with TemporaryDirectory() as scratch:
         tokenizer_file = Path(scratch) / "tokenizer.json"
-        write_byte_tokenizer(tokenizer_file)
+        prompts = [config.prompt.template.replace("{}", text) for task in config.prompt.tasks.values() for text in task]
+        size = write_tokenizer(tokenizer_file, [*texts, *prompts * (1 + len(texts))], vocab_size)
+        config = replace(config, llm=config.llm | {"vocab_size": size})
         make = fresh_model if fresh else random_model
         save(make(config, Tokenizer(tokenizer_file), seed), folder, tokenizer_file, dtype)
 
@@ -42,7 +54,7 @@ def fresh_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> Sal
         return SalmonnModel(
             config,
             tokenizer,
-            WhisperEncoder(config.whisper),
+            build_whisper(config.whisper, config.whisper_lora),
             BeatsEncoder(config.beats) if config.beats else None,
             QFormer(config),
             build_llm(config.llm, config.lora),

@@ -1,17 +1,16 @@
-"""The language model: built by transformers, adapted by peft, its tensors named as in the LLM's own files."""
+"""The language model: built by transformers, its tensors named as in the LLM's own files."""
 
 import copy
-import warnings
 from typing import Any
 
-import peft
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
+from torch import nn
 
 from runtime.errors import CheckpointError
 from training.config import LoraConfig
+from training.lora import add_lora, base_parameters
 from training.tensors import LazyTensors, load_strict
 
 LM_HEAD = "lm_head.weight"
@@ -35,7 +34,9 @@ def build_llm(config: dict[str, Any], lora: LoraConfig | None, dtype: torch.dtyp
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(f"transformers cannot build the LLM of this config: {error}") from error
     llm.generation_config = transformers.GenerationConfig()  # a folder's own would change search behind our back
-    return (add_lora(llm, lora) if lora else llm).eval()
+    if lora:
+        add_lora(llm, lora, "lora")
+    return llm.eval()
 
 
 def load_base(llm: nn.Module, tensors: LazyTensors, tied: bool) -> None:
@@ -46,61 +47,4 @@ def load_base(llm: nn.Module, tensors: LazyTensors, tied: bool) -> None:
         tensors = {name: get for name, get in tensors.items() if name != LM_HEAD}
     # Rotary frequencies, which old transformers stored, follow from the config.
     tensors = {name: get for name, get in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    load_strict(base_parameters(llm), tensors, "llm")
-
-
-def add_lora(llm: nn.Module, config: LoraConfig) -> nn.Module:
-    """Wrap the LLM's target modules with peft's adapters."""
-    adapters = peft.LoraConfig(
-        r=config.r,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=list(config.targets),
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # peft reads a transformers attribute that is being renamed; nothing a user of ours can do about it.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        try:
-            return peft.get_peft_model(llm, adapters)
-        except ValueError as error:
-            raise CheckpointError(f"lora.targets {config.targets} do not fit this LLM: {error}") from error
-
-
-def lora_parameters(llm: nn.Module) -> dict[str, Tensor]:
-    """Adapter parameters under our names: `model.layers.0.self_attn.q_proj.A` [r, in] and `.B` [out, r]."""
-    found: dict[str, Tensor] = {}
-    for name, parameter in llm.named_parameters():
-        for matrix in ("A", "B"):
-            suffix = f".lora_{matrix}.default.weight"
-            if name.endswith(suffix):
-                found[f"{name.removeprefix('base_model.model.').removesuffix(suffix)}.{matrix}"] = parameter
-    return found
-
-
-def base_parameters(llm: nn.Module) -> dict[str, Tensor]:
-    """The LLM's own parameters under the names of its files, adapters left out."""
-    named = {}
-    for name, parameter in llm.named_parameters():
-        if ".lora_" not in name:
-            named[name.removeprefix("base_model.model.").replace(".base_layer.", ".")] = parameter.detach()
-    return named
-
-
-def load_lora(llm: nn.Module, tensors: LazyTensors) -> None:
-    """Fill the adapters strictly from tensors under our names."""
-    load_strict(lora_parameters(llm), tensors, "lora (see lora.r and lora.targets in the config)")
-
-
-def merged_weights(tensors: LazyTensors, lora: LazyTensors, config: LoraConfig | None) -> LazyTensors:
-    """The LLM's tensors with the adapters added in float32: W + alpha / r * B @ A. Read one by one."""
-    merged = dict(tensors)
-    if config is None:
-        return merged
-    for name in {name.rsplit(".", 1)[0] for name in lora}:
-        merged[f"{name}.weight"] = _merge(tensors[f"{name}.weight"], lora[f"{name}.A"], lora[f"{name}.B"], config.scale)
-    return merged
-
-
-def _merge(weight: Any, a: Any, b: Any, scale: float) -> Any:
-    return lambda: weight().float() + scale * (b().float() @ a().float())
+    load_strict(dict(base_parameters(llm)), tensors, "llm")

@@ -1,7 +1,7 @@
 """SalmonnModel: the whole model in PyTorch, and the reference that every bundle is compared with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -14,9 +14,9 @@ from runtime.errors import ConfigError
 from runtime.features import fbank, log_mel, whisper_frames
 from runtime.prompt import PromptIds, choose_prompt, prompt_ids
 from runtime.tokenizer import Tokenizer
-from training.beats import BeatsEncoder
+from training.beats import BeatsEncoder, valid_positions
 from training.config import ModelConfig
-from training.features import FeatureBatch, Features, collate
+from training.features import FeatureBatch, Features, StateBatch, collate
 from training.qformer import QFormer
 from training.whisper import WhisperEncoder
 
@@ -68,7 +68,7 @@ class SalmonnModel(nn.Module):
 
     def encode_batch(self, audios: Sequence[Audio]) -> list[Tensor]:
         """Audio embeddings of several recordings, each [1, N, llm_dim], each as if it were alone."""
-        return self.encode_features(collate([self.features(audio) for audio in audios]).to(self.device))[0]
+        return self.fuse(self.encode_states(collate([self.features(audio) for audio in audios]).to(self.device)))
 
     def features(self, audio: Audio) -> Features:
         """Spectrograms of one recording."""
@@ -76,17 +76,28 @@ class SalmonnModel(nn.Module):
         mel = torch.from_numpy(log_mel(audio.pcm, self.config.audio.n_mels, 2 * frames))
         return Features(mel, torch.from_numpy(fbank(audio.pcm, self.config.audio)) if self.beats is not None else None)
 
-    def encode_features(self, batch: FeatureBatch) -> tuple[list[Tensor], Tensor]:
-        """Audio embeddings of each row [1, N, llm_dim], and the Whisper states of all [B, T, d_model]."""
-        speech = self.whisper(batch.log_mel, batch.frames)
+    def hear_speech(self, batch: FeatureBatch) -> StateBatch:
+        """States of Whisper alone."""
+        return StateBatch(self.whisper(batch.log_mel, batch.frames), batch.frames, None, batch.fbank_frames)
+
+    def encode_states(self, batch: FeatureBatch) -> StateBatch:
+        """States of both encoders."""
+        heard = self.hear_speech(batch)
         if self.beats is None or batch.fbank is None:
-            embeds = self.qformer(speech)
+            return heard
+        audio = self.beats(batch.fbank, batch.fbank_frames)
+        return replace(heard, audio=audio, audio_tokens=self.beats.count_tokens(batch.fbank_frames))
+
+    def fuse(self, states: StateBatch) -> list[Tensor]:
+        """Audio embeddings of each row, [1, N, llm_dim]."""
+        if states.audio is None:
+            embeds = self.qformer(states.speech)
         else:
-            states = self.beats(batch.fbank, batch.fbank_frames)
-            embeds = self.qformer(speech, states, self.beats.valid_tokens(batch.fbank_frames, states.shape[1]))
+            valid = valid_positions(states.audio_tokens, states.audio.shape[1])
+            embeds = self.qformer(states.speech, states.audio, valid)
         window = self.config.qformer.window
-        counts = [window.count(frames) * window.num_queries for frames in batch.frames.tolist()]
-        return [row[None, :count] for row, count in zip(embeds, counts, strict=True)], speech
+        counts = [window.count(frames) * window.num_queries for frames in states.frames.tolist()]
+        return [row[None, :count] for row, count in zip(embeds, counts, strict=True)]
 
     @property
     def device(self) -> torch.device:

@@ -5,8 +5,8 @@ from typing import Any
 
 from runtime.config import AudioConfig, PromptConfig, WindowConfig
 from runtime.errors import ConfigError
-from training.byte_tokenizer import SPECIAL_TOKENS
 from training.config import BeatsConfig, LoraConfig, ModelConfig, QFormerConfig, WhisperConfig
+from training.new_tokenizer import FIRST_MERGE
 
 # Our own words; a published checkpoint brings its own prompts.
 TASKS: dict[str, tuple[str, ...]] = {
@@ -85,7 +85,6 @@ def preset(name: str) -> ModelConfig:
 
 
 def _small(name: str, width: int, layers: int, ffn: int, **changes: Any) -> ModelConfig:
-    vocab = 256 + len(SPECIAL_TOKENS)
     config = ModelConfig(
         name=name,
         whisper=WhisperConfig(d_model=width, layers=layers, heads=width // 32, ffn=ffn),
@@ -93,7 +92,7 @@ def _small(name: str, width: int, layers: int, ffn: int, **changes: Any) -> Mode
         qformer=QFormerConfig(dim=width, layers=2, heads=width // 32, ffn=ffn),
         llm={
             "model_type": "llama",
-            "vocab_size": vocab,
+            "vocab_size": FIRST_MERGE,  # a tokenizer with merges has more
             "hidden_size": width,
             "intermediate_size": ffn,
             "num_hidden_layers": layers,
@@ -102,6 +101,7 @@ def _small(name: str, width: int, layers: int, ffn: int, **changes: Any) -> Mode
             "head_dim": 32,
             "max_position_embeddings": 2048,
             "rms_norm_eps": 1e-5,
+            "initializer_range": round(width**-0.5, 4),  # 0.02 suits widths of thousands
             "rope_theta": 10000.0,
             "tie_word_embeddings": True,
             "bos_token_id": 256,
@@ -135,7 +135,10 @@ PRESETS = {
         layers=4,
         ffn=512,
         audio=AudioConfig(min_s=0.32, window="trimmed"),
-        qformer=QFormerConfig(dim=192, layers=2, heads=6, ffn=512, window=WindowConfig(frames=16, stride=16)),
+        beats=BeatsConfig(dim=128, layers=2, heads=4, ffn=256, patch_dim=128, conv_pos_groups=16),
+        qformer=QFormerConfig(
+            dim=192, layers=2, heads=6, ffn=512, window=WindowConfig(frames=16, stride=16, num_queries=2)
+        ),
     ),
     "salmonn-7b": _published("salmonn-7b", WHISPER_LARGE_V2, VICUNA_7B, "</s>", (2,)),
     "salmonn-13b": _published("salmonn-13b", WHISPER_LARGE_V2, VICUNA_13B, "</s>", (2,)),

@@ -91,6 +91,8 @@ class BertAttention(nn.Module):
         self.key = nn.Linear(context_dim, config.dim)
         self.value = nn.Linear(context_dim, config.dim)
         self.out = nn.Linear(config.dim, config.dim)
+        for projection in (self.value, self.out):  # torch's default is narrower by the root of 3, for each of the two:
+            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)  # the constant queries would win
         self.norm = nn.LayerNorm(config.dim, eps=BERT_EPS)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import yaml
 
 from runtime.errors import ConfigError
 from runtime.schema import from_dict
+from training.config import LoraConfig
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class DataSet:
     annotation: str
     prefix: str | None = None  # folder of relative paths; None: the annotation's own
     weight: float = 1.0  # how often its entries are drawn, relative to other data sets
+    tasks: tuple[str, ...] | None = None  # only entries of these; None: all
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,21 @@ class DataConfig:
     train: tuple[DataSet, ...]
     on_broken: Literal["stop", "skip"] = "stop"  # entries that cannot be used: stop before training, or report and skip
     multi_prompt: bool = True  # draw one of a task's prompts for each sample; else its first
+    # Folder that keeps what is computed before the first trained part, from one epoch to the next: encoder states, or
+    # spectrograms where an encoder is trained. It may grow to many times the recordings' size.
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
 class TrainedParts:
     """Which parameters change."""
 
-    whisper: bool = False
+    whisper: bool = False  # its own weights
+    whisper_lora: bool = True  # its adapters, where there are any
     beats: bool = False
     qformer: bool = True
     llm: bool = False  # the LLM's own weights
-    lora: bool = True  # its adapters, where the checkpoint has them
+    lora: bool = True  # its adapters, where there are any
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,8 @@ class RunConfig:
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ctc_weight: float = (
-        0.0  # auxiliary character loss on the Whisper states, which makes training from scratch converge
-    )
+    ctc_weight: float = 0.0  # auxiliary character loss on Whisper's states: makes training from scratch converge
+    answer_weight: float = 1.0  # 0: the auxiliary loss alone, for a first run that is cheap: no LLM is computed
     seed: int = 42
     workers: int = 0
     log_every: int = 10
@@ -81,6 +86,8 @@ class RunConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"run.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.answer_weight <= 0 and self.ctc_weight <= 0:
+            raise ConfigError("run.answer_weight and run.ctc_weight are both 0; there is no loss to train on")
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"run.min_lr {self.min_lr} and run.lr {self.lr} must satisfy 0 <= min_lr <= lr")
 
@@ -94,6 +101,12 @@ class Recipe:
     run: RunConfig
     train: TrainedParts = field(default_factory=TrainedParts)
     augment: Augmentation = field(default_factory=Augmentation)
+    whisper_lora: LoraConfig | None = None  # new adapters for a checkpoint that has none on Whisper
+    quantize_llm: Literal["nf4"] | None = None  # hold the frozen LLM in 4 bits while training (QLoRA)
+
+    def __post_init__(self) -> None:
+        if self.quantize_llm and self.train.llm:
+            raise ConfigError("train.llm would train the weights that quantize_llm freezes in 4 bits; choose one")
 
 
 def load_recipe(path: str | Path, options: Sequence[str] = ()) -> Recipe:

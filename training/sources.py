@@ -8,6 +8,7 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError
 from training.config import BeatsConfig, PartSource, WhisperConfig
+from training.quantized import check_method, dequantized
 from training.tensors import LazyTensors, lazy, load_pickle, open_safetensors, read_json, with_prefix
 
 # openai/whisper's names -> transformers'; both describe the same encoder.
@@ -127,11 +128,17 @@ def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
 
 
 def read_llm(folder: Path) -> tuple[dict[str, Any], LazyTensors]:
-    """config.json and tensors of a transformers LLM folder."""
+    """config.json and tensors of a transformers LLM folder; 4-bit matrices of bitsandbytes as their plain values.
+
+    Raises:
+        CheckpointError: a file is missing, or the folder is quantized in another way.
+    """
     config = read_json(folder / "config.json")
-    if config.get("quantization_config"):
-        raise CheckpointError(f"{folder} is quantized; expected plain safetensors in float32, float16 or bfloat16")
-    return config, open_safetensors(folder)
+    quantization = config.pop("quantization_config", None)  # what is given back is not quantized
+    if not quantization:
+        return config, open_safetensors(folder)
+    check_method(quantization, str(folder))
+    return config, dequantized(open_safetensors(folder), str(folder))
 
 
 def as_lazy(state: dict[str, Any]) -> LazyTensors:

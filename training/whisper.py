@@ -6,7 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.config import WhisperConfig
+from training.config import LoraConfig, WhisperConfig
+from training.lora import add_lora
+
+
+def build_whisper(config: WhisperConfig, lora: LoraConfig | None) -> "WhisperEncoder":
+    """An encoder of random weights, with adapters if `lora` says so.
+
+    Raises:
+        CheckpointError: the adapters do not fit it.
+    """
+    whisper = WhisperEncoder(config)
+    if lora:
+        add_lora(whisper, lora, "whisper_lora")
+    return whisper.eval()
 
 
 class WhisperEncoder(nn.Module):

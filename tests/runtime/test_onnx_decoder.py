@@ -22,7 +22,8 @@ from runtime.decoder import F32
 from runtime.errors import CapacityError
 from runtime.kv_cache import Slot
 from runtime.onnx_decoder import EmbeddingTable, OnnxDecoder
-from training.llm import base_parameters, build_llm
+from training.llm import build_llm
+from training.lora import base_parameters
 
 MAX_LENGTH = 128
 LLAMA3 = {

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders, models, normalizers
 
 from runtime.errors import BundleError
 from runtime.tokenizer import REPLACEMENT, StreamingDetokenizer, Tokenizer
-from training.byte_tokenizer import write_byte_tokenizer
+from training.new_tokenizer import write_tokenizer
 
 FAMILIES = ("byte", "llama3", "llama2")
 Test = Callable[..., None]
@@ -53,7 +53,7 @@ def write_llama2_tokenizer(path: Path) -> None:
 def tokenizer(request: pytest.FixtureRequest, golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     if request.param == "byte":
-        write_byte_tokenizer(path)
+        write_tokenizer(path)
     elif request.param == "llama2":
         write_llama2_tokenizer(path)
     else:
@@ -148,7 +148,7 @@ def test_encode_adds_no_special_tokens(golden: Path) -> None:
 
 
 def test_decode_skips_special_tokens(tmp_path: Path) -> None:
-    write_byte_tokenizer(tmp_path / "tokenizer.json")
+    write_tokenizer(tmp_path / "tokenizer.json")
     tokenizer = Tokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.vocab_size == 258
     assert tokenizer.decode([256, *tokenizer.encode("hi"), 257]) == "hi"
@@ -158,7 +158,7 @@ def test_decode_skips_special_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("truncation", [True, False])
 def test_padding_and_truncation_of_the_file_are_off(tmp_path: Path, truncation: bool) -> None:
     path = tmp_path / "tokenizer.json"
-    write_byte_tokenizer(path)
+    write_tokenizer(path)
     configured = tokenizers.Tokenizer.from_file(str(path))
     if truncation:
         configured.enable_truncation(4)

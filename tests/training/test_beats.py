@@ -14,7 +14,7 @@ from runtime.audio import load_audio
 from runtime.config import AudioConfig
 from runtime.errors import CheckpointError
 from runtime.features import fbank
-from training.beats import BeatsEncoder, relative_buckets
+from training.beats import BeatsEncoder, relative_buckets, valid_positions
 from training.config import BeatsConfig
 from training.sources import read_beats
 from training.tensors import load_strict
@@ -238,7 +238,7 @@ def test_a_padded_batch_gives_what_each_clip_gives_alone(tmp_path: Path) -> None
     banks = [random_bank(frames, seed=frames) for frames in (130, 98, 16, 47)]
     lengths = torch.tensor([len(bank) for bank in banks])
     states = encoder(torch.nn.utils.rnn.pad_sequence(banks, batch_first=True, padding_value=3.0), lengths)
-    valid = encoder.valid_tokens(lengths, states.shape[1])
+    valid = valid_positions(encoder.count_tokens(lengths), states.shape[1])
     for bank, row, own in zip(banks, states, valid, strict=True):
         alone = encoder(bank[None])[0]
         assert own.sum() == len(alone) == 8 * (len(bank) // 16)

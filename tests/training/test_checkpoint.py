@@ -19,7 +19,7 @@ from training.checkpoint import open_checkpoint, save
 from training.config import LoraConfig, PartSource, Sources, load_config, save_config
 from training.convert import expected_shapes
 from training.init import init_checkpoint
-from training.llm import lora_parameters
+from training.lora import lora_parameters
 from training.presets import PRESETS, preset
 
 PUBLISHED = ("salmonn-7b", "salmonn-13b", "nota-3b", "v3-turbo-llama-1b")
@@ -115,7 +115,7 @@ def test_adapters_round_trip_and_are_not_merged(tmp_path: Path) -> None:
         assert torch.equal(value, stored[f"lora.{name}"])
         assert value.any(), f"{name} is zero: it would hide a wrong scale"
     base = stored["llm.model.layers.0.self_attn.q_proj.weight"]
-    assert torch.equal(model.llm.get_submodule("base_model.model.model.layers.0.self_attn.q_proj").weight, base)
+    assert torch.equal(model.llm.get_submodule("model.layers.0.self_attn.q_proj").weight, base)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""Features kept on disk from one epoch to the next: all that comes before the first part that is trained."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+from runtime.errors import ConfigError
+from runtime.schema import to_dict
+from training.annotation import Entry
+from training.features import Features, States, collate
+from training.model import SalmonnModel
+from training.recipe import Augmentation
+from training.recordings import load_recording
+
+
+class FeatureCache:
+    """One file per recording: encoder states while both encoders are frozen, else spectrograms.
+
+    Files are named by the recording (path, size, time of change), in a folder named by everything else they depend
+    on, so that a cache never answers for other weights, settings or recordings. Values are float32, unchanged: the
+    losses are those without a cache.
+
+    Args:
+        folder: may hold the caches of several models.
+        model: its encoders' `requires_grad` says what is frozen.
+        augment: of the run.
+
+    Raises:
+        ConfigError: the augmentation changes what would be kept.
+    """
+
+    def __init__(self, folder: str | Path, model: SalmonnModel, augment: Augmentation) -> None:
+        self._model = model
+        self.holds_states = not any(parameter.requires_grad for parameter in _encoders(model).parameters())
+        if augment.noise_p or augment.gain_p or (augment.mask_p and self.holds_states):
+            kept = "encoder states" if self.holds_states else "spectrograms"
+            raise ConfigError(f"data.cache keeps {kept}, which augment would change: turn one of them off")
+        self._folder = Path(folder) / self._key()
+
+    def fill(self, entries: Sequence[Entry], progress: bool = False) -> None:
+        """Compute what is missing."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        missing = {path: entry for entry in entries if not (path := self._path(entry)).is_file()}
+        for path, entry in tqdm(missing.items(), disable=not progress or not missing, desc="features", unit="file"):
+            values = self._compute(entry)
+            tensors = {name: value.contiguous().cpu() for name, value in vars(values).items() if value is not None}
+            temporary = path.with_suffix(f".{os.getpid()}")
+            save_file(tensors, temporary)
+            temporary.rename(path)
+
+    def read(self, entry: Entry) -> Features | States:
+        """What `fill` computed."""
+        tensors = load_file(self._path(entry))
+        if self.holds_states:
+            return States(tensors["speech"], tensors.get("audio"))
+        return Features(tensors["log_mel"], tensors.get("fbank"))
+
+    def _compute(self, entry: Entry) -> Features | States:
+        features = self._model.features(load_recording(entry, self._model.config.audio))
+        if not self.holds_states:
+            return features
+        with torch.no_grad():
+            states = self._model.encode_states(collate([features]).to(self._model.device))
+        return States(states.speech[0], None if states.audio is None else states.audio[0])
+
+    def _key(self) -> str:
+        config = self._model.config
+        settings = {"audio": to_dict(config.audio), "window": to_dict(config.qformer.window)}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        digest.update(str(self._model.beats is not None).encode())
+        if self.holds_states:
+            for name, value in _encoders(self._model).state_dict().items():
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return ("states-" if self.holds_states else "spectrograms-") + digest.hexdigest()[:16]
+
+    def _path(self, entry: Entry) -> Path:
+        files = [(str(path.resolve()), path.stat()) for path in (entry.path, *entry.appended)]
+        text = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
+        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _encoders(model: SalmonnModel) -> nn.ModuleList:
+    return nn.ModuleList([model.whisper, *([model.beats] if model.beats is not None else [])])

@@ -1,0 +1,147 @@
+"""`python -m training init`: its options, and what it does with them."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.config import WindowConfig
+from runtime.errors import ConfigError
+from training.annotation import read_annotation
+from training.assemble import Parts, PromptOptions, assemble, format_assembly, qformer_config
+from training.config import LoraConfig, QFormerConfig
+from training.convert import seconds_to_frames
+from training.init import init_checkpoint
+from training.new_tokenizer import FIRST_MERGE
+from training.presets import PRESETS, preset
+
+VOCAB_SIZE = 640
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def add_init(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Add the command's options."""
+    qformer, lora, window = QFormerConfig(), LoraConfig(), WindowConfig()
+    init = commands.add_parser(
+        "init",
+        help="a new checkpoint, around pretrained parts or of random weights",
+        description="Write a checkpoint to be trained: pretrained parts around a new Q-Former. With --preset, or "
+        "without any option, random weights in the given size, to try the tools with: they know nothing.",
+        epilog="example: python -m training init start/ --whisper whisper-large-v3/ --beats BEATs_iter3_plus_AS2M.pt "
+        "--llm Llama-3.2-1B-Instruct/ --queries 2",
+        argument_default=argparse.SUPPRESS,  # what was not given is not there: see run_init
+    )
+    init.add_argument("out", metavar="OUT", help="folder to create")
+    init.add_argument("--seed", type=int, default=0, help="of the new weights (default: 0)")
+    parts = init.add_argument_group("pretrained parts")
+    parts.add_argument("--whisper", type=Path, help="transformers folder or OpenAI .pt; only its encoder is used")
+    parts.add_argument("--beats", type=_path_or_none, help="BEATs .pt, or none")
+    parts.add_argument("--llm", type=Path, help="transformers folder with safetensors and tokenizer.json")
+    parts.add_argument(
+        "--copy",
+        action="store_true",
+        help="store the parts in OUT; else it refers to them, and they stay where they are",
+    )
+    parts.add_argument("--queries", type=int, help=f"embeddings a window yields (default: {window.num_queries})")
+    parts.add_argument(
+        "--window-frames",
+        type=_frames,
+        metavar="N|Ns",
+        help=f"in frames of 20 ms or seconds (default: {window.frames})",
+    )
+    parts.add_argument("--stride", type=_frames, metavar="N|Ns", help="between windows (default: the window's length)")
+    parts.add_argument("--qformer-dim", type=int, help=f"width (default: {qformer.dim})")
+    parts.add_argument("--qformer-layers", type=int, help=f"default: {qformer.layers}")
+    parts.add_argument("--lora-r", type=int, help=f"rank of the adapters on the LLM (default: {lora.r})")
+    parts.add_argument("--lora-alpha", type=float, help=f"default: {lora.alpha}")
+    parts.add_argument(
+        "--lora-targets",
+        type=_names,
+        metavar="NAME,NAME",
+        help=f"layers that have them (default: {','.join(lora.targets)})",
+    )
+    parts.add_argument("--no-lora", action="store_true", help="no adapters")
+    parts.add_argument(
+        "--audio-window",
+        choices=("padded", "trimmed"),
+        help="what Whisper hears: always 30 s, or only as much as the recording fills (default: padded)",
+    )
+    parts.add_argument("--prompts", type=Path, help="JSON of task -> prompt or prompts (default: our own)")
+    parts.add_argument("--template", help="text around a prompt, {} in its place (default: the LLM's chat template)")
+    parts.add_argument("--end-symbol", help="text that ends an answer (default: the LLM's eos_token)")
+    random = init.add_argument_group("random weights")
+    random.add_argument("--preset", choices=tuple(PRESETS), help="model size (default: tiny)")
+    random.add_argument(
+        "--fresh", action="store_true", help="usual initial values, to be trained, instead of ones that show every part"
+    )
+    random.add_argument(
+        "--texts", type=Path, nargs="+", metavar="ANNOTATION", help="learn the tokenizer's merges from their texts"
+    )
+    random.add_argument("--vocab-size", type=int, help="of the tokenizer, at most (default: 640 with --texts)")
+    random.add_argument("--dtype", choices=tuple(DTYPES), help="of the stored weights (default: float32)")
+    return init
+
+
+def _frames(text: str) -> int:
+    try:
+        return seconds_to_frames(float(text.removesuffix("s"))) if text.endswith("s") else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither frames (17) nor seconds (0.33s)") from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _path_or_none(text: str) -> Path | None:
+    return None if text == "none" else Path(text)
+
+
+def run_init(arguments: argparse.Namespace) -> str:
+    """Write the checkpoint, around parts if any of their options is given, and return what to print."""
+    given = {name: value for name, value in vars(arguments).items() if name not in ("out", "seed", "run")}
+    random = {name for name in ("preset", "fresh", "texts", "vocab_size", "dtype") if name in given}
+    if random and set(given) - random:
+        raise ConfigError(f"--{min(random)} is for random weights; leave it out with pretrained parts")
+    if set(given) - random:
+        return _init_from_parts(arguments, given)
+    if "vocab_size" in given and "texts" not in given:
+        raise ConfigError("--vocab-size without --texts: there is nothing to learn merges from")
+    name = given.get("preset", "tiny")
+    dtype, fresh = DTYPES[given.get("dtype", "float32")], given.get("fresh", False)
+    texts = [text for file in given.get("texts", ()) for text in _texts(file)]
+    vocab_size = given.get("vocab_size", VOCAB_SIZE) if texts else FIRST_MERGE
+    init_checkpoint(preset(name), arguments.out, arguments.seed, dtype, fresh, texts, vocab_size)
+    return f"{arguments.out}: random weights of preset {name}"
+
+
+def _texts(file: Path) -> list[str]:
+    """What an annotation's recordings say, and what is asked about them, each also as it stands within a line."""
+    entries, problems = read_annotation(file)
+    if problems:
+        raise ConfigError("\n".join(map(str, problems)))
+    said = [text for entry in entries for text in (entry.text, entry.question) if text]
+    return [*said, *(f" {text}" for text in said)]
+
+
+def _init_from_parts(arguments: argparse.Namespace, given: dict[str, Any]) -> str:
+    for part, what in (("whisper", "a folder or .pt"), ("beats", "a .pt or none"), ("llm", "a folder")):
+        if part not in given:
+            raise ConfigError(f"--{part} is missing; give {what} (or only --preset, for random weights)")
+    adapters = {name: given[f"lora_{name}"] for name in ("r", "alpha", "targets") if f"lora_{name}" in given}
+    if adapters and "no_lora" in given:
+        raise ConfigError(f"--no-lora and --lora-{min(adapters)} contradict each other; leave one out")
+    frames = given.get("window_frames", WindowConfig().frames)
+    window = WindowConfig(frames, given.get("stride", frames), given.get("queries", WindowConfig().num_queries))
+    assembly = assemble(
+        Parts(given["whisper"], given["beats"], given["llm"]),
+        arguments.out,
+        qformer=qformer_config(given.get("qformer_dim"), given.get("qformer_layers"), window),
+        lora=None if "no_lora" in given else LoraConfig(**adapters),
+        audio_window=given.get("audio_window", "padded"),
+        prompt=PromptOptions(given.get("prompts"), given.get("template"), given.get("end_symbol")),
+        copy=given.get("copy", False),
+        seed=arguments.seed,
+    )
+    return f"{arguments.out}: {format_assembly(assembly)}"

@@ -1,0 +1,111 @@
+"""Weights that bitsandbytes stored in 4 bits, read without bitsandbytes into the very values it computes with.
+
+A matrix `P.weight` of such a file is nibbles, the high one first, that index a table of 16 values (`.quant_map`); each
+block of the flattened matrix is scaled by its largest magnitude (`.absmax`). Nested, those scales are bytes that index
+`.nested_quant_map`, are scaled in turn by blocks (`.nested_absmax`), and an offset is added: double quantization in
+QLoRA (Dettmers et al. 2023, section 3). Shape, dtype and block sizes are JSON in `.quant_state.bitsandbytes__nf4`.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.errors import CheckpointError, ConfigError
+from runtime.schema import from_dict
+from training.tensors import LazyTensors
+
+STATES = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class QuantState:
+    """The JSON beside a 4-bit matrix."""
+
+    quant_type: str
+    blocksize: int
+    dtype: str
+    shape: tuple[int, ...]
+    nested_blocksize: int = 0
+    nested_dtype: str = "float32"
+    nested_offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES or self.nested_dtype != "float32":
+            raise ConfigError(f"values of {self.dtype} and scales of {self.nested_dtype} are not known")
+        if self.blocksize < 1 or self.nested_blocksize < 0:
+            raise ConfigError(f"blocks of {self.blocksize} and {self.nested_blocksize} are not possible")
+
+
+def check_method(quantization: dict[str, Any], where: str) -> None:
+    """Refuse an LLM folder whose `quantization_config` is not bitsandbytes' in 4 bits.
+
+    Raises:
+        CheckpointError: names the method.
+    """
+    method, four = quantization.get("quant_method"), quantization.get("load_in_4bit")
+    if method != "bitsandbytes" or not four:
+        raise CheckpointError(
+            f"{where} is quantized (quant_method {method!r}, load_in_4bit {four!r}); only bitsandbytes' 4 bits are "
+            "read: use the folder that it was made from, in float32, float16 or bfloat16"
+        )
+
+
+def dequantized(tensors: LazyTensors, where: str) -> LazyTensors:
+    """The tensors of a file with every 4-bit matrix as one tensor of its own shape and dtype, computed when asked for.
+
+    Raises:
+        CheckpointError: a matrix lacks one of its tensors, now; or its sizes do not fit together, when it is read.
+    """
+    plain = dict(tensors)
+    for name in tensors:
+        suffix = next((suffix for suffix in STATES if name.endswith(suffix)), None)
+        if suffix is None:
+            continue
+        matrix = name.removesuffix(suffix)
+        parts = {"state": plain.pop(name)}
+        for part in ("", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"):
+            if f"{matrix}{part}" in plain:
+                parts[part] = plain.pop(f"{matrix}{part}")
+        missing = [f"{matrix}{part}" for part in ("", ".absmax", ".quant_map") if part not in parts]
+        if missing or (".nested_absmax" in parts) != (".nested_quant_map" in parts):
+            raise CheckpointError(f"{where}: 4-bit {matrix} is incomplete: {missing or 'half of its nested scales'}")
+        plain[matrix] = partial(_dequantize, parts, f"{where}: {matrix}")
+    return plain
+
+
+def _dequantize(parts: LazyTensors, where: str) -> Tensor:
+    try:
+        raw = json.loads(parts["state"]().numpy().tobytes())
+        state = from_dict(QuantState, raw, where)
+        values = dequantize(
+            parts[""](), scales(parts, state), parts[".quant_map"](), state.blocksize, torch.Size(state.shape).numel()
+        )
+    except (ConfigError, ValueError, RuntimeError, IndexError) as error:
+        raise CheckpointError(f"{where} cannot be read as 4 bits of bitsandbytes: {error}") from error
+    return values.to(DTYPES[state.dtype]).reshape(state.shape)
+
+
+def scales(parts: LazyTensors, state: QuantState) -> Tensor:
+    """One float32 scale for each block."""
+    absmax = parts[".absmax"]()
+    if ".nested_absmax" not in parts:
+        return absmax
+    table, outer = parts[".nested_quant_map"](), parts[".nested_absmax"]()
+    scaled = table[absmax.int()] * outer.repeat_interleave(state.nested_blocksize)[: len(absmax)]
+    return scaled + torch.tensor(state.nested_offset, dtype=torch.float32)
+
+
+def dequantize(packed: Tensor, absmax: Tensor, table: Tensor, blocksize: int, count: int) -> Tensor:
+    """The first `count` values of nibbles (bytes under any dtype): float32 [count]."""
+    pairs = torch.stack([table.repeat_interleave(16), table.repeat(16)], dim=1)  # byte -> its two values
+    values = pairs[packed.flatten().view(torch.uint8).int()].flatten()[:count]
+    blocks = -(-count // blocksize)
+    if (len(values), len(absmax)) != (count, blocks):
+        raise ValueError(f"{len(values)} values and {len(absmax)} scales; expected {count} and {blocks}")
+    padded = torch.nn.functional.pad(values, (0, blocks * blocksize - count))
+    return (padded.view(blocks, blocksize) * absmax[:, None]).flatten()[:count]
