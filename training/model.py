@@ -68,13 +68,18 @@ class SalmonnModel(nn.Module):
 
     def encode_batch(self, audios: Sequence[Audio]) -> list[Tensor]:
         """Audio embeddings of several recordings, each [1, N, llm_dim], each as if it were alone."""
-        return self.fuse(self.encode_states(collate([self.features(audio) for audio in audios]).to(self.device)))
+        return self.fuse(self.states(collate([self.features(audio) for audio in audios])))
 
     def features(self, audio: Audio) -> Features:
         """Spectrograms of one recording."""
         frames = whisper_frames(len(audio.pcm), self.config.audio, self.config.qformer.window)
         mel = torch.from_numpy(log_mel(audio.pcm, self.config.audio.n_mels, 2 * frames))
         return Features(mel, torch.from_numpy(fbank(audio.pcm, self.config.audio)) if self.beats is not None else None)
+
+    def states(self, features: FeatureBatch | StateBatch) -> StateBatch:
+        """Encoder states on the model's device, computed if they are not there already."""
+        on_device = features.to(self.device)
+        return on_device if isinstance(on_device, StateBatch) else self.encode_states(on_device)
 
     def hear_speech(self, batch: FeatureBatch) -> StateBatch:
         """States of Whisper alone."""
@@ -176,6 +181,13 @@ class SalmonnModel(nn.Module):
         self, audio_embeds: Sequence[Tensor], prompts: Sequence[PromptIds], targets: Sequence[Sequence[int]]
     ) -> Tensor:
         """Sum of the cross-entropies of all target tokens, each row as if alone; audio_embeds each [1, N, llm_dim]."""
+        logits, wanted = self.answer_logits(audio_embeds, prompts, targets)
+        return nn.functional.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
+
+    def answer_logits(
+        self, audio_embeds: Sequence[Tensor], prompts: Sequence[PromptIds], targets: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [N, vocab] and the tokens wanted [N], which include the targets' and are else IGNORE."""
         rows, labels = [], []
         for embeds, prompt, target in zip(audio_embeds, prompts, targets, strict=True):
             row = self.wrap(embeds, prompt, target)
@@ -189,6 +201,4 @@ class SalmonnModel(nn.Module):
             logits_to_keep=mask.shape[1] - first,  # none in front of the first answer
         ).logits
         wanted = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)[:, -logits.shape[1] :]
-        return nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), wanted[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
-        )
+        return logits[:, :-1].flatten(0, 1).float(), wanted[:, 1:].flatten()

@@ -14,7 +14,7 @@ import soundfile
 from runtime.audio import load_audio
 from runtime.config import AudioConfig, PromptConfig
 from runtime.errors import AudioTooLongError, CheckpointError
-from training.annotation import Entry, Problem, check_entry, check_recordings, read_annotation
+from training.data.annotation import Entry, Problem, check_entry, check_recordings, read_annotation
 
 TASKS = PromptConfig(tasks={"qa": ("<SpeechHere> {}",), "asr": ("<SpeechHere> Write.",)})
 GOOD = {"path": "a.wav", "text": "a text"}

@@ -12,7 +12,7 @@ import soundfile
 from runtime.config import AudioConfig, PromptConfig
 from runtime.errors import ConfigError, MissingExtraError
 from training.__main__ import main
-from training.data_report import Measured, Report, describe, draw
+from training.data.report import Measured, Report, describe, draw
 from training.init import init_checkpoint
 from training.presets import preset
 

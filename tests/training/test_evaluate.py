@@ -13,11 +13,11 @@ from runtime.audio import Audio
 from runtime.config import AudioConfig, GenerationConfig, PromptConfig
 from runtime.errors import CheckpointError
 from training.__main__ import main
-from training.annotation import Entry
-from training.answers import Answered, append_answer, read_answers, resume_answers
-from training.evaluate import BundleSubject, CheckpointSubject, evaluate, open_subject
-from training.recordings import load_recording
-from training.submission import check_testset_ids, write_submission
+from training.data.annotation import Entry
+from training.data.recordings import load_recording
+from training.evaluation.answers import Answered, append_answer, read_answers, resume_answers
+from training.evaluation.evaluate import BundleSubject, CheckpointSubject, evaluate, open_subject
+from training.evaluation.submission import check_testset_ids, write_submission
 
 SHORT = GenerationConfig(max_new_tokens=6)
 TASKS = {"asr": ("Write.",), "qa": ("Answer: {}",), "caption": ("Describe.",)}

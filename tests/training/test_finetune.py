@@ -13,13 +13,15 @@ import torch
 
 from runtime.audio import load_audio
 from runtime.errors import CheckpointError, ConfigError
-from training.annotation import read_annotation
 from training.checkpoint import load
-from training.dataset import BucketSampler, SpeechDataset
-from training.finetune import choose_parts, finetune, lr_share
+from training.data.annotation import read_annotation
+from training.data.dataset import BucketSampler, SpeechDataset
+from training.finetuning.finetune import finetune
+from training.finetuning.optimizer import lr_share
+from training.finetuning.parts import choose_parts
+from training.finetuning.recipe import Augmentation, DataConfig, DataSet, Recipe, RunConfig, TrainedParts
 from training.init import init_checkpoint
 from training.presets import preset
-from training.recipe import Augmentation, DataConfig, DataSet, Recipe, RunConfig, TrainedParts
 
 EVERYTHING = TrainedParts(whisper=True, beats=True, qformer=True, llm=True)
 TEXTS = ("one", "two three", "four", "five six seven")
@@ -72,6 +74,8 @@ def test_four_batches_of_one_are_one_batch_of_four(
     start, one, four = weights(checkpoint), weights(whole), weights(parts)
     assert any(not torch.equal(start[name], one[name]) for name in start)
     for name, value in one.items():
+        if name.endswith(("key.bias", "k_proj.bias")):  # no gradient but rounding: softmax is blind to it
+            continue
         # AdamW's first step is a sign times the rate: compare where gradients are more than rounding.
         close = (value - four[name]).abs() <= 1e-5
         assert close.float().mean() > 0.99, name

@@ -24,10 +24,10 @@ from training.__main__ import main
 from training.assemble import Parts, PromptOptions, assemble, qformer_config
 from training.checkpoint import load
 from training.config import LoraConfig, load_config
-from training.finetune import finetune
+from training.finetuning.finetune import finetune
+from training.finetuning.recipe import DataConfig, DataSet, Recipe, RunConfig
 from training.lora import lora_parameters
 from training.presets import TASKS
-from training.recipe import DataConfig, DataSet, Recipe, RunConfig
 
 # One that puts the beginning symbol in front by itself, as in Llama 3 and Mistral.
 WITH_BOS = "{{ bos_token }}{% for message in messages %}[INST] {{ message['content'] | trim }} [/INST]{% endfor %}"

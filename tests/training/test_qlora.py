@@ -23,14 +23,14 @@ from runtime.errors import CheckpointError, ConfigError, MissingExtraError
 from training import ModelConfig, load
 from training.config import LoraConfig, Sources, load_config, save_config
 from training.convert import rename_salmonn
-from training.finetune import finetune
+from training.finetuning.finetune import finetune
+from training.finetuning.recipe import DataConfig, DataSet, Recipe, RunConfig, TrainedParts, load_recipe
 from training.init import init_checkpoint
 from training.llm import build_llm
 from training.lora import lora_parameters
 from training.presets import preset
 from training.qlora import hold_in_4_bits
 from training.quantized import dequantized
-from training.recipe import DataConfig, DataSet, Recipe, RunConfig, TrainedParts, load_recipe
 from training.sources import describe_source, read_llm
 from training.tensors import lazy
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import ConfigError
-from training.recipe import load_recipe
+from training.finetuning.recipe import load_recipe
 
 YAML = """
 checkpoint: start/

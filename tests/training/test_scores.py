@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from training.answers import Answered
-from training.cider import cider_d
-from training.score_report import format_scores, write_table
-from training.scores import TaskScore, is_of_task, score, spell_digits, word_error_rate
+from training.evaluation.answers import Answered
+from training.evaluation.cider import cider_d
+from training.evaluation.report import format_scores, write_table
+from training.evaluation.scores import TaskScore, is_of_task, score, spell_digits, word_error_rate
 
 
 def answered(reference: str, hypothesis: str, audio: str = "a.wav", task: str = "asr", index: int = 0) -> Answered:

@@ -19,11 +19,12 @@ from training import ModelConfig, load
 from training.checkpoint import load_whisper, open_checkpoint, save
 from training.config import LoraConfig, load_config
 from training.convert import expected_shapes
-from training.finetune import choose_parts, finetune
+from training.finetuning.finetune import finetune
+from training.finetuning.parts import choose_parts
+from training.finetuning.recipe import DataConfig, DataSet, Recipe, RunConfig, TrainedParts
 from training.init import init_checkpoint
 from training.lora import lora_parameters
 from training.presets import preset
-from training.recipe import DataConfig, DataSet, Recipe, RunConfig, TrainedParts
 from training.whisper import WhisperEncoder
 
 LORA = LoraConfig(r=4, alpha=12.0, dropout=0.0, targets=("q_proj", "v_proj"))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from runtime.audio import F32, SAMPLE_RATE
 from runtime.errors import ConfigError
+from training.data.augment import mix
 from training.synthesis.engine import Engine, Voice
 from training.synthesis.sounds import CAPTIONS, make_sound
 from training.synthesis.texts import draw_sentence
@@ -126,7 +127,7 @@ def _make(data: _Set, item: tuple[str, int]) -> list[dict[str, str]]:
         if what == "mixture":
             kind = str(rng.choice(list(CAPTIONS)))
             sound = make_sound(kind, rng, len(pcm) / SAMPLE_RATE)
-            pcm = _mix(pcm, sound[: len(pcm)], rng.uniform(3.0, 15.0))
+            pcm = mix(pcm, sound, rng.uniform(3.0, 15.0))
             entries += [
                 _entry(path, "qa", CAPTIONS[kind], QUESTION_SOUND),
                 _entry(path, "qa", "yes", QUESTION_SPEAKING),
@@ -151,13 +152,6 @@ def _entry(path: Path, task: str, text: str, question: str = "", voice: str = ""
     return entry | ({"voice": voice} if voice else {})
 
 
-def _mix(pcm: F32, other: F32, snr_db: float) -> F32:
-    """Add `other` [N] at a signal-to-noise ratio in dB."""
-    other = np.pad(other, (0, len(pcm) - len(other)))
-    power, other_power = (float(np.mean(np.square(x))) + 1e-12 for x in (pcm, other))
-    return (pcm + other * np.sqrt(power / other_power / 10 ** (snr_db / 10))).astype(np.float32)
-
-
 def _add_noise(pcm: F32, rng: np.random.Generator, low_db: float, high_db: float) -> F32:
     noise = rng.standard_normal(len(pcm)).astype(np.float32)
-    return _mix(pcm, noise, rng.uniform(low_db, high_db))
+    return mix(pcm, noise, rng.uniform(low_db, high_db))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.errors import CheckpointError
-from training.annotation import Entry, Problem
-from training.answers import Answered, write_csv
+from training.data.annotation import Entry, Problem
+from training.evaluation.answers import Answered, write_csv
 
 # mode -> group of tasks. A submission has no references to score; its entries carry the ids of the test set.
 MODES = {"submission_asr": "asr", "submission_aac": "aac", "valid_asr": "asr", "valid_aac": "aac"}

@@ -22,8 +22,8 @@ example: python -m training synthesize data/ --speech 500 --engines flite piper=
 """
 
 
-def add_synthesize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
-    """Add the command's options."""
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
     plan = Plan()
     making = commands.add_parser(
         "synthesize",
@@ -59,10 +59,10 @@ def add_synthesize(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     )
     making.add_argument("--held-out", action="store_true", help="voices and sentences that no training set has")
     making.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    return making
+    making.set_defaults(run=_run)
 
 
-def run_synthesize(arguments: argparse.Namespace) -> str:
+def _run(arguments: argparse.Namespace) -> str:
     """Make the data set, and return what to print."""
     low, high = arguments.snr
     plan = Plan(arguments.speech, arguments.sounds, arguments.mixtures, arguments.seed, (low, high), arguments.speed)

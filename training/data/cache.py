@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from runtime.errors import ConfigError
 from runtime.schema import to_dict
-from training.annotation import Entry
+from training.data.annotation import Entry
+from training.data.recordings import load_recording
 from training.features import Features, States, collate
+from training.finetuning.recipe import Augmentation
 from training.model import SalmonnModel
-from training.recipe import Augmentation
-from training.recordings import load_recording
 
 
 class FeatureCache:
@@ -39,7 +39,7 @@ class FeatureCache:
     def __init__(self, folder: str | Path, model: SalmonnModel, augment: Augmentation) -> None:
         self._model = model
         self.holds_states = not any(parameter.requires_grad for parameter in _encoders(model).parameters())
-        if augment.noise_p or augment.gain_p or (augment.mask_p and self.holds_states):
+        if augment.changes_waveform or (augment.mask_p and self.holds_states):
             kept = "encoder states" if self.holds_states else "spectrograms"
             raise ConfigError(f"data.cache keeps {kept}, which augment would change: turn one of them off")
         self._folder = Path(folder) / self._key()

@@ -10,8 +10,8 @@ import jiwer
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from runtime.errors import MissingExtraError
-from training.answers import Answered
-from training.cider import cider_d
+from training.evaluation.answers import Answered
+from training.evaluation.cider import cider_d
 
 CAPTION_TASKS = ("audiocaption", "audiocaption_v2", "caption")
 TASK_GROUPS = {"aac": CAPTION_TASKS}  # as the published evaluator calls them; its asr is the task of that name

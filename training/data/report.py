@@ -12,7 +12,7 @@ import soundfile
 
 from runtime.config import AudioConfig, PromptConfig
 from runtime.errors import ConfigError, MissingExtraError
-from training.annotation import GAP_S, Entry, Problem, check_entry, check_recordings, read_annotation
+from training.data.annotation import GAP_S, Entry, Problem, check_entry, check_recordings, read_annotation
 
 if TYPE_CHECKING:  # an optional dependency
     from matplotlib.axes import Axes

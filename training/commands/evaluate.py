@@ -5,15 +5,15 @@ from pathlib import Path
 
 from runtime.config import GenerationConfig
 from runtime.errors import CheckpointError, ConfigError
-from training.annotation import Entry, read_annotation
-from training.evaluate import evaluate, open_subject
-from training.score_report import format_scores, write_table
-from training.scores import TASK_GROUPS, is_of_task
-from training.submission import MODES, SUBMISSIONS, check_testset_ids, write_submission
+from training.data.annotation import Entry, read_annotation
+from training.evaluation.evaluate import evaluate, open_subject
+from training.evaluation.report import format_scores, write_table
+from training.evaluation.scores import TASK_GROUPS, is_of_task
+from training.evaluation.submission import MODES, SUBMISSIONS, check_testset_ids, write_submission
 
 
-def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
-    """Add the command's options."""
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
     measuring = commands.add_parser(
         "evaluate",
         help="score a checkpoint or a bundle on annotated recordings",
@@ -39,10 +39,10 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     measuring.add_argument("--csv", metavar="FILE", help="answers as testset_id,text, which submission_* asks for")
     measuring.add_argument("--num-beams", type=int, default=1, help="default: 1, greedy")
     measuring.add_argument("--max-new-tokens", type=int, default=200, help="default: 200")
-    return measuring
+    measuring.set_defaults(run=_run)
 
 
-def run_evaluate(arguments: argparse.Namespace) -> str:
+def _run(arguments: argparse.Namespace) -> str:
     """Evaluate, write the files, and return what to print."""
     out, submission = Path(arguments.out), arguments.mode in SUBMISSIONS
     if submission and not arguments.csv:

@@ -12,13 +12,13 @@ from torch.utils.data import Dataset, Sampler
 from runtime.config import PromptConfig
 from runtime.errors import AudioError, CheckpointError
 from runtime.prompt import PromptIds, prompt_ids, task_prompt
-from training.annotation import Entry, Problem, check_entry, read_annotation
-from training.augment import augment_audio, mask_features
-from training.cache import FeatureCache
+from training.data.annotation import Entry, Problem, check_entry, read_annotation
+from training.data.augment import augment_audio, mask_features, noise_files
+from training.data.cache import FeatureCache
+from training.data.recordings import load_recording
 from training.features import FeatureBatch, Features, StateBatch, States, collate, collate_states
+from training.finetuning.recipe import Augmentation, DataConfig, DataSet
 from training.model import SalmonnModel
-from training.recipe import Augmentation, DataConfig, DataSet
-from training.recordings import load_recording
 
 NO_LABEL = -100
 
@@ -52,6 +52,7 @@ class SpeechDataset(Dataset[Example]):
         self._model = model
         self._multi_prompt = multi_prompt
         self._augment = augment
+        self._noises = noise_files(augment) if augment else []
         self._seed = seed
         self._cache = cache
 
@@ -77,7 +78,7 @@ class SpeechDataset(Dataset[Example]):
             audio = load_recording(entry, self._model.config.audio)
         except AudioError as error:  # the headers were checked: the file changed since, or its data are bad
             raise CheckpointError(str(Problem(entry.dataset, entry.index, str(error)))) from error
-        return self._model.features(augment_audio(audio, self._augment, rng) if self._augment else audio)
+        return self._model.features(augment_audio(audio, self._augment, rng, self._noises) if self._augment else audio)
 
     def _prompt(self, prompts: PromptConfig, entry: Entry, rng: random.Random) -> str:
         text = task_prompt(prompts, entry.task, rng if self._multi_prompt else None)
@@ -168,15 +169,19 @@ def _collate(features: Sequence[Features | States]) -> FeatureBatch | StateBatch
     return collate_states(states) if states else collate([item for item in features if isinstance(item, Features)])
 
 
-def collate_examples(examples: Sequence[Example]) -> dict[str, object]:
-    """What the trainer hands to the model, and the labels it counts to average over accumulated batches."""
-    labels = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(example.target) for example in examples], batch_first=True, padding_value=NO_LABEL
-    )
-    batch = Batch(
+def make_batch(examples: Sequence[Example]) -> Batch:
+    """Pad and stack."""
+    return Batch(
         _collate([example.features for example in examples]),
         [example.prompt for example in examples],
         [example.target for example in examples],
         [example.transcript for example in examples],
     )
-    return {"batch": batch, "labels": labels, "shift_labels": labels}
+
+
+def collate_examples(examples: Sequence[Example]) -> dict[str, object]:
+    """What the trainer hands to the model, and the labels it counts to average over accumulated batches."""
+    labels = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(example.target) for example in examples], batch_first=True, padding_value=NO_LABEL
+    )
+    return {"batch": make_batch(examples), "labels": labels, "shift_labels": labels}

@@ -27,6 +27,7 @@ class DataConfig:
     """What is trained on."""
 
     train: tuple[DataSet, ...]
+    valid: tuple[DataSet, ...] = ()  # measured at every snapshot
     on_broken: Literal["stop", "skip"] = "stop"  # entries that cannot be used: stop before training, or report and skip
     multi_prompt: bool = True  # draw one of a task's prompts for each sample; else its first
     # Folder that keeps what is computed before the first trained part, from one epoch to the next: encoder states, or
@@ -55,10 +56,29 @@ class Augmentation:
     noise_high: float = 0.015
     gain_p: float = 0.0
     gain_db: float = 12.0  # up or down, at most
+    noise_files: tuple[str, ...] = ()  # recordings of noise, or folders of them
+    noise_files_p: float = 0.0  # one of them, at a signal-to-noise ratio between the two
+    noise_files_low_db: float = 5.0
+    noise_files_high_db: float = 30.0
     mask_p: float = 0.0  # SpecAugment on both spectrograms
     mask_time_s: float = 0.1
     mask_bins: int = 12
     masks: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("noise_p", "gain_p", "noise_files_p", "mask_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}; a probability is from 0 to 1")
+        for low, high in (("noise_low", "noise_high"), ("noise_files_low_db", "noise_files_high_db")):
+            if getattr(self, low) > getattr(self, high):
+                raise ConfigError(f"augment.{low} {getattr(self, low)} is more than {high} {getattr(self, high)}")
+        if self.noise_files_p and not self.noise_files:
+            raise ConfigError("augment.noise_files_p without noise_files: name recordings of noise or a folder of them")
+
+    @property
+    def changes_waveform(self) -> bool:
+        """Whether spectrograms differ from one epoch to the next."""
+        return bool(self.noise_p or self.gain_p or self.noise_files_p)
 
 
 @dataclass(frozen=True)
@@ -69,25 +89,32 @@ class RunConfig:
     steps: int = 1000
     batch_size: int = 8
     accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for training from scratch, in a third of the samples
     lr: float = 3e-5
     min_lr: float = 1e-5
     warmup_steps: int = 100
     weight_decay: float = 0.05
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # longer gradients are shortened to this; 0: never
+    clip_percentile: float | None = None  # or to this percentile of the run's own norms so far (AutoClip)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ctc_weight: float = 0.0  # auxiliary character loss on Whisper's states: makes training from scratch converge
     answer_weight: float = 1.0  # 0: the auxiliary loss alone, for a first run that is cheap: no LLM is computed
     seed: int = 42
     workers: int = 0
     log_every: int = 10
-    save_every: int = 500
+    save_every: int = 500  # steps between snapshots, which are when the validation data are measured
+    metric: Literal["loss", "accuracy", "wer", "exact"] = "loss"  # by which <out>/best is chosen on the validation data
+    answered: int = 100  # validation recordings answered for wer and exact
+    tensorboard: bool = False  # log to <out>/runs as well
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "answered"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"run.{name} is {getattr(self, name)}; it must be at least 1")
         if self.answer_weight <= 0 and self.ctc_weight <= 0:
             raise ConfigError("run.answer_weight and run.ctc_weight are both 0; there is no loss to train on")
+        if self.clip_percentile is not None and not 0 < self.clip_percentile <= 100:
+            raise ConfigError(f"run.clip_percentile is {self.clip_percentile}; expected more than 0, at most 100")
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"run.min_lr {self.min_lr} and run.lr {self.lr} must satisfy 0 <= min_lr <= lr")
 

@@ -8,10 +8,10 @@ import torch
 
 from runtime.config import WindowConfig
 from runtime.errors import ConfigError
-from training.annotation import read_annotation
 from training.assemble import Parts, PromptOptions, assemble, format_assembly, qformer_config
 from training.config import LoraConfig, QFormerConfig
 from training.convert import seconds_to_frames
+from training.data.annotation import read_annotation
 from training.init import init_checkpoint
 from training.new_tokenizer import FIRST_MERGE
 from training.presets import PRESETS, preset
@@ -20,8 +20,8 @@ VOCAB_SIZE = 640
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def add_init(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
-    """Add the command's options."""
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
     qformer, lora, window = QFormerConfig(), LoraConfig(), WindowConfig()
     init = commands.add_parser(
         "init",
@@ -80,7 +80,7 @@ def add_init(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     random.add_argument("--vocab-size", type=int, help="of the tokenizer, at most (default: 640 with --texts)")
     random.add_argument("--dtype", choices=tuple(DTYPES), help="of the stored weights (default: float32)")
-    return init
+    init.set_defaults(run=_run)
 
 
 def _frames(text: str) -> int:
@@ -98,7 +98,7 @@ def _path_or_none(text: str) -> Path | None:
     return None if text == "none" else Path(text)
 
 
-def run_init(arguments: argparse.Namespace) -> str:
+def _run(arguments: argparse.Namespace) -> str:
     """Write the checkpoint, around parts if any of their options is given, and return what to print."""
     given = {name: value for name, value in vars(arguments).items() if name not in ("out", "seed", "run")}
     random = {name for name in ("preset", "fresh", "texts", "vocab_size", "dtype") if name in given}

@@ -4,7 +4,7 @@ import numpy as np
 
 from runtime.audio import SAMPLE_RATE, Audio, load_audio
 from runtime.config import AudioConfig
-from training.annotation import GAP_S, Entry
+from training.data.annotation import GAP_S, Entry
 
 
 def load_recording(entry: Entry, config: AudioConfig) -> Audio:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from runtime.errors import CheckpointError
-from training.annotation import Entry
+from training.data.annotation import Entry
 
 Settings = dict[str, Any]  # what decides the answers, beside the recordings: model, prompts, search
 

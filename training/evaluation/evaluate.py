@@ -14,11 +14,11 @@ from runtime.audio import Audio
 from runtime.config import AudioConfig, GenerationConfig, PromptConfig
 from runtime.engine import Engine
 from runtime.errors import AudioError, CheckpointError
-from training.annotation import Entry, Problem, check_entry
-from training.answers import Answered, Settings, append_answer, asked, resume_answers
 from training.checkpoint import load, open_checkpoint
-from training.recordings import load_recording
-from training.scores import TaskScore, score
+from training.data.annotation import Entry, Problem, check_entry
+from training.data.recordings import load_recording
+from training.evaluation.answers import Answered, Settings, append_answer, asked, resume_answers
+from training.evaluation.scores import TaskScore, score
 
 
 class Subject(Protocol):

@@ -1,0 +1,116 @@
+"""Kept features: the same losses as computed ones, and never those of another model or recording."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from runtime.errors import ConfigError
+from training.checkpoint import load
+from training.data.annotation import read_annotation
+from training.data.cache import FeatureCache
+from training.features import Features, States
+from training.finetuning.finetune import finetune
+from training.finetuning.parts import choose_parts
+from training.finetuning.recipe import Augmentation, DataConfig, DataSet, Recipe, RunConfig, TrainedParts
+from training.init import init_checkpoint
+from training.model import SalmonnModel
+from training.presets import preset
+
+FROZEN, WHISPER = TrainedParts(qformer=True, llm=True), TrainedParts(whisper=True, qformer=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = preset("tiny")
+    folder = tmp_path_factory.mktemp("start") / "checkpoint"
+    init_checkpoint(replace(config, audio=replace(config.audio, window="trimmed", min_s=0.5)), folder)
+    return folder
+
+
+@pytest.fixture
+def annotation(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    entries = []
+    for i in range(5):
+        soundfile.write(tmp_path / f"{i}.wav", 0.1 * rng.standard_normal(8000 + 3000 * i), 16000)
+        entries.append({"path": f"{i}.wav", "text": "one two three"[: 4 + i], "task": "asr"})
+    entries.append({"path": "0.wav", "text": "five", "task": "asr", "expand_wav": ["3.wav"]})
+    (tmp_path / "annotation.json").write_text(json.dumps({"annotation": entries}))
+    return tmp_path / "annotation.json"
+
+
+def frozen(checkpoint: Path, parts: TrainedParts = FROZEN) -> SalmonnModel:
+    model = load(checkpoint)
+    choose_parts(model, parts)
+    return model
+
+
+def losses(out: Path) -> list[float]:
+    history = json.loads((out / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.mark.parametrize("parts", [FROZEN, WHISPER], ids=["states", "spectrograms"])
+def test_losses_are_those_without_a_cache(
+    checkpoint: Path, annotation: Path, tmp_path: Path, parts: TrainedParts
+) -> None:
+    measured = []
+    for name, cache in (("computed", None), ("kept", str(tmp_path / "cache")), ("again", str(tmp_path / "cache"))):
+        run = RunConfig(str(tmp_path / name), steps=6, batch_size=3, lr=1e-3, log_every=1, save_every=6)
+        finetune(Recipe(str(checkpoint), DataConfig((DataSet(str(annotation)),), cache=cache), run, parts))
+        measured.append(losses(tmp_path / name))
+    computed, kept, again = measured
+    assert len(computed) == 6
+    assert kept == pytest.approx(computed, abs=2e-5)
+    assert again == kept
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert len(list(folder.iterdir())) == 6  # one for each recording
+
+
+def test_what_is_kept_follows_from_what_is_frozen(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    entries, _ = read_annotation(annotation)
+    for parts, kind in ((FROZEN, States), (WHISPER, Features)):
+        cache = FeatureCache(tmp_path / "cache", frozen(checkpoint, parts), Augmentation())
+        cache.fill(entries)
+        assert isinstance(cache.read(entries[0]), kind)
+
+
+def test_another_model_or_recording_is_computed_anew(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    entries, _ = read_annotation(annotation)
+    model = frozen(checkpoint)
+    cache = FeatureCache(tmp_path / "cache", model, Augmentation())
+    cache.fill(entries)
+    before = cache.read(entries[1])
+    assert isinstance(before, States)
+    with torch.no_grad():
+        model.whisper.layers[0].fc1.weight.add_(0.1)
+    changed = FeatureCache(tmp_path / "cache", model, Augmentation())
+    changed.fill(entries)
+    after = changed.read(entries[1])
+    assert isinstance(after, States)
+    assert not torch.equal(before.speech, after.speech)
+    assert after.audio is not None
+    assert before.audio is not None
+    assert torch.equal(before.audio, after.audio)
+
+    shutil.copy(entries[4].path, entries[1].path)
+    with pytest.raises(FileNotFoundError):
+        cache.read(entries[1])
+    cache.fill(entries)
+    recorded_anew = cache.read(entries[1])
+    assert isinstance(recorded_anew, States)
+    assert len(recorded_anew.speech) > len(before.speech)
+
+
+def test_augmentation_that_the_cache_would_undo_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="keeps encoder states, which augment would change"):
+        FeatureCache(tmp_path, frozen(checkpoint), Augmentation(mask_p=0.5))
+    with pytest.raises(ConfigError, match="keeps spectrograms, which augment would change"):
+        FeatureCache(tmp_path, frozen(checkpoint, WHISPER), Augmentation(noise_p=0.5))
+    FeatureCache(tmp_path, frozen(checkpoint, WHISPER), Augmentation(mask_p=0.5))

@@ -1,0 +1,257 @@
+"""What our Trainer adds: validation and the best checkpoint, clipping, the log, and several processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from runtime.errors import CheckpointError, ConfigError
+from runtime.schema import to_dict
+from training.checkpoint import load
+from training.data.annotation import read_annotation
+from training.finetuning.finetune import finetune
+from training.finetuning.objective import TrainedModel
+from training.finetuning.optimizer import make_optimizer
+from training.finetuning.parts import choose_parts
+from training.finetuning.recipe import DataConfig, DataSet, Recipe, RunConfig, TrainedParts
+from training.init import init_checkpoint
+from training.model import Sample
+from training.presets import preset
+
+EVERYTHING = TrainedParts(whisper=True, beats=True, qformer=True, llm=True)
+TEXTS = ("one", "two three", "four", "five six seven")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = preset("tiny")
+    folder = tmp_path_factory.mktemp("start") / "checkpoint"
+    init_checkpoint(replace(config, audio=replace(config.audio, window="trimmed", min_s=0.5)), folder, fresh=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def annotation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    entries = []
+    for i, text in enumerate(TEXTS):
+        soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(8000 + 4000 * i), 16000)
+        entries.append({"path": f"{i}.wav", "text": text, "task": "asr"})
+    (folder / "annotation.json").write_text(json.dumps({"annotation": entries}))
+    return folder / "annotation.json"
+
+
+def recipe(checkpoint: Path, annotation: Path, out: Path, **run: object) -> Recipe:
+    settings = {"steps": 4, "batch_size": 2, "lr": 1e-3, "warmup_steps": 1, "log_every": 1, "save_every": 1, **run}
+    data = DataConfig((DataSet(str(annotation)),), valid=(DataSet(str(annotation)),))
+    return Recipe(str(checkpoint), data, RunConfig(str(out), **settings), EVERYTHING)  # type: ignore[arg-type]
+
+
+def log(out: Path, step: int) -> list[dict[str, float]]:
+    history: list[dict[str, float]] = json.loads((out / f"checkpoint-{step}" / "trainer_state.json").read_text())[
+        "log_history"
+    ]
+    return history
+
+
+def values(out: Path, step: int, name: str) -> list[float]:
+    return [entry[name] for entry in log(out, step) if name in entry]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in load(folder).named_parameters()}
+
+
+def mean_loss(folder: Path, annotation: Path) -> float:
+    model = load(folder)
+    prompt = model.prompts.tasks["asr"][0]
+    entries, _ = read_annotation(annotation)
+    with torch.inference_mode():
+        return model([Sample(model.load_audio(e.path), prompt, e.text) for e in entries]).item()
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    finetune(recipe(checkpoint, annotation, out, steps=3, lr=0.3, min_lr=0.3))  # far too fast: the loss rises
+    measured = values(out, 3, "eval_loss")
+    assert len(measured) == 3
+    best = min(range(3), key=lambda i: measured[i])
+    assert best != 2, "the run must get worse, or this tests nothing"
+    assert mean_loss(out / "best", annotation) == pytest.approx(measured[best], rel=1e-4)
+    assert mean_loss(out / "final", annotation) == pytest.approx(measured[2], rel=1e-4)
+
+
+def test_accuracy_is_the_share_of_right_tokens(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    finetune(recipe(checkpoint, annotation, out, steps=1, metric="accuracy"))
+    model = load(out / "final")
+    right = tokens = 0
+    for entry in read_annotation(annotation)[0]:
+        target = model.tokenizer.encode(entry.text + model.prompts.end_symbol)
+        embeds = model.embed_prompt(model.encode(model.load_audio(entry.path)), model.prompts.tasks["asr"][0])
+        with torch.inference_mode():
+            logits = model.llm(inputs_embeds=torch.cat([embeds, model.embed_tokens(target)], dim=1)).logits[0]
+        right += sum(int(logits[embeds.shape[1] - 1 + i].argmax()) == token for i, token in enumerate(target))
+        tokens += len(target)
+    assert values(out, 1, "eval_accuracy") == [pytest.approx(right / tokens)]
+
+
+def test_answers_are_scored_if_the_metric_asks_for_it(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    finetune(recipe(checkpoint, annotation, out, steps=1, metric="wer", answered=2))
+    (wer,), (exact,) = values(out, 1, "eval_wer"), values(out, 1, "eval_exact")
+    assert wer >= 0
+    assert exact in (0.0, 0.5, 1.0)
+
+
+def test_validation_does_not_change_the_training(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    measured = recipe(checkpoint, annotation, tmp_path / "measured")
+    finetune(measured)
+    finetune(
+        replace(
+            measured,
+            data=replace(measured.data, valid=()),
+            run=replace(measured.run, out=str(tmp_path / "plain")),
+        )
+    )
+    assert values(tmp_path / "measured", 4, "loss") == values(tmp_path / "plain", 4, "loss")
+    assert not (tmp_path / "plain" / "best").exists()
+
+
+def test_the_log_tells_the_losses_apart(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    finetune(recipe(checkpoint, annotation, out, steps=1, batch_size=4, ctc_weight=0.5))
+    (loss,), (answers,), (characters,) = (values(out, 1, name) for name in ("loss", "answer_loss", "ctc_loss"))
+    model = load(checkpoint)
+    tokens = sum(len(model.tokenizer.encode(text + model.prompts.end_symbol)) for text in TEXTS)
+    assert loss == pytest.approx(answers + 0.5 * characters * sum(map(len, TEXTS)) / tokens, rel=1e-4)
+
+
+def test_the_auxiliary_loss_alone_trains_whisper_alone(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    run = recipe(checkpoint, annotation, tmp_path / "run", steps=2, answer_weight=0.0, ctc_weight=1.0)
+    finetune(replace(run, data=replace(run.data, valid=())))
+    start, end = (dict(load(folder).named_parameters()) for folder in (checkpoint, tmp_path / "run" / "final"))
+    changed = {name.split(".")[0] for name in start if not torch.equal(start[name], end[name])}
+    assert changed == {"whisper"}
+    assert values(tmp_path / "run", 2, "answer_loss") == []
+
+
+def test_no_loss_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no loss to train on"):
+        RunConfig("out", answer_weight=0.0)
+
+
+def test_clipping_by_a_percentile_survives_resuming(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finetune(recipe(checkpoint, annotation, whole, clip_percentile=10.0))
+    norms = values(whole, 4, "grad_norm")
+    assert json.loads((whole / "checkpoint-4" / "gradient_norms.json").read_text()) == pytest.approx(norms)
+    cut.mkdir()
+    shutil.copytree(whole / "checkpoint-3", cut / "checkpoint-3")
+    finetune(recipe(checkpoint, annotation, cut, clip_percentile=10.0), resume=True)
+    assert values(cut, 4, "loss") == pytest.approx(values(whole, 4, "loss"), abs=1e-6)
+    assert values(cut, 4, "grad_norm") == pytest.approx(norms, rel=1e-4)
+    finetune(recipe(checkpoint, annotation, tmp_path / "fixed", max_grad_norm=1e-3))
+    assert values(tmp_path / "fixed", 4, "loss") != values(whole, 4, "loss")
+
+
+def test_gradients_are_shortened_to_the_percentile(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    from training.finetuning.trainer import RecipeTrainer
+
+    seen: list[float] = []
+
+    class Spy(RecipeTrainer):
+        def _clip_grad_norm(self, model: torch.nn.Module) -> object:
+            norm = super()._clip_grad_norm(model)
+            grads = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+            seen.append(float(torch.stack(grads).norm()))
+            return norm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.finetuning.finetune.RecipeTrainer", Spy)
+        finetune(recipe(checkpoint, annotation, tmp_path / "run", clip_percentile=25.0))
+    norms = values(tmp_path / "run", 4, "grad_norm")
+    expected = [min(norms[i], np.percentile(norms[: i + 1], 25.0)) for i in range(4)]
+    assert seen == pytest.approx(expected, rel=1e-3)
+
+
+def test_tensorboard_has_the_curves(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    finetune(recipe(checkpoint, annotation, tmp_path / "run", steps=2, tensorboard=True))
+    (folder,) = (tmp_path / "run" / "runs").iterdir()
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    assert {"train/loss", "train/answer_loss", "eval/loss"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+
+
+def test_only_the_tasks_asked_for_are_drawn(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    run = recipe(checkpoint, annotation, tmp_path / "run")
+    captions = DataConfig((DataSet(str(annotation), tasks=("caption",)),))
+    with pytest.raises(CheckpointError, match="no usable entry"):
+        finetune(replace(run, data=captions))
+
+
+def test_two_processes_train_as_one_with_the_double_batch(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    one = recipe(checkpoint, annotation, tmp_path / "one", steps=3, batch_size=4, save_every=3, ctc_weight=0.2)
+    two = replace(one, run=replace(one.run, out=str(tmp_path / "two"), batch_size=2))
+    finetune(one)
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(to_dict(two)))
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "training"]
+    done = subprocess.run(
+        [*launched, "finetune", "--cfg-path", str(tmp_path / "two.yaml")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert values(tmp_path / "two", 3, "loss") == pytest.approx(values(tmp_path / "one", 3, "loss"), abs=2e-4)
+    assert values(tmp_path / "two", 3, "eval_loss") == pytest.approx(values(tmp_path / "one", 3, "eval_loss"), abs=2e-3)
+    assert values(tmp_path / "two", 3, "grad_norm") == pytest.approx(values(tmp_path / "one", 3, "grad_norm"), rel=1e-2)
+
+
+def test_muon_resumes_to_the_same_losses(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finetune(recipe(checkpoint, annotation, whole, optimizer="muon", ctc_weight=0.2))
+    cut.mkdir()
+    shutil.copytree(whole / "checkpoint-3", cut / "checkpoint-3")
+    finetune(recipe(checkpoint, annotation, cut, optimizer="muon", ctc_weight=0.2), resume=True)
+    assert values(cut, 4, "loss") == pytest.approx(values(whole, 4, "loss"), abs=1e-6)
+    start, end = weights(whole / "final"), weights(cut / "final")
+    assert all(torch.allclose(start[name], end[name], atol=1e-6) for name in start)
+
+
+def test_muon_steps_matrices_and_adamw_the_rest(checkpoint: Path) -> None:
+    model = TrainedModel(load(checkpoint), RunConfig("out", ctc_weight=0.1))
+    choose_parts(model.model, EVERYTHING)
+    run = RunConfig("out", optimizer="muon", lr=1e-2, min_lr=0.0, warmup_steps=2, weight_decay=0.0)
+    optimizer, scheduler = make_optimizer(model, run)
+    owners = [
+        {id(p) for group in inner.param_groups for p in group["params"]}
+        for inner in optimizer._both  # type: ignore[attr-defined]
+    ]
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    assert owners[0] | owners[1] == set(names)
+    assert not owners[0] & owners[1]
+    by_muon = {names[i] for i in owners[0]}
+    assert "model.whisper.layers.0.fc1.weight" in by_muon
+    assert not {n for n in by_muon if n.endswith("bias") or "conv" in n or "embed" in n or "ctc_head" in n}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    scheduler.step()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == set(names.values())
+    assert {group["lr"] for inner in optimizer._both for group in inner.param_groups} == {1e-2}  # type: ignore[attr-defined]

@@ -1,0 +1,37 @@
+"""`python -m training convert`: its options, and what it does with them."""
+
+import argparse
+
+from training.convert import convert_salmonn, format_report
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    convert = commands.add_parser(
+        "convert",
+        help="a published SALMONN .pth becomes a checkpoint",
+        description="Turn a SALMONN or Nota .pth, and the frozen parts it was trained on, into a checkpoint folder.",
+        epilog="example: python -m training convert salmonn_7b_v0.pth checkpoint/ --whisper whisper-large-v2/ "
+        "--beats BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt --llm vicuna-7b-v1.5/",
+    )
+    convert.add_argument("pth", metavar="PTH", help="the published or self-trained file")
+    convert.add_argument("out", metavar="OUT", help="folder to create")
+    convert.add_argument("--whisper", required=True, help="transformers folder or OpenAI .pt")
+    convert.add_argument("--beats", help="BEATs .pt; leave out if the model was trained without")
+    convert.add_argument("--llm", required=True, help="transformers folder with safetensors and tokenizer.json")
+    convert.add_argument("--prompts", help="JSON of task -> prompt or prompts (default: our own)")
+    convert.add_argument("--end-symbol", help="text that ends an answer (default: the file's own)")
+    convert.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> str:
+    report = convert_salmonn(
+        arguments.pth,
+        arguments.out,
+        whisper=arguments.whisper,
+        beats=arguments.beats,
+        llm=arguments.llm,
+        prompts=arguments.prompts,
+        end_symbol=arguments.end_symbol,
+    )
+    return f"{arguments.out}: {format_report(report)}"

@@ -1,0 +1,1 @@
+"""Annotated recordings: read, checked, drawn, turned into batches."""

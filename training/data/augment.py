@@ -1,0 +1,89 @@
+"""Augmentation: noise and gain on the waveform, SpecAugment on the spectrograms. All randomness comes from `rng`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from runtime.audio import F32, Audio, load_audio
+from runtime.errors import ConfigError
+from training.features import Features
+from training.finetuning.recipe import Augmentation
+
+LONGEST_NOISE_S = 3600.0
+NOISE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+HOPS_PER_S = 100  # both spectrograms have a frame every 10 ms
+
+
+def augment_audio(audio: Audio, settings: Augmentation, rng: np.random.Generator, noises: Sequence[Path] = ()) -> Audio:
+    """Noise from `noises`, Gaussian noise and gain, each with its probability. The samples stay float32."""
+    pcm: F32 = audio.pcm
+    if noises and rng.random() < settings.noise_files_p:
+        noise = _piece(load_audio(noises[int(rng.integers(len(noises)))], max_s=LONGEST_NOISE_S).pcm, len(pcm), rng)
+        pcm = mix(pcm, noise, rng.uniform(settings.noise_files_low_db, settings.noise_files_high_db))
+    if rng.random() < settings.noise_p:
+        amplitude = np.float32(rng.uniform(settings.noise_low, settings.noise_high))
+        pcm = pcm + amplitude * rng.standard_normal(len(pcm), dtype=np.float32)
+    if rng.random() < settings.gain_p:
+        pcm = pcm * np.float32(10 ** (rng.uniform(-settings.gain_db, settings.gain_db) / 20))
+    return replace(audio, pcm=pcm)
+
+
+def noise_files(settings: Augmentation) -> list[Path]:
+    """The recordings of noise, folders searched.
+
+    Raises:
+        ConfigError: one does not exist, or a folder holds none.
+    """
+    found: list[Path] = []
+    for name in settings.noise_files:
+        path = Path(name)
+        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix.lower() in NOISE_SUFFIXES)
+        if not files:
+            kinds = ", ".join(NOISE_SUFFIXES)
+            raise ConfigError(f"augment.noise_files: {name} is neither a file nor a folder with {kinds}")
+        found += files
+    return found
+
+
+def mix(pcm: F32, other: F32, snr_db: float) -> F32:
+    """Add `other` [N] to `pcm` [N] at a signal-to-noise ratio in dB. Silence has no ratio: nothing is added to it."""
+    power, other_power = (float(np.mean(np.square(x))) for x in (pcm, other))
+    if not power or not other_power:
+        return pcm
+    return (pcm + other * np.sqrt(power / other_power / 10 ** (snr_db / 10))).astype(np.float32)
+
+
+def _piece(noise: F32, length: int, rng: np.random.Generator) -> F32:
+    """`length` samples from anywhere in the noise, which is repeated if it is shorter."""
+    noise = np.tile(noise, -(-length // len(noise)))
+    start = int(rng.integers(0, len(noise) - length + 1))
+    return noise[start : start + length]
+
+
+def mask_features(features: Features, settings: Augmentation, rng: np.random.Generator) -> Features:
+    """SpecAugment (Park et al. 2019): bands of time and frequency become the spectrogram's mean, alike in both."""
+    if rng.random() >= settings.mask_p:
+        return features
+    log_mel = features.log_mel.clone()
+    fbank = None if features.fbank is None else features.fbank.clone()
+    for _ in range(settings.masks):
+        width = int(rng.integers(1, max(2, round(settings.mask_time_s * HOPS_PER_S))))
+        start = int(rng.integers(0, max(1, log_mel.shape[1] - width)))
+        log_mel[:, start : start + width] = log_mel.mean()
+        if fbank is not None:
+            fbank[start : start + width] = fbank.mean()
+        bins = int(rng.integers(1, settings.mask_bins + 1))
+        low = rng.uniform(0, 1)
+        _mask_bins(log_mel, 0, low, bins)
+        if fbank is not None:
+            _mask_bins(fbank, 1, low, bins)
+    return Features(log_mel, fbank)
+
+
+def _mask_bins(spectrogram: torch.Tensor, axis: int, low: float, bins: int) -> None:
+    """Mask `bins` bins from the share `low` of the axis on, in place."""
+    first = int(low * (spectrogram.shape[axis] - bins))
+    spectrogram.narrow(axis, first, bins).fill_(float(spectrogram.mean()))

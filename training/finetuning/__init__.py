@@ -1,0 +1,1 @@
+"""A run by its recipe: what is trained, on what loss, by transformers' Trainer."""

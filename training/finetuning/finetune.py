@@ -1,0 +1,138 @@
+"""A fine-tuning run: the recipe's model, data and trainer put together."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import transformers
+from transformers.integrations import is_tensorboard_available
+
+from runtime.errors import ConfigError, MissingExtraError
+from training.checkpoint import load, open_checkpoint, save
+from training.data.cache import FeatureCache
+from training.data.dataset import SpeechDataset, load_entries
+from training.finetuning.objective import TrainedModel
+from training.finetuning.optimizer import make_optimizer
+from training.finetuning.parts import choose_parts
+from training.finetuning.recipe import Augmentation, DataSet, Recipe
+from training.finetuning.trainer import RecipeTrainer, load_trained
+from training.finetuning.validation import GREATER_IS_BETTER, Validation
+from training.lora import add_lora
+from training.model import SalmonnModel
+from training.qlora import hold_in_4_bits
+
+_log = logging.getLogger(__name__)
+COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of a 4-bit LLM
+
+
+def finetune(recipe: Recipe, resume: bool = False) -> Path:
+    """Train and write the final checkpoint, `<run.out>/final`, and with validation data the best one, `<run.out>/best`.
+
+    Args:
+        recipe: the run.
+        resume: go on from the latest snapshot in `run.out`, to the same losses as without the interruption.
+
+    Raises:
+        CheckpointError: the checkpoint or the data cannot be used.
+        ConfigError: the recipe asks for what cannot be done.
+    """
+    run = recipe.run
+    final, best = Path(run.out) / "final", Path(run.out) / "best"
+    for folder in (final, best):
+        if folder.exists():  # found out now, and not after hours of training
+            raise ConfigError(f"{folder} exists; choose another run.out or remove it")
+    transformers.set_seed(run.seed)
+    arguments = _arguments(recipe)
+    model = _model(recipe, arguments.device)
+    dataset = _dataset(recipe, recipe.data.train, model, arguments, recipe.augment)
+    valid = _dataset(recipe, recipe.data.valid, model, arguments) if recipe.data.valid else None
+    wrapped = TrainedModel(model, run)
+    trainer = RecipeTrainer(
+        recipe,
+        Validation(model, valid, run) if valid else None,
+        model=wrapped,
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=valid,
+        optimizers=make_optimizer(wrapped, run),
+    )
+    trainer.train(resume_from_checkpoint=resume or None)
+    if trainer.is_world_process_zero():
+        _save(model, recipe, final)
+        if trainer.state.best_model_checkpoint:
+            load_trained(wrapped, trainer.state.best_model_checkpoint)
+            _save(model, recipe, best)
+    return final
+
+
+def _save(model: SalmonnModel, recipe: Recipe, folder: Path) -> None:
+    start = open_checkpoint(recipe.checkpoint, verify=False)
+    save(model, folder, start.tokenizer_file, llm_base=start.parts["llm"] if recipe.quantize_llm else None)
+
+
+def _model(recipe: Recipe, device: torch.device) -> SalmonnModel:
+    """The checkpoint's model, its parts held and frozen as the recipe says."""
+    dtype = COMPUTE_DTYPES[recipe.run.precision] if recipe.quantize_llm else torch.float32
+    model = load(recipe.checkpoint, dtype=dtype)
+    if recipe.whisper_lora:
+        if model.config.whisper_lora:
+            raise ConfigError(f"{recipe.checkpoint} has adapters on Whisper; leave out whisper_lora to train those")
+        add_lora(model.whisper, recipe.whisper_lora, "whisper_lora")
+        model.config = replace(model.config, whisper_lora=recipe.whisper_lora)
+    if recipe.quantize_llm:
+        hold_in_4_bits(model.llm, dtype, device)
+    choose_parts(model, recipe.train)
+    return model
+
+
+def _dataset(
+    recipe: Recipe,
+    sets: Sequence[DataSet],
+    model: SalmonnModel,
+    arguments: transformers.TrainingArguments,
+    augment: Augmentation | None = None,
+) -> SpeechDataset:
+    entries, weights, problems = load_entries(sets, recipe.data, model)
+    if problems and arguments.process_index == 0:
+        skipped = "\n".join(map(str, problems))
+        _log.warning(f"{skipped}\n{len(problems)} of {len(problems) + len(entries)} entries are skipped")
+    cache = FeatureCache(recipe.data.cache, model, recipe.augment) if recipe.data.cache else None
+    if cache:
+        with arguments.main_process_first(desc="features"):
+            cache.fill(entries, progress=arguments.process_index == 0)
+    return SpeechDataset(entries, weights, model, recipe.data.multi_prompt, augment, recipe.run.seed, cache)
+
+
+def _arguments(recipe: Recipe) -> transformers.TrainingArguments:
+    run = recipe.run
+    if run.precision == "fp16" and not torch.cuda.is_available():
+        # transformers would go on without the loss scaling that keeps small gradients from vanishing.
+        raise ConfigError("run.precision fp16 needs a CUDA GPU; use bf16 or fp32")
+    if run.tensorboard and not is_tensorboard_available():
+        raise MissingExtraError("run.tensorboard needs TensorBoard: pip install tensorboard")
+    measured = bool(recipe.data.valid)
+    return transformers.TrainingArguments(
+        output_dir=run.out,
+        max_steps=run.steps,
+        per_device_train_batch_size=run.batch_size,
+        gradient_accumulation_steps=run.accumulate,
+        max_grad_norm=1.0 if run.clip_percentile else run.max_grad_norm,  # above 0, or clipping is never asked for
+        bf16=run.precision == "bf16",
+        fp16=run.precision == "fp16",
+        logging_steps=run.log_every,
+        save_steps=run.save_every,
+        save_total_limit=2,
+        seed=run.seed,
+        use_cpu=not torch.cuda.is_available(),
+        report_to="tensorboard" if run.tensorboard else "none",
+        eval_strategy="steps" if measured else "no",
+        eval_steps=run.save_every if measured else None,
+        metric_for_best_model=run.metric if measured else None,
+        greater_is_better=GREATER_IS_BETTER[run.metric] if measured else None,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        logging_nan_inf_filter=False,
+        average_tokens_across_devices=True,
+    )

@@ -1,0 +1,65 @@
+"""What is minimised: the answers' cross-entropy and, if asked for, an auxiliary character loss."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.data.dataset import Batch
+from training.features import FeatureBatch, StateBatch
+from training.finetuning.recipe import RunConfig
+from training.model import SalmonnModel
+
+CTC_BLANK = 0  # characters are their code points, 1 to 127; others are left out of the auxiliary loss
+CTC_CLASSES = 128
+
+
+class TrainedModel(nn.Module):
+    """The model with what only training needs: the auxiliary character loss on the Whisper states."""
+
+    def __init__(self, model: SalmonnModel, run: RunConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.answer_weight = run.answer_weight
+        self.ctc_weight = run.ctc_weight
+        self.ctc_head = nn.Linear(model.config.whisper.d_model, CTC_CLASSES) if run.ctc_weight else None
+
+    def forward(self, batch: Batch, num_items_in_batch: Tensor | int | None = None, **_: Any) -> dict[str, Tensor]:
+        """Loss per target token; over accumulated batches it is divided by the tokens of all of them.
+
+        Beside it, for the log: the answers' loss per token and the auxiliary one per character, of this batch alone.
+        """
+        tokens = num_items_in_batch if num_items_in_batch is not None else sum(map(len, batch.targets))
+        loss, parts = torch.zeros((), device=self.model.device), {}
+        states = self._states(batch.features)
+        if self.answer_weight:
+            answers = self.model.answer_loss(self.model.fuse(states), batch.prompts, batch.targets)
+            loss = loss + self.answer_weight * answers
+            parts["answer_loss"] = answers.detach() / sum(map(len, batch.targets))
+        if self.ctc_head is not None:
+            characters = self._ctc_loss(states, batch)
+            loss = loss + self.ctc_weight * characters
+            parts["ctc_loss"] = characters.detach() / max(1, sum(map(len, batch.transcripts)))
+        return {"loss": loss / tokens, **parts}
+
+    def _states(self, features: FeatureBatch | StateBatch) -> StateBatch:
+        if self.answer_weight or isinstance(features, StateBatch):
+            return self.model.states(features)
+        return self.model.hear_speech(features.to(self.model.device))
+
+    def _ctc_loss(self, states: StateBatch, batch: Batch) -> Tensor:
+        """Sum over the rows that have a transcript."""
+        assert self.ctc_head is not None
+        texts = [[ord(char) for char in text if 0 < ord(char) < CTC_CLASSES] for text in batch.transcripts]
+        log_probs = self.ctc_head(states.speech).float().log_softmax(dim=-1).transpose(0, 1)
+        losses = nn.functional.ctc_loss(
+            log_probs,
+            torch.tensor([code for text in texts for code in text], device=states.speech.device),
+            states.frames,
+            torch.tensor([len(text) for text in texts], device=states.speech.device),
+            blank=CTC_BLANK,
+            reduction="none",
+            zero_infinity=True,
+        )
+        spoken = torch.tensor([bool(text) for text in texts], device=states.speech.device)
+        return (losses * spoken).sum()

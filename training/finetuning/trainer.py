@@ -1,0 +1,121 @@
+"""transformers' Trainer with our batches, snapshots, clipping and validation."""
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from training.data.dataset import BucketSampler, collate_examples
+from training.finetuning.recipe import Recipe
+from training.finetuning.validation import Validation
+
+TRAINED_FILE, NORMS_FILE = "trained.pt", "gradient_norms.json"
+
+
+class RecipeTrainer(transformers.Trainer):
+    """Trainer for a recipe. Snapshots hold only what is trained.
+
+    Args:
+        recipe: the run.
+        validation: measured at every snapshot; None for no validation.
+        kwargs: of transformers' Trainer; the model is a TrainedModel.
+    """
+
+    def __init__(self, recipe: Recipe, validation: Validation | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._recipe = recipe
+        self._validation = validation
+        self._parts: defaultdict[str, list[Tensor]] = defaultdict(list)  # losses since the last log
+        self._norms: list[float] = []  # of all steps so far, for clipping by a percentile
+        self.model_accepts_loss_kwargs = True  # forward divides by the tokens of all accumulated batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of similar lengths, enough for the whole run."""
+        run, dataset = self._recipe.run, self.train_dataset
+        sampler = BucketSampler(
+            dataset.lengths,
+            dataset.weights,
+            run.batch_size,
+            run.steps * run.accumulate * self.args.world_size,
+            run.seed,
+        )
+        loader: DataLoader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate_examples,
+            num_workers=run.workers,
+            persistent_workers=run.workers > 0,
+        )
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss; its parts are kept for the next log."""
+        loss, outputs = super().compute_loss(model, inputs, *args, **kwargs | {"return_outputs": True})
+        for name, value in outputs.items():
+            if name != "loss":
+                self._parts[name].append(value)
+        return (loss, outputs) if kwargs.get("return_outputs") else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with the mean of each part of the loss: each in its own unit, as this process saw it."""
+        if "loss" in logs:
+            logs |= {name: torch.stack(values).mean().item() for name, values in self._parts.items()}
+            self._parts.clear()
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure the validation data; every process measures all of it."""
+        assert self._validation is not None
+        with self.compute_loss_context_manager():
+            metrics = self._validation.measure()
+        self.log(dict(metrics))
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Trainer's hook: the norm before clipping."""
+        percentile = self._recipe.run.clip_percentile
+        if percentile is None:
+            return super()._clip_grad_norm(model)
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), math.inf)
+        if math.isfinite(float(norm)):
+            self._norms.append(float(norm))
+            limit = float(np.percentile(self._norms, percentile))
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
+        return norm
+
+    # Trainer's two hooks for what a snapshot holds.
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = trained_state(self.accelerator.unwrap_model(self.model))
+        if state_dict is not None:  # gathered from several processes
+            trained = {name: state_dict[name] for name in trained}
+        torch.save(trained, folder / TRAINED_FILE)
+        (folder / NORMS_FILE).write_text(json.dumps(self._norms))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        load_trained(self.accelerator.unwrap_model(model or self.model), folder)
+        self._norms = json.loads((folder / NORMS_FILE).read_text())
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that training changes."""
+    return {name: value.data for name, value in model.named_parameters() if value.requires_grad}
+
+
+def load_trained(model: nn.Module, snapshot: str | Path) -> None:
+    """Fill them from a snapshot."""
+    state = torch.load(Path(snapshot) / TRAINED_FILE, weights_only=True)
+    target = trained_state(model)
+    with torch.no_grad():
+        for name, value in state.items():
+            target[name].copy_(value)
