@@ -1,5 +1,6 @@
 """Recipes: YAML with dotted overrides, read strictly."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,12 @@ def test_overrides(file: Path) -> None:
         ("run.lr=1e-6", "min_lr"),
         ("run.precision=int3", "'fp32', 'bf16', 'fp16'"),
         ("run.steps=many", "expected int"),
+        ("data.train.2.weight=1", "2 is no place in a list of 2"),
+        ("data.train.x=1", "x is no place in a list of 2"),
+        ("run.clip_percentile=0", "clip_percentile is 0"),
+        ("augment.noise_p=1.5", "a probability is from 0 to 1"),
+        ("augment.noise_low=1", "noise_low 1.* is more than noise_high"),
+        ("augment.noise_files_p=0.5", "noise_files_p without noise_files"),
     ],
 )
 def test_bad_options_are_named(file: Path, option: str, message: str) -> None:
@@ -65,3 +72,21 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match="is not YAML"):
         load_recipe(tmp_path / "broken.yaml")
+
+
+def test_overrides_reach_into_lists(file: Path) -> None:
+    recipe = load_recipe(file, ["data.train.1.annotation=c.json", "data.train.1.tasks=[asr]"])
+    assert [(data.annotation, data.tasks) for data in recipe.data.train] == [("a.json", None), ("c.json", ("asr",))]
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_recipes_that_come_with_the_project_are_valid(path: Path) -> None:
+    load_recipe(path)
+
+
+def test_the_prompts_that_come_with_the_project_have_their_places() -> None:
+    prompts = json.loads((Path(__file__).parents[2] / "recipes" / "prompts.json").read_text())
+    assert {"asr", "audiocaption", "audiocaption_v2", "QA", "gender_recognition", "phone_recognition"} <= set(prompts)
+    for task, texts in prompts.items():
+        assert all(text.count("<SpeechHere>") == 1 for text in texts)
+        assert all(("{}" in text) == (task.lower() == "qa") for text in texts)

@@ -9,7 +9,6 @@ from torch import nn
 
 from training.finetuning.recipe import RunConfig
 
-BETAS = (0.9, 0.98)
 # Looked up or a head rather than multiplied with hidden states: Muon is not made for these (Jordan et al. 2024).
 NOT_FOR_MUON = ("embed", "lm_head", "ctc_head", "query_tokens", "relative_attention_bias", "lora_")
 
@@ -25,7 +24,7 @@ def make_optimizer(
         {"params": matrices, "weight_decay": run.weight_decay},
         {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=run.lr, betas=BETAS)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=run.lr, betas=run.betas)
     if hidden:
         optimizer = Pair(
             # Updates as long as AdamW's: one rate serves both (Liu et al. 2025, "Muon is scalable for LLM training").

@@ -92,6 +92,7 @@ class RunConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for training from scratch, in a third of the samples
     lr: float = 3e-5
     min_lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     warmup_steps: int = 100
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0  # longer gradients are shortened to this; 0: never
@@ -137,7 +138,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, options: Sequence[str] = ()) -> Recipe:
-    """Read a YAML recipe and apply overrides such as "run.lr=1e-5".
+    """Read a YAML recipe and apply overrides such as "run.lr=1e-5" or "data.train.0.weight=2".
 
     Raises:
         ConfigError: not YAML, an unknown or missing key, or a value of the wrong type.
@@ -160,11 +161,18 @@ def _override(data: dict[str, Any], option: str) -> None:
     if not separator:
         raise ConfigError(f"option {option!r} has no '='; expected e.g. run.lr=1e-5")
     *parents, last = key.split(".")
+    group: Any = data
     for parent in parents:
-        data = data.setdefault(parent, {})
-        if not isinstance(data, dict):
+        group = group.setdefault(parent, {}) if isinstance(group, dict) else group[_index(group, parent, option)]
+        if not isinstance(group, (dict, list)):
             raise ConfigError(f"option {option!r}: {parent} is not a group of settings")
-    data[last] = yaml.safe_load(value)
+    group[last if isinstance(group, dict) else _index(group, last, option)] = yaml.safe_load(value)
+
+
+def _index(items: list[Any], key: str, option: str) -> int:
+    if not key.isdecimal() or int(key) >= len(items):
+        raise ConfigError(f"option {option!r}: {key} is no place in a list of {len(items)}; places count from 0")
+    return int(key)
 
 
 def _floats(value: Any) -> Any:

@@ -1,0 +1,81 @@
+"""What augmentation does to recordings, and that a seed repeats it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from runtime.audio import Audio, load_audio
+from runtime.errors import ConfigError
+from training.data.augment import augment_audio, mix, noise_files
+from training.finetuning.recipe import Augmentation
+
+
+@pytest.fixture
+def audio() -> Audio:
+    return load_audio(0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32), 16000)
+
+
+@pytest.fixture
+def noises(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(1)
+    (tmp_path / "deep").mkdir()
+    soundfile.write(tmp_path / "short.wav", 0.3 * rng.standard_normal(5000), 16000)
+    soundfile.write(tmp_path / "deep" / "long.flac", 0.01 * rng.standard_normal(40000), 8000)
+    (tmp_path / "notes.txt").write_text("not a recording")
+    return tmp_path
+
+
+def ratio_db(pcm: np.ndarray, mixed: np.ndarray) -> float:
+    added = mixed.astype(np.float64) - pcm
+    return float(10 * np.log10(np.mean(np.square(pcm, dtype=np.float64)) / np.mean(np.square(added))))
+
+
+@pytest.mark.parametrize("name", ["short.wav", "deep/long.flac"])
+def test_recorded_noise_comes_at_the_ratio_asked_for(audio: Audio, noises: Path, name: str) -> None:
+    """Whether it is shorter than the recording and repeated, or longer and of another rate."""
+    settings = Augmentation(
+        noise_files=(str(noises / name),), noise_files_p=1.0, noise_files_low_db=7.0, noise_files_high_db=7.0
+    )
+    noisy = augment_audio(audio, settings, np.random.default_rng(2), noise_files(settings))
+    assert noisy.pcm.dtype == np.float32
+    assert noisy.pcm.shape == audio.pcm.shape
+    assert ratio_db(audio.pcm, noisy.pcm) == pytest.approx(7.0, abs=0.05)
+
+
+def test_folders_are_searched_for_recordings(noises: Path) -> None:
+    found = noise_files(Augmentation(noise_files=(str(noises),), noise_files_p=0.5))
+    assert [path.name for path in found] == ["long.flac", "short.wav"]
+
+
+def test_noise_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere is neither a file nor a folder with \.wav"):
+        noise_files(Augmentation(noise_files=(str(tmp_path / "nowhere"),), noise_files_p=0.5))
+
+
+def test_silence_has_no_ratio() -> None:
+    noise = np.ones(100, np.float32)
+    assert not mix(np.zeros(100, np.float32), noise, 10.0).any()
+    assert np.array_equal(mix(noise, np.zeros(100, np.float32), 10.0), noise)
+
+
+def test_the_same_seed_repeats_it_and_the_probability_counts(audio: Audio, noises: Path) -> None:
+    settings = Augmentation(noise_p=0.5, gain_p=0.5, noise_files=(str(noises),), noise_files_p=0.5)
+    files = noise_files(settings)
+    once, again = (
+        [augment_audio(audio, settings, np.random.default_rng(seed), files).pcm for seed in range(40)] for _ in range(2)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
+    untouched = sum(np.array_equal(pcm, audio.pcm) for pcm in once)
+    assert 1 <= untouched <= 12  # one in eight of 40
+
+
+def test_gain_stays_within_its_range(audio: Audio) -> None:
+    settings = Augmentation(gain_p=1.0, gain_db=6.0)
+    gains = []
+    for seed in range(30):
+        louder = augment_audio(audio, settings, np.random.default_rng(seed)).pcm
+        gains.append(20 * np.log10(np.abs(louder).max() / np.abs(audio.pcm).max()))
+    assert -6.01 <= min(gains) < -2
+    assert 2 < max(gains) <= 6.01
