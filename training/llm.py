@@ -7,6 +7,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from transformers.utils import is_flash_attn_2_available
 
 from runtime.errors import CheckpointError
 from training.config import LoraConfig
@@ -29,7 +30,7 @@ def build_llm(config: dict[str, Any], lora: LoraConfig | None, dtype: torch.dtyp
     try:
         hf_config = transformers.AutoConfig.for_model(config["model_type"], **options)
         llm: nn.Module = transformers.AutoModelForCausalLM.from_config(
-            hf_config, dtype=dtype, attn_implementation="sdpa"
+            hf_config, dtype=dtype, attn_implementation=attention_kernel(dtype)
         )
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(f"transformers cannot build the LLM of this config: {error}") from error
@@ -37,6 +38,12 @@ def build_llm(config: dict[str, Any], lora: LoraConfig | None, dtype: torch.dtyp
     if lora:
         add_lora(llm, lora, "lora")
     return llm.eval()
+
+
+def attention_kernel(dtype: torch.dtype) -> str:
+    """flash-attn where it is installed and runs: in half precision on a CUDA GPU. Else PyTorch's own."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    return "flash_attention_2" if half and torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
 
 
 def load_base(llm: nn.Module, tensors: LazyTensors, tied: bool) -> None:

@@ -21,6 +21,7 @@ from training.finetuning.optimizer import lr_share
 from training.finetuning.parts import choose_parts
 from training.finetuning.recipe import Augmentation, DataConfig, DataSet, Recipe, RunConfig, TrainedParts
 from training.init import init_checkpoint
+from training.llm import attention_kernel
 from training.presets import preset
 
 EVERYTHING = TrainedParts(whisper=True, beats=True, qformer=True, llm=True)
@@ -189,3 +190,29 @@ def test_the_rate_warms_up_and_falls_to_its_floor() -> None:
     assert max(shares) == shares[9] == shares[10] == 1.0
     assert shares[100] == pytest.approx(0.1)
     assert all(a >= b for a, b in itertools.pairwise(shares[10:]))
+
+
+def test_a_frozen_llm_is_saved_as_it_was(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    """Though a bf16 run holds it in bf16."""
+    run = replace(recipe(checkpoint, annotation, tmp_path / "run", precision="bf16"), train=TrainedParts(qformer=True))
+    start, end = weights(checkpoint), weights(finetune(run))
+    assert all(torch.equal(start[name], end[name]) for name in start if name.startswith("llm."))
+    assert any(not torch.equal(start[name], end[name]) for name in start)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cuda", "installed", "expected"),
+    [
+        (torch.bfloat16, True, True, "flash_attention_2"),
+        (torch.float16, True, True, "flash_attention_2"),
+        (torch.float32, True, True, "sdpa"),
+        (torch.bfloat16, False, True, "sdpa"),
+        (torch.bfloat16, True, False, "sdpa"),
+    ],
+)
+def test_flash_attention_is_used_where_it_runs(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, cuda: bool, installed: bool, expected: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("training.llm.is_flash_attn_2_available", lambda: installed)
+    assert attention_kernel(dtype) == expected

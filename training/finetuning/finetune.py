@@ -24,7 +24,7 @@ from training.model import SalmonnModel
 from training.qlora import hold_in_4_bits
 
 _log = logging.getLogger(__name__)
-COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of a 4-bit LLM
+COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of a frozen LLM
 
 
 def finetune(recipe: Recipe, resume: bool = False) -> Path:
@@ -69,12 +69,13 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
 
 def _save(model: SalmonnModel, recipe: Recipe, folder: Path) -> None:
     start = open_checkpoint(recipe.checkpoint, verify=False)
-    save(model, folder, start.tokenizer_file, llm_base=start.parts["llm"] if recipe.quantize_llm else None)
+    # A frozen LLM is held in the run's precision or in 4 bits, and saved as it was.
+    save(model, folder, start.tokenizer_file, llm_base=None if recipe.train.llm else start.parts["llm"])
 
 
 def _model(recipe: Recipe, device: torch.device) -> SalmonnModel:
     """The checkpoint's model, its parts held and frozen as the recipe says."""
-    dtype = COMPUTE_DTYPES[recipe.run.precision] if recipe.quantize_llm else torch.float32
+    dtype = torch.float32 if recipe.train.llm else COMPUTE_DTYPES[recipe.run.precision]
     model = load(recipe.checkpoint, dtype=dtype)
     if recipe.whisper_lora:
         if model.config.whisper_lora:
