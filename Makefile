@@ -4,20 +4,38 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test check lint types imports pytest clean
+.PHONY: help demo demo-checkpoint demo-quality test check lint types imports pytest clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-demo: $(VENV)/.export ## export a checkpoint to a bundle, check it, and transcribe recordings
+demo: $(VENV)/.export ## export the demo checkpoint to a bundle, check it, and let it answer about recordings
 	@rm -rf build/demo && mkdir -p build/demo
-	@echo
-	@echo "There is no trained checkpoint yet. This demo makes one of RANDOM weights, so the text it prints is noise."
-	@echo
-	$(BIN)/python -m training init --preset demo build/demo/checkpoint
-	$(BIN)/python -m export build/demo/checkpoint build/demo/bundle --encoder-precision int8 --llm-precision int8
+	$(BIN)/python -m export demo/checkpoint build/demo/bundle --encoder-precision int8 --llm-precision int4
 	$(BIN)/python -m runtime check build/demo/bundle
-	$(BIN)/python -m runtime transcribe build/demo/bundle demo/recordings/* --max-new-tokens 24
+	$(BIN)/python demo/answer.py build/demo/bundle
+
+DEMO := build/demo-checkpoint
+demo-checkpoint: $(VENV)/.export $(DEMO)/train/annotation.json ## train the demo checkpoint anew (about an hour on two cores; needs espeak-ng and flite)
+	$(BIN)/python -m training init $(DEMO)/start --preset demo --fresh --texts $(DEMO)/train/annotation.json
+	$(BIN)/python -m training finetune --cfg-path recipes/demo-encoder.yaml
+	$(BIN)/python -m training finetune --cfg-path recipes/demo-model.yaml
+	@echo "$(DEMO)/model/final is the checkpoint; make demo-quality CHECKPOINT=$(DEMO)/model/final measures it"
+
+$(DEMO)/train/annotation.json: $(VENV)/.export
+	$(BIN)/python -m training synthesize $(DEMO)/train --speech 14000 --sounds 2500 --mixtures 2500 --speed 0.15 --workers 2
+
+CHECKPOINT := demo/checkpoint
+QUALITY := build/demo-quality
+demo-quality: $(VENV)/.export ## measure the demo checkpoint, and bundles of it, on held-out voices and sentences
+	@rm -rf $(QUALITY) && mkdir -p $(QUALITY)
+	$(BIN)/python -m training synthesize $(QUALITY)/held-out --held-out --speech 400 --sounds 240 --mixtures 120 --workers 2
+	$(BIN)/python -m export $(CHECKPOINT) $(QUALITY)/int8-int4 --encoder-precision int8 --llm-precision int4
+	$(BIN)/python -m export $(CHECKPOINT) $(QUALITY)/int8-int8 --encoder-precision int8 --llm-precision int8
+	@for model in $(CHECKPOINT) $(QUALITY)/int8-int8 $(QUALITY)/int8-int4; do \
+		$(BIN)/python -m training evaluate $$model $(QUALITY)/held-out/annotation.json \
+			--out $(QUALITY)/$$(basename $$model).jsonl || exit 1; \
+	done
 
 test: lint types imports pytest ## everything that must pass
 

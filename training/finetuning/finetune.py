@@ -60,17 +60,21 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
     )
     trainer.train(resume_from_checkpoint=resume or None)
     if trainer.is_world_process_zero():
-        _save(model, recipe, final)
+        if trainer.is_fsdp_enabled:  # this process holds a shard of it
+            wrapped = TrainedModel(_model(recipe, torch.device("cpu")), run)
+        _save(wrapped, Path(run.out) / f"checkpoint-{trainer.state.global_step}", recipe, final)
         if trainer.state.best_model_checkpoint:
-            load_trained(wrapped, trainer.state.best_model_checkpoint)
-            _save(model, recipe, best)
+            _save(wrapped, trainer.state.best_model_checkpoint, recipe, best)
     return final
 
 
-def _save(model: SalmonnModel, recipe: Recipe, folder: Path) -> None:
+def _save(wrapped: TrainedModel, snapshot: str | Path, recipe: Recipe, folder: Path) -> None:
+    """Write the checkpoint of a snapshot."""
+    load_trained(wrapped, snapshot)
     start = open_checkpoint(recipe.checkpoint, verify=False)
-    # A frozen LLM is held in the run's precision or in 4 bits, and saved as it was.
-    save(model, folder, start.tokenizer_file, llm_base=None if recipe.train.llm else start.parts["llm"])
+    # A frozen LLM is held in the run's precision or in 4 bits; its weights are saved from where they came.
+    llm_base = None if recipe.train.llm else start.parts["llm"]
+    save(wrapped.model, folder, start.tokenizer_file, getattr(torch, recipe.run.save_dtype), llm_base)
 
 
 def _model(recipe: Recipe, device: torch.device) -> SalmonnModel:
@@ -136,4 +140,5 @@ def _arguments(recipe: Recipe) -> transformers.TrainingArguments:
         dataloader_pin_memory=False,
         logging_nan_inf_filter=False,
         average_tokens_across_devices=True,
+        ddp_find_unused_parameters=not run.answer_weight,  # then the auxiliary loss reaches Whisper alone
     )

@@ -104,6 +104,7 @@ class RunConfig:
     workers: int = 0
     log_every: int = 10
     save_every: int = 500  # steps between snapshots, which are when the validation data are measured
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the checkpoints, not of the snapshots
     metric: Literal["loss", "accuracy", "wer", "exact"] = "loss"  # by which <out>/best is chosen on the validation data
     answered: int = 100  # validation recordings answered for wer and exact
     tensorboard: bool = False  # log to <out>/runs as well
