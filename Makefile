@@ -16,14 +16,23 @@ demo: $(VENV)/.export ## export the demo checkpoint to a bundle, check it, and l
 	$(BIN)/python demo/answer.py build/demo/bundle
 
 DEMO := build/demo-checkpoint
-demo-checkpoint: $(VENV)/.export $(DEMO)/train/annotation.json ## train the demo checkpoint anew (about an hour on two cores; needs espeak-ng and flite)
-	$(BIN)/python -m training init $(DEMO)/start --preset demo --fresh --texts $(DEMO)/train/annotation.json
-	$(BIN)/python -m training finetune --cfg-path recipes/demo-encoder.yaml
-	$(BIN)/python -m training finetune --cfg-path recipes/demo-model.yaml
-	@echo "$(DEMO)/model/final is the checkpoint; make demo-quality CHECKPOINT=$(DEMO)/model/final measures it"
+demo-checkpoint: $(DEMO)/model/final ## train the demo checkpoint anew (about an hour on two cores; needs espeak-ng and flite)
+	@echo "$< is the checkpoint; make demo-quality CHECKPOINT=$< measures it"
 
-$(DEMO)/train/annotation.json: $(VENV)/.export
+$(DEMO)/train/annotation.json: | $(VENV)/.export
 	$(BIN)/python -m training synthesize $(DEMO)/train --speech 14000 --sounds 2500 --mixtures 2500 --speed 0.15 --workers 2
+
+$(DEMO)/start: | $(DEMO)/train/annotation.json
+	$(BIN)/python -m training init $@ --preset demo --fresh --texts $(DEMO)/train/annotation.json
+
+# A run that was cut goes on from its latest snapshot.
+FINETUNE = $(BIN)/python -m training finetune $(if $(wildcard $(@D)/checkpoint-*),--resume) --cfg-path
+
+$(DEMO)/encoder/final: | $(DEMO)/start
+	$(FINETUNE) recipes/demo-encoder.yaml
+
+$(DEMO)/model/final: | $(DEMO)/encoder/final
+	$(FINETUNE) recipes/demo-model.yaml
 
 CHECKPOINT := demo/checkpoint
 QUALITY := build/demo-quality

@@ -147,7 +147,7 @@ def save(
     folder: str | Path,
     tokenizer_file: str | Path,
     dtype: torch.dtype | None = None,
-    llm_base: LazyTensors | None = None,
+    kept: Mapping[str, LazyTensors] | None = None,
 ) -> None:
     """Write a checkpoint: parts without a source, and all adapters, go into model.safetensors.
 
@@ -156,7 +156,8 @@ def save(
         folder: to be created.
         tokenizer_file: to be copied.
         dtype: of the floating-point tensors; None for their own.
-        llm_base: the LLM's own tensors where the model does not hold them as they are (4 bits); None: the model's.
+        kept: tensors of whole parts (whisper, beats, llm), to be stored as they are instead of the model's: of frozen
+            parts, which the model may hold in another precision or in 4 bits.
     """
     config = model.config
     parts: dict[str, Mapping[str, torch.Tensor]] = {
@@ -169,10 +170,14 @@ def save(
     if config.sources.beats is None and model.beats is not None:
         parts["beats"] = model.beats.state_dict()
     if config.sources.llm is None:
-        parts["llm"] = {n: get() for n, get in llm_base.items()} if llm_base else base_parameters(model.llm)
-    tensors = {f"{part}.{name}": value.detach() for part, named in parts.items() for name, value in named.items()}
-    assert all(value.is_floating_point() for value in tensors.values()), "4-bit weights are not saved: pass llm_base"
-    tensors = {name: value.to(dtype or value.dtype).contiguous() for name, value in tensors.items()}
+        parts["llm"] = base_parameters(model.llm)
+    tensors: dict[str, torch.Tensor] = {}
+    for part, named in parts.items():
+        if kept and part in kept:
+            tensors |= {f"{part}.{name}": get().contiguous() for name, get in kept[part].items()}
+            continue
+        assert all(value.is_floating_point() for value in named.values()), "4-bit weights are not saved: keep the part"
+        tensors |= {f"{part}.{n}": value.detach().to(dtype or value.dtype).contiguous() for n, value in named.items()}
     write_checkpoint(config, tensors, tokenizer_file, folder)
 
 

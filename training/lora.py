@@ -18,13 +18,18 @@ def add_lora(module: nn.Module, config: LoraConfig, what: str) -> None:
         what: names the adapters in errors: "lora" or "whisper_lora".
 
     Raises:
-        CheckpointError: no layer has a target's name.
+        CheckpointError: no layer has a target's name, or it is not a linear one.
     """
     import peft  # here, since it imports bitsandbytes where that is installed: seconds, for whoever has no adapters
 
     adapters = peft.LoraConfig(
         r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)
     )
+    for target in config.targets:
+        layers = [layer for name, layer in module.named_modules() if name.split(".")[-1] == target]
+        if not layers or not all(isinstance(layer, nn.Linear) for layer in layers):
+            linear = {name.split(".")[-1] for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+            raise CheckpointError(f"{what}.targets has {target!r}; linear layers here are {', '.join(sorted(linear))}")
     try:
         peft.inject_adapter_in_model(adapters, module)
     except ValueError as error:

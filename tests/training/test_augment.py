@@ -9,7 +9,7 @@ import soundfile
 from runtime.audio import Audio, load_audio
 from runtime.errors import ConfigError
 from training.data.augment import augment_audio, mix, noise_files
-from training.finetuning.recipe import Augmentation
+from training.data.config import Augmentation
 
 
 @pytest.fixture

@@ -10,15 +10,18 @@ import pytest
 import soundfile
 import torch
 
-from runtime.errors import ConfigError
-from training.checkpoint import load
+from runtime.errors import CheckpointError, ConfigError
+from training.checkpoint import load, save
+from training.config import LoraConfig
 from training.data.annotation import read_annotation
 from training.data.cache import FeatureCache
+from training.data.config import Augmentation, DataConfig, DataSet
 from training.features import Features, States
 from training.finetuning.finetune import finetune
 from training.finetuning.parts import choose_parts
-from training.finetuning.recipe import Augmentation, DataConfig, DataSet, Recipe, RunConfig, TrainedParts
+from training.finetuning.recipe import Recipe, RunConfig, TrainedParts
 from training.init import init_checkpoint
+from training.lora import add_lora, lora_parameters
 from training.model import SalmonnModel
 from training.presets import preset
 
@@ -73,6 +76,35 @@ def test_losses_are_those_without_a_cache(
     assert len(list(folder.iterdir())) == 6  # one for each recording
 
 
+def test_dropout_of_frozen_adapters_makes_no_noise(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    """With it, computed states would differ from kept ones."""
+    adapters = LoraConfig(r=2, dropout=0.5)
+    model = load(checkpoint)
+    add_lora(model.whisper, adapters, "whisper_lora")
+    for parameter in lora_parameters(model.whisper).values():
+        torch.nn.init.normal_(parameter, std=0.5)
+    model.config = replace(model.config, whisper_lora=adapters)
+    save(model, tmp_path / "start", checkpoint / "tokenizer.json")
+    measured = []
+    for name, cache in (("computed", None), ("kept", str(tmp_path / "cache"))):
+        run = RunConfig(str(tmp_path / name), steps=6, batch_size=3, log_every=1, save_every=6)
+        data = DataConfig((DataSet(str(annotation)),), cache=cache)
+        finetune(Recipe(str(tmp_path / "start"), data, run, replace(FROZEN, whisper_lora=False)))
+        measured.append(losses(tmp_path / name))
+    assert measured[0] == pytest.approx(measured[1], abs=2e-5)
+
+
+def test_bf16_losses_with_a_cache_are_those_without_to_its_rounding(
+    checkpoint: Path, annotation: Path, tmp_path: Path
+) -> None:
+    measured = []
+    for name, cache in (("computed", None), ("kept", str(tmp_path / "cache"))):
+        run = RunConfig(str(tmp_path / name), steps=6, batch_size=3, precision="bf16", log_every=1, save_every=6)
+        finetune(Recipe(str(checkpoint), DataConfig((DataSet(str(annotation)),), cache=cache), run, FROZEN))
+        measured.append(losses(tmp_path / name))
+    assert measured[0] == pytest.approx(measured[1], rel=0.02)
+
+
 def test_what_is_kept_follows_from_what_is_frozen(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     entries, _ = read_annotation(annotation)
     for parts, kind in ((FROZEN, States), (WHISPER, Features)):
@@ -100,7 +132,7 @@ def test_another_model_or_recording_is_computed_anew(checkpoint: Path, annotatio
     assert torch.equal(before.audio, after.audio)
 
     shutil.copy(entries[4].path, entries[1].path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CheckpointError, match=r"1\.wav has changed since its features were kept"):
         cache.read(entries[1])
     cache.fill(entries)
     recorded_anew = cache.read(entries[1])

@@ -15,11 +15,12 @@ from runtime.audio import load_audio
 from runtime.errors import CheckpointError, ConfigError
 from training.checkpoint import load
 from training.data.annotation import read_annotation
+from training.data.config import Augmentation, DataConfig, DataSet
 from training.data.dataset import BucketSampler, SpeechDataset
 from training.finetuning.finetune import finetune
 from training.finetuning.optimizer import lr_share
 from training.finetuning.parts import choose_parts
-from training.finetuning.recipe import Augmentation, DataConfig, DataSet, Recipe, RunConfig, TrainedParts
+from training.finetuning.recipe import Recipe, RunConfig, TrainedParts
 from training.init import init_checkpoint
 from training.llm import attention_kernel
 from training.presets import preset

@@ -24,8 +24,9 @@ from training.__main__ import main
 from training.assemble import Parts, PromptOptions, assemble, qformer_config
 from training.checkpoint import load
 from training.config import LoraConfig, load_config
+from training.data.config import DataConfig, DataSet
 from training.finetuning.finetune import finetune
-from training.finetuning.recipe import DataConfig, DataSet, Recipe, RunConfig
+from training.finetuning.recipe import Recipe, RunConfig
 from training.lora import lora_parameters
 from training.presets import TASKS
 

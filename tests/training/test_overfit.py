@@ -9,8 +9,9 @@ import pytest
 
 from export import ExportOptions, export_bundle
 from runtime import Engine
+from training.data.config import DataConfig, DataSet
 from training.finetuning.finetune import finetune
-from training.finetuning.recipe import DataConfig, DataSet, Recipe, RunConfig, TrainedParts
+from training.finetuning.recipe import Recipe, RunConfig, TrainedParts
 from training.init import init_checkpoint
 from training.presets import preset
 from training.synthesis import Plan, synthesize

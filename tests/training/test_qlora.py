@@ -23,8 +23,9 @@ from runtime.errors import CheckpointError, ConfigError, MissingExtraError
 from training import ModelConfig, load
 from training.config import LoraConfig, Sources, load_config, save_config
 from training.convert import rename_salmonn
+from training.data.config import DataConfig, DataSet
 from training.finetuning.finetune import finetune
-from training.finetuning.recipe import DataConfig, DataSet, Recipe, RunConfig, TrainedParts, load_recipe
+from training.finetuning.recipe import Recipe, RunConfig, TrainedParts, load_recipe
 from training.init import init_checkpoint
 from training.llm import build_llm
 from training.lora import lora_parameters

@@ -13,16 +13,19 @@ import pytest
 import soundfile
 import torch
 import yaml
+from safetensors import safe_open
 
 from runtime.errors import CheckpointError, ConfigError
 from runtime.schema import to_dict
 from training.checkpoint import load
 from training.data.annotation import read_annotation
+from training.data.config import DataConfig, DataSet
 from training.finetuning.finetune import finetune
 from training.finetuning.objective import TrainedModel
 from training.finetuning.optimizer import make_optimizer
 from training.finetuning.parts import choose_parts
-from training.finetuning.recipe import DataConfig, DataSet, Recipe, RunConfig, TrainedParts
+from training.finetuning.recipe import Recipe, RunConfig, TrainedParts
+from training.finetuning.trainer import load_trained
 from training.init import init_checkpoint
 from training.model import Sample
 from training.presets import preset
@@ -53,7 +56,8 @@ def annotation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(checkpoint: Path, annotation: Path, out: Path, **run: object) -> Recipe:
     settings = {"steps": 4, "batch_size": 2, "lr": 1e-3, "warmup_steps": 1, "log_every": 1, "save_every": 1, **run}
-    data = DataConfig((DataSet(str(annotation)),), valid=(DataSet(str(annotation)),))
+    measured = () if run.get("answer_weight") == 0 else (DataSet(str(annotation)),)
+    data = DataConfig((DataSet(str(annotation)),), valid=measured)
     return Recipe(str(checkpoint), data, RunConfig(str(out), **settings), EVERYTHING)  # type: ignore[arg-type]
 
 
@@ -138,8 +142,7 @@ def test_the_log_tells_the_losses_apart(checkpoint: Path, annotation: Path, tmp_
 
 
 def test_the_auxiliary_loss_alone_trains_whisper_alone(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
-    run = recipe(checkpoint, annotation, tmp_path / "run", steps=2, answer_weight=0.0, ctc_weight=1.0)
-    finetune(replace(run, data=replace(run.data, valid=())))
+    finetune(recipe(checkpoint, annotation, tmp_path / "run", steps=2, answer_weight=0.0, ctc_weight=1.0))
     start, end = (dict(load(folder).named_parameters()) for folder in (checkpoint, tmp_path / "run" / "final"))
     changed = {name.split(".")[0] for name in start if not torch.equal(start[name], end[name])}
     assert changed == {"whisper"}
@@ -255,3 +258,63 @@ def test_muon_steps_matrices_and_adamw_the_rest(checkpoint: Path) -> None:
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == set(names.values())
     assert {group["lr"] for inner in optimizer._both for group in inner.param_groups} == {1e-2}  # type: ignore[attr-defined]
+
+
+def test_snapshots_of_other_parts_are_refused(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    finetune(recipe(checkpoint, annotation, tmp_path / "run", steps=1))
+    model = TrainedModel(load(checkpoint), RunConfig("out"))
+    choose_parts(model.model, TrainedParts(qformer=True))
+    with pytest.raises(CheckpointError, match=r"checkpoint-1 is of a run that trained other parts: \d+ tensors"):
+        load_trained(model, tmp_path / "run" / "checkpoint-1")
+
+
+def test_a_folder_with_snapshots_is_resumed_or_left_alone(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    run = recipe(checkpoint, annotation, tmp_path / "run", steps=2)
+    with pytest.raises(ConfigError, match="no snapshot to resume from"):
+        finetune(run, resume=True)
+    finetune(run)
+    shutil.rmtree(tmp_path / "run" / "final")
+    shutil.rmtree(tmp_path / "run" / "best")
+    with pytest.raises(ConfigError, match="checkpoint-2 is there already: go on with --resume"):
+        finetune(run)
+    faster = replace(run, run=replace(run.run, lr=0.1))
+    with pytest.raises(ConfigError, match=r"begun with other settings.*run\.lr: 0\.001 is now 0\.1"):
+        finetune(faster, resume=True)
+    finetune(replace(run, run=replace(run.run, log_every=2)), resume=True)
+    assert (tmp_path / "run" / "final").is_dir()
+
+
+def test_the_last_snapshot_is_measured_too(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    finetune(recipe(checkpoint, annotation, tmp_path / "run", steps=3, save_every=2))
+    assert len(values(tmp_path / "run", 3, "eval_loss")) == 2
+
+
+def test_a_word_error_rate_needs_transcripts(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    entries = json.loads(annotation.read_text())["annotation"]
+    captions = annotation.parent / "captions.json"
+    captions.write_text(json.dumps({"annotation": [entry | {"task": "caption"} for entry in entries]}))
+    run = recipe(checkpoint, annotation, tmp_path / "run", metric="wer")
+    with pytest.raises(ConfigError, match=r"metric wer needs entries of task asr in data\.valid"):
+        finetune(replace(run, data=replace(run.data, valid=(DataSet(str(captions)),))))
+
+
+def test_only_what_was_trained_changes_its_precision(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    run = recipe(checkpoint, annotation, tmp_path / "run", steps=1, save_dtype="float16")
+    finetune(replace(run, train=TrainedParts(qformer=True)))
+    with safe_open(tmp_path / "run" / "final" / "model.safetensors", "pt") as file:
+        dtypes = {name.split(".")[0]: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    assert dtypes.pop("qformer") == torch.float16
+    assert set(dtypes.values()) == {torch.float32}
+
+
+def test_settings_that_make_no_sense_are_refused(annotation: Path) -> None:
+    with pytest.raises(ConfigError, match="weight is 0; it must be above 0"):
+        DataSet(str(annotation), weight=0.0)
+    with pytest.raises(ConfigError, match=r"data\.valid measures answers"):
+        Recipe(
+            "start",
+            DataConfig((DataSet("a"),), valid=(DataSet("a"),)),
+            RunConfig("out", answer_weight=0.0, ctc_weight=1.0),
+        )
+    with pytest.raises(ConfigError, match=r"run\.ctc_weight is -1"):
+        RunConfig("out", ctc_weight=-1.0)

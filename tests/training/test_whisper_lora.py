@@ -19,9 +19,10 @@ from training import ModelConfig, load
 from training.checkpoint import load_whisper, open_checkpoint, save
 from training.config import LoraConfig, load_config
 from training.convert import expected_shapes
+from training.data.config import DataConfig, DataSet
 from training.finetuning.finetune import finetune
 from training.finetuning.parts import choose_parts
-from training.finetuning.recipe import DataConfig, DataSet, Recipe, RunConfig, TrainedParts
+from training.finetuning.recipe import Recipe, RunConfig, TrainedParts
 from training.init import init_checkpoint
 from training.lora import lora_parameters
 from training.presets import preset
@@ -169,7 +170,7 @@ def test_adding_to_those_that_are_there_is_refused(adapted: Path, annotation: Pa
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        (replace(LORA, targets=("o_proj",)), r"whisper_lora\.targets \('o_proj',\) do not fit"),
+        (replace(LORA, targets=("o_proj",)), r"whisper_lora\.targets has 'o_proj'; linear layers here are fc1, fc2, k_proj"),
         (replace(LORA, r=8), r"whisper_lora \(see whisper_lora\.r .*\): layers\.0\.self_attn\.\w_proj\.A has shape"),
         (replace(LORA, targets=("q_proj",)), r"whisper_lora .*not known .*v_proj\.A"),
         (None, r"whisper_lora .*8 tensors not known"),

@@ -9,8 +9,8 @@ import torch
 
 from runtime.audio import F32, Audio, load_audio
 from runtime.errors import ConfigError
+from training.data.config import Augmentation
 from training.features import Features
-from training.finetuning.recipe import Augmentation
 
 LONGEST_NOISE_S = 3600.0
 NOISE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -69,9 +69,10 @@ def mask_features(features: Features, settings: Augmentation, rng: np.random.Gen
         return features
     log_mel = features.log_mel.clone()
     fbank = None if features.fbank is None else features.fbank.clone()
+    frames = log_mel.shape[1] if fbank is None else min(log_mel.shape[1], len(fbank))  # without the padding behind
     for _ in range(settings.masks):
-        width = int(rng.integers(1, max(2, round(settings.mask_time_s * HOPS_PER_S))))
-        start = int(rng.integers(0, max(1, log_mel.shape[1] - width)))
+        width = int(rng.integers(1, max(1, round(settings.mask_time_s * HOPS_PER_S)) + 1))
+        start = int(rng.integers(0, max(1, frames - width + 1)))
         log_mel[:, start : start + width] = log_mel.mean()
         if fbank is not None:
             fbank[start : start + width] = fbank.mean()
@@ -85,5 +86,6 @@ def mask_features(features: Features, settings: Augmentation, rng: np.random.Gen
 
 def _mask_bins(spectrogram: torch.Tensor, axis: int, low: float, bins: int) -> None:
     """Mask `bins` bins from the share `low` of the axis on, in place."""
+    bins = min(bins, spectrogram.shape[axis])
     first = int(low * (spectrogram.shape[axis] - bins))
     spectrogram.narrow(axis, first, bins).fill_(float(spectrogram.mean()))

@@ -11,33 +11,37 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from runtime.errors import ConfigError
+from runtime.errors import CheckpointError, ConfigError
 from runtime.schema import to_dict
 from training.data.annotation import Entry
+from training.data.config import Augmentation
 from training.data.recordings import load_recording
 from training.features import Features, States, collate
-from training.finetuning.recipe import Augmentation
 from training.model import SalmonnModel
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FeatureCache:
     """One file per recording: encoder states while both encoders are frozen, else spectrograms.
 
     Files are named by the recording (path, size, time of change), in a folder named by everything else they depend
-    on, so that a cache never answers for other weights, settings or recordings. Values are float32, unchanged: the
-    losses are those without a cache.
+    on, so that a cache never answers for other weights, settings or recordings. Values are kept as they are computed:
+    the losses are those without a cache, to the rounding of the run's precision.
 
     Args:
         folder: may hold the caches of several models.
         model: its encoders' `requires_grad` says what is frozen.
         augment: of the run.
+        precision: of the run, in which states are computed.
 
     Raises:
         ConfigError: the augmentation changes what would be kept.
     """
 
-    def __init__(self, folder: str | Path, model: SalmonnModel, augment: Augmentation) -> None:
+    def __init__(self, folder: str | Path, model: SalmonnModel, augment: Augmentation, precision: str = "fp32") -> None:
         self._model = model
+        self._precision = precision
         self.holds_states = not any(parameter.requires_grad for parameter in _encoders(model).parameters())
         if augment.changes_waveform or (augment.mask_p and self.holds_states):
             kept = "encoder states" if self.holds_states else "spectrograms"
@@ -56,8 +60,15 @@ class FeatureCache:
             temporary.rename(path)
 
     def read(self, entry: Entry) -> Features | States:
-        """What `fill` computed."""
-        tensors = load_file(self._path(entry))
+        """What `fill` computed.
+
+        Raises:
+            CheckpointError: the recording has changed since.
+        """
+        path = self._path(entry)
+        if not path.is_file():
+            raise CheckpointError(f"{entry.path} has changed since its features were kept; start the run again")
+        tensors = load_file(path)
         if self.holds_states:
             return States(tensors["speech"], tensors.get("audio"))
         return Features(tensors["log_mel"], tensors.get("fbank"))
@@ -66,13 +77,17 @@ class FeatureCache:
         features = self._model.features(load_recording(entry, self._model.config.audio))
         if not self.holds_states:
             return features
-        with torch.no_grad():
-            states = self._model.encode_states(collate([features]).to(self._model.device))
+        device, dtype = self._model.device, AUTOCAST[self._precision]
+        with torch.no_grad(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            states = self._model.encode_states(collate([features]).to(device))
         return States(states.speech[0], None if states.audio is None else states.audio[0])
 
     def _key(self) -> str:
         config = self._model.config
         settings = {"audio": to_dict(config.audio), "window": to_dict(config.qformer.window)}
+        if self.holds_states:
+            encoders = {name: to_dict(getattr(config, name)) for name in ("whisper", "beats", "whisper_lora")}
+            settings |= encoders | {"precision": self._precision}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         digest.update(str(self._model.beats is not None).encode())
         if self.holds_states:

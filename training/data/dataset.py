@@ -10,17 +10,15 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from runtime.config import PromptConfig
-from runtime.errors import AudioError, CheckpointError
+from runtime.errors import CheckpointError
 from runtime.prompt import PromptIds, prompt_ids, task_prompt
 from training.data.annotation import Entry, Problem, check_entry, read_annotation
 from training.data.augment import augment_audio, mask_features, noise_files
 from training.data.cache import FeatureCache
+from training.data.config import Augmentation, DataConfig, DataSet
 from training.data.recordings import load_recording
 from training.features import FeatureBatch, Features, StateBatch, States, collate, collate_states
-from training.finetuning.recipe import Augmentation, DataConfig, DataSet
-from training.model import SalmonnModel
-
-NO_LABEL = -100
+from training.model import IGNORE, SalmonnModel
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,7 @@ class SpeechDataset(Dataset[Example]):
         return Example(features, prompt_ids(prompts, self._model.tokenizer, text), target, transcript)
 
     def _features(self, entry: Entry, rng: np.random.Generator) -> Features:
-        try:
-            audio = load_recording(entry, self._model.config.audio)
-        except AudioError as error:  # the headers were checked: the file changed since, or its data are bad
-            raise CheckpointError(str(Problem(entry.dataset, entry.index, str(error)))) from error
+        audio = load_recording(entry, self._model.config.audio)
         return self._model.features(augment_audio(audio, self._augment, rng, self._noises) if self._augment else audio)
 
     def _prompt(self, prompts: PromptConfig, entry: Entry, rng: random.Random) -> str:
@@ -98,10 +93,12 @@ def load_entries(
     problems: list[Problem] = []
     for data_set in sets:
         found, broken = read_annotation(data_set.annotation, data_set.prefix)
-        problems += broken
-        for entry in found:
-            if data_set.tasks is not None and entry.task not in data_set.tasks:
-                continue
+        problems += [problem for problem in broken if problem not in problems]  # one file may be listed twice
+        wanted = [entry for entry in found if data_set.tasks is None or entry.task in data_set.tasks]
+        if found and not wanted:
+            tasks = ", ".join(sorted({entry.task for entry in found}))
+            raise CheckpointError(f"{data_set.annotation} has no entry of {data_set.tasks}; its tasks are {tasks}")
+        for entry in wanted:
             reason = check_entry(entry, model.prompts, model.config.audio)
             if reason:
                 problems.append(Problem(entry.dataset, entry.index, reason))
@@ -119,7 +116,7 @@ def load_entries(
 class BucketSampler(Sampler[list[tuple[int, int]]]):
     """Endless batches of entries of similar length, drawn by weight; the same seed gives the same batches.
 
-    Every entry comes once before any comes again, where the weights are equal.
+    A round has every entry of the highest weight once, the others by chance: with equal weights, all of them.
     """
 
     def __init__(
@@ -147,7 +144,7 @@ class BucketSampler(Sampler[list[tuple[int, int]]]):
             draw += 1
 
     def _round(self, rng: np.random.Generator) -> np.ndarray:
-        """Entries of one round, neighbours alike in length: whole copies of an entry, and the rest by chance."""
+        """Entries of one round, neighbours alike in length; those of less than the highest weight come by chance."""
         relative = self._weights / self._weights.max()
         chosen = np.flatnonzero(rng.random(len(relative)) < relative)
         noise = rng.uniform(0.95, 1.05, len(chosen))  # other neighbours every round
@@ -182,6 +179,6 @@ def make_batch(examples: Sequence[Example]) -> Batch:
 def collate_examples(examples: Sequence[Example]) -> dict[str, object]:
     """What the trainer hands to the model, and the labels it counts to average over accumulated batches."""
     labels = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(example.target) for example in examples], batch_first=True, padding_value=NO_LABEL
+        [torch.tensor(example.target) for example in examples], batch_first=True, padding_value=IGNORE
     )
     return {"batch": make_batch(examples), "labels": labels, "shift_labels": labels}

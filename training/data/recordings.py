@@ -4,7 +4,8 @@ import numpy as np
 
 from runtime.audio import SAMPLE_RATE, Audio, load_audio
 from runtime.config import AudioConfig
-from training.data.annotation import GAP_S, Entry
+from runtime.errors import AudioError, CheckpointError
+from training.data.annotation import GAP_S, Entry, Problem
 
 
 def load_recording(entry: Entry, config: AudioConfig) -> Audio:
@@ -13,8 +14,15 @@ def load_recording(entry: Entry, config: AudioConfig) -> Audio:
     As in the published code, what is padded up to `min_s` is the whole, not each of the recordings.
 
     Raises:
-        AudioError: a recording is missing or unusable, or all together are longer than `max_s`.
+        CheckpointError: names the entry whose recording is missing or unusable, or too long with those appended.
     """
+    try:
+        return _joined(entry, config)
+    except AudioError as error:
+        raise CheckpointError(str(Problem(entry.dataset, entry.index, str(error)))) from error
+
+
+def _joined(entry: Entry, config: AudioConfig) -> Audio:
     if not entry.appended:
         return load_audio(entry.path, min_s=config.min_s, max_s=config.max_s)
     first, *others = (load_audio(path, min_s=0.0, max_s=config.max_s) for path in (entry.path, *entry.appended))

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from runtime.audio import Audio
 from runtime.config import AudioConfig, GenerationConfig, PromptConfig
 from runtime.engine import Engine
-from runtime.errors import AudioError, CheckpointError
+from runtime.errors import CheckpointError
+from runtime.prompt import choose_prompt
 from training.checkpoint import load, open_checkpoint
 from training.data.annotation import Entry, Problem, check_entry
 from training.data.recordings import load_recording
@@ -127,12 +128,9 @@ def _settings(subject: Subject, config: GenerationConfig) -> Settings:
 
 def _answer(subject: Subject, entry: Entry, config: GenerationConfig) -> Answered:
     """The model's text for an entry, with the first prompt of its task."""
-    prompt = subject.prompts.tasks[entry.task][0].replace("{}", entry.question)
+    prompt = choose_prompt(subject.prompts, entry.task, None, entry.question or None)
     started = time.perf_counter()
-    try:
-        audio = load_recording(entry, subject.audio)
-    except AudioError as error:  # the headers were checked: the file changed since, or its data are bad
-        raise CheckpointError(str(Problem(entry.dataset, entry.index, str(error)))) from error
+    audio = load_recording(entry, subject.audio)
     text = subject.answer(audio, prompt, config).strip()
     took_s = time.perf_counter() - started
     path, task, question = asked(entry)

@@ -1,28 +1,38 @@
 """A fine-tuning run: the recipe's model, data and trainer put together."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 from transformers.integrations import is_tensorboard_available
+from transformers.trainer_utils import get_last_checkpoint
 
 from runtime.errors import ConfigError, MissingExtraError
+from runtime.schema import to_dict
 from training.checkpoint import load, open_checkpoint, save
 from training.data.cache import FeatureCache
+from training.data.config import Augmentation, DataSet
 from training.data.dataset import SpeechDataset, load_entries
 from training.finetuning.objective import TrainedModel
-from training.finetuning.optimizer import make_optimizer
 from training.finetuning.parts import choose_parts
-from training.finetuning.recipe import Augmentation, DataSet, Recipe
-from training.finetuning.trainer import RecipeTrainer, load_trained
+from training.finetuning.recipe import Recipe
+from training.finetuning.trainer import MeasureLast, RecipeTrainer, load_trained
 from training.finetuning.validation import GREATER_IS_BETTER, Validation
 from training.lora import add_lora
 from training.model import SalmonnModel
 from training.qlora import hold_in_4_bits
 
+# Settings of a run that may change when it is resumed.
+LOSSES_DO_NOT_DEPEND_ON = (
+    *("out", "workers", "log_every", "save_every", "save_dtype", "metric", "answered", "tensorboard"),
+)
+DAY_S = 24 * 60 * 60
 _log = logging.getLogger(__name__)
 COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of a frozen LLM
 
@@ -43,6 +53,7 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
     for folder in (final, best):
         if folder.exists():  # found out now, and not after hours of training
             raise ConfigError(f"{folder} exists; choose another run.out or remove it")
+    _check_snapshots(recipe, resume)
     transformers.set_seed(run.seed)
     arguments = _arguments(recipe)
     model = _model(recipe, arguments.device)
@@ -56,7 +67,7 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
         args=arguments,
         train_dataset=dataset,
         eval_dataset=valid,
-        optimizers=make_optimizer(wrapped, run),
+        callbacks=[MeasureLast()],
     )
     trainer.train(resume_from_checkpoint=resume or None)
     if trainer.is_world_process_zero():
@@ -69,12 +80,36 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
 
 
 def _save(wrapped: TrainedModel, snapshot: str | Path, recipe: Recipe, folder: Path) -> None:
-    """Write the checkpoint of a snapshot."""
+    """Write the checkpoint of a snapshot; what is frozen is stored as it was, whatever the run held it in."""
     load_trained(wrapped, snapshot)
     start = open_checkpoint(recipe.checkpoint, verify=False)
-    # A frozen LLM is held in the run's precision or in 4 bits; its weights are saved from where they came.
-    llm_base = None if recipe.train.llm else start.parts["llm"]
-    save(wrapped.model, folder, start.tokenizer_file, getattr(torch, recipe.run.save_dtype), llm_base)
+    frozen = {part: start.parts[part] for part in ("whisper", "beats", "llm") if not getattr(recipe.train, part)}
+    save(wrapped.model, folder, start.tokenizer_file, getattr(torch, recipe.run.save_dtype), frozen)
+
+
+def _check_snapshots(recipe: Recipe, resume: bool) -> None:
+    """Resuming goes on with the same run, and no other run's snapshots lie in the folder."""
+    out = Path(recipe.run.out)
+    last = get_last_checkpoint(out) if out.is_dir() else None
+    if last and not resume:
+        raise ConfigError(f"{last} is there already: go on with --resume, choose another run.out, or remove it")
+    if resume and not last:
+        raise ConfigError(f"{out} has no snapshot to resume from; start without --resume")
+    described, file = json.dumps(_same_losses(recipe), indent=1), out / "recipe.json"
+    if resume and file.is_file() and file.read_text() != described:
+        old, new = json.loads(file.read_text()), _same_losses(recipe)
+        changed = [f"{key}: {old.get(key)} is now {new[key]}" for key in new if old.get(key) != new[key]]
+        raise ConfigError(f"{out} was begun with other settings, so resuming would not give its losses: {changed[0]}")
+    if not resume:
+        out.mkdir(parents=True, exist_ok=True)
+        file.write_text(described)
+
+
+def _same_losses(recipe: Recipe) -> dict[str, Any]:
+    """The settings that losses depend on, each under its dotted name."""
+    settings: dict[str, Any] = to_dict(recipe)
+    run = {f"run.{key}": value for key, value in settings.pop("run").items() if key not in LOSSES_DO_NOT_DEPEND_ON}
+    return settings | run
 
 
 def _model(recipe: Recipe, device: torch.device) -> SalmonnModel:
@@ -103,10 +138,13 @@ def _dataset(
     if problems and arguments.process_index == 0:
         skipped = "\n".join(map(str, problems))
         _log.warning(f"{skipped}\n{len(problems)} of {len(problems) + len(entries)} entries are skipped")
-    cache = FeatureCache(recipe.data.cache, model, recipe.augment) if recipe.data.cache else None
-    if cache:
-        with arguments.main_process_first(desc="features"):
-            cache.fill(entries, progress=arguments.process_index == 0)
+    cache = None
+    if recipe.data.cache:
+        model.to(arguments.device)
+        cache = FeatureCache(recipe.data.cache, model, recipe.augment, recipe.run.precision)
+        rank, processes = arguments.process_index, arguments.world_size
+        cache.fill(entries[rank::processes], progress=rank == 0)
+        PartialState().wait_for_everyone()
     return SpeechDataset(entries, weights, model, recipe.data.multi_prompt, augment, recipe.run.seed, cache)
 
 
@@ -118,7 +156,7 @@ def _arguments(recipe: Recipe) -> transformers.TrainingArguments:
     if run.tensorboard and not is_tensorboard_available():
         raise MissingExtraError("run.tensorboard needs TensorBoard: pip install tensorboard")
     measured = bool(recipe.data.valid)
-    return transformers.TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=run.out,
         max_steps=run.steps,
         per_device_train_batch_size=run.batch_size,
@@ -141,4 +179,11 @@ def _arguments(recipe: Recipe) -> transformers.TrainingArguments:
         logging_nan_inf_filter=False,
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=not run.answer_weight,  # then the auxiliary loss reaches Whisper alone
+        ddp_timeout=DAY_S,  # a process waits for the others' share of the feature cache
     )
+    if arguments.n_gpu > 1:  # transformers would share one process out among them, by threads
+        raise ConfigError(
+            f"{arguments.n_gpu} GPUs are visible to one process: start one for each with torchrun --nproc_per_node, "
+            "or set CUDA_VISIBLE_DEVICES to one of them"
+        )
+    return arguments

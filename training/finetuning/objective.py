@@ -24,6 +24,14 @@ class TrainedModel(nn.Module):
         self.ctc_weight = run.ctc_weight
         self.ctc_head = nn.Linear(model.config.whisper.d_model, CTC_CLASSES) if run.ctc_weight else None
 
+    def train(self, mode: bool = True) -> "TrainedModel":
+        """As every module's, but what is frozen stays as in inference: its adapters' dropout would be noise."""
+        super().train(mode)
+        for part in (self.model.whisper, self.model.beats, self.model.qformer, self.model.llm):
+            if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
     def forward(self, batch: Batch, num_items_in_batch: Tensor | int | None = None, **_: Any) -> dict[str, Tensor]:
         """Loss per target token; over accumulated batches it is divided by the tokens of all of them.
 

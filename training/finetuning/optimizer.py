@@ -13,10 +13,8 @@ from training.finetuning.recipe import RunConfig
 NOT_FOR_MUON = ("embed", "lm_head", "ctc_head", "query_tokens", "relative_attention_bias", "lora_")
 
 
-def make_optimizer(
-    model: nn.Module, run: RunConfig
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """The recipe's optimizer, without decay on vectors; linear warm-up, then a cosine to min_lr, per step."""
+def make_optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
+    """The recipe's optimizer, without decay on vectors."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     hidden = [p for name, p in trained.items() if run.optimizer == "muon" and _suits_muon(name, p)]
     matrices = [p for p in trained.values() if p.ndim >= 2 and not any(p is h for h in hidden)]
@@ -31,7 +29,12 @@ def make_optimizer(
             torch.optim.Muon(hidden, lr=run.lr, weight_decay=run.weight_decay, adjust_lr_fn="match_rms_adamw"),
             optimizer,
         )
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_share(step, run))
+    return optimizer
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, run: RunConfig) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear warm-up, then a cosine to min_lr, per step."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_share(step, run))
 
 
 def _suits_muon(name: str, parameter: nn.Parameter) -> bool:

@@ -10,29 +10,7 @@ import yaml
 from runtime.errors import ConfigError
 from runtime.schema import from_dict
 from training.config import LoraConfig
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """One annotation file."""
-
-    annotation: str
-    prefix: str | None = None  # folder of relative paths; None: the annotation's own
-    weight: float = 1.0  # how often its entries are drawn, relative to other data sets
-    tasks: tuple[str, ...] | None = None  # only entries of these; None: all
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What is trained on."""
-
-    train: tuple[DataSet, ...]
-    valid: tuple[DataSet, ...] = ()  # measured at every snapshot
-    on_broken: Literal["stop", "skip"] = "stop"  # entries that cannot be used: stop before training, or report and skip
-    multi_prompt: bool = True  # draw one of a task's prompts for each sample; else its first
-    # Folder that keeps what is computed before the first trained part, from one epoch to the next: encoder states, or
-    # spectrograms where an encoder is trained. It may grow to many times the recordings' size.
-    cache: str | None = None
+from training.data.config import Augmentation, DataConfig
 
 
 @dataclass(frozen=True)
@@ -48,40 +26,6 @@ class TrainedParts:
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """What is done to recordings while training. A probability of 0 turns a kind off."""
-
-    noise_p: float = 0.0  # Gaussian noise of an amplitude between the two
-    noise_low: float = 0.001
-    noise_high: float = 0.015
-    gain_p: float = 0.0
-    gain_db: float = 12.0  # up or down, at most
-    noise_files: tuple[str, ...] = ()  # recordings of noise, or folders of them
-    noise_files_p: float = 0.0  # one of them, at a signal-to-noise ratio between the two
-    noise_files_low_db: float = 5.0
-    noise_files_high_db: float = 30.0
-    mask_p: float = 0.0  # SpecAugment on both spectrograms
-    mask_time_s: float = 0.1
-    mask_bins: int = 12
-    masks: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("noise_p", "gain_p", "noise_files_p", "mask_p"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}; a probability is from 0 to 1")
-        for low, high in (("noise_low", "noise_high"), ("noise_files_low_db", "noise_files_high_db")):
-            if getattr(self, low) > getattr(self, high):
-                raise ConfigError(f"augment.{low} {getattr(self, low)} is more than {high} {getattr(self, high)}")
-        if self.noise_files_p and not self.noise_files:
-            raise ConfigError("augment.noise_files_p without noise_files: name recordings of noise or a folder of them")
-
-    @property
-    def changes_waveform(self) -> bool:
-        """Whether spectrograms differ from one epoch to the next."""
-        return bool(self.noise_p or self.gain_p or self.noise_files_p)
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """How it is trained."""
 
@@ -89,7 +33,7 @@ class RunConfig:
     steps: int = 1000
     batch_size: int = 8
     accumulate: int = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for training from scratch, in a third of the samples
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for training from scratch, docs/training.md
     lr: float = 3e-5
     min_lr: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
@@ -113,12 +57,15 @@ class RunConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "answered"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"run.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.answer_weight <= 0 and self.ctc_weight <= 0:
+        for name in ("workers", "ctc_weight", "answer_weight", "max_grad_norm", "weight_decay", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"run.{name} is {getattr(self, name)}; it must be at least 0")
+        if not self.answer_weight and not self.ctc_weight:
             raise ConfigError("run.answer_weight and run.ctc_weight are both 0; there is no loss to train on")
         if self.clip_percentile is not None and not 0 < self.clip_percentile <= 100:
             raise ConfigError(f"run.clip_percentile is {self.clip_percentile}; expected more than 0, at most 100")
-        if not 0 <= self.min_lr <= self.lr:
-            raise ConfigError(f"run.min_lr {self.min_lr} and run.lr {self.lr} must satisfy 0 <= min_lr <= lr")
+        if not 0 <= self.min_lr <= self.lr or not self.lr:
+            raise ConfigError(f"run.min_lr {self.min_lr} and run.lr {self.lr} must satisfy 0 <= min_lr <= lr, lr > 0")
 
 
 @dataclass(frozen=True)
@@ -136,6 +83,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.quantize_llm and self.train.llm:
             raise ConfigError("train.llm would train the weights that quantize_llm freezes in 4 bits; choose one")
+        if self.data.valid and not self.run.answer_weight:
+            raise ConfigError("data.valid measures answers, which run.answer_weight 0 does not train; leave one out")
 
 
 def load_recipe(path: str | Path, options: Sequence[str] = ()) -> Recipe:

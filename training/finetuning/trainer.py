@@ -12,7 +12,9 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from runtime.errors import CheckpointError
 from training.data.dataset import BucketSampler, collate_examples
+from training.finetuning.optimizer import make_optimizer, make_scheduler
 from training.finetuning.recipe import Recipe
 from training.finetuning.validation import Validation
 
@@ -35,6 +37,20 @@ class RecipeTrainer(transformers.Trainer):
         self._parts: defaultdict[str, list[Tensor]] = defaultdict(list)  # losses since the last log
         self._norms: list[float] = []  # of all steps so far, for clipping by a percentile
         self.model_accepts_loss_kwargs = True  # forward divides by the tokens of all accumulated batches
+
+    # Trainer makes these once the model is where it will be trained.
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The recipe's."""
+        self.optimizer = make_optimizer(model or self.model, self._recipe.run)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The recipe's, over as many steps."""
+        assert num_training_steps == self._recipe.run.steps
+        self.lr_scheduler = make_scheduler(optimizer or self.optimizer, self._recipe.run)
+        return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of similar lengths, enough for the whole run."""
@@ -73,7 +89,7 @@ class RecipeTrainer(transformers.Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the validation data; every process measures all of it."""
         assert self._validation is not None
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             metrics = self._validation.measure()
         self.log(dict(metrics))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -113,9 +129,32 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_trained(model: nn.Module, snapshot: str | Path) -> None:
-    """Fill them from a snapshot."""
-    state = torch.load(Path(snapshot) / TRAINED_FILE, weights_only=True)
+    """Fill them from a snapshot.
+
+    Raises:
+        CheckpointError: the snapshot is of a run that trained other parts.
+    """
+    state = torch.load(Path(snapshot) / TRAINED_FILE, map_location="cpu", weights_only=True)
     target = trained_state(model)
+    other = sorted(name for name in state.keys() | target.keys() if not _alike(state.get(name), target.get(name)))
+    if other:
+        raise CheckpointError(
+            f"{snapshot} is of a run that trained other parts: {len(other)} tensors are in one alone or differ in "
+            f"shape, such as {other[0]}; go on with the recipe it was made with"
+        )
     with torch.no_grad():
         for name, value in state.items():
             target[name].copy_(value)
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape
+
+
+class MeasureLast(transformers.TrainerCallback):
+    """The last snapshot is measured too, where save_every does not divide the steps."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Trainer's hook."""
+        if state.global_step >= args.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True

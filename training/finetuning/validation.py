@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from runtime.config import GenerationConfig
+from runtime.errors import ConfigError
 from training.data.annotation import Entry
 from training.data.dataset import SpeechDataset, make_batch
 from training.data.recordings import load_recording
@@ -29,6 +29,12 @@ class Validation:
         self._model = model
         self._dataset = dataset
         self._run = run
+        entries = dataset.entries
+        if run.metric == "wer":
+            entries = [entry for entry in entries if entry.task == "asr"]
+            if not entries:
+                raise ConfigError("run.metric wer needs entries of task asr in data.valid")
+        self._answered = _spread(entries, run.answered)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -56,19 +62,17 @@ class Validation:
         return {"loss": loss / tokens, "accuracy": right / tokens}
 
     def _of_answers(self) -> dict[str, float]:
-        """Word error rate of transcripts, digits spelled out; share of all answers that are right, normalized."""
-        entries = _spread(self._dataset.entries, self._run.answered)
+        """Word error rate, digits spelled out; share of answers that are right, normalized."""
         normalizer = EnglishTextNormalizer()
-        pairs = [(entry, entry.text, self._answer(entry)) for entry in entries]
-        spoken = [(spell_digits(text), spell_digits(answer)) for entry, text, answer in pairs if entry.task == "asr"]
-        metrics = {"exact": sum(normalizer(text) == normalizer(answer) for _, text, answer in pairs) / len(pairs)}
-        return metrics | ({"wer": word_error_rate(spoken)} if spoken else {})
+        pairs = [(entry.text, self._answer(entry)) for entry in self._answered]
+        right = sum(normalizer(text) == normalizer(answer) for text, answer in pairs)
+        wer = word_error_rate((spell_digits(text), spell_digits(answer)) for text, answer in pairs)
+        return {"exact": right / len(pairs), "wer": wer}
 
     def _answer(self, entry: Entry) -> str:
         model = self._model
-        prompt = model.prompts.tasks[entry.task][0].replace("{}", entry.question)
-        ids = model.generate(load_recording(entry, model.config.audio), prompt=prompt, config=GenerationConfig())
-        return model.tokenizer.decode(ids)
+        audio = load_recording(entry, model.config.audio)
+        return model.tokenizer.decode(model.generate(audio, task=entry.task, question=entry.question or None))
 
 
 def _spread(entries: Sequence[Entry], count: int) -> list[Entry]:
