@@ -79,3 +79,9 @@ def test_gain_stays_within_its_range(audio: Audio) -> None:
         gains.append(20 * np.log10(np.abs(louder).max() / np.abs(audio.pcm).max()))
     assert -6.01 <= min(gains) < -2
     assert 2 < max(gains) <= 6.01
+
+
+def test_noise_that_is_no_recording_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.wav").write_text("no")
+    with pytest.raises(ConfigError, match=r"broken\.wav cannot be read as audio"):
+        noise_files(Augmentation(noise_files=(str(tmp_path),), noise_files_p=0.5))

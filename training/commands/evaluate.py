@@ -37,6 +37,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     measuring.add_argument("--limit", type=int, help="only the first so many entries")
     measuring.add_argument("--out", required=True, metavar="FILE", help="answers as JSON lines")
     measuring.add_argument("--csv", metavar="FILE", help="answers as testset_id,text, which submission_* asks for")
+    measuring.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     measuring.add_argument("--num-beams", type=int, default=1, help="default: 1, greedy")
     measuring.add_argument("--max-new-tokens", type=int, default=200, help="default: 200")
     measuring.set_defaults(run=_run)
@@ -51,7 +52,8 @@ def _run(arguments: argparse.Namespace) -> str:
     if submission:
         check_testset_ids(entries)
     config = GenerationConfig(max_new_tokens=arguments.max_new_tokens, num_beams=arguments.num_beams)
-    done = evaluate(open_subject(arguments.model), entries, out, config, submission=submission, progress=True)
+    subject = open_subject(arguments.model, arguments.device)
+    done = evaluate(subject, entries, out, config, submission=submission, progress=True)
     lines = []
     if arguments.csv:
         write_submission(Path(arguments.csv), entries, done.answers)

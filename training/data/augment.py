@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 
 from runtime.audio import F32, Audio, load_audio
@@ -35,7 +36,7 @@ def noise_files(settings: Augmentation) -> list[Path]:
     """The recordings of noise, folders searched.
 
     Raises:
-        ConfigError: one does not exist, or a folder holds none.
+        ConfigError: one does not exist or is none, or a folder holds none.
     """
     found: list[Path] = []
     for name in settings.noise_files:
@@ -45,6 +46,13 @@ def noise_files(settings: Augmentation) -> list[Path]:
             kinds = ", ".join(NOISE_SUFFIXES)
             raise ConfigError(f"augment.noise_files: {name} is neither a file nor a folder with {kinds}")
         found += files
+    for path in found:  # found out now, and not after hours of training
+        try:
+            seconds = soundfile.info(path).duration
+        except soundfile.SoundFileError as error:
+            raise ConfigError(f"augment.noise_files: {path} cannot be read as audio ({error})") from error
+        if not 0 < seconds <= LONGEST_NOISE_S:
+            raise ConfigError(f"augment.noise_files: {path} has {seconds:.0f} s; at most {LONGEST_NOISE_S:.0f}")
     return found
 
 

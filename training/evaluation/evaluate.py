@@ -6,14 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+import torch
 from tqdm import tqdm
 
 from runtime.audio import Audio
 from runtime.config import AudioConfig, GenerationConfig, PromptConfig
 from runtime.engine import Engine
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, DeviceError
 from runtime.prompt import choose_prompt
 from training.checkpoint import load, open_checkpoint
 from training.data.annotation import Entry, Problem, check_entry
@@ -21,12 +22,15 @@ from training.data.recordings import load_recording
 from training.evaluation.answers import Answered, Settings, append_answer, asked, resume_answers
 from training.evaluation.scores import TaskScore, score
 
+Device = Literal["auto", "cpu", "cuda"]
+
 
 class Subject(Protocol):
     """What is evaluated."""
 
     prompts: PromptConfig
     audio: AudioConfig
+    device: str  # where it computes: another one may answer otherwise
     sha256: str  # the same for the same weights, prompts and settings
 
     def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> str:
@@ -36,8 +40,9 @@ class Subject(Protocol):
 class BundleSubject:
     """A bundle, answering through the engine."""
 
-    def __init__(self, path: str | Path) -> None:
-        self._engine = Engine.load(path)
+    def __init__(self, path: str | Path, device: Device = "auto") -> None:
+        self._engine = Engine.load(path, device=device)
+        self.device = ",".join(self._engine.report().providers["llm"])
         manifest = self._engine.bundle.manifest
         self.prompts, self.audio, self.sha256 = manifest.prompt, manifest.audio, manifest.manifest_sha256
 
@@ -49,8 +54,11 @@ class BundleSubject:
 class CheckpointSubject:
     """A checkpoint, answering through PyTorch."""
 
-    def __init__(self, path: str | Path) -> None:
-        self._model = load(path)
+    def __init__(self, path: str | Path, device: Device = "auto") -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise DeviceError("device cuda: PyTorch sees no CUDA GPU; use auto or cpu")
+        self.device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        self._model = load(path).to(self.device)
         self.prompts, self.audio = self._model.prompts, self._model.config.audio
         hashes = open_checkpoint(path, verify=False).hashes()  # load has verified the files it refers to
         self.sha256 = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
@@ -60,9 +68,14 @@ class CheckpointSubject:
         return self._model.tokenizer.decode(self._model.generate(audio, prompt=prompt, config=config))
 
 
-def open_subject(path: str | Path) -> Subject:
-    """A bundle, if the folder has a bundle.json; otherwise a checkpoint."""
-    return BundleSubject(path) if (Path(path) / "bundle.json").is_file() else CheckpointSubject(path)
+def open_subject(path: str | Path, device: Device = "auto") -> Subject:
+    """A bundle, if the folder has a bundle.json; otherwise a checkpoint.
+
+    Raises:
+        DeviceError: the device is not there.
+    """
+    kind = BundleSubject if (Path(path) / "bundle.json").is_file() else CheckpointSubject
+    return kind(path, device)
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,7 @@ def evaluate(
 
 def _settings(subject: Subject, config: GenerationConfig) -> Settings:
     prompts = {f"prompt of {task}": prompts[0] for task, prompts in subject.prompts.tasks.items()}
-    return {"model sha256": subject.sha256, **prompts, **asdict(config)}
+    return {"model sha256": subject.sha256, "device": subject.device, **prompts, **asdict(config)}
 
 
 def _answer(subject: Subject, entry: Entry, config: GenerationConfig) -> Answered:
