@@ -19,7 +19,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return Engine.load(bundle)
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{Path(entry['path']).stem}-{entry['Q'] or entry['task']}")
+@pytest.mark.parametrize(
+    "entry", ENTRIES, ids=lambda entry: f"{Path(entry['path']).stem}-{entry['Q'] or entry['task']}"
+)
 def test_the_demo_answers_right(engine: Engine, entry: dict[str, str]) -> None:
     result = engine.generate(DEMO / "recordings" / entry["path"], task=entry["task"], question=entry["Q"] or None)
     assert result.text == entry["text"]

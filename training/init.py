@@ -42,7 +42,8 @@ def init_checkpoint(
         tokenizer_file = Path(scratch) / "tokenizer.json"
         prompts = [config.prompt.template.replace("{}", text) for task in config.prompt.tasks.values() for text in task]
         size = write_tokenizer(tokenizer_file, [*texts, *prompts * (1 + len(texts))], vocab_size)
-        config = replace(config, llm=config.llm | {"vocab_size": size})
+        if texts:
+            config = replace(config, llm=config.llm | {"vocab_size": size})
         make = fresh_model if fresh else random_model
         save(make(config, Tokenizer(tokenizer_file), seed), folder, tokenizer_file, dtype)
 

@@ -29,6 +29,7 @@ class Echo:
 
     prompts: PromptConfig = field(default_factory=lambda: PromptConfig(tasks=TASKS))
     audio: AudioConfig = field(default_factory=AudioConfig)
+    device: str = "cpu"
     sha256: str = "0" * 64
     calls: int = 0
     crash_at: int | None = None

@@ -295,7 +295,7 @@ def test_options_that_make_no_model_are_named(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="layers are 0"):
         qformer_config(layers=0)
     bench.refuses("rank r is 0", lora=LoraConfig(r=0))
-    bench.refuses(r"targets .*'no_proj'.* do not fit", lora=LoraConfig(targets=("no_proj",)))
+    bench.refuses(r"targets has 'no_proj'; linear layers here are down_proj", lora=LoraConfig(targets=("no_proj",)))
     bench.refuses("must contain {} exactly once", prompt=PromptOptions(template="no place"))
     bench.refuses("end symbol '</s>' is no token", prompt=PromptOptions(end_symbol="</s>"))
     bench.refuses("window of 2000 frames does not fit", qformer=qformer_config(window=WindowConfig(2000)))
