@@ -205,8 +205,13 @@ def test_only_the_tasks_asked_for_are_drawn(checkpoint: Path, annotation: Path, 
         finetune(replace(run, data=captions))
 
 
-def test_two_processes_train_as_one_with_the_double_batch(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
-    one = recipe(checkpoint, annotation, tmp_path / "one", steps=3, batch_size=4, save_every=3, ctc_weight=0.2)
+@pytest.mark.parametrize(
+    "losses", [{"ctc_weight": 0.2}, {"answer_weight": 0, "ctc_weight": 1.0}], ids=["answers", "auxiliary"]
+)
+def test_two_processes_train_as_one_with_the_double_batch(
+    checkpoint: Path, annotation: Path, tmp_path: Path, losses: dict[str, float]
+) -> None:
+    one = recipe(checkpoint, annotation, tmp_path / "one", steps=3, batch_size=4, save_every=3, **losses)
     two = replace(one, run=replace(one.run, out=str(tmp_path / "two"), batch_size=2))
     finetune(one)
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(to_dict(two)))
