@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from runtime.errors import CheckpointError, ConfigError
+from tests.runs import logged
 from training.checkpoint import load, save
 from training.config import LoraConfig
 from training.data.annotation import read_annotation
@@ -54,11 +55,6 @@ def frozen(checkpoint: Path, parts: TrainedParts = FROZEN) -> SalmonnModel:
     return model
 
 
-def losses(out: Path) -> list[float]:
-    history = json.loads((out / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
-
-
 @pytest.mark.parametrize("parts", [FROZEN, WHISPER], ids=["states", "spectrograms"])
 def test_losses_are_those_without_a_cache(
     checkpoint: Path, annotation: Path, tmp_path: Path, parts: TrainedParts
@@ -67,7 +63,7 @@ def test_losses_are_those_without_a_cache(
     for name, cache in (("computed", None), ("kept", str(tmp_path / "cache")), ("again", str(tmp_path / "cache"))):
         run = RunConfig(str(tmp_path / name), steps=6, batch_size=3, lr=1e-3, log_every=1, save_every=6)
         finetune(Recipe(str(checkpoint), DataConfig((DataSet(str(annotation)),), cache=cache), run, parts))
-        measured.append(losses(tmp_path / name))
+        measured.append(logged(tmp_path / name, 6))
     computed, kept, again = measured
     assert len(computed) == 6
     assert kept == pytest.approx(computed, abs=2e-5)
@@ -90,7 +86,7 @@ def test_dropout_of_frozen_adapters_makes_no_noise(checkpoint: Path, annotation:
         run = RunConfig(str(tmp_path / name), steps=6, batch_size=3, log_every=1, save_every=6)
         data = DataConfig((DataSet(str(annotation)),), cache=cache)
         finetune(Recipe(str(tmp_path / "start"), data, run, replace(FROZEN, whisper_lora=False)))
-        measured.append(losses(tmp_path / name))
+        measured.append(logged(tmp_path / name, 6))
     assert measured[0] == pytest.approx(measured[1], abs=2e-5)
 
 
@@ -101,7 +97,7 @@ def test_bf16_losses_with_a_cache_are_those_without_to_its_rounding(
     for name, cache in (("computed", None), ("kept", str(tmp_path / "cache"))):
         run = RunConfig(str(tmp_path / name), steps=6, batch_size=3, precision="bf16", log_every=1, save_every=6)
         finetune(Recipe(str(checkpoint), DataConfig((DataSet(str(annotation)),), cache=cache), run, FROZEN))
-        measured.append(losses(tmp_path / name))
+        measured.append(logged(tmp_path / name, 6))
     assert measured[0] == pytest.approx(measured[1], rel=0.02)
 
 

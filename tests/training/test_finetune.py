@@ -13,6 +13,7 @@ import torch
 
 from runtime.audio import load_audio
 from runtime.errors import CheckpointError, ConfigError
+from tests.runs import logged, write_noises
 from training.checkpoint import load
 from training.data.annotation import read_annotation
 from training.data.config import Augmentation, DataConfig, DataSet
@@ -40,25 +41,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def annotation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    entries = []
-    for i, text in enumerate(TEXTS):
-        soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(8000 + 4000 * i), 16000)
-        entries.append({"path": f"{i}.wav", "text": text, "task": "asr"})
-    (folder / "annotation.json").write_text(json.dumps({"annotation": entries}))
-    return folder / "annotation.json"
+    return write_noises(tmp_path_factory.mktemp("data"), TEXTS)
 
 
 def recipe(checkpoint: Path, annotation: Path, out: Path, **run: object) -> Recipe:
     settings = {"steps": 1, "batch_size": 4, "lr": 1e-3, "warmup_steps": 1, "log_every": 1, "save_every": 2, **run}
     data = DataConfig((DataSet(str(annotation)),))
     return Recipe(str(checkpoint), data, RunConfig(str(out), **settings), EVERYTHING)  # type: ignore[arg-type]
-
-
-def losses(out: Path, step: int) -> list[float]:
-    history = json.loads((out / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -94,7 +83,7 @@ def test_the_loss_is_that_of_the_model(checkpoint: Path, annotation: Path, tmp_p
     files = [annotation.parent / f"{i}.wav" for i in range(len(TEXTS))]
     with torch.inference_mode():
         expected = model([Sample(model.load_audio(f), prompt, t) for f, t in zip(files, TEXTS, strict=True)])
-    assert losses(out, 1)[0] == pytest.approx(expected.item(), abs=1e-4)
+    assert logged(out, 1)[0] == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_resuming_gives_the_losses_of_the_uninterrupted_run(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
@@ -104,8 +93,8 @@ def test_resuming_gives_the_losses_of_the_uninterrupted_run(checkpoint: Path, an
     cut.mkdir()
     shutil.copytree(whole / "checkpoint-2", cut / "checkpoint-2")
     finetune(recipe(checkpoint, annotation, cut, **run), resume=True)
-    assert len(losses(whole, 4)) == 4
-    assert losses(cut, 4) == pytest.approx(losses(whole, 4), abs=1e-6)
+    assert len(logged(whole, 4)) == 4
+    assert logged(cut, 4) == pytest.approx(logged(whole, 4), abs=1e-6)
     first, second = weights(whole / "final"), weights(cut / "final")
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
 
@@ -113,13 +102,13 @@ def test_resuming_gives_the_losses_of_the_uninterrupted_run(checkpoint: Path, an
 def test_bf16_gives_a_finite_loss(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     finetune(recipe(checkpoint, annotation, out, precision="bf16", save_every=1, ctc_weight=0.3))
-    assert np.isfinite(losses(out, 1)[0])
+    assert np.isfinite(logged(out, 1)[0])
 
 
 def test_augmented_training_runs(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     plain = recipe(checkpoint, annotation, tmp_path / "run", save_every=1)
     finetune(replace(plain, augment=Augmentation(noise_p=1.0, gain_p=1.0, mask_p=1.0)))
-    assert np.isfinite(losses(tmp_path / "run", 1)[0])
+    assert np.isfinite(logged(tmp_path / "run", 1)[0])
 
 
 def test_only_chosen_parts_change(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:

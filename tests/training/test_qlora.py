@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -20,6 +19,7 @@ from export import export_bundle
 from runtime import Engine, GenerationConfig
 from runtime.audio import load_audio
 from runtime.errors import CheckpointError, ConfigError, MissingExtraError
+from tests.runs import logged, write_noises
 from training import ModelConfig, load
 from training.config import LoraConfig, Sources, load_config, save_config
 from training.convert import rename_salmonn
@@ -224,14 +224,7 @@ def referring(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def annotation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    entries = []
-    for i, text in enumerate(("one", "two three")):
-        soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(8000 + 4000 * i), 16000)
-        entries.append({"path": f"{i}.wav", "text": text, "task": "asr"})
-    (folder / "annotation.json").write_text(json.dumps({"annotation": entries}))
-    return folder / "annotation.json"
+    return write_noises(tmp_path_factory.mktemp("data"), ("one", "two three"))
 
 
 def recipe(checkpoint: Path, annotation: Path, out: Path, **run: Any) -> Recipe:
@@ -240,17 +233,12 @@ def recipe(checkpoint: Path, annotation: Path, out: Path, **run: Any) -> Recipe:
     return Recipe(str(checkpoint), data, RunConfig(str(out), **settings), quantize_llm="nf4")
 
 
-def losses(out: Path, step: int) -> list[float]:
-    history = json.loads((out / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
-
-
 def test_adapters_are_trained_on_4_bits_saved_alone_and_exported(
     referring: Path, annotation: Path, tmp_path: Path
 ) -> None:
     only_adapters = replace(recipe(referring, annotation, tmp_path / "run"), train=TrainedParts(qformer=False))
     final = finetune(only_adapters)
-    history = losses(tmp_path / "run", 12)
+    history = logged(tmp_path / "run", 12)
     assert history[-1] < 0.8 * history[0]
 
     start, end = load_file(referring / "model.safetensors"), load_file(final / "model.safetensors")
@@ -277,7 +265,7 @@ def test_a_stored_llm_is_copied_as_it_was(stored: Path, annotation: Path, tmp_pa
     assert start.keys() == end.keys()
     assert all(torch.equal(start[name], end[name]) for name in start if name.startswith("llm."))
     assert not torch.equal(start["qformer.query_tokens"], end["qformer.query_tokens"])
-    assert np.isfinite(losses(tmp_path / "run", 1)).all()
+    assert np.isfinite(logged(tmp_path / "run", 1)).all()
 
 
 def test_resuming_gives_the_losses_of_the_uninterrupted_run(referring: Path, annotation: Path, tmp_path: Path) -> None:
@@ -287,7 +275,7 @@ def test_resuming_gives_the_losses_of_the_uninterrupted_run(referring: Path, ann
     cut.mkdir()
     shutil.copytree(whole / "checkpoint-2", cut / "checkpoint-2")
     finetune(recipe(referring, annotation, cut, **run), resume=True)
-    assert losses(cut, 4) == pytest.approx(losses(whole, 4), abs=1e-6)
+    assert logged(cut, 4) == pytest.approx(logged(whole, 4), abs=1e-6)
 
 
 def held() -> nn.Module:

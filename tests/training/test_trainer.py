@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
 from safetensors import safe_open
 
 from runtime.errors import CheckpointError, ConfigError
 from runtime.schema import to_dict
+from tests.runs import logged, write_noises
 from training.checkpoint import load
 from training.data.annotation import read_annotation
 from training.data.config import DataConfig, DataSet
@@ -44,14 +44,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def annotation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    entries = []
-    for i, text in enumerate(TEXTS):
-        soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(8000 + 4000 * i), 16000)
-        entries.append({"path": f"{i}.wav", "text": text, "task": "asr"})
-    (folder / "annotation.json").write_text(json.dumps({"annotation": entries}))
-    return folder / "annotation.json"
+    return write_noises(tmp_path_factory.mktemp("data"), TEXTS)
 
 
 def recipe(checkpoint: Path, annotation: Path, out: Path, **run: object) -> Recipe:
@@ -59,17 +52,6 @@ def recipe(checkpoint: Path, annotation: Path, out: Path, **run: object) -> Reci
     measured = () if run.get("answer_weight") == 0 else (DataSet(str(annotation)),)
     data = DataConfig((DataSet(str(annotation)),), valid=measured)
     return Recipe(str(checkpoint), data, RunConfig(str(out), **settings), EVERYTHING)  # type: ignore[arg-type]
-
-
-def log(out: Path, step: int) -> list[dict[str, float]]:
-    history: list[dict[str, float]] = json.loads((out / f"checkpoint-{step}" / "trainer_state.json").read_text())[
-        "log_history"
-    ]
-    return history
-
-
-def values(out: Path, step: int, name: str) -> list[float]:
-    return [entry[name] for entry in log(out, step) if name in entry]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -87,7 +69,7 @@ def mean_loss(folder: Path, annotation: Path) -> float:
 def test_the_best_checkpoint_is_kept_beside_the_last(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     finetune(recipe(checkpoint, annotation, out, steps=3, lr=0.3, min_lr=0.3))  # far too fast: the loss rises
-    measured = values(out, 3, "eval_loss")
+    measured = logged(out, 3, "eval_loss")
     assert len(measured) == 3
     best = min(range(3), key=lambda i: measured[i])
     assert best != 2, "the run must get worse, or this tests nothing"
@@ -107,13 +89,13 @@ def test_accuracy_is_the_share_of_right_tokens(checkpoint: Path, annotation: Pat
             logits = model.llm(inputs_embeds=torch.cat([embeds, model.embed_tokens(target)], dim=1)).logits[0]
         right += sum(int(logits[embeds.shape[1] - 1 + i].argmax()) == token for i, token in enumerate(target))
         tokens += len(target)
-    assert values(out, 1, "eval_accuracy") == [pytest.approx(right / tokens)]
+    assert logged(out, 1, "eval_accuracy") == [pytest.approx(right / tokens)]
 
 
 def test_answers_are_scored_if_the_metric_asks_for_it(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     finetune(recipe(checkpoint, annotation, out, steps=1, metric="wer", answered=2))
-    (wer,), (exact,) = values(out, 1, "eval_wer"), values(out, 1, "eval_exact")
+    (wer,), (exact,) = logged(out, 1, "eval_wer"), logged(out, 1, "eval_exact")
     assert wer >= 0
     assert exact in (0.0, 0.5, 1.0)
 
@@ -128,14 +110,14 @@ def test_validation_does_not_change_the_training(checkpoint: Path, annotation: P
             run=replace(measured.run, out=str(tmp_path / "plain")),
         )
     )
-    assert values(tmp_path / "measured", 4, "loss") == values(tmp_path / "plain", 4, "loss")
+    assert logged(tmp_path / "measured", 4, "loss") == logged(tmp_path / "plain", 4, "loss")
     assert not (tmp_path / "plain" / "best").exists()
 
 
 def test_the_log_tells_the_losses_apart(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     finetune(recipe(checkpoint, annotation, out, steps=1, batch_size=4, ctc_weight=0.5))
-    (loss,), (answers,), (characters,) = (values(out, 1, name) for name in ("loss", "answer_loss", "ctc_loss"))
+    (loss,), (answers,), (characters,) = (logged(out, 1, name) for name in ("loss", "answer_loss", "ctc_loss"))
     model = load(checkpoint)
     tokens = sum(len(model.tokenizer.encode(text + model.prompts.end_symbol)) for text in TEXTS)
     assert loss == pytest.approx(answers + 0.5 * characters * sum(map(len, TEXTS)) / tokens, rel=1e-4)
@@ -146,7 +128,7 @@ def test_the_auxiliary_loss_alone_trains_whisper_alone(checkpoint: Path, annotat
     start, end = (dict(load(folder).named_parameters()) for folder in (checkpoint, tmp_path / "run" / "final"))
     changed = {name.split(".")[0] for name in start if not torch.equal(start[name], end[name])}
     assert changed == {"whisper"}
-    assert values(tmp_path / "run", 2, "answer_loss") == []
+    assert logged(tmp_path / "run", 2, "answer_loss") == []
 
 
 def test_no_loss_at_all_is_refused() -> None:
@@ -157,15 +139,15 @@ def test_no_loss_at_all_is_refused() -> None:
 def test_clipping_by_a_percentile_survives_resuming(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     finetune(recipe(checkpoint, annotation, whole, clip_percentile=10.0))
-    norms = values(whole, 4, "grad_norm")
+    norms = logged(whole, 4, "grad_norm")
     assert json.loads((whole / "checkpoint-4" / "gradient_norms.json").read_text()) == pytest.approx(norms)
     cut.mkdir()
     shutil.copytree(whole / "checkpoint-3", cut / "checkpoint-3")
     finetune(recipe(checkpoint, annotation, cut, clip_percentile=10.0), resume=True)
-    assert values(cut, 4, "loss") == pytest.approx(values(whole, 4, "loss"), abs=1e-6)
-    assert values(cut, 4, "grad_norm") == pytest.approx(norms, rel=1e-4)
+    assert logged(cut, 4, "loss") == pytest.approx(logged(whole, 4, "loss"), abs=1e-6)
+    assert logged(cut, 4, "grad_norm") == pytest.approx(norms, rel=1e-4)
     finetune(recipe(checkpoint, annotation, tmp_path / "fixed", max_grad_norm=1e-3))
-    assert values(tmp_path / "fixed", 4, "loss") != values(whole, 4, "loss")
+    assert logged(tmp_path / "fixed", 4, "loss") != logged(whole, 4, "loss")
 
 
 def test_gradients_are_shortened_to_the_percentile(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
@@ -183,7 +165,7 @@ def test_gradients_are_shortened_to_the_percentile(checkpoint: Path, annotation:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.finetuning.finetune.RecipeTrainer", Spy)
         finetune(recipe(checkpoint, annotation, tmp_path / "run", clip_percentile=25.0))
-    norms = values(tmp_path / "run", 4, "grad_norm")
+    norms = logged(tmp_path / "run", 4, "grad_norm")
     expected = [min(norms[i], np.percentile(norms[: i + 1], 25.0)) for i in range(4)]
     assert seen == pytest.approx(expected, rel=1e-3)
 
@@ -224,9 +206,9 @@ def test_two_processes_train_as_one_with_the_double_batch(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert values(tmp_path / "two", 3, "loss") == pytest.approx(values(tmp_path / "one", 3, "loss"), abs=2e-4)
-    assert values(tmp_path / "two", 3, "eval_loss") == pytest.approx(values(tmp_path / "one", 3, "eval_loss"), abs=2e-3)
-    assert values(tmp_path / "two", 3, "grad_norm") == pytest.approx(values(tmp_path / "one", 3, "grad_norm"), rel=1e-2)
+    assert logged(tmp_path / "two", 3, "loss") == pytest.approx(logged(tmp_path / "one", 3, "loss"), abs=2e-4)
+    assert logged(tmp_path / "two", 3, "eval_loss") == pytest.approx(logged(tmp_path / "one", 3, "eval_loss"), abs=2e-3)
+    assert logged(tmp_path / "two", 3, "grad_norm") == pytest.approx(logged(tmp_path / "one", 3, "grad_norm"), rel=1e-2)
 
 
 def test_muon_resumes_to_the_same_losses(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
@@ -235,7 +217,7 @@ def test_muon_resumes_to_the_same_losses(checkpoint: Path, annotation: Path, tmp
     cut.mkdir()
     shutil.copytree(whole / "checkpoint-3", cut / "checkpoint-3")
     finetune(recipe(checkpoint, annotation, cut, optimizer="muon", ctc_weight=0.2), resume=True)
-    assert values(cut, 4, "loss") == pytest.approx(values(whole, 4, "loss"), abs=1e-6)
+    assert logged(cut, 4, "loss") == pytest.approx(logged(whole, 4, "loss"), abs=1e-6)
     start, end = weights(whole / "final"), weights(cut / "final")
     assert all(torch.allclose(start[name], end[name], atol=1e-6) for name in start)
 
@@ -292,7 +274,7 @@ def test_a_folder_with_snapshots_is_resumed_or_left_alone(checkpoint: Path, anno
 
 def test_the_last_snapshot_is_measured_too(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     finetune(recipe(checkpoint, annotation, tmp_path / "run", steps=3, save_every=2))
-    assert len(values(tmp_path / "run", 3, "eval_loss")) == 2
+    assert len(logged(tmp_path / "run", 3, "eval_loss")) == 2
 
 
 def test_a_word_error_rate_needs_transcripts(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:

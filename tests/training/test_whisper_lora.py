@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +14,7 @@ from export import export_bundle
 from runtime import Engine, GenerationConfig
 from runtime.audio import load_audio
 from runtime.errors import CheckpointError, ConfigError, ParityError
+from tests.runs import write_noises
 from training import ModelConfig, load
 from training.checkpoint import load_whisper, open_checkpoint, save
 from training.config import LoraConfig, load_config
@@ -60,14 +60,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def annotation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    entries = []
-    for i, text in enumerate(("one", "two three")):
-        soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(8000 + 4000 * i), 16000)
-        entries.append({"path": f"{i}.wav", "text": text, "task": "asr"})
-    (folder / "annotation.json").write_text(json.dumps({"annotation": entries}))
-    return folder / "annotation.json"
+    return write_noises(tmp_path_factory.mktemp("data"), ("one", "two three"))
 
 
 def recipe(checkpoint: Path, annotation: Path, out: Path, parts: TrainedParts, **changes: Any) -> Recipe:

@@ -5,7 +5,7 @@ import argparse
 from runtime.config import AudioConfig
 from runtime.errors import CheckpointError
 from training.config import load_config
-from training.data.annotation import Problem, check_entry, read_annotation
+from training.data.annotation import Entry, Problem, part_usable, read_annotation
 from training.data.report import describe, draw
 
 
@@ -39,15 +39,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _check(arguments: argparse.Namespace) -> str:
     config = load_config(arguments.checkpoint)
     problems: list[Problem] = []
-    count = 0
+    usable: list[Entry] = []
     for file in arguments.annotation:
-        entries, broken = read_annotation(file, arguments.prefix)
-        problems += broken
-        count += len(entries) + len(broken)
-        for entry in entries:
-            if reason := check_entry(entry, config.prompt, config.audio):
-                problems.append(Problem(entry.dataset, entry.index, reason))
-    lines = [*map(str, problems), f"{count - len(problems)} of {count} entries can be used"]
+        entries, malformed = read_annotation(file, arguments.prefix)
+        good, bad = part_usable(entries, config.prompt, config.audio)
+        usable += good
+        problems += [*malformed, *bad]
+    lines = [*map(str, problems), f"{len(usable)} of {len(usable) + len(problems)} entries can be used"]
     if problems:
         raise CheckpointError("\n".join(lines))
     return lines[-1]

@@ -1,6 +1,7 @@
 """The published annotation JSON: what each recording is, and what is wrong with it. Nothing is replaced in silence."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,15 @@ def check_entry(entry: Entry, prompts: PromptConfig, audio: AudioConfig, needs_t
     if needs_text and not entry.text.strip():
         return "the text is empty"
     return check_recordings(entry, audio)
+
+
+def part_usable(
+    entries: Sequence[Entry], prompts: PromptConfig, audio: AudioConfig
+) -> tuple[list[Entry], list[Problem]]:
+    """Entries that can be used, and the others with their reason."""
+    reasons = [check_entry(entry, prompts, audio) for entry in entries]
+    usable = [entry for entry, reason in zip(entries, reasons, strict=True) if not reason]
+    return usable, [Problem(e.dataset, e.index, reason) for e, reason in zip(entries, reasons, strict=True) if reason]
 
 
 def check_recordings(entry: Entry, audio: AudioConfig) -> str:

@@ -19,8 +19,6 @@ from training.data.recordings import load_recording
 from training.features import Features, States, collate
 from training.model import SalmonnModel
 
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class FeatureCache:
     """One file per recording: encoder states while both encoders are frozen, else spectrograms.
@@ -33,15 +31,17 @@ class FeatureCache:
         folder: may hold the caches of several models.
         model: its encoders' `requires_grad` says what is frozen.
         augment: of the run.
-        precision: of the run, in which states are computed.
+        dtype: of the run's products, in which states are computed.
 
     Raises:
         ConfigError: the augmentation changes what would be kept.
     """
 
-    def __init__(self, folder: str | Path, model: SalmonnModel, augment: Augmentation, precision: str = "fp32") -> None:
+    def __init__(
+        self, folder: str | Path, model: SalmonnModel, augment: Augmentation, dtype: torch.dtype = torch.float32
+    ) -> None:
         self._model = model
-        self._precision = precision
+        self._dtype = dtype
         self.holds_states = not any(parameter.requires_grad for parameter in _encoders(model).parameters())
         if augment.changes_waveform or (augment.mask_p and self.holds_states):
             kept = "encoder states" if self.holds_states else "spectrograms"
@@ -77,8 +77,8 @@ class FeatureCache:
         features = self._model.features(load_recording(entry, self._model.config.audio))
         if not self.holds_states:
             return features
-        device, dtype = self._model.device, AUTOCAST[self._precision]
-        with torch.no_grad(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        device = self._model.device
+        with torch.no_grad(), torch.autocast(device.type, self._dtype, enabled=self._dtype != torch.float32):
             states = self._model.encode_states(collate([features]).to(device))
         return States(states.speech[0], None if states.audio is None else states.audio[0])
 
@@ -87,7 +87,7 @@ class FeatureCache:
         settings = {"audio": to_dict(config.audio), "window": to_dict(config.qformer.window)}
         if self.holds_states:
             encoders = {name: to_dict(getattr(config, name)) for name in ("whisper", "beats", "whisper_lora")}
-            settings |= encoders | {"precision": self._precision}
+            settings |= encoders | {"dtype": str(self._dtype)}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         digest.update(str(self._model.beats is not None).encode())
         if self.holds_states:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler
 from runtime.config import PromptConfig
 from runtime.errors import CheckpointError
 from runtime.prompt import PromptIds, prompt_ids, task_prompt
-from training.data.annotation import Entry, Problem, check_entry, read_annotation
+from training.data.annotation import Entry, Problem, part_usable, read_annotation
 from training.data.augment import augment_audio, mask_features, noise_files
 from training.data.cache import FeatureCache
 from training.data.config import Augmentation, DataConfig, DataSet
@@ -98,13 +98,10 @@ def load_entries(
         if found and not wanted:
             tasks = ", ".join(sorted({entry.task for entry in found}))
             raise CheckpointError(f"{data_set.annotation} has no entry of {data_set.tasks}; its tasks are {tasks}")
-        for entry in wanted:
-            reason = check_entry(entry, model.prompts, model.config.audio)
-            if reason:
-                problems.append(Problem(entry.dataset, entry.index, reason))
-            else:
-                entries.append(entry)
-                weights.append(data_set.weight)
+        usable, unusable = part_usable(wanted, model.prompts, model.config.audio)
+        entries += usable
+        weights += [data_set.weight] * len(usable)
+        problems += unusable
     if problems and data.on_broken == "stop":
         shown = "\n".join(map(str, problems[:20]))
         raise CheckpointError(f"{len(problems)} entries cannot be used (data.on_broken=skip goes on without):\n{shown}")

@@ -34,7 +34,11 @@ LOSSES_DO_NOT_DEPEND_ON = (
 )
 DAY_S = 24 * 60 * 60
 _log = logging.getLogger(__name__)
-COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of a frozen LLM
+COMPUTE_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}  # of products, and of a frozen LLM
 
 
 def finetune(recipe: Recipe, resume: bool = False) -> Path:
@@ -141,7 +145,7 @@ def _dataset(
     cache = None
     if recipe.data.cache:
         model.to(arguments.device)
-        cache = FeatureCache(recipe.data.cache, model, recipe.augment, recipe.run.precision)
+        cache = FeatureCache(recipe.data.cache, model, recipe.augment, COMPUTE_DTYPES[recipe.run.precision])
         rank, processes = arguments.process_index, arguments.world_size
         cache.fill(entries[rank::processes], progress=rank == 0)
         PartialState().wait_for_everyone()
