@@ -152,7 +152,7 @@ def _measure_encoders(
 def _features(source: Checkpoint, config: AudioConfig, audio: Audio) -> dict[str, F32]:
     """Batched input of each encoder."""
     frames = whisper_frames(len(audio.pcm), config, source.config.qformer.window)
-    features = {"whisper": log_mel(audio.pcm, config.n_mels, 2 * frames)[None]}
+    features = {"whisper": log_mel(audio.pcm, config, 2 * frames)[None]}
     if source.config.beats:
         features["beats"] = fbank(audio.pcm, config)[None]
     return features

@@ -21,6 +21,9 @@ class AudioConfig:
     # "padded": zeros up to max_s, as all published checkpoints expect. "trimmed": only as many Whisper frames as the
     # audio fills, rounded up to whole Q-Former windows: an approximation, unless the checkpoint was trained so.
     window: Literal["padded", "trimmed"] = "padded"
+    # The log-mel is floored 8 below this. None: below the recording's own maximum, as Whisper does it; before a stream
+    # ends, it is not known.
+    log_mel_max: float | None = None
     fbank_mean: float = 15.41663  # BEATs' normalisation: (fbank - mean) / scale (microsoft/unilm, beats/BEATs.py)
     fbank_scale: float = 2 * 6.55582
 
@@ -48,6 +51,49 @@ class WindowConfig:
     def count(self, total_frames: int) -> int:
         """Number of windows in `total_frames` encoder frames (a tail that fills no window is dropped)."""
         return max(0, (total_frames - self.frames) // self.stride + 1)
+
+
+BEATS_PATCH_FRAMES = 8  # Whisper frames (20 ms) that one of BEATs' patches (160 ms) lasts
+
+
+@dataclass(frozen=True)
+class Block:
+    """How a recording is cut for block-causal encoders: a frame sees its own block and some frames before that."""
+
+    size: int  # Whisper frames, 20 ms each
+    lookback: int  # frames in front of the block that its frames see
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What block-causal encoders were trained for, beside hearing a recording at once."""
+
+    sizes: tuple[int, ...]  # frames of a block, ascending
+    lookbacks: tuple[int, ...]  # frames of a look-back, ascending
+
+    def __post_init__(self) -> None:
+        for name, values in (("sizes", self.sizes), ("lookbacks", self.lookbacks)):
+            if not values or list(values) != sorted(set(values)) or values[0] < 1:
+                raise ConfigError(f"streaming.{name} is {values}; expected numbers of frames, at least 1, ascending")
+            wrong = [value for value in values if value % BEATS_PATCH_FRAMES]
+            if wrong:
+                raise ConfigError(f"streaming.{name} has {wrong[0]}; expected multiples of {BEATS_PATCH_FRAMES} frames")
+
+    def check(self, audio: AudioConfig, window: WindowConfig) -> None:
+        """Whether a model with these settings can hear in blocks.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        if window.frames != window.stride:
+            raise ConfigError(f"streaming needs Q-Former windows side by side, but their stride is {window.stride}")
+        wrong = [size for size in self.sizes if size % window.frames]
+        if wrong:
+            raise ConfigError(
+                f"streaming.sizes has {wrong[0]}, which is no multiple of the {window.frames} window frames"
+            )
+        if audio.window != "trimmed" or audio.log_mel_max is None:
+            raise ConfigError("streaming needs audio.window 'trimmed' and audio.log_mel_max, e.g. 1.5")
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class AudioEncoder:
     def features(self, pcm: F32) -> tuple[F32, F32 | None]:
         """log-mel [n_mels, 2 T] and, for BEATs, the filter bank [F, 128]."""
         frames = whisper_frames(len(pcm), self._audio, self._window)
-        mel = log_mel(pcm, self._audio.n_mels, 2 * frames)
+        mel = log_mel(pcm, self._audio, 2 * frames)
         return mel, fbank(pcm, self._audio) if "beats" in self.graphs else None
 
     def speech(self, mel: F32) -> F32:

@@ -45,20 +45,31 @@ def beats_tokens(samples: int) -> int:
     return FBANK_BINS // BEATS_PATCH * ((1 + (samples - FBANK_LENGTH) // HOP) // BEATS_PATCH)
 
 
-def log_mel(pcm: F32, n_mels: int, frames: int) -> F32:
-    """Whisper's log-mel spectrogram of `pcm` [N], padded with zeros (or cut) to `frames` hops: [n_mels, frames]."""
-    length = frames * HOP
-    samples = np.zeros(length)
-    samples[: len(pcm)] = pcm[:length]
-    padded = np.pad(samples, N_FFT // 2, mode="reflect")
+def log_mel(pcm: F32, config: AudioConfig, frames: int, first: int = 0, end: int | None = None) -> F32:
+    """Whisper's log-mel spectrogram of `pcm` [N], padded with zeros (or cut) to `frames` hops: [n_mels, frames].
+
+    With `first` and `end` only these hops are computed: [n_mels, end - first].
+    """
+    end = frames if end is None else end
     # Hops after the audio's end are exact zeros: their power is not computed but known.
-    active = min(frames, (len(pcm) + N_FFT // 2) // HOP + 1)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][:active]
-    power = np.abs(np.fft.rfft(windows * _hann(N_FFT))) ** 2  # [active, N_FFT // 2 + 1]
-    mel = np.full((n_mels, frames), -10.0)  # log10 of the floor 1e-10
-    mel[:, :active] = np.log10(np.maximum(power @ _slaney_filters(n_mels), 1e-10)).T
-    mel = np.maximum(mel, mel.max() - 8.0)
-    return np.asarray((mel + 4.0) / 4.0, np.float32)
+    active = max(0, min(end, (len(pcm) + N_FFT // 2) // HOP + 1) - first)
+    mel = np.full((config.n_mels, end - first), -10.0)  # log10 of the floor 1e-10
+    if active:
+        half = N_FFT // 2
+        samples = _reflected(pcm, first * HOP - half, (first + active - 1) * HOP + half, frames * HOP)
+        windows = np.lib.stride_tricks.sliding_window_view(samples, N_FFT)[::HOP]
+        power = np.abs(np.fft.rfft(windows * _hann(N_FFT))) ** 2  # [active, N_FFT // 2 + 1]
+        mel[:, :active] = np.log10(np.maximum(power @ _slaney_filters(config.n_mels), 1e-10)).T
+    maximum = mel.max() if config.log_mel_max is None else config.log_mel_max
+    return np.asarray((np.maximum(mel, maximum - 8.0) + 4.0) / 4.0, np.float32)
+
+
+def _reflected(pcm: F32, first: int, end: int, length: int) -> F64:
+    """Samples `first` to `end` of `pcm`, which is padded with zeros (or cut) to `length` and mirrored at both ends."""
+    inside = np.zeros(max(0, min(end, length) - max(first, 0)))
+    heard = pcm[max(first, 0) : min(end, length)]
+    inside[: len(heard)] = heard
+    return np.pad(inside, (max(0, -first), max(0, end - length)), mode="reflect")
 
 
 def fbank(pcm: F32, config: AudioConfig) -> F32:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.config import Block
+from training.blocks import attended
 from training.config import BeatsConfig
 
 FBANK_BINS = 128
@@ -27,12 +29,13 @@ class BeatsEncoder(nn.Module):
         self.post_extract_proj = nn.Linear(config.patch_dim, config.dim)
         self.encoder = BeatsLayers(config)
 
-    def forward(self, fbank: Tensor, frames: Tensor | None = None) -> Tensor:
+    def forward(self, fbank: Tensor, frames: Tensor | None = None, block: Block | None = None) -> Tensor:
         """Encode a batch.
 
         Args:
             fbank: [B, F, 128], normalised.
             frames: [B] valid frames of each row; None if all are. A padded row gives what it gives alone.
+            block: a state sees nothing after its own block; there is one state for each of Whisper's frames.
 
         Returns:
             [B, 8 * (F // 16), dim]; states past a row's end are zeros.
@@ -40,8 +43,8 @@ class BeatsEncoder(nn.Module):
         patches = self.patch_embedding(fbank[:, None]).flatten(2).transpose(1, 2)  # [B, T, patch_dim], time-major
         x = self.post_extract_proj(self.layer_norm(patches))
         if frames is None or bool((frames == fbank.shape[1]).all()):
-            return self.encoder(x, None)
-        return self.encoder(x, valid_positions(self.count_tokens(frames), x.shape[1]))
+            return self.encoder(x, None, block)
+        return self.encoder(x, valid_positions(self.count_tokens(frames), x.shape[1]), block)
 
     def count_tokens(self, frames: Tensor) -> Tensor:
         """Tokens of recordings of `frames` [B] filter-bank frames."""
@@ -66,18 +69,32 @@ class BeatsLayers(nn.Module):
         self.layer_norm = nn.LayerNorm(config.dim)
         self.layers = nn.ModuleList(BeatsLayer(config) for _ in range(config.layers))
 
-    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None, block: Block | None = None) -> Tensor:
         """[B, T, dim], valid [B, T] or None -> [B, T, dim]."""
         length = x.shape[1]
         if valid is not None:
             x = x * valid[..., None]
-        positions = self.pos_conv(x.transpose(1, 2))[..., :length].transpose(1, 2)
-        x = self.layer_norm(x + F.gelu(positions))
+        x = self.layer_norm(x + F.gelu(self.positions(x, block)))
         bias = self.position_bias(length)
-        mask = None if valid is None else torch.where(valid, 0.0, -torch.inf).to(x.dtype)[:, None, None, :]
+        keys = attended(length, valid, block, x.device)
+        mask = None if keys is None else torch.where(keys, 0.0, -torch.inf).to(x.dtype)
         for layer in self.layers:
             x = layer(x, bias, mask)
         return x if valid is None else x * valid[..., None]
+
+    def positions(self, x: Tensor, block: Block | None) -> Tensor:
+        """The convolution [B, T, dim] -> [B, T, dim]; with blocks each hears zeros where the next one would be."""
+        x = x.transpose(1, 2)
+        if block is None:
+            return self.pos_conv(x)[..., : x.shape[2]].transpose(1, 2)
+        half, size = self.config.conv_pos // 2, block.size
+        count = -(-x.shape[2] // size)
+        pieces = F.pad(x, (half, count * size - x.shape[2])).unfold(
+            2, half + size, size
+        )  # [B, dim, count, half + size]
+        pieces = F.pad(pieces.transpose(1, 2).flatten(0, 1), (0, half))
+        heard = F.conv1d(pieces, self.pos_conv.weight, self.pos_conv.bias, groups=self.pos_conv.groups)[..., :size]
+        return heard.unflatten(0, (-1, count)).transpose(2, 3).flatten(1, 2)[:, : x.shape[2]]
 
     def position_bias(self, length: int) -> Tensor:
         """[heads, length, length]: depends on key - query only."""
@@ -99,7 +116,7 @@ class BeatsLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.dim)
 
     def forward(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, T, dim], bias [heads, T, T], mask [B, 1, 1, T] or None -> [B, T, dim]."""
+        """[B, T, dim], bias [heads, T, T], mask [B or 1, 1, T or 1, T] or None -> [B, T, dim]."""
         x = self.self_attn_layer_norm(self.alpha * x + self.self_attn(x, bias, mask))
         return self.final_layer_norm(self.alpha * x + self.fc2(F.gelu(self.fc1(x))))
 
@@ -118,7 +135,7 @@ class BeatsAttention(nn.Module):
         self.grep_a = nn.Parameter(torch.ones(1, config.heads, 1, 1))
 
     def forward(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, T, dim], bias [heads, T, T], mask [B, 1, 1, T] or None -> [B, T, dim]."""
+        """[B, T, dim], bias [heads, T, T], mask [B or 1, 1, T or 1, T] or None -> [B, T, dim]."""
         q, k, v = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.config import AudioConfig, PromptConfig, WindowConfig
+from runtime.config import AudioConfig, BlockConfig, PromptConfig, WindowConfig
 from runtime.errors import CheckpointError, ConfigError
 from runtime.schema import from_dict, to_dict
 
@@ -109,6 +109,7 @@ class ModelConfig:
     audio: AudioConfig = field(default_factory=AudioConfig)
     lora: LoraConfig | None = None  # on the LLM
     whisper_lora: LoraConfig | None = None  # on Whisper's encoder
+    streaming: BlockConfig | None = None  # encoders that were trained to hear in blocks, too
     sources: Sources = field(default_factory=Sources)
     name: str = "salmonn"
     format_version: int = FORMAT_VERSION
@@ -123,6 +124,8 @@ class ModelConfig:
             raise ConfigError(f"audio.max_s takes {frames} frames, whisper.max_frames is {self.whisper.max_frames}")
         if self.qformer.window.frames > frames:
             raise ConfigError(f"a Q-Former window of {self.qformer.window.frames} frames does not fit into {frames}")
+        if self.streaming:
+            self.streaming.check(self.audio, self.qformer.window)
         for key in ("model_type", "hidden_size", "vocab_size"):
             if key not in self.llm:
                 raise ConfigError(f"llm has no {key!r}; it must be the LLM's config.json")

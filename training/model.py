@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from runtime.audio import Audio, AudioSource, load_audio
-from runtime.config import GenerationConfig, PromptConfig
+from runtime.config import Block, GenerationConfig, PromptConfig
 from runtime.errors import ConfigError
 from runtime.features import fbank, log_mel, whisper_frames
 from runtime.prompt import PromptIds, choose_prompt, prompt_ids
@@ -62,35 +62,35 @@ class SalmonnModel(nn.Module):
         """Read audio by this model's policy."""
         return load_audio(source, sample_rate, min_s=self.config.audio.min_s, max_s=self.config.audio.max_s)
 
-    def encode(self, audio: Audio) -> Tensor:
-        """Audio embeddings of one recording: [1, N, llm_dim]."""
-        return self.encode_batch([audio])[0]
+    def encode(self, audio: Audio, block: Block | None = None) -> Tensor:
+        """Audio embeddings of one recording, heard at once or in blocks: [1, N, llm_dim]."""
+        return self.encode_batch([audio], block)[0]
 
-    def encode_batch(self, audios: Sequence[Audio]) -> list[Tensor]:
+    def encode_batch(self, audios: Sequence[Audio], block: Block | None = None) -> list[Tensor]:
         """Audio embeddings of several recordings, each [1, N, llm_dim], each as if it were alone."""
-        return self.fuse(self.states(collate([self.features(audio) for audio in audios])))
+        return self.fuse(self.states(collate([self.features(audio) for audio in audios]), block))
 
     def features(self, audio: Audio) -> Features:
         """Spectrograms of one recording."""
         frames = whisper_frames(len(audio.pcm), self.config.audio, self.config.qformer.window)
-        mel = torch.from_numpy(log_mel(audio.pcm, self.config.audio.n_mels, 2 * frames))
+        mel = torch.from_numpy(log_mel(audio.pcm, self.config.audio, 2 * frames))
         return Features(mel, torch.from_numpy(fbank(audio.pcm, self.config.audio)) if self.beats is not None else None)
 
-    def states(self, features: FeatureBatch | StateBatch) -> StateBatch:
+    def states(self, features: FeatureBatch | StateBatch, block: Block | None = None) -> StateBatch:
         """Encoder states on the model's device, computed if they are not there already."""
         on_device = features.to(self.device)
-        return on_device if isinstance(on_device, StateBatch) else self.encode_states(on_device)
+        return on_device if isinstance(on_device, StateBatch) else self.encode_states(on_device, block)
 
-    def hear_speech(self, batch: FeatureBatch) -> StateBatch:
+    def hear_speech(self, batch: FeatureBatch, block: Block | None = None) -> StateBatch:
         """States of Whisper alone."""
-        return StateBatch(self.whisper(batch.log_mel, batch.frames), batch.frames, None, batch.fbank_frames)
+        return StateBatch(self.whisper(batch.log_mel, batch.frames, block), batch.frames, None, batch.fbank_frames)
 
-    def encode_states(self, batch: FeatureBatch) -> StateBatch:
+    def encode_states(self, batch: FeatureBatch, block: Block | None = None) -> StateBatch:
         """States of both encoders."""
-        heard = self.hear_speech(batch)
+        heard = self.hear_speech(batch, block)
         if self.beats is None or batch.fbank is None:
             return heard
-        audio = self.beats(batch.fbank, batch.fbank_frames)
+        audio = self.beats(batch.fbank, batch.fbank_frames, block)
         return replace(heard, audio=audio, audio_tokens=self.beats.count_tokens(batch.fbank_frames))
 
     def fuse(self, states: StateBatch) -> list[Tensor]:
@@ -136,10 +136,11 @@ class SalmonnModel(nn.Module):
         question: str | None = None,
         config: GenerationConfig | None = None,
         sample_rate: int | None = None,
+        block: Block | None = None,
     ) -> list[int]:
         """Token ids of the answer, by transformers' own greedy or beam search. The reference; slow."""
         text = choose_prompt(self.prompts, task, prompt, question)
-        embeds = self.embed_prompt(self.encode(self.load_audio(audio, sample_rate)), text)
+        embeds = self.embed_prompt(self.encode(self.load_audio(audio, sample_rate), block), text)
         return self.generate_from(embeds, config or GenerationConfig())
 
     @torch.inference_mode()
@@ -198,7 +199,8 @@ class SalmonnModel(nn.Module):
         logits = self.llm(
             inputs_embeds=nn.utils.rnn.pad_sequence(rows, batch_first=True),
             attention_mask=mask.long(),
-            logits_to_keep=mask.shape[1] - first,  # none in front of the first answer
+            # None in front of the first answer. By index: of a slice, the product would copy the weights per row.
+            logits_to_keep=torch.arange(first, mask.shape[1], device=self.device),
         ).logits
         wanted = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)[:, -logits.shape[1] :]
         return logits[:, :-1].flatten(0, 1).float(), wanted[:, 1:].flatten()

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.config import Block
+from training.blocks import attended
 from training.config import LoraConfig, WhisperConfig
 from training.lora import add_lora
 
@@ -35,10 +37,12 @@ class WhisperEncoder(nn.Module):
         self.layers = nn.ModuleList(WhisperLayer(config) for _ in range(config.layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, log_mel: Tensor, frames: Tensor | None = None) -> Tensor:
+    def forward(self, log_mel: Tensor, frames: Tensor | None = None, block: Block | None = None) -> Tensor:
         """[B, n_mels, 2 T] -> [B, T, d_model]; T up to the rows of the position table (1500).
 
         `frames` [B] is how many of the T each row has, if not all: a row padded with zeros gives what it gives alone.
+        With `block` a frame attends to its own block and the look-back. The convolutions stay as they are: the last
+        frame of a block hears 12.5 ms of the next one.
         """
         valid = None
         if frames is not None and bool((frames != log_mel.shape[2] // 2).any()):
@@ -48,7 +52,7 @@ class WhisperEncoder(nn.Module):
             x = x * valid.repeat_interleave(2, dim=1)[:, None, :]
         x = F.gelu(self.conv2(x)).transpose(1, 2)
         x = x + self.embed_positions.weight[: x.shape[1]]
-        keys = None if valid is None else valid[:, None, None, :]
+        keys = attended(x.shape[1], valid, block, x.device)
         for layer in self.layers:
             x = layer(x, keys)
         return self.layer_norm(x)
@@ -66,7 +70,7 @@ class WhisperLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """[B, T, d_model], keys to attend to [B, 1, 1, T] or None for all -> [B, T, d_model]."""
+        """[B, T, d_model], keys to attend to [B or 1, 1, T or 1, T] or None for all -> [B, T, d_model]."""
         x = x + self.self_attn(self.self_attn_layer_norm(x), keys)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
@@ -83,7 +87,7 @@ class WhisperAttention(nn.Module):
         self.out_proj = nn.Linear(config.d_model, config.d_model)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """[B, T, d_model], keys to attend to [B, 1, 1, T] or None for all -> [B, T, d_model]."""
+        """[B, T, d_model], keys to attend to [B or 1, 1, T or 1, T] or None for all -> [B, T, d_model]."""
         q, k, v = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)

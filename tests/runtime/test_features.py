@@ -42,7 +42,7 @@ def test_log_mel_is_whispers(extractor: WhisperFeatureExtractor, samples: int, l
     pcm = noise(samples, level)
     # The numpy path of the original computes in float64, as ours does.
     expected = extractor._np_extract_fbank_features(np.pad(pcm, (0, WINDOW - samples))[None], device="cpu")[0]
-    found = log_mel(pcm, extractor.feature_size, 3000)
+    found = log_mel(pcm, AudioConfig(n_mels=extractor.feature_size), 3000)
     assert found.dtype == np.float32
     assert found.shape == expected.shape == (extractor.feature_size, 3000)
     assert np.abs(found - expected).max() <= 1e-4
@@ -51,7 +51,7 @@ def test_log_mel_is_whispers(extractor: WhisperFeatureExtractor, samples: int, l
 def test_log_mel_of_speech_is_the_whole_extractors(extractor: WhisperFeatureExtractor, speech: Path) -> None:
     pcm = load_audio(speech).pcm
     expected = extractor(pcm, sampling_rate=16000, return_tensors="np").input_features[0]
-    assert np.abs(log_mel(pcm, extractor.feature_size, 3000) - expected).max() <= 1e-4
+    assert np.abs(log_mel(pcm, AudioConfig(n_mels=extractor.feature_size), 3000) - expected).max() <= 1e-4
 
 
 @pytest.mark.parametrize("frames", [34, 102, 2992])
@@ -59,16 +59,18 @@ def test_trimmed_log_mel_is_whispers_of_the_shorter_window(extractor: WhisperFea
     pcm = noise(frames * 160 - 77, 0.3)
     padded = np.pad(pcm, (0, frames * 160 - len(pcm)))
     expected = extractor._np_extract_fbank_features(padded[None], device="cpu")[0]
-    assert np.abs(log_mel(pcm, extractor.feature_size, frames) - expected).max() <= 1e-4
+    assert np.abs(log_mel(pcm, AudioConfig(n_mels=extractor.feature_size), frames) - expected).max() <= 1e-4
 
 
 def test_log_mel_cuts_what_is_longer_than_the_window() -> None:
     pcm = noise(WINDOW + 5000, 0.3)
-    assert np.array_equal(log_mel(pcm, 80, 3000), log_mel(pcm[:WINDOW], 80, 3000))
+    assert np.array_equal(log_mel(pcm, AudioConfig(), 3000), log_mel(pcm[:WINDOW], AudioConfig(), 3000))
 
 
 def test_log_mel_of_silence_is_the_floor() -> None:
-    assert np.array_equal(log_mel(np.zeros(16_000, np.float32), 80, 3000), np.full((80, 3000), -1.5, np.float32))
+    assert np.array_equal(
+        log_mel(np.zeros(16_000, np.float32), AudioConfig(), 3000), np.full((80, 3000), -1.5, np.float32)
+    )
 
 
 # fbank

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 import torch
 
-from runtime.audio import F32, Audio, load_audio
+from runtime.audio import F32, SAMPLE_RATE, Audio, load_audio
 from runtime.errors import ConfigError
 from training.data.config import Augmentation
 from training.features import Features
@@ -18,9 +18,19 @@ NOISE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 HOPS_PER_S = 100  # both spectrograms have a frame every 10 ms
 
 
-def augment_audio(audio: Audio, settings: Augmentation, rng: np.random.Generator, noises: Sequence[Path] = ()) -> Audio:
-    """Noise from `noises`, Gaussian noise and gain, each with its probability. The samples stay float32."""
+def augment_audio(
+    audio: Audio, settings: Augmentation, rng: np.random.Generator, noises: Sequence[Path] = (), max_s: float = 30.0
+) -> Audio:
+    """Pauses, noise from `noises`, Gaussian noise and gain, each with its probability. The samples stay float32.
+
+    Pauses are shorter where the recording would become longer than `max_s`.
+    """
     pcm: F32 = audio.pcm
+    if settings.pause_p and rng.random() < settings.pause_p:
+        room = max(0, round(max_s * SAMPLE_RATE) - len(pcm))
+        front, behind = (rng.uniform(0, settings.pause_s, 2) * SAMPLE_RATE).astype(int)
+        front = min(front, room)
+        pcm = np.pad(pcm, (front, min(behind, room - front)))
     if noises and rng.random() < settings.noise_files_p:
         noise = _piece(load_audio(noises[int(rng.integers(len(noises)))], max_s=LONGEST_NOISE_S).pcm, len(pcm), rng)
         pcm = mix(pcm, noise, rng.uniform(settings.noise_files_low_db, settings.noise_files_high_db))

@@ -46,6 +46,8 @@ class FeatureCache:
         if augment.changes_waveform or (augment.mask_p and self.holds_states):
             kept = "encoder states" if self.holds_states else "spectrograms"
             raise ConfigError(f"data.cache keeps {kept}, which augment would change: turn one of them off")
+        if self.holds_states and model.config.streaming:
+            raise ConfigError("data.cache keeps encoder states, but streaming draws new blocks each time: turn one off")
         self._folder = Path(folder) / self._key()
 
     def fill(self, entries: Sequence[Entry], progress: bool = False) -> None:

@@ -37,6 +37,8 @@ class DataConfig:
 class Augmentation:
     """What is done to recordings while training. A probability of 0 turns a kind off."""
 
+    pause_p: float = 0.0  # silence in front and behind, each of up to so many seconds, as a stream has it
+    pause_s: float = 1.5
     noise_p: float = 0.0  # Gaussian noise of an amplitude between the two
     noise_low: float = 0.001
     noise_high: float = 0.015
@@ -52,7 +54,7 @@ class Augmentation:
     masks: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("noise_p", "gain_p", "noise_files_p", "mask_p"):
+        for name in ("pause_p", "noise_p", "gain_p", "noise_files_p", "mask_p"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)}; a probability is from 0 to 1")
         for low, high in (("noise_low", "noise_high"), ("noise_files_low_db", "noise_files_high_db")):
@@ -61,11 +63,12 @@ class Augmentation:
         if self.noise_files_p and not self.noise_files:
             raise ConfigError("augment.noise_files_p without noise_files: name recordings of noise or a folder of them")
 
-        for name, least in (("mask_bins", 1), ("masks", 0), ("mask_time_s", 0), ("gain_db", 0), ("noise_low", 0)):
+        least_of = {"mask_bins": 1, "masks": 0, "mask_time_s": 0, "gain_db": 0, "noise_low": 0, "pause_s": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)}; it must be at least {least}")
 
     @property
     def changes_waveform(self) -> bool:
         """Whether spectrograms differ from one epoch to the next."""
-        return bool(self.noise_p or self.gain_p or self.noise_files_p)
+        return bool(self.pause_p or self.noise_p or self.gain_p or self.noise_files_p)

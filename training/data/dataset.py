@@ -73,7 +73,9 @@ class SpeechDataset(Dataset[Example]):
 
     def _features(self, entry: Entry, rng: np.random.Generator) -> Features:
         audio = load_recording(entry, self._model.config.audio)
-        return self._model.features(augment_audio(audio, self._augment, rng, self._noises) if self._augment else audio)
+        if self._augment:
+            audio = augment_audio(audio, self._augment, rng, self._noises, self._model.config.audio.max_s)
+        return self._model.features(audio)
 
     def _prompt(self, prompts: PromptConfig, entry: Entry, rng: random.Random) -> str:
         text = task_prompt(prompts, entry.task, rng if self._multi_prompt else None)

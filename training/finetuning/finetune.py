@@ -32,6 +32,7 @@ from training.qlora import hold_in_4_bits
 LOSSES_DO_NOT_DEPEND_ON = (
     *("out", "workers", "log_every", "save_every", "save_dtype", "metric", "answered", "tensorboard"),
 )
+LOG_MEL_MAX = 1.5  # log10 of a loud voice's mel power; the same number as Voxtral Realtime's
 DAY_S = 24 * 60 * 60
 _log = logging.getLogger(__name__)
 COMPUTE_DTYPES = {
@@ -125,6 +126,9 @@ def _model(recipe: Recipe, device: torch.device) -> SalmonnModel:
             raise ConfigError(f"{recipe.checkpoint} has adapters on Whisper; leave out whisper_lora to train those")
         add_lora(model.whisper, recipe.whisper_lora, "whisper_lora")
         model.config = replace(model.config, whisper_lora=recipe.whisper_lora)
+    if recipe.streaming:
+        audio = replace(model.config.audio, log_mel_max=model.config.audio.log_mel_max or LOG_MEL_MAX)
+        model.config = replace(model.config, audio=audio, streaming=recipe.streaming)
     if recipe.quantize_llm:
         hold_in_4_bits(model.llm, dtype, device)
     choose_parts(model, recipe.train)

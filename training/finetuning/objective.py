@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.blocks import draw_block
 from training.data.dataset import Batch
 from training.features import FeatureBatch, StateBatch
 from training.finetuning.recipe import RunConfig
@@ -51,9 +52,11 @@ class TrainedModel(nn.Module):
         return {"loss": loss / tokens, **parts}
 
     def _states(self, features: FeatureBatch | StateBatch) -> StateBatch:
+        streaming = self.model.config.streaming
+        block = draw_block(streaming) if streaming and self.training else None
         if self.answer_weight or isinstance(features, StateBatch):
-            return self.model.states(features)
-        return self.model.hear_speech(features.to(self.model.device))
+            return self.model.states(features, block)
+        return self.model.hear_speech(features.to(self.model.device), block)
 
     def _ctc_loss(self, states: StateBatch, batch: Batch) -> Tensor:
         """Sum over the rows that have a transcript."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
+from runtime.config import BlockConfig
 from runtime.errors import ConfigError
 from runtime.schema import from_dict
 from training.config import LoraConfig
@@ -78,6 +79,9 @@ class Recipe:
     train: TrainedParts = field(default_factory=TrainedParts)
     augment: Augmentation = field(default_factory=Augmentation)
     whisper_lora: LoraConfig | None = None  # new adapters for a checkpoint that has none on Whisper
+    streaming: BlockConfig | None = (
+        None  # train the encoders to hear in blocks, too; what the checkpoint has if left out
+    )
     quantize_llm: Literal["nf4"] | None = None  # hold the frozen LLM in 4 bits while training (QLoRA)
 
     def __post_init__(self) -> None:
