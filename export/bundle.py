@@ -33,6 +33,7 @@ from runtime.bundle import (
     file_sha256,
     manifest_bytes,
 )
+from runtime.config import AudioConfig
 from runtime.errors import BundleError, CheckpointError, ConfigError
 from runtime.tokenizer import Tokenizer
 from training.checkpoint import Checkpoint, load_qformer, open_checkpoint
@@ -145,17 +146,18 @@ def _builders(
     """Part -> its file and how to build it."""
     config, parts = source.config, source.parts
     linear = ENCODER_LINEARS[options.encoder_precision]
+    blocks = config.streaming is not None
     dtype = FLOAT16 if options.target == "cuda" else FLOAT
     whisper, llm = source.merged_whisper(), source.merged_llm()
     builders: dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]] = {
-        "whisper": ("whisper.onnx", lambda weights: build_whisper(config.whisper, whisper, weights, linear))
+        "whisper": ("whisper.onnx", lambda weights: build_whisper(config.whisper, whisper, weights, linear, blocks))
     }
     beats = config.beats
     if beats is not None:
         frames = round(config.audio.max_s * SAMPLE_RATE) // 160
         builders["beats"] = (
             "beats.onnx",
-            lambda weights: build_beats(beats, parts["beats"], weights, linear, frames),
+            lambda weights: build_beats(beats, parts["beats"], weights, linear, frames, blocks),
         )
     builders["qformer"] = (
         "qformer.onnx",
@@ -211,7 +213,7 @@ def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, Grap
         format_version=FORMAT_VERSION,
         manifest_sha256="",
         target=options.target,
-        audio=replace(config.audio, window=options.window or config.audio.window),
+        audio=_audio(source, options),
         window=config.qformer.window,
         prompt=config.prompt,
         llm=llm,
@@ -231,7 +233,15 @@ def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, Grap
         ),
         graphs=graphs,
         files=_files(folder),
+        streaming=config.streaming,
     )
+
+
+def _audio(source: Checkpoint, options: ExportOptions) -> AudioConfig:
+    audio = replace(source.config.audio, window=options.window or source.config.audio.window)
+    if source.config.streaming:
+        source.config.streaming.check(audio, source.config.qformer.window)
+    return audio
 
 
 def _max_length(source: Checkpoint, options: ExportOptions) -> int:

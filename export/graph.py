@@ -18,6 +18,8 @@ IR_VERSION = 10
 PAGE = 4096  # external data is memory-mapped; a tensor that starts on a page needs no copy
 INLINE_BYTES = 4096  # smaller tensors stay in the .onnx: a page each would be waste
 
+END = 2**31 - 1  # of a slice: up to the end, whatever the size
+
 Array = npt.NDArray[Any]
 FLOAT, FLOAT16, INT32, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64
 NUMPY_TYPES = {FLOAT: np.float32, FLOAT16: np.float16}
@@ -141,6 +143,16 @@ class GraphBuilder:
             opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
         )
         path.write_bytes(model.SerializeToString())
+
+
+def with_past(graph: GraphBuilder, layer: int, dim: int, key: str, value: str) -> tuple[str, str]:
+    """An encoder layer's keys and values [1, T, dim] behind those of the past: [1, P + T, dim], outputs, too."""
+    joined = []
+    for kind, new in (("key", key), ("value", value)):
+        past = graph.input(f"past_{kind}.{layer}", [1, "past", dim])
+        joined += graph.named_op([f"present_{kind}.{layer}"], "Concat", past, new, axis=1)
+        graph.direct_output(joined[-1], [1, "past_and_present", dim])
+    return joined[0], joined[1]
 
 
 def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -20,6 +20,7 @@ from runtime.audio import SAMPLE_RATE, Audio, load_audio
 from runtime.bundle import Bundle, open_bundle
 from runtime.check import GOLDEN, GOLDEN_TOKENS, save_golden
 from runtime.config import AudioConfig
+from runtime.encoder import hear_speech
 from runtime.errors import ParityError
 from runtime.features import fbank, log_mel, whisper_frames
 from runtime.onnx_decoder import OnnxDecoder
@@ -220,7 +221,10 @@ def greedy_path(decoder: OnnxDecoder, inputs_embeds: F32) -> tuple[list[int], F3
 
 def _run_graph(bundle: Bundle, name: str, *inputs: F32) -> F32:
     graph = load_graph(bundle, name, "cpu", usable_cores())
-    output: F32 = graph.run(**{spec.name: array for spec, array in zip(graph.spec.inputs, inputs, strict=True)})
+    if name == "whisper":
+        return hear_speech(graph, inputs[0][0])[None]
+    names = [spec.name for spec in graph.spec.inputs if spec not in graph.spec.past]
+    output: F32 = graph.run(**dict(zip(names, inputs, strict=True)))
     return output
 
 

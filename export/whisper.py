@@ -1,8 +1,8 @@
-"""Whisper's encoder as a graph."""
+"""Whisper's encoder as a graph: of a whole recording, or of a block that follows others."""
 
 import numpy as np
 
-from export.graph import MICROSOFT, GraphBuilder, WeightFile
+from export.graph import END, INT64, MICROSOFT, GraphBuilder, WeightFile, with_past
 from export.quantize import Linear, to_numpy
 from training.config import WhisperConfig
 from training.tensors import LazyTensors
@@ -10,8 +10,15 @@ from training.tensors import LazyTensors
 EPS = 1e-5
 
 
-def build_whisper(config: WhisperConfig, tensors: LazyTensors, weights: WeightFile, linear: Linear) -> GraphBuilder:
-    """log_mel [1, n_mels, 2 T] -> speech [1, T, d_model], any T up to the position table."""
+def build_whisper(
+    config: WhisperConfig, tensors: LazyTensors, weights: WeightFile, linear: Linear, blocks: bool = False
+) -> GraphBuilder:
+    """log_mel [1, n_mels, 2 T] -> speech [1, T, d_model], any T up to the position table.
+
+    With `blocks` the T frames come behind `start` others. log_mel [1, n_mels, 2 T + 2] then has the hop before and the
+    hop after them (zeros where there is none), past_conv is the first convolution's last step, past_key.N and
+    past_value.N [1, P, d_model] are what layer N sees of the past; present_... are the same with the T frames added.
+    """
     graph = GraphBuilder("whisper", weights)
 
     def w(name: str) -> str:
@@ -20,17 +27,22 @@ def build_whisper(config: WhisperConfig, tensors: LazyTensors, weights: WeightFi
     def norm(x: str, name: str) -> str:
         return graph.op("LayerNormalization", x, w(f"{name}.weight"), w(f"{name}.bias"), epsilon=EPS)
 
+    padding = [0, 0] if blocks else [1, 1]
     x = graph.input("log_mel", [1, config.n_mels, "mel_frames"])
-    for conv, stride in (("conv1", 1), ("conv2", 2)):
-        x = graph.op("Conv", x, w(f"{conv}.weight"), w(f"{conv}.bias"), pads=[1, 1], strides=[stride])
-        x = graph.op("Gelu", x)
+    x = graph.op("Gelu", graph.op("Conv", x, w("conv1.weight"), w("conv1.bias"), pads=padding))
+    if blocks:
+        x = graph.op("Concat", graph.input("past_conv", [1, config.d_model, 1]), x, axis=2)
+        last = graph.op("Slice", x, graph.ints(-1), graph.ints(END), graph.ints(2))
+        graph.output(last, "present_conv", [1, config.d_model, 1])
+    x = graph.op("Gelu", graph.op("Conv", x, w("conv2.weight"), w("conv2.bias"), pads=padding, strides=[2]))
     x = graph.op("Transpose", x, perm=[0, 2, 1])
-    positions = graph.op("Slice", w("embed_positions.weight"), graph.ints(0), graph.dim(x, 1), graph.ints(0))
-    x = graph.op("Add", x, positions)
+    start = graph.input("start", [1], INT64) if blocks else graph.ints(0)
+    end = graph.op("Add", start, graph.dim(x, 1))
+    x = graph.op("Add", x, graph.op("Slice", w("embed_positions.weight"), start, end, graph.ints(0)))
     for i in range(config.layers):
         prefix = f"layers.{i}."
         h = norm(x, f"{prefix}self_attn_layer_norm")
-        x = graph.op("Add", x, _attention(graph, h, f"{prefix}self_attn.", config, tensors, linear))
+        x = graph.op("Add", x, _attention(graph, h, i, config, tensors, linear, blocks))
         h = norm(x, f"{prefix}final_layer_norm")
         h = graph.op("Gelu", _linear(graph, h, f"{prefix}fc1", tensors, linear))
         x = graph.op("Add", x, _linear(graph, h, f"{prefix}fc2", tensors, linear))
@@ -39,9 +51,10 @@ def build_whisper(config: WhisperConfig, tensors: LazyTensors, weights: WeightFi
 
 
 def _attention(
-    graph: GraphBuilder, x: str, prefix: str, config: WhisperConfig, tensors: LazyTensors, linear: Linear
+    graph: GraphBuilder, x: str, layer: int, config: WhisperConfig, tensors: LazyTensors, linear: Linear, blocks: bool
 ) -> str:
     """The three projections as one product, then fused attention."""
+    prefix = f"layers.{layer}.self_attn."
     weight = np.concatenate([to_numpy(tensors[f"{prefix}{p}_proj.weight"]()) for p in "qkv"])
     bias = np.concatenate(
         [
@@ -52,6 +65,8 @@ def _attention(
     )
     qkv = linear(graph, x, f"{prefix}qkv_proj", weight, bias)
     q, k, v = graph.op_n(3, "Split", qkv, axis=2, num_outputs=3)
+    if blocks:
+        k, v = with_past(graph, layer, config.d_model, k, v)
     attended = graph.op("MultiHeadAttention", q, k, v, domain=MICROSOFT, num_heads=config.heads)
     return _linear(graph, attended, f"{prefix}out_proj", tensors, linear)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from runtime.config import AudioConfig, PromptConfig, WindowConfig
+from runtime.config import AudioConfig, BlockConfig, PromptConfig, WindowConfig
 from runtime.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
 from runtime.schema import from_dict, to_dict
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
 _OWN_HASH = re.compile(rb'("manifest_sha256":\s*)"[0-9a-f]{64}"')
@@ -37,6 +37,16 @@ class GraphSpec:
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def result(self) -> str:
+        """Name of the output that is not kept for the next run."""
+        return next(spec.name for spec in self.outputs if not spec.name.startswith("present_"))
+
+    @property
+    def past(self) -> tuple[TensorSpec, ...]:
+        """What it is given of earlier runs: the KV of an LLM, and of an encoder that hears in blocks."""
+        return tuple(spec for spec in self.inputs if spec.name.startswith("past_"))
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ class Manifest:
     provenance: Provenance
     graphs: dict[str, GraphSpec]  # whisper, beats (if any), qformer, llm
     files: dict[str, FileSpec]  # every file but bundle.json
-    streaming: tuple[str, ...] = ()  # modes beyond re-encoding a growing window
+    streaming: BlockConfig | None = None  # encoders that also hear in blocks; None: recordings at once only
 
 
 @dataclass(frozen=True)
@@ -162,11 +172,13 @@ def _read_manifest(folder: Path) -> Manifest:
     version = data.get("format_version") if isinstance(data, dict) else None
     if not isinstance(version, int):
         raise BundleError(f"{path} has no format_version; it is not a bundle's manifest")
-    if version < 1:
-        raise BundleError(f"{path} has format_version {version}; the first one is 1")
+    if version < FORMAT_VERSION:
+        raise BundleVersionError(
+            f"{path} has format_version {version}, this salmonrun reads {FORMAT_VERSION}: export the checkpoint again"
+        )
     if version > FORMAT_VERSION:
         raise BundleVersionError(
-            f"{path} has format_version {version}, this salmonrun reads up to {FORMAT_VERSION}: update salmonrun"
+            f"{path} has format_version {version}, this salmonrun reads {FORMAT_VERSION}: update salmonrun"
         )
     try:
         manifest = from_dict(Manifest, data, str(path), complete=True)
@@ -235,6 +247,14 @@ def _check_consistency(manifest: Manifest, folder: Path) -> None:
     hears = any(spec.name == "audio" for spec in manifest.graphs["qformer"].inputs)
     if hears != ("beats" in manifest.graphs):
         raise BundleError(f"{folder}/{MANIFEST}: the qformer graph's inputs and the beats graph do not fit together")
+    if manifest.streaming:
+        try:
+            manifest.streaming.check(manifest.audio, manifest.window)
+        except ConfigError as error:
+            raise BundleError(f"{folder}/{MANIFEST}: {error}") from error
+    for name in ("whisper", "beats"):
+        if name in manifest.graphs and bool(manifest.graphs[name].past) != bool(manifest.streaming):
+            raise BundleError(f"{folder}/{MANIFEST}: streaming and the inputs of the {name} graph do not fit together")
     buffers = [spec for spec in manifest.graphs["llm"].inputs if spec.name.startswith("past_")]
     expected = ("batch", llm.kv_heads, "capacity", llm.head_dim)
     if len(buffers) != 2 * llm.layers or any(spec.dims != expected for spec in buffers):

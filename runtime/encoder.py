@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
 from runtime.audio import F32, Audio
 from runtime.bundle import Bundle
 from runtime.features import beats_tokens, fbank, log_mel, whisper_frames
@@ -22,8 +24,8 @@ class AudioEncoder:
     """The three encoder graphs of a bundle."""
 
     def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
-        self._audio = bundle.manifest.audio
-        self._window = bundle.manifest.window
+        self.audio = bundle.manifest.audio
+        self.window = bundle.manifest.window
         self.graphs: dict[str, Graph] = {
             name: load_graph(bundle, name, device, threads)
             for name in ("whisper", "beats", "qformer")
@@ -40,21 +42,20 @@ class AudioEncoder:
 
     def count(self, samples: int) -> int:
         """Audio embeddings that a recording of so many samples yields."""
-        frames = whisper_frames(samples, self._audio, self._window)
+        frames = whisper_frames(samples, self.audio, self.window)
         if "beats" in self.graphs:
             frames = max(frames, beats_tokens(samples))
-        return self._window.count(frames) * self._window.num_queries
+        return self.window.count(frames) * self.window.num_queries
 
     def features(self, pcm: F32) -> tuple[F32, F32 | None]:
         """log-mel [n_mels, 2 T] and, for BEATs, the filter bank [F, 128]."""
-        frames = whisper_frames(len(pcm), self._audio, self._window)
-        mel = log_mel(pcm, self._audio, 2 * frames)
-        return mel, fbank(pcm, self._audio) if "beats" in self.graphs else None
+        frames = whisper_frames(len(pcm), self.audio, self.window)
+        mel = log_mel(pcm, self.audio, 2 * frames)
+        return mel, fbank(pcm, self.audio) if "beats" in self.graphs else None
 
     def speech(self, mel: F32) -> F32:
         """Whisper states [T, d_model]."""
-        states: F32 = self.graphs["whisper"].run(log_mel=mel[None])[0]
-        return states
+        return hear_speech(self.graphs["whisper"], mel)
 
     def sounds(self, bank: F32) -> F32:
         """BEATs states [tokens, dim]."""
@@ -66,3 +67,13 @@ class AudioEncoder:
         inputs = {"speech": speech[None]} if audio is None else {"speech": speech[None], "audio": audio[None]}
         embeds: F32 = self.graphs["qformer"].run(**inputs)[0]
         return embeds
+
+
+def hear_speech(graph: Graph, mel: F32) -> F32:
+    """Whisper states [T, d_model] of a whole log-mel spectrogram [n_mels, 2 T]."""
+    states: F32
+    if graph.spec.past:  # it takes the neighbouring hops as well, of which there are none
+        states = graph.run(log_mel=np.pad(mel, ((0, 0), (1, 1)))[None], start=np.zeros(1, np.int64))[0]
+    else:
+        states = graph.run(log_mel=mel[None])[0]
+    return states

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -60,10 +60,21 @@ class Graph:
     session: onnxruntime.InferenceSession
     spec: GraphSpec
 
-    def run(self, **inputs: F32) -> F32:
-        """Run a graph with one float32 output."""
-        outputs: list[F32] = self.session.run([self.spec.outputs[0].name], inputs)
+    def run(self, **inputs: npt.NDArray[Any]) -> F32:
+        """The graph's result on its own: an encoder that hears in blocks has heard nothing before."""
+        outputs: list[F32] = self.session.run([self.spec.result], inputs | self.nothing_past())
         return outputs[0]
+
+    def run_on(self, past: dict[str, F32], **inputs: npt.NDArray[Any]) -> tuple[F32, dict[str, F32]]:
+        """The graph's result behind what `past` has kept, and what there is to keep now."""
+        names = [self.spec.result, *(spec.name.replace("past_", "present_") for spec in self.spec.past)]
+        result, *present = self.session.run(names, inputs | past)
+        return result, dict(zip(past, present, strict=True))
+
+    def nothing_past(self) -> dict[str, F32]:
+        """What has been kept before the first block: zeros, and no keys and values."""
+        shapes = {spec.name: tuple(dim if isinstance(dim, int) else 0 for dim in spec.dims) for spec in self.spec.past}
+        return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
     @property
     def providers(self) -> list[str]:
@@ -82,7 +93,7 @@ def load_graph(bundle: Bundle, name: str, device: Device, threads: int) -> Graph
     path = bundle.path(spec.file)
     try:
         session = onnxruntime.InferenceSession(
-            str(path), _session_options(threads), providers=_providers(device), enable_fallback=0
+            str(path), session_options(threads), providers=_providers(device), enable_fallback=0
         )
     except Exception as error:  # onnxruntime raises many types, all derived from Exception
         raise BundleError(f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {error}") from error
@@ -97,7 +108,8 @@ def _providers(device: Device) -> list[str]:
     return ["CUDAExecutionProvider", "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
 
 
-def _session_options(threads: int) -> onnxruntime.SessionOptions:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options of every session: `threads` for one run, errors alone in the log, no spinning."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
