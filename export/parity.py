@@ -19,13 +19,14 @@ from transformers import PreTrainedModel
 from runtime.audio import SAMPLE_RATE, Audio, load_audio
 from runtime.bundle import Bundle, open_bundle
 from runtime.check import GOLDEN, GOLDEN_TOKENS, save_golden
-from runtime.config import AudioConfig
-from runtime.encoder import hear_speech
+from runtime.config import AudioConfig, Block, BlockConfig
+from runtime.encoder import AudioEncoder, hear_speech
 from runtime.errors import ParityError
 from runtime.features import fbank, log_mel, whisper_frames
 from runtime.onnx_decoder import OnnxDecoder
 from runtime.prompt import PromptIds, prompt_ids
 from runtime.session import load_graph, usable_cores
+from runtime.streaming.block_encoder import FRAME, BlockEncoder
 from runtime.tokenizer import Tokenizer
 from training.checkpoint import Checkpoint, load_beats, load_llm, load_qformer, load_whisper
 
@@ -33,6 +34,7 @@ F32 = npt.NDArray[np.float32]
 PARITY = "parity.json"
 EXACT_TOLERANCE = 1e-4  # max abs difference of an fp32 bundle, for activations of order one
 ROUNDING = 2e-5  # relative error that float32 rounding alone reaches where attention is peaked
+BLOCKS_COMPARED = 4  # of each size
 GOLDEN_PROMPT = "Describe the recording."
 
 
@@ -107,6 +109,8 @@ def _measure(
     source: Checkpoint, bundle: Bundle, audio: Audio, budget: float | None, progress: Callable[[str], None]
 ) -> Parity:
     stages, got_embeds, reference_embeds = _measure_encoders(source, bundle, audio, progress)
+    if bundle.manifest.streaming:
+        stages |= _measure_blocks(source, bundle, bundle.manifest.streaming, audio)
     progress("llm")
     ran = _run_llm(bundle, got_embeds, reference_embeds)
     window = None
@@ -137,7 +141,7 @@ def _measure_encoders(
     """Errors of the encoder stages, and the audio embeddings [N, dim] of the bundle's own chain and of PyTorch's."""
     reference: dict[str, F32] = {}
     got: dict[str, F32] = {}
-    features = _features(source, bundle.manifest.audio, audio)
+    features = _features(source, bundle.manifest.audio, audio.pcm)
     for part in features:
         progress(part)
         got[part] = _run_graph(bundle, part, features[part])
@@ -150,12 +154,33 @@ def _measure_encoders(
     return stages, _run_graph(bundle, "qformer", *got.values())[0], embeds[0]
 
 
-def _features(source: Checkpoint, config: AudioConfig, audio: Audio) -> dict[str, F32]:
+def _measure_blocks(source: Checkpoint, bundle: Bundle, trained: BlockConfig, audio: Audio) -> dict[str, StageError]:
+    """The audio embeddings of blocks, encoded one after the other, against PyTorch's masked single pass."""
+    encoder = AudioEncoder(bundle, "cpu", usable_cores())
+    whisper, qformer = load_whisper(source), load_qformer(source)
+    beats = load_beats(source) if source.config.beats else None
+    longest = round(source.config.audio.max_s * SAMPLE_RATE)
+    stages = {}
+    for block in (Block(trained.sizes[0], trained.lookbacks[0]), Block(trained.sizes[-1], trained.lookbacks[-1])):
+        wanted = BLOCKS_COMPARED * block.size * FRAME
+        pcm = np.resize(audio.pcm, min(max(wanted, len(audio.pcm)), longest))
+        features = {name: torch.from_numpy(a) for name, a in _features(source, bundle.manifest.audio, pcm).items()}
+        with torch.inference_mode():
+            speech = whisper(features["whisper"], None, block)
+            sounds = beats(features["beats"], None, block) if beats else None
+            reference = qformer(speech, sounds)[0].numpy()
+        blocks = BlockEncoder(encoder, block)
+        got = np.concatenate([*blocks.encode(pcm), *blocks.finish(pcm)])
+        stages[f"blocks of {block.size} after {block.lookback}"] = StageError.between(got, reference)
+    return stages
+
+
+def _features(source: Checkpoint, config: AudioConfig, pcm: F32) -> dict[str, F32]:
     """Batched input of each encoder."""
-    frames = whisper_frames(len(audio.pcm), config, source.config.qformer.window)
-    features = {"whisper": log_mel(audio.pcm, config, 2 * frames)[None]}
+    frames = whisper_frames(len(pcm), config, source.config.qformer.window)
+    features = {"whisper": log_mel(pcm, config, 2 * frames)[None]}
     if source.config.beats:
-        features["beats"] = fbank(audio.pcm, config)[None]
+        features["beats"] = fbank(pcm, config)[None]
     return features
 
 
@@ -166,7 +191,7 @@ def _reference_states(source: Checkpoint, part: str, features: F32) -> F32:
 
 def _reference_embeds(source: Checkpoint, config: AudioConfig, audio: Audio) -> F32:
     """PyTorch's audio embeddings [N, dim] under other feature settings than the bundle's."""
-    states = [_reference_states(source, part, array) for part, array in _features(source, config, audio).items()]
+    states = [_reference_states(source, part, array) for part, array in _features(source, config, audio.pcm).items()]
     embeds: F32 = _run_module(load_qformer(source), *states)[0]
     return embeds
 

@@ -6,8 +6,8 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from runtime.audio import Audio, load_audio
-from runtime.config import GenerationConfig, Limits
-from runtime.engine import Engine, Heard, Result
+from runtime.config import GenerationConfig, Limits, TranscribeConfig
+from runtime.engine import Engine
 from runtime.errors import (
     AudioError,
     BundleError,
@@ -17,6 +17,12 @@ from runtime.errors import (
     PromptError,
     SalmonrunError,
 )
+from runtime.heard import Heard
+from runtime.result import Result
+from runtime.streaming.config import EndpointConfig, StreamConfig
+from runtime.streaming.segment import Segment
+from runtime.streaming.stream import Stream, Update
+from runtime.streaming.transcribe import TranscriptInfo
 
 __version__ = "0.1.0"
 
@@ -27,6 +33,7 @@ __all__ = [
     "CapacityError",
     "ConfigError",
     "DeviceError",
+    "EndpointConfig",
     "Engine",
     "GenerationConfig",
     "Heard",
@@ -34,5 +41,11 @@ __all__ = [
     "PromptError",
     "Result",
     "SalmonrunError",
+    "Segment",
+    "Stream",
+    "StreamConfig",
+    "TranscribeConfig",
+    "TranscriptInfo",
+    "Update",
     "load_audio",
 ]

@@ -3,6 +3,8 @@
 import io
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,14 +85,13 @@ def load_audio(
     if isinstance(source, np.ndarray):
         samples, rate, channels = _from_array(source, sample_rate)
     else:
-        if sample_rate is not None:
-            raise AudioError(f"sample_rate={sample_rate} was given with a file, which carries its own; leave it out")
-        samples, rate, channels = _from_file(source, max_s)
+        samples, rate, channels = _from_file(source, sample_rate, max_s)
     return _prepare(samples, rate, channels, min_s, max_s)
 
 
 def _prepare(samples: npt.NDArray[np.float64], rate: int, channels: int, min_s: float, max_s: float | None) -> Audio:
-    _refuse_unusable(samples)
+    refuse_empty(len(samples))
+    refuse_unusable(samples)
     source_s = len(samples) / rate
     _refuse_longer(source_s, max_s)
     notes = [f"channel 0 of {channels} is used"] if channels > 1 else []
@@ -120,20 +121,51 @@ def _resample(samples: npt.NDArray[np.float64], rate: int) -> npt.NDArray[np.flo
 
 
 def _from_array(array: npt.NDArray[Any], rate: int | None) -> tuple[npt.NDArray[np.float64], int, int]:
+    rate = check_array(array, rate)
+    return to_full_scale(array), rate, 1
+
+
+def check_array(array: npt.NDArray[Any], rate: int | None) -> int:
+    """The rate of an array that can be PCM.
+
+    Raises:
+        AudioError: no or an absurd rate, a wrong shape or dtype.
+    """
     if rate is None:
         raise AudioError("an array needs sample_rate=, e.g. sample_rate=16000; without it the pitch would be a guess")
     if not 1000 <= rate <= 768_000:
         raise AudioError(f"sample_rate is {rate}; expected 1000 to 768000 Hz")
     if array.ndim != 1:
         raise AudioError(f"the array has shape {array.shape}; expected [N], one channel: pass array[:, 0] or array[0]")
-    if array.dtype == np.int16:
-        return array.astype(np.float64) / 32768, rate, 1
-    if array.dtype not in (np.float32, np.float64):
+    if array.dtype not in (np.int16, np.float32, np.float64):
         raise AudioError(f"the array has dtype {array.dtype}; expected float32 (full scale 1.0) or int16")
-    return array.astype(np.float64), rate, 1
+    return rate
 
 
-def _from_file(source: str | os.PathLike[str] | bytes, max_s: float | None) -> tuple[npt.NDArray[np.float64], int, int]:
+def to_full_scale(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Float or int16 PCM [N] as float64, full scale 1.0."""
+    return array.astype(np.float64) / (32768 if array.dtype == np.int16 else 1)
+
+
+def _from_file(
+    source: str | os.PathLike[str] | bytes, rate: int | None, max_s: float | None
+) -> tuple[npt.NDArray[np.float64], int, int]:
+    with open_audio_file(source, rate) as file:
+        _refuse_longer(file.frames / file.samplerate, max_s)
+        frames = file.read(dtype="float64", always_2d=True)
+        return frames[:, 0] if file.channels else frames.ravel(), file.samplerate, file.channels
+
+
+@contextmanager
+def open_audio_file(source: str | os.PathLike[str] | bytes, rate: int | None = None) -> Iterator[soundfile.SoundFile]:
+    """Open a path or the bytes of a file; what goes wrong while it is read becomes an AudioError, too.
+
+    Raises:
+        AudioError: not audio, or a `rate` is given, which files carry themselves.
+        AudioNotFoundError: there is no such file.
+    """
+    if rate is not None:
+        raise AudioError(f"sample_rate={rate} was given with a file, which carries its own; leave it out")
     if not isinstance(source, (str, os.PathLike, bytes)):
         raise AudioError(f"audio is a {type(source).__name__}; expected a path, the bytes of a file, or a numpy array")
     name = "the bytes given" if isinstance(source, bytes) else f"{os.fspath(source)!r}"
@@ -144,9 +176,7 @@ def _from_file(source: str | os.PathLike[str] | bytes, max_s: float | None) -> t
         raise AudioError("the bytes given are empty; expected the content of an audio file")
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            _refuse_longer(file.frames / file.samplerate, max_s)
-            frames = file.read(dtype="float64", always_2d=True)
-            return frames[:, 0] if file.channels else frames.ravel(), file.samplerate, file.channels
+            yield file
     except (soundfile.SoundFileError, UnicodeEncodeError) as error:
         raise AudioError(
             f"{name} is not audio that libsndfile can read ({error}); "
@@ -154,13 +184,20 @@ def _from_file(source: str | os.PathLike[str] | bytes, max_s: float | None) -> t
         ) from error
 
 
-def _refuse_unusable(samples: npt.NDArray[np.float64]) -> None:
-    if not len(samples):
+def refuse_empty(count: int) -> None:
+    """Refuse a recording of no samples."""
+    if not count:
         raise AudioError("the audio is empty (0 samples); expected at least one")
+
+
+def refuse_unusable(samples: npt.NDArray[np.float64], first: int = 0) -> None:
+    """Refuse samples that are not finite, or integers stored as floats; `first` is the number of the first one."""
     if not np.isfinite(samples).all():
         where = int(np.argmin(np.isfinite(samples)))
-        raise AudioError(f"sample {where} is {samples[where]}; expected finite values: clean the recording first")
-    peak = float(np.max(np.abs(samples)))
+        raise AudioError(
+            f"sample {first + where} is {samples[where]}; expected finite values: clean the recording first"
+        )
+    peak = float(np.max(np.abs(samples), initial=0.0))
     if peak > _LARGEST_FLOAT_PEAK:
         raise AudioError(
             f"the largest sample is {peak:.0f}; float PCM lies within 1.0: divide 16-bit values by 32768 or pass int16"

@@ -43,8 +43,8 @@ class Decoder(Protocol[S]):
         """Append one token to each of B slots, of any lengths: [B, V]."""
         ...
 
-    def verify(self, slot: S, token_ids: Sequence[int]) -> F32:
-        """Append k tokens to one slot; the logits after each: [k, V]."""
+    def verify(self, slot: S, token_ids: Sequence[int], last: int | None = None) -> F32:
+        """Append k tokens to one slot; the logits after each [k, V], or after the `last` of them alone."""
         ...
 
     def truncate(self, slot: S, length: int) -> None:

@@ -80,9 +80,10 @@ class OnnxDecoder:
         logits: F32 = self._append(slot, inputs_embeds, [len(inputs_embeds) - 1])[0]
         return logits
 
-    def verify(self, slot: Slot, token_ids: Sequence[int]) -> F32:
-        """Append k tokens; the logits after each [k, V]."""
-        return self._append(slot, self.embed(token_ids), list(range(len(token_ids))))
+    def verify(self, slot: Slot, token_ids: Sequence[int], last: int | None = None) -> F32:
+        """Append k tokens; the logits after each [k, V], or after the `last` of them alone."""
+        count = len(token_ids)
+        return self._append(slot, self.embed(token_ids), list(range(count - (last or count), count)))
 
     def step(self, slots: Sequence[Slot], token_ids: Sequence[int]) -> F32:
         """Append one token to each slot: [B, V]. Neighbouring slots run as one batch."""

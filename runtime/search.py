@@ -43,11 +43,15 @@ def decode_one_by_one(
     config: GenerationConfig,
     stop: StopRules,
     cancelled: Callable[[], bool],
+    said: Sequence[int] = (),
 ) -> Generator[int, None, FinishReason]:
-    """Yield tokens, greedily or sampled, from a prefilled slot and its logits [V]; returns why it ended."""
+    """Yield tokens, greedily or sampled, from a prefilled slot and its logits [V]; returns why it ended.
+
+    `said` is the beginning of the answer that the slot already has.
+    """
     rng = np.random.default_rng(config.seed)
     stop_ids = sorted(stop.token_ids)
-    tokens: list[int] = []
+    tokens: list[int] = list(said)
     while not cancelled():
         scores = process(logits, tokens, config, stop_ids)
         tokens.append(sample(scores, config, rng) if config.do_sample else int(np.argmax(scores)))
@@ -60,6 +64,75 @@ def decode_one_by_one(
             break
         logits = decoder.step([slot], [tokens[-1]])[0]
     return "cancelled"
+
+
+def decode_batch(
+    decoder: Decoder[S],
+    slots: Sequence[S],
+    logits: Sequence[F32],
+    config: GenerationConfig,
+    stop: StopRules,
+    cancelled: Callable[[], bool],
+) -> list[tuple[list[int], FinishReason]]:
+    """Greedy answers of B prefilled slots, of any lengths, and their logits B x [V]: all take a step together.
+
+    Each is what `decode_one_by_one` yields for its slot alone.
+    """
+    stop_ids = sorted(stop.token_ids)
+    answers: list[list[int]] = [[] for _ in slots]
+    reasons: list[FinishReason] = ["cancelled"] * len(slots)
+    running = list(range(len(slots)))
+    while running and not cancelled():
+        for i, scores in zip(running, logits, strict=True):
+            answers[i].append(int(np.argmax(process(scores, answers[i], config, stop_ids))))
+            if stop.reached(answers[i]):
+                reasons[i] = "stop"
+            elif len(answers[i]) == config.max_new_tokens:
+                reasons[i] = "length"
+        running = [i for i in running if reasons[i] == "cancelled"]
+        if running:
+            logits = list(decoder.step([slots[i] for i in running], [answers[i][-1] for i in running]))
+    return list(zip(answers, reasons, strict=True))
+
+
+def decode_drafted(
+    decoder: Decoder[S],
+    slot: S,
+    context: Sequence[int],
+    said: Sequence[int],
+    draft: Sequence[int],
+    config: GenerationConfig,
+    stop: StopRules,
+    cancelled: Callable[[], bool],
+) -> tuple[list[int], FinishReason]:
+    """The greedy answer behind the tokens `context`, given that it begins with `said`; why it ended.
+
+    `draft` is a guess of what follows: one pass verifies it, and decoding goes on where it is wrong. The answer is that
+    of decoding one by one, and so is what the slot holds in the end, but for rounding.
+    """
+    if len(said) >= config.max_new_tokens:
+        return list(said), "length"
+    start = decoder.length(slot) + len(context) + len(said)
+    rows = decoder.verify(slot, [*context, *said, *draft], 1 + len(draft))
+    stop_ids = sorted(stop.token_ids)
+    tokens = list(said)
+    for guess, logits in zip([*draft, None], rows, strict=True):
+        tokens.append(int(np.argmax(process(logits, tokens, config, stop_ids))))
+        if tokens[-1] != guess or stop.reached(tokens) or len(tokens) == config.max_new_tokens:
+            break
+    decoder.truncate(slot, start + len(tokens) - len(said) - 1)
+    if stop.reached(tokens):
+        return tokens, "stop"
+    if len(tokens) == config.max_new_tokens:
+        return tokens, "length"
+    if cancelled():
+        return tokens, "cancelled"
+    search = decode_one_by_one(decoder, slot, decoder.step([slot], tokens[-1:])[0], config, stop, cancelled, tokens)
+    while True:
+        try:
+            tokens.append(next(search))
+        except StopIteration as end:
+            return tokens, end.value
 
 
 @dataclass

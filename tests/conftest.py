@@ -6,10 +6,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-from export.bundle import export_bundle
+from export import ExportOptions, export_bundle
 from runtime import Engine
+from tests.streams import block_causal
+from training.checkpoint import load
 from training.convert import convert_salmonn
 from training.init import init_checkpoint
+from training.model import SalmonnModel
 from training.presets import preset
 
 # The same examples every time, and no limit on how long a busy machine takes for one.
@@ -50,6 +53,24 @@ def tiny_engine(tiny_bundle: Path) -> Engine:
 
 
 @pytest.fixture(scope="session")
+def streaming_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hears in blocks of 0.32 and 0.64 s with 0.32 and 3.2 s before them, and 4 s at once."""
+    folder = tmp_path_factory.mktemp("streaming") / "checkpoint"
+    init_checkpoint(block_causal(max_s=4.0), folder, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def streaming_model(streaming_checkpoint: Path) -> SalmonnModel:
+    return load(streaming_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def streaming_engine(streaming_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine.load(export_bundle(streaming_checkpoint, tmp_path_factory.mktemp("streaming-bundle") / "bundle"))
+
+
+@pytest.fixture(scope="session")
 def golden_checkpoint(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("golden") / "checkpoint"
     salmonn = golden / "salmonn"
@@ -66,3 +87,11 @@ def golden_checkpoint(golden: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def golden_bundle(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(golden_checkpoint, tmp_path_factory.mktemp("golden-bundle") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def demo_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """The checkpoint that comes with the project, exported as `make demo` does it."""
+    bundle = tmp_path_factory.mktemp("demo") / "bundle"
+    options = ExportOptions(encoder_precision="int8", llm_precision="int4")
+    return Engine.load(export_bundle(Path(__file__).parents[1] / "demo" / "checkpoint", bundle, options))

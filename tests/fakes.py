@@ -41,9 +41,9 @@ class FakeDecoder:
         self.calls.append("step")
         return np.concatenate([self._append(slot, self.embed([i])) for slot, i in zip(slots, token_ids, strict=True)])
 
-    def verify(self, slot: Slot, token_ids: Sequence[int]) -> F32:
+    def verify(self, slot: Slot, token_ids: Sequence[int], last: int | None = None) -> F32:
         self.calls.append("verify")
-        return self._append(slot, self.embed(token_ids))
+        return self._append(slot, self.embed(token_ids))[-(last or len(token_ids)) :]
 
     def truncate(self, slot: Slot, length: int) -> None:
         self.calls.append("truncate")

@@ -5,25 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from export import ExportOptions, export_bundle
 from runtime import Engine
 
 DEMO = Path(__file__).parents[1] / "demo"
 ENTRIES = json.loads((DEMO / "recordings" / "annotation.json").read_text())["annotation"]
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    bundle = tmp_path_factory.mktemp("demo") / "bundle"
-    export_bundle(DEMO / "checkpoint", bundle, ExportOptions(encoder_precision="int8", llm_precision="int4"))
-    return Engine.load(bundle)
-
-
 @pytest.mark.parametrize(
     "entry", ENTRIES, ids=lambda entry: f"{Path(entry['path']).stem}-{entry['Q'] or entry['task']}"
 )
-def test_the_demo_answers_right(engine: Engine, entry: dict[str, str]) -> None:
-    result = engine.generate(DEMO / "recordings" / entry["path"], task=entry["task"], question=entry["Q"] or None)
+def test_the_demo_answers_right(demo_engine: Engine, entry: dict[str, str]) -> None:
+    result = demo_engine.generate(DEMO / "recordings" / entry["path"], task=entry["task"], question=entry["Q"] or None)
     assert result.text == entry["text"]
 
 

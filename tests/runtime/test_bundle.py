@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from runtime import Engine
 from runtime.bundle import (
+    FORMAT_VERSION,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     FileSpec,
@@ -262,15 +263,21 @@ def test_manifest_without_a_format_version(bundle: Path, stored: str) -> None:
 
 
 def test_newer_format_is_told_apart_from_damage(bundle: Path) -> None:
-    reseal(bundle, lambda data: data.update(format_version=2, something="new"))
-    with pytest.raises(BundleVersionError, match=r"format_version 2, this salmonrun reads up to 1: update salmonrun"):
+    reseal(bundle, lambda data: data.update(format_version=3, something="new"))
+    with pytest.raises(BundleVersionError, match=r"format_version 3, this salmonrun reads 2: update salmonrun"):
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("version", [0, -1])
-def test_impossible_format_version(bundle: Path, version: int) -> None:
+@pytest.mark.parametrize("version", [1, 0, -1])
+def test_older_and_impossible_formats_are_to_be_exported_again(bundle: Path, version: int) -> None:
     reseal(bundle, lambda data: data.update(format_version=version))
-    with pytest.raises(BundleError, match=rf"format_version {version}"):
+    with pytest.raises(BundleVersionError, match=rf"format_version {version}, this salmonrun reads 2: export"):
+        open_bundle(bundle)
+
+
+def test_streaming_that_the_encoders_cannot_do(bundle: Path) -> None:
+    reseal(bundle, lambda data: data.update(streaming={"sizes": [16], "lookbacks": [16]}))
+    with pytest.raises(BundleError, match="streaming"):
         open_bundle(bundle)
 
 
@@ -467,4 +474,4 @@ def test_manifests_that_contradict_themselves(
 
 def test_another_layout_of_the_same_manifest_is_fine(bundle: Path) -> None:
     resealed(bundle, lambda data: None)
-    assert open_bundle(bundle).manifest.format_version == 1
+    assert open_bundle(bundle).manifest.format_version == FORMAT_VERSION

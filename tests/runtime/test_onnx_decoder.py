@@ -16,7 +16,17 @@ from torch import nn
 
 from export.graph import WeightFile
 from export.llm import LlmShape, build_llm_graph
-from runtime.bundle import Bundle, EmbeddingSpec, FileSpec, GraphSpec, LlmSpec, Manifest, Precision, Provenance
+from runtime.bundle import (
+    FORMAT_VERSION,
+    Bundle,
+    EmbeddingSpec,
+    FileSpec,
+    GraphSpec,
+    LlmSpec,
+    Manifest,
+    Precision,
+    Provenance,
+)
 from runtime.config import AudioConfig, PromptConfig, WindowConfig
 from runtime.decoder import F32
 from runtime.errors import CapacityError
@@ -111,7 +121,7 @@ def write_llm(llm: nn.Module, config: dict[str, Any], folder: Path) -> Bundle:
 
 def bundle_of(folder: Path, llm: LlmSpec, graphs: dict[str, GraphSpec]) -> Bundle:
     manifest = Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         manifest_sha256="",
         target="cpu",
         audio=AudioConfig(),

@@ -85,9 +85,9 @@ class TorchDecoder:
             slot.append(embedding)
         return self._logits(slots)[:, -1]
 
-    def verify(self, slot: list[F32], token_ids: Sequence[int]) -> F32:
+    def verify(self, slot: list[F32], token_ids: Sequence[int], last: int | None = None) -> F32:
         slot.extend(self.embed(token_ids))
-        return self._logits([slot])[0, -len(token_ids) :]
+        return self._logits([slot])[0, -(last or len(token_ids)) :]
 
     def truncate(self, slot: list[F32], length: int) -> None:
         del slot[length:]

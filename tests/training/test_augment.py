@@ -85,3 +85,51 @@ def test_noise_that_is_no_recording_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.wav").write_text("no")
     with pytest.raises(ConfigError, match=r"broken\.wav cannot be read as audio"):
         noise_files(Augmentation(noise_files=(str(tmp_path),), noise_files_p=0.5))
+
+
+# Pauses
+
+
+PAUSES = Augmentation(pause_p=1.0, pause_s=0.5)
+
+
+def test_pauses_are_silence_around_the_recording(audio: Audio) -> None:
+    fronts = []
+    for seed in range(30):
+        pcm = augment_audio(audio, PAUSES, np.random.default_rng(seed)).pcm
+        assert pcm.dtype == np.float32
+        front = int(np.flatnonzero(pcm)[0])
+        behind = len(pcm) - front - len(audio.pcm)
+        assert np.array_equal(pcm[front : front + len(audio.pcm)], audio.pcm)
+        assert not pcm[front + len(audio.pcm) :].any()
+        assert 0 <= front <= 8000
+        assert 0 <= behind <= 8000
+        fronts.append(front)
+    assert min(fronts) < 2000 < 6000 < max(fronts)
+
+
+@pytest.mark.parametrize("max_s", [1.0, 1.2, 1.7])
+def test_pauses_leave_room_in_the_window(audio: Audio, max_s: float) -> None:
+    lengths = [
+        len(augment_audio(audio, PAUSES, np.random.default_rng(seed), max_s=max_s).pcm) for seed in range(30)
+    ]
+    assert max(lengths) <= round(max_s * 16000)
+    assert min(lengths) >= len(audio.pcm)
+    assert max_s == 1.0 or max(lengths) > len(audio.pcm)
+    longer = Audio(np.ones(40_000, np.float32), 16000, 1, 2.5)
+    assert len(augment_audio(longer, PAUSES, np.random.default_rng(0), max_s=2.0).pcm) == 40_000
+
+
+def test_a_seed_repeats_pauses_and_the_probability_counts(audio: Audio) -> None:
+    settings = Augmentation(pause_p=0.5, pause_s=0.5)
+    once, again = (
+        [augment_audio(audio, settings, np.random.default_rng(seed)).pcm for seed in range(40)] for _ in range(2)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
+    assert 10 <= sum(len(pcm) == len(audio.pcm) for pcm in once) <= 30
+
+
+@pytest.mark.parametrize("settings", [{"pause_p": 1.5}, {"pause_p": -0.1}, {"pause_s": -1.0}])
+def test_impossible_pauses_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} is"):
+        Augmentation(**settings)  # type: ignore[arg-type]

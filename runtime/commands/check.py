@@ -1,0 +1,37 @@
+"""`python -m runtime check`: its options, and what it does with them."""
+
+import argparse
+import json
+from dataclasses import asdict
+
+from runtime.check import check
+from runtime.commands.options import add_engine_arguments, load_engine
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    checking = commands.add_parser(
+        "check",
+        help="prove that this machine computes what the exporter did",
+        description="Verify every file's hash, then replay the bundle's golden run and compare logits and tokens.",
+    )
+    add_engine_arguments(checking)
+    checking.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    checking.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Check; 1 if this machine computes something else."""
+    engine = load_engine(arguments)
+    report = check(engine)
+    if arguments.json:
+        print(json.dumps({**asdict(report), "passed": report.passed, "engine": asdict(engine.report())}))
+        return 0 if report.passed else 1
+    print(f"files     every size and sha256 as exported ({len(engine.bundle.manifest.files)} files)")
+    print(f"logits    largest difference {report.logits_difference:.2e}, allowed {report.tolerance:.2e}")
+    print(
+        f"tokens    {report.tokens - len(report.differing)} of {report.tokens} as exported"
+        f" ({report.near_ties} near-ties may differ)"
+    )
+    print("passed" if report.passed else "FAILED: this machine does not compute what the exporter did")
+    return 0 if report.passed else 1

@@ -1,0 +1,156 @@
+"""`python -m runtime stream`: its options, and what it does with them."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+from runtime import EndpointConfig, GenerationConfig, Stream, StreamConfig
+from runtime.commands.options import add_engine_arguments, add_prompt_arguments, load_engine
+from runtime.commands.source import Pcm, Source, at_own_speed, chunks, open_source
+from runtime.commands.stream_view import View, open_view
+from runtime.commands.tally import Tally
+from runtime.errors import ConfigError
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    streaming = commands.add_parser(
+        "stream",
+        help="answer a prompt about audio while it is coming",
+        description="Hear a file, or PCM on standard input as it comes, and write down what is said: on a terminal "
+        "while it is said, what may still change is dimmed; elsewhere a line for each utterance that is over.",
+        epilog="example: arecord -f S16_LE -r 16000 -t raw | python -m runtime stream bundle/ -",
+    )
+    add_engine_arguments(streaming)
+    streaming.add_argument(
+        "file", metavar="FILE", help="wav, flac, ogg or mp3; or -: raw little-endian 16-bit mono PCM on standard input"
+    )
+    streaming.add_argument("--rate", type=int, metavar="HZ", help="of the PCM on standard input (default: 16000)")
+    streaming.add_argument(
+        "--pace",
+        choices=("realtime", "fast"),
+        default="fast",
+        help="realtime: as if it were being recorded now; fast: as it comes (default)",
+    )
+    streaming.add_argument(
+        "--chunk-ms", type=int, default=100, help="milliseconds that are pushed at once, at most (default: 100)"
+    )
+    add_prompt_arguments(streaming)
+    streaming.add_argument("--json", action="store_true", help="print one JSON object a line for each event")
+    _add_stream_arguments(streaming)
+    streaming.set_defaults(run=_run)
+
+
+def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
+    """Fields of StreamConfig."""
+    default = StreamConfig()
+    hearing = parser.add_argument_group("how it is heard", "docs/streaming.md says what these do")
+    hearing.add_argument(
+        "--policy", choices=("auto", "agreement", "block"), default=default.policy, help=f"default: {default.policy}"
+    )
+    hearing.add_argument(
+        "--update-s",
+        type=float,
+        default=default.update_s,
+        help=f"seconds of audio between updates (default: {default.update_s})",
+    )
+    hearing.add_argument("--block-s", type=float, help="one of the bundle's (default: its shortest)")
+    hearing.add_argument("--lookback-s", type=float, help="one of the bundle's (default: its longest)")
+    hearing.add_argument(
+        "--hypotheses",
+        type=int,
+        metavar="N",
+        default=default.hypotheses,
+        help=f"so many must agree on a text before it is stable (default: {default.hypotheses})",
+    )
+    hearing.add_argument(
+        "--hold-back",
+        type=int,
+        metavar="N",
+        default=default.hold_back,
+        help=f"tokens at the end of that which are not stable yet (default: {default.hold_back})",
+    )
+    hearing.add_argument(
+        "--max-lag-s",
+        type=float,
+        metavar="S",
+        help="so many seconds behind real time, updates are left out (default: never)",
+    )
+    ends = hearing.add_mutually_exclusive_group()
+    ends.add_argument("--no-endpoints", action="store_true", help="do not look for utterances: all is one")
+    vad = EndpointConfig().vad
+    ends.add_argument(
+        "--vad", choices=("auto", "silero", "energy"), default=vad, help=f"what tells speech (default: {vad})"
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Push, print, and say how it went."""
+    config = _config(arguments)
+    source = open_source(arguments.file, arguments.rate)
+    pieces = _pieces(source, arguments, whole=config.max_lag_s is not None)
+    engine = load_engine(arguments)
+    view = open_view(sys.stdout, sys.stderr, arguments.json)
+    with engine.stream(
+        task=arguments.task,
+        prompt=arguments.prompt,
+        question=arguments.question,
+        config=config,
+        generation=GenerationConfig(max_new_tokens=arguments.max_new_tokens),
+        sample_rate=source.rate,
+    ) as stream:
+        try:
+            _hear(stream, pieces, source, view)
+        finally:
+            view.close()
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> StreamConfig:
+    if arguments.chunk_ms < 1:
+        raise ConfigError(f"--chunk-ms is {arguments.chunk_ms}; it must be at least 1")
+    return StreamConfig(
+        policy=arguments.policy,
+        update_s=arguments.update_s,
+        block_s=arguments.block_s,
+        lookback_s=arguments.lookback_s,
+        hypotheses=arguments.hypotheses,
+        hold_back=arguments.hold_back,
+        endpoint=None if arguments.no_endpoints else EndpointConfig(vad=arguments.vad),
+        max_lag_s=arguments.max_lag_s,
+    )
+
+
+def _pieces(source: Source, arguments: argparse.Namespace, whole: bool) -> Iterator[Pcm]:
+    """What to push. `whole`: with one push all that is there, for a stream that may leave out updates of it."""
+    size = max(1, source.rate * arguments.chunk_ms // 1000)
+    pieces = source.pieces
+    if arguments.pace == "realtime":
+        pieces = at_own_speed(chunks(pieces, size), source.rate)
+    return pieces if whole else chunks(pieces, size)
+
+
+def _hear(stream: Stream, pieces: Iterator[Pcm], source: Source, view: View) -> None:
+    """All of the stream. An interruption cancels it, and is passed on when what is stable by then was shown."""
+    tally = Tally(stream.policy)
+    try:
+        for pcm in pieces:
+            for update in stream.push(pcm):
+                tally.add(update)
+                view.update(update)
+                if update.segment:
+                    view.utterance(update.segment)
+    except KeyboardInterrupt:
+        stream.cancel()
+        _end(stream, source, view, tally)
+        raise
+    _end(stream, source, view, tally)
+
+
+def _end(stream: Stream, source: Source, view: View, tally: Tally) -> None:
+    result = stream.finish()
+    for segment in stream.segments[tally.utterances :]:  # which ended without an update that was handed out
+        view.utterance(segment)
+    tally.utterances = len(stream.segments)
+    view.result(replace(result, notes=(*source.notes, *result.notes)), tally)

@@ -1,0 +1,59 @@
+"""`python -m runtime transcribe`: its options, and what it does with them."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from runtime import GenerationConfig, Result, SalmonrunError
+from runtime.commands.options import add_engine_arguments, add_prompt_arguments, load_engine
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    transcribe = commands.add_parser(
+        "transcribe",
+        help="answer a prompt about recordings",
+        description="Answer a prompt about each recording: by default, write down what is said.",
+        epilog="example: python -m runtime transcribe bundle/ talk.wav --num-beams 4",
+    )
+    add_engine_arguments(transcribe)
+    transcribe.add_argument("files", nargs="+", metavar="FILE", help="recordings: wav, flac, ogg or mp3")
+    add_prompt_arguments(transcribe)
+    transcribe.add_argument("--num-beams", type=int, default=1, help="beams of the search (default: 1, greedy)")
+    transcribe.add_argument("--json", action="store_true", help="print one JSON object a line, with timings")
+    transcribe.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Answer about file after file; 1 if one of them could not be answered about."""
+    config = GenerationConfig(max_new_tokens=arguments.max_new_tokens, num_beams=arguments.num_beams)
+    task = "asr" if arguments.task is None and arguments.prompt is None else arguments.task
+    engine = load_engine(arguments)
+    failed = 0
+    for file in arguments.files:
+        try:
+            result = engine.generate(
+                file, task=task, prompt=arguments.prompt, question=arguments.question, config=config
+            )
+        except SalmonrunError as error:
+            failed += 1
+            print(f"error: {file}: {error}", file=sys.stderr)
+            continue
+        _print_result(file, result, arguments.json)
+    return 1 if failed else 0
+
+
+def _print_result(file: str, result: Result, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"file": file, **asdict(result)}, ensure_ascii=False), flush=True)
+        return
+    print(f"{file}: {result.text.strip()}", flush=True)
+    timings = result.timings
+    notes = "".join(f"; {note}" for note in result.notes)
+    print(
+        f"  {timings.audio_s:.1f} s of audio in {timings.total_s:.2f} s, first token after {timings.ttft_s:.2f} s, "
+        f"{len(result.token_ids)} tokens, ended by {result.finish_reason}{notes}",
+        file=sys.stderr,
+        flush=True,
+    )

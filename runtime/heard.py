@@ -1,0 +1,80 @@
+"""A recording that was encoded once and is asked about many times."""
+
+import threading
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.answer import answer
+from runtime.audio import Audio
+from runtime.config import GenerationConfig
+from runtime.encoder import Encoded
+from runtime.errors import ClosedError
+from runtime.kv_cache import Slot
+from runtime.prompt import PromptIds
+from runtime.result import Result, drain, empty_result, make_result
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
+
+
+class Heard:
+    """A recording that was encoded once. Ask as often as you like, from several threads if you like."""
+
+    def __init__(self, engine: "Engine", audio: Audio, encoded: Encoded, opening: tuple[int, ...], slot: Slot) -> None:
+        self._engine = engine
+        self._audio = audio
+        self._encoded = encoded
+        self._opening = opening  # ids before the audio that the slot has
+        self._slot = slot  # KV of opening and audio
+
+    def ask(
+        self,
+        prompt: str | None = None,
+        *,
+        task: str | None = None,
+        question: str | None = None,
+        config: GenerationConfig | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Result:
+        """Answer a prompt about the recording, as `Engine.generate` would; only the prompt's text is computed."""
+        return drain(self.ask_iter(prompt, task=task, question=question, config=config, cancel=cancel))
+
+    def ask_iter(
+        self,
+        prompt: str | None = None,
+        *,
+        task: str | None = None,
+        question: str | None = None,
+        config: GenerationConfig | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Generator[str, None, Result]:
+        """Like `ask`, but yields pieces of text as they are decoded. Bad input is refused here."""
+        started = time.perf_counter()
+        self._check_open()
+        config = self._engine.check(config or GenerationConfig())
+        return self._answer(self._engine.prompt_ids(task, prompt, question), config, cancel, started)
+
+    def _check_open(self) -> None:
+        if self._slot.cache.released:
+            raise ClosedError("this recording is closed: ask inside the `with engine.listen(...)` block")
+
+    def _answer(
+        self, ids: PromptIds, config: GenerationConfig, cancel: threading.Event | None, started: float
+    ) -> Generator[str, None, Result]:
+        engine, decoder = self._engine, self._engine.decoder
+        self._check_open()
+        if note := engine.silence(self._audio):
+            return empty_result(self._audio, "stop", note, started)
+        shared = ids.before == self._opening
+        embeds = decoder.embed(ids.after)
+        if not shared:  # text in front of the audio: its KV cannot be reused, its embeddings can
+            embeds = np.concatenate([decoder.embed(ids.before), self._encoded.audio_embeds, embeds])
+        kept = self._slot.length if shared else 0
+        with decoder.open(config.num_beams, kept + len(embeds) + config.max_new_tokens) as slots:
+            decoder.fork(self._slot, slots[0], kept)
+            stops = engine.stop_ids(config)
+            said = yield from answer(decoder, engine.tokenizer, slots, embeds, config, stops, cancel)
+        return make_result(said, self._audio, None, started)

@@ -1,0 +1,105 @@
+"""One prompt about several windows at once."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.audio import SAMPLE_RATE, Audio
+from runtime.config import GenerationConfig
+from runtime.decoder import F32
+from runtime.search import FinishReason, StopRules, decode_batch
+from runtime.streaming.windows import Window
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer about one window."""
+
+    token_ids: list[int]  # as generated, a final stop token included
+    finish_reason: FinishReason
+    notes: tuple[str, ...]
+
+
+class BatchAnswerer:
+    """Asks an engine one prompt about many windows. Answers are, token for token, those of `Engine.generate`.
+
+    Greedy answers are decoded together; with beams or sampling, one after the other.
+    """
+
+    def __init__(
+        self,
+        engine: "Engine",
+        *,
+        task: str | None,
+        prompt: str | None,
+        question: str | None,
+        config: GenerationConfig | None,
+        cancel: threading.Event | None,
+    ) -> None:
+        self.engine = engine
+        self.config = engine.check(config or GenerationConfig())
+        self.stop_ids = engine.stop_ids(self.config)
+        self._prompt = engine.prompt_ids(task, prompt, question)
+        self._cancelled = cancel.is_set if cancel else _never
+        self._alone = partial(
+            engine.generate, task=task, prompt=prompt, question=question, config=self.config, cancel=cancel
+        )
+
+    def check_capacity(self, samples: int) -> None:
+        """Refuse windows of so many samples.
+
+        Raises:
+            CapacityError: prompt and answer would not fit the KV cache.
+        """
+        self.engine.decoder.check_capacity(self._positions(samples))
+
+    def answer(self, windows: Sequence[Window]) -> list[Said]:
+        """One answer for each window; those that a cancellation met have what was decoded until then."""
+        heard = [self.engine.load_audio(window.pcm, SAMPLE_RATE) for window in windows]
+        if self.config.num_beams > 1 or self.config.do_sample:
+            results = [self._alone(audio) for audio in heard]
+            return [Said(result.token_ids, result.finish_reason, result.notes) for result in results]
+        silences = [self.engine.silence(audio) for audio in heard]
+        answers = iter(self._decode([audio for audio, note in zip(heard, silences, strict=True) if not note]))
+        return [
+            Said([], "stop", (*audio.notes, note)) if note else Said(*next(answers), audio.notes)
+            for audio, note in zip(heard, silences, strict=True)
+        ]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, cut before the first stop string."""
+        text = self.engine.tokenizer.decode(token_ids)
+        return text[: min((at for string in self.config.stop_strings if (at := text.find(string)) >= 0), default=None)]
+
+    def _decode(self, heard: Sequence[Audio]) -> list[tuple[list[int], FinishReason]]:
+        """Encode and prefill one after the other, for the graphs of encoders take one; then decode together."""
+        engine = self.engine
+        stop = StopRules(frozenset(self.stop_ids), self.config.stop_strings, engine.tokenizer.decode)
+        longest = max((len(audio.pcm) for audio in heard), default=0)
+        with engine.decoder.open(len(heard), self._positions(longest)) as slots:
+            logits: list[F32] = []
+            for audio, slot in zip(heard, slots, strict=True):
+                if self._cancelled():
+                    return [([], "cancelled")] * len(heard)
+                logits.append(engine.decoder.prefill(slot, self._inputs_embeds(audio)))
+            return decode_batch(engine.decoder, slots, logits, self.config, stop, self._cancelled)
+
+    def _inputs_embeds(self, audio: Audio) -> F32:
+        embed = self.engine.decoder.embed
+        audio_embeds = self.engine.encoder.encode(audio).audio_embeds
+        return np.concatenate([embed(self._prompt.before), audio_embeds, embed(self._prompt.after)])
+
+    def _positions(self, samples: int) -> int:
+        text = len(self._prompt.before) + len(self._prompt.after)
+        return text + self.engine.encoder.count(samples) + self.config.max_new_tokens
+
+
+def _never() -> bool:
+    return False

@@ -1,0 +1,325 @@
+"""A stream: PCM goes in as it comes, a text that grows comes out. `Stream.push` is the path."""
+
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.audio import F32, SAMPLE_RATE
+from runtime.config import GenerationConfig
+from runtime.errors import AudioError, ClosedError, ConfigError
+from runtime.prompt import PromptIds
+from runtime.result import Result, Timings
+from runtime.search import FinishReason
+from runtime.streaming.agreement import LocalAgreement
+from runtime.streaming.block_encoder import FRAME, LOOK_AHEAD
+from runtime.streaming.config import StreamConfig
+from runtime.streaming.endpoint import Endpointer
+from runtime.streaming.pcm import PcmInput
+from runtime.streaming.repetition import repeated
+from runtime.streaming.segment import Segment
+from runtime.streaming.transcript import Transcript
+from runtime.streaming.utterance import Utterance, kv_positions
+from runtime.streaming.vad import VAD_HOP, Vad
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is known at one point of the audio."""
+
+    stable: str  # all text that will not change; it only grows
+    delta: str  # what this update added to it
+    partial: str  # what follows it for now; the next update may say something else
+    audio_s: float  # how much of the stream was heard
+    latency_s: float  # from its last sample being looked at to this update
+    lag_s: float  # how far the stream is behind real time; 0 while it keeps up
+    left_out: int = 0  # updates that this one stands for, because the stream had fallen behind
+    segment: Segment | None = None  # the utterance that ends with this update
+
+
+class Stream:
+    """One audio stream with its own state; see `Engine.stream`. Its methods may be called from several threads."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        ids: PromptIds,
+        generation: GenerationConfig,
+        config: StreamConfig,
+        sample_rate: int,
+        vad: Vad | None,
+    ) -> None:
+        if generation.num_beams > 1 or generation.do_sample or generation.stop_strings:
+            raise ConfigError("a stream decodes greedily, without stop_strings; leave out num_beams and do_sample")
+        self._engine = engine
+        self._ids = ids
+        self._generation = generation
+        self._config = config
+        self._block = config.block(engine.bundle.manifest.streaming)
+        self._interval = _interval(config, self._block.size if self._block else None)  # samples between updates
+        self._vad_name = vad.name if vad else "none"
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        self._input = PcmInput(sample_rate)
+        self._endpointer = Endpointer(config.endpoint, vad.open() if vad else None)
+        self._transcript = Transcript(engine.tokenizer)
+        self._audio = np.empty(round(engine.bundle.manifest.audio.max_s * SAMPLE_RATE), np.float32)  # the utterance's
+        if self._endpointer.margin + VAD_HOP > len(self._audio):
+            longest_s = len(self._audio) / SAMPLE_RATE
+            raise ConfigError(
+                f"endpoint.margin_s is {self._endpointer.margin / SAMPLE_RATE:g}; this model hears {longest_s:g} s at "
+                "once: lower it"
+            )
+        self._length = 0  # samples of it
+        self._utterance: Utterance | None = None
+        self._due = 0  # samples of the utterance at which the next update is
+        self._news = False  # whether there was speech since the last update
+        self._left_out = 0
+        self._heard = 0  # samples of the stream
+        self._started: float | None = None  # perf_counter() at which the stream's first sample was recorded
+        self._segments: list[Segment] = []
+        self._last: F32 | None = None  # audio of the utterance before
+        self._result: Result | None = None
+        positions = kv_positions(engine, ids, generation, len(self._audio))
+        self._resources = ExitStack()
+        (self._slot,) = self._resources.enter_context(engine.decoder.open(1, positions))
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def policy(self) -> str:
+        """How it is heard: "block" or "agreement"."""
+        return "block" if self._block else "agreement"
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The utterances that are over."""
+        return tuple(self._segments)
+
+    def push(self, pcm: npt.NDArray[Any]) -> list[Update]:
+        """Hear more audio. However it is cut into pieces, updates come at the same points of it and say the same.
+
+        Args:
+            pcm: [N], of any length, float (full scale 1.0) or int16, at the stream's rate.
+
+        Raises:
+            AudioError: not such an array, or not finite.
+            ClosedError: the stream is finished or closed.
+        """
+        with self._lock:
+            self._check_open()
+            samples = self._input.add(pcm)
+            if self._started is None:
+                self._started = time.perf_counter() - samples / SAMPLE_RATE
+            return self._hear_hops()
+
+    def finish(self) -> Result:
+        """The end of the audio: all becomes stable. Called again, it gives the same result."""
+        with self._lock:
+            if self._result is None:
+                self._check_open()
+                started = time.perf_counter()
+                self._input.finish()
+                self._hear_hops()
+                self._hear_rest()
+                self._result = self._make_result(started)
+                self._release()
+            return self._result
+
+    def ask(
+        self,
+        prompt: str | None = None,
+        *,
+        task: str | None = None,
+        question: str | None = None,
+        config: GenerationConfig | None = None,
+    ) -> Result:
+        """Answer another prompt about the utterance so far, or else the one before; the stream goes on undisturbed.
+
+        Raises:
+            AudioError: nothing has been heard yet.
+            ClosedError: the stream is finished, cancelled or closed.
+            PromptError: no such task, or not exactly one of task and prompt.
+        """
+        config = self._engine.check(config or GenerationConfig())
+        with self._lock:
+            self._check_open()
+            if self._cancelled.is_set():
+                raise ClosedError("this stream is cancelled; open another with engine.stream(...)")
+            if self._utterance:
+                so_far = np.concatenate([self._audio[: self._length], self._input.waiting])[: len(self._audio)]
+                return self._utterance.ask(so_far, prompt, task, question, config)
+            if self._last is None:
+                raise AudioError(f"no speech has been heard yet (vad {self._vad_name}); there is nothing to ask about")
+            with self._engine.listen(self._last, sample_rate=SAMPLE_RATE) as heard:
+                return heard.ask(prompt, task=task, question=question, config=config)
+
+    def cancel(self) -> None:
+        """Stop, from any thread: at once, or within one token; `finish` then says "cancelled"."""
+        self._cancelled.set()
+        if self._lock.acquire(blocking=False):
+            try:
+                self._resources.close()
+            finally:
+                self._lock.release()
+
+    def close(self) -> None:
+        """Give the memory back. A stream that is not finished loses what is not stable yet."""
+        with self._lock:
+            self._release()
+
+    def _release(self) -> None:
+        self._utterance = None
+        self._resources.close()
+
+    def _check_open(self) -> None:
+        if self._result is not None:
+            raise ClosedError("this stream is finished; open another with engine.stream(...)")
+        if self._slot.cache.released and not self._cancelled.is_set():
+            raise ClosedError("this stream is closed: use it inside its `with` block, or open another")
+
+    def _hear_hops(self) -> list[Update]:
+        hops = list(self._input.hops())
+        updates = []
+        for index, hop in enumerate(hops):
+            if self._cancelled.is_set():
+                break
+            self._heard += len(hop)
+            left = (len(hops) - index - 1) * len(hop)
+            if update := self._hear(hop, left):
+                updates.append(update)
+        if self._cancelled.is_set():  # who cancelled had no lock to do it
+            self._resources.close()
+        return updates
+
+    def _hear(self, hop: F32, left: int) -> Update | None:
+        """One hop; `left` samples are there behind it."""
+        started = time.perf_counter()
+        speech = self._endpointer.hear(hop)
+        if self._utterance is None:
+            if not speech:
+                self._endpointer.keep(hop)
+                return None
+            self._begin()
+        self._append(hop)
+        self._news |= speech
+        full = self._length + len(hop) > len(self._audio)
+        assert self._utterance
+        over = self._endpointer.over(self._length, bool(self._utterance.tokens))
+        if over or full:
+            return self._end(started, cut=not over)
+        if self._length < self._due:
+            return None
+        self._due += (1 + (self._length - self._due) // self._interval) * self._interval
+        if not self._news:
+            return None
+        if self._falls_behind(left):
+            self._left_out += 1
+            return None
+        return self._update(started)
+
+    def _hear_rest(self) -> None:
+        """What does not fill a hop, and then the end of the utterance."""
+        rest = self._input.rest()
+        self._heard += len(rest)
+        if self._cancelled.is_set():
+            return
+        if self._utterance is None and self._config.endpoint is None and len(rest):
+            self._begin()
+        if self._utterance:
+            self._append(rest)
+            self._end(time.perf_counter(), cut=False)
+
+    def _begin(self) -> None:
+        agreement = LocalAgreement(self._config.hypotheses, self._config.hold_back)
+        self._utterance = Utterance(
+            self._engine, self._slot, self._ids, self._generation, self._block, agreement, self._cancelled
+        )
+        self._length = 0
+        self._due = self._interval + (LOOK_AHEAD if self._block else 0)
+        for hop in self._endpointer.take_kept():
+            self._append(hop)
+
+    def _append(self, hop: F32) -> None:
+        self._audio[self._length : self._length + len(hop)] = hop
+        self._length += len(hop)
+
+    def _falls_behind(self, left: int) -> bool:
+        limit = self._config.max_lag_s
+        return limit is not None and left >= self._interval and self._lag_s() > limit
+
+    def _lag_s(self) -> float:
+        assert self._started is not None
+        return max(0.0, time.perf_counter() - self._started - self._heard / SAMPLE_RATE)
+
+    def _update(self, started: float) -> Update:
+        assert self._utterance
+        delta = self._transcript.add(self._utterance.update(self._audio[: self._length]))
+        self._news = False
+        return self._make_update(started, delta, self._transcript.partial(self._utterance.tokens))
+
+    def _end(self, started: float, cut: bool) -> Update:
+        """The utterance is over: at its margin behind the last speech, or, `cut`, where the window is full."""
+        assert self._utterance
+        end = self._length if cut else self._length - max(0, self._endpointer.silent - self._endpointer.margin)
+        end = max(end, self._utterance.encoded_samples if self._block else 0)
+        tokens, reason = self._utterance.finish(self._audio[:end])
+        notes = [note for note in (repeated(tokens), self._utterance.silence(self._audio[:end])) if note]
+        if cut:
+            notes.append(f"cut at {end / SAMPLE_RATE:.2f} s, the longest this model hears at once")
+        delta, text = self._transcript.end_utterance(tokens)
+        for start in range(end, self._length, VAD_HOP):  # the next utterance may begin at once
+            self._endpointer.keep(self._audio[start : start + VAD_HOP].copy())
+        first = self._heard - self._length
+        segment = Segment(text, tokens, first, first + end, (first, first + end), reason, tuple(notes))
+        self._segments.append(segment)
+        self._last = self._audio[:end].copy()
+        self._utterance, self._news = None, False
+        return self._make_update(started, delta, "", segment)
+
+    def _make_update(self, started: float, delta: str, partial: str, segment: Segment | None = None) -> Update:
+        latency, left_out = time.perf_counter() - started, self._left_out
+        self._left_out = 0
+        audio_s = self._heard / SAMPLE_RATE
+        return Update(self._transcript.stable, delta, partial, audio_s, latency, self._lag_s(), left_out, segment)
+
+    def _make_result(self, started: float) -> Result:
+        reason: FinishReason = self._segments[-1].finish_reason if self._segments else "stop"
+        if self._cancelled.is_set():
+            reason = "cancelled"
+        tokens = [token for segment in self._segments for token in segment.token_ids]
+        tokens += self._utterance.certain if self._utterance else []  # of one that was cancelled
+        timings = Timings(total_s=time.perf_counter() - started, audio_s=self._heard / SAMPLE_RATE)
+        return Result(self._transcript.stable, tokens, reason, timings, tuple(self._notes()))
+
+    def _notes(self) -> list[str]:
+        notes = [f"{s.start:.2f} s: {note}" for s in self._segments for note in s.notes]
+        if self._cancelled.is_set():
+            return notes
+        if not self._segments:
+            heard_s = self._heard / SAMPLE_RATE
+            return [f"no speech in {heard_s:.1f} s (vad {self._vad_name}), so nothing was decoded"]
+        dropped = self._heard - sum(s.end_sample - s.start_sample for s in self._segments)
+        if dropped > 0:
+            notes.append(f"{dropped / SAMPLE_RATE:.1f} s without speech (vad {self._vad_name}) were not decoded")
+        return notes
+
+
+def _interval(config: StreamConfig, block: int | None) -> int:
+    """Samples between updates: with blocks, as many whole ones as it takes."""
+    samples = max(1, round(config.update_s * SAMPLE_RATE))
+    return samples if block is None else -(-samples // (block * FRAME)) * block * FRAME

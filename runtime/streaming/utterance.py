@@ -1,0 +1,148 @@
+"""One utterance of a stream: its audio in the LLM's KV, and an answer that grows with it."""
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.audio import F32, SAMPLE_RATE, Audio
+from runtime.config import Block, GenerationConfig
+from runtime.encoder import Encoded
+from runtime.heard import Heard
+from runtime.kv_cache import Slot
+from runtime.prompt import PromptIds
+from runtime.result import Result
+from runtime.search import FinishReason, StopRules, decode_drafted
+from runtime.streaming.agreement import LocalAgreement
+from runtime.streaming.block_encoder import BlockEncoder
+from runtime.streaming.repetition import repeated
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
+
+
+class Utterance:
+    """The audio from a first sample on, and what the model answers about it.
+
+    The slot holds the text in front of the audio, then the audio embeddings. An update adds to them (in blocks) or
+    replaces them (a growing window), appends the rest of the prompt and the answer, and rolls that back.
+    """
+
+    def __init__(
+        self,
+        engine: "Engine",
+        slot: Slot,
+        ids: PromptIds,
+        config: GenerationConfig,
+        block: Block | None,
+        agreement: LocalAgreement,
+        cancelled: threading.Event,
+    ) -> None:
+        self._engine = engine
+        self._slot = slot
+        self._ids = ids
+        self._config = config
+        self._blocks = BlockEncoder(engine.encoder, block) if block else None
+        self._agreement = agreement
+        self._cancelled = cancelled
+        self._stop = StopRules(frozenset(engine.stop_ids(config)), config.stop_strings, engine.tokenizer.decode)
+        self._embeds = np.zeros((0, engine.bundle.manifest.llm.dim), np.float32)  # of the audio that the slot has
+        self.tokens: list[int] = []  # the latest hypothesis, without a stop token
+        self.encoded_samples = 0  # of the audio in the slot
+        decoder = engine.decoder
+        kept = min(decoder.length(slot), len(ids.before))  # an utterance before this one has left the same prefix
+        decoder.truncate(slot, kept)
+        if kept < len(ids.before):
+            decoder.prefill(slot, decoder.embed(ids.before[kept:]))
+
+    def update(self, pcm: F32) -> list[int]:
+        """Hear the utterance so far and answer; the tokens that become certain."""
+        if self.silence(pcm):
+            return []
+        self._hear(pcm, final=False)
+        if not len(self._embeds):
+            return []
+        self.tokens, _ = self._answer()
+        if repeated(self.tokens):  # nothing of this is certain
+            return []
+        return self._agreement.add(self.tokens)
+
+    def finish(self, pcm: F32) -> tuple[list[int], FinishReason]:
+        """The whole answer, without a stop token, now that the utterance is over."""
+        if self.silence(pcm):
+            return [], "stop"
+        self._hear(pcm, final=True)
+        self.tokens, reason = self._answer()
+        return self.tokens, reason
+
+    def silence(self, pcm: F32) -> str:
+        """Why the utterance counts as silence; empty if it does not."""
+        return self._engine.silence(self._padded(pcm))
+
+    @property
+    def certain(self) -> list[int]:
+        """Tokens that every further answer begins with."""
+        return self._agreement.certain
+
+    def ask(
+        self, pcm: F32, prompt: str | None, task: str | None, question: str | None, config: GenerationConfig
+    ) -> Result:
+        """Answer another prompt about the utterance so far; nothing of the utterance changes."""
+        audio = self._padded(pcm)
+        if self._blocks is None:
+            with self._engine.listen(audio) as heard:
+                return heard.ask(prompt, task=task, question=question, config=config)
+        decoder = self._engine.decoder
+        rest = self._blocks.fork().finish(audio.pcm)
+        embeds = np.concatenate([self._embeds, *rest])
+        with decoder.open(1, len(self._ids.before) + len(embeds)) as (slot,):
+            decoder.fork(self._slot, slot, decoder.length(self._slot))
+            for piece in rest:
+                decoder.prefill(slot, piece)
+            heard = Heard(self._engine, audio, Encoded(embeds, 0.0, 0.0), self._ids.before, slot)
+            return heard.ask(prompt, task=task, question=question, config=config)
+
+    def _hear(self, pcm: F32, final: bool) -> None:
+        """Bring the slot's audio embeddings up to date."""
+        decoder = self._engine.decoder
+        if self._blocks is None:
+            if final and len(pcm) == self.encoded_samples:
+                return
+            self._embeds = self._engine.encoder.encode(self._padded(pcm)).audio_embeds
+            decoder.truncate(self._slot, len(self._ids.before))
+            decoder.prefill(self._slot, self._embeds)
+        else:
+            new = self._blocks.finish(self._padded(pcm).pcm) if final else self._blocks.encode(pcm)
+            for piece in new:
+                decoder.prefill(self._slot, piece)
+            self._embeds = np.concatenate([self._embeds, *new])
+        self.encoded_samples = len(pcm)
+
+    def _answer(self) -> tuple[list[int], FinishReason]:
+        """The greedy answer to the audio in the slot that begins with what is certain; the slot is left as it was."""
+        decoder, audio_end = self._engine.decoder, self._engine.decoder.length(self._slot)
+        certain = self.certain
+        try:
+            tokens, reason = decode_drafted(
+                decoder,
+                self._slot,
+                self._ids.after,
+                certain,
+                self.tokens[len(certain) :],
+                self._config,
+                self._stop,
+                self._cancelled.is_set,
+            )
+        finally:
+            decoder.truncate(self._slot, audio_end)
+        ended = tokens and tokens[-1] in self._stop.token_ids
+        return (tokens[:-1] if ended else tokens), reason
+
+    def _padded(self, pcm: F32) -> Audio:
+        """As the model hears recordings: not shorter than the shortest one."""
+        return self._engine.load_audio(Audio(pcm, SAMPLE_RATE, 1, len(pcm) / SAMPLE_RATE), None)
+
+
+def kv_positions(engine: "Engine", ids: PromptIds, config: GenerationConfig, longest: int) -> int:
+    """Positions of a slot for utterances of up to `longest` samples."""
+    return len(ids.before) + engine.encoder.count(longest) + len(ids.after) + config.max_new_tokens

@@ -1,0 +1,495 @@
+"""`python -m runtime stream`: against `Engine.stream`, from files and pipes, paced and interrupted."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from runtime import EndpointConfig, Engine, GenerationConfig, Result, Segment, StreamConfig, Update
+from runtime.__main__ import main
+from runtime.bundle import MANIFEST, manifest_bytes, open_bundle
+from runtime.commands import stream as command
+from runtime.commands.source import at_own_speed, chunks, open_source, read_raw
+from runtime.commands.stream_view import one_line
+from runtime.errors import AudioError
+
+# Few tokens: longer answers of the tiny model count as degenerate, of which nothing is stable before the end.
+OPTIONS = ["--vad", "energy", "--max-new-tokens", "8"]
+GENERATION = GenerationConfig(max_new_tokens=8)
+CONFIG = StreamConfig(endpoint=EndpointConfig(vad="energy"))
+
+Events = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def talkative(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle without a stop token: every answer has text."""
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("talkative") / "bundle"))
+    manifest = open_bundle(folder).manifest
+    prompt = replace(manifest.prompt, stop_token_ids=())
+    (folder / MANIFEST).write_bytes(manifest_bytes(replace(manifest, prompt=prompt)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(talkative: Path) -> Engine:
+    return Engine.load(talkative)
+
+
+@pytest.fixture(scope="module")
+def talk(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two utterances, the second of which the recording's end cuts short."""
+    pcm, rate = soundfile.read(speech, dtype="int16")
+    path = tmp_path_factory.mktemp("talk") / "talk.wav"
+    soundfile.write(path, np.concatenate([pcm, np.zeros(3 * rate // 2, np.int16), pcm]), rate)
+    return path
+
+
+@pytest.fixture(scope="module")
+def raw(talk: Path) -> bytes:
+    """The same as raw samples."""
+    return bytes(soundfile.read(talk, dtype="int16")[0].astype("<i2").tobytes())
+
+
+@pytest.fixture(scope="module")
+def heard(engine: Engine, talk: Path) -> tuple[list[Update], Result, tuple[Segment, ...]]:
+    """What the engine says of it, given it at once."""
+    pcm, rate = soundfile.read(talk, dtype="int16")
+    with engine.stream(config=CONFIG, generation=GENERATION, sample_rate=rate) as stream:
+        updates = stream.push(pcm)
+        return updates, stream.finish(), stream.segments
+
+
+class Pipe(io.BytesIO):
+    """Standard input of which so many bytes come at once, in turn; it can be interrupted after some of them."""
+
+    def __init__(self, data: bytes, sizes: tuple[int, ...] = (1 << 20,), interrupted_at: int | None = None) -> None:
+        super().__init__(data)
+        self.sizes, self.reads, self.interrupted_at = sizes, 0, interrupted_at
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.interrupted_at is not None and self.tell() >= self.interrupted_at:
+            raise KeyboardInterrupt
+        return super().read1(min(size or 0, self.sizes[self.reads % len(self.sizes)]))
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object, pipe: Pipe | None = None
+) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    if pipe is not None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
+    code = main(["stream", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def events_of(out: str) -> Events:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def untimed(events: Events) -> Events:
+    """Without what a clock says."""
+    return [{k: v for k, v in e.items() if k not in ("latency_s", "lag_s", "timings")} for e in events]
+
+
+def lines_of(segments: tuple[Segment, ...]) -> list[str]:
+    return [f"[{s.start:.2f} - {s.end:.2f}] {' '.join(one_line(s.text).split())}" for s in segments]
+
+
+# Against the engine
+
+
+def test_the_recording_tells_things_apart(heard: tuple[list[Update], Result, tuple[Segment, ...]]) -> None:
+    updates, result, segments = heard
+    assert len(segments) == 2
+    assert [bool(update.segment) for update in updates].count(True) == 1  # the other one ends with the audio
+    assert sum(bool(update.delta) for update in updates) >= 2
+    assert any(update.partial for update in updates)
+    assert result.text == "\n".join(segment.text for segment in segments)
+    assert len(result.text) > len(updates[-1].stable) > 0
+
+
+def test_json_says_what_the_engine_does(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    talkative: Path,
+    talk: Path,
+    heard: tuple[list[Update], Result, tuple[Segment, ...]],
+) -> None:
+    updates, result, segments = heard
+    code, out, err = run(capsys, monkeypatch, talkative, talk, "--json", *OPTIONS)
+    assert (code, err) == (0, "")
+    events = events_of(out)
+    expected: Events = []
+    for update in updates:
+        fields = asdict(update)
+        segment = fields.pop("segment")
+        expected.append({"event": "update", **fields})
+        if segment and update.segment:
+            expected.append({"event": "utterance", **segment, "start": update.segment.start, "end": update.segment.end})
+    last = segments[-1]
+    expected.append({"event": "utterance", **asdict(last), "start": last.start, "end": last.end})
+    delta = result.text[len(updates[-1].stable) :]
+    expected.append({"event": "result", **asdict(result), "delta": delta, "policy": "agreement"})
+    assert untimed(events) == untimed(json.loads(json.dumps(expected)))
+    assert set(events[-1]["timings"]) == set(asdict(result.timings))
+    assert "".join(event.get("delta", "") for event in events) == events[-1]["text"] == result.text
+
+
+def test_lines_are_utterances(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    talkative: Path,
+    talk: Path,
+    heard: tuple[list[Update], Result, tuple[Segment, ...]],
+) -> None:
+    updates, result, segments = heard
+    code, out, err = run(capsys, monkeypatch, talkative, talk, *OPTIONS)
+    assert code == 0
+    assert out.splitlines() == lines_of(segments)
+    assert "\x1b" not in out
+    assert len(err.splitlines()) == 1
+    for part in ("4.1 s of audio, policy agreement, 2 utterances", f"{len(updates)} updates in", *result.notes):
+        assert part in err
+
+
+def test_options_reach_the_stream(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, talkative: Path, talk: Path
+) -> None:
+    seen: list[dict[str, Any]] = []
+    stream = Engine.stream
+
+    def spy(self: Engine, **keywords: Any) -> Any:
+        seen.append(keywords)
+        return stream(self, **keywords)
+
+    monkeypatch.setattr(Engine, "stream", spy)
+    options = "--policy agreement --update-s 1.5 --hypotheses 3 --hold-back 0 --max-lag-s 7 --no-endpoints"
+    code, *_ = run(
+        capsys, monkeypatch, talkative, talk, *options.split(), "--task", "qa", "--question", "Who?", *OPTIONS[2:]
+    )
+    assert code == 0
+    run(capsys, monkeypatch, talkative, talk, "--prompt", "<SpeechHere> Hm?", *OPTIONS[2:])
+    run(capsys, monkeypatch, talkative, talk, "--block-s", 0.32, "--lookback-s", 3.2)
+    config = StreamConfig("agreement", 1.5, hypotheses=3, hold_back=0, endpoint=None, max_lag_s=7)
+    assert seen[0]["config"] == config
+    assert (seen[0]["task"], seen[0]["question"], seen[0]["prompt"]) == ("qa", "Who?", None)
+    assert (seen[0]["generation"], seen[0]["sample_rate"]) == (GENERATION, 16000)
+    assert (seen[1]["config"], seen[1]["prompt"]) == (StreamConfig(), "<SpeechHere> Hm?")
+    assert (seen[2]["config"], seen[2]["generation"]) == (
+        StreamConfig(block_s=0.32, lookback_s=3.2),
+        GenerationConfig(),
+    )
+
+
+def test_what_was_done_to_a_file_is_noted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, talkative: Path, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "silence.wav", np.zeros((4000, 2)), 8000)
+    code, out, err = run(capsys, monkeypatch, talkative, tmp_path / "silence.wav", *OPTIONS)
+    assert (code, out) == (0, "")
+    for part in ("channel 0 of 2", "8000 Hz resampled", "no speech in 0.5 s (vad energy)", "0 utterances, 0 updates"):
+        assert part in err
+
+
+# Standard input
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 777, 3), (1 << 20,)], ids=str)
+def test_a_pipe_says_what_the_file_does(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    talkative: Path,
+    talk: Path,
+    raw: bytes,
+    sizes: tuple[int, ...],
+) -> None:
+    if sizes == (1,):
+        raw = raw[:40001]
+        talk = talk.with_name("start.wav")
+        soundfile.write(talk, np.frombuffer(raw[:-1], "<i2"), 16000)
+    _, expected, _ = run(capsys, monkeypatch, talkative, talk, "--json", *OPTIONS)
+    code, out, err = run(capsys, monkeypatch, talkative, "-", "--json", *OPTIONS, pipe=Pipe(raw, sizes))
+    assert (code, err) == (0, "")
+    events, file_events = untimed(events_of(out)), untimed(events_of(expected))
+    if sizes == (1,):
+        assert events[-1]["notes"].pop(0) == "the last byte, half a sample, was left out"
+    assert events == file_events
+
+
+def test_a_pipe_of_another_process(talkative: Path, raw: bytes, engine: Engine) -> None:
+    """With writes that part samples, at another rate, the last one half of a sample."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "runtime", "stream", talkative, "-", "--json", "--rate", "8000", *OPTIONS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        first = 0
+        for size in (1, 2, 9999, 4, 30001, len(raw)):
+            process.stdin.write(raw[first : first + size])
+            process.stdin.flush()
+            first += size
+        process.stdin.write(b"\0")
+        process.stdin.close()
+        events, err = events_of(process.stdout.read().decode()), process.stderr.read()
+    assert (process.returncode, err) == (0, b"")
+    with engine.stream(config=CONFIG, generation=GENERATION, sample_rate=8000) as stream:
+        updates = stream.push(np.frombuffer(raw, "<i2").astype(np.int16))
+        result = stream.finish()
+    assert [event["delta"] for event in events if event["event"] == "update"] == [u.delta for u in updates]
+    assert (events[-1]["text"], events[-1]["token_ids"]) == (result.text, result.token_ids)
+    assert events[-1]["notes"] == ["the last byte, half a sample, was left out", *result.notes]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "standard input ended before the first sample"),
+        (b"\1", "standard input ended before the first sample"),
+        (b"RIFF....WAVE", "begins with b'RIFF'"),
+        (b"fLaC....", "begins with b'fLaC'"),
+        (b"ID3\4....", "begins with b'ID3"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("size", [1, 100])
+def test_no_raw_pcm(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    talkative: Path,
+    data: bytes,
+    message: str,
+    size: int,
+) -> None:
+    code, out, err = run(capsys, monkeypatch, talkative, "-", *OPTIONS, pipe=Pipe(data, (size,)))
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert "ffmpeg -i INPUT -f s16le" in err
+
+
+def test_a_terminal_is_no_source(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, talkative: Path
+) -> None:
+    pipe = Pipe(b"")
+    pipe.isatty = lambda: True  # type: ignore[method-assign]
+    code, out, err = run(capsys, monkeypatch, talkative, "-", pipe=pipe)
+    assert (code, out) == (1, "")
+    assert "standard input is a terminal" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes elsewhere cannot be resized")
+def test_a_pipe_holds_what_a_recorder_writes_during_a_slow_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb") as read, open(writer, "wb", buffering=0) as write:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(read))
+        source = open_source("-", None)
+        assert write.write(bytes(500_000)) == 500_000  # 15 s; would block if the pipe held less
+        assert len(next(source.pieces)) == 250_000
+
+
+def test_samples_are_little_endian() -> None:
+    (pcm,) = read_raw(Pipe(b"\x01\x00\x00\x80\xff\x7f"), [])
+    assert pcm.dtype == np.int16
+    assert pcm.tolist() == [1, -32768, 32767]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rate", "8000"], "--rate 8000 is for raw PCM"),
+        (["--chunk-ms", "0"], "--chunk-ms is 0"),
+        (["--update-s", "0"], "update_s is 0"),
+        (["--policy", "block"], "this bundle's encoders hear whole recordings"),
+        (["--policy", "agreement", "--block-s", "0.32"], "block_s and lookback_s are of policy 'block'"),
+        (["--task", "translate"], "unknown task 'translate'"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_unusable_options(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    talkative: Path,
+    talk: Path,
+    options: list[str],
+    message: str,
+) -> None:
+    code, out, err = run(capsys, monkeypatch, talkative, talk, *options)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert message in err
+
+
+def test_an_unusable_rate_of_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, talkative: Path, raw: bytes
+) -> None:
+    code, _, err = run(capsys, monkeypatch, talkative, "-", "--rate", "0", pipe=Pipe(raw))
+    assert code == 1
+    assert "sample_rate is 0" in err
+
+
+def test_endpoints_or_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["stream", "bundle", "a.wav", "--vad", "energy", "--no-endpoints"])
+    assert stopped.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err
+
+
+# Interruption
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_an_interruption_shows_what_is_stable(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    talkative: Path,
+    engine: Engine,
+    raw: bytes,
+    as_json: bool,
+) -> None:
+    """In the middle of the second utterance, of which some text is stable by then."""
+    config = replace(CONFIG, hypotheses=1, hold_back=0)
+    with engine.stream(config=config, generation=GENERATION) as stream:
+        updates, segments = stream.push(np.frombuffer(raw, "<i2").astype(np.int16)), stream.segments
+    text = segments[0].text
+    last = next(update for update in updates if update.stable.startswith(text + "\n"))
+    samples = round(last.audio_s * 16000)
+    pipe = Pipe(raw, (1000,), interrupted_at=2 * samples)
+    options = ["--hypotheses", 1, "--hold-back", 0, *OPTIONS, *(["--json"] if as_json else [])]
+    code, out, err = run(capsys, monkeypatch, talkative, "-", *options, pipe=pipe)
+    assert code == 130
+    assert err.splitlines()[-1] == "interrupted"
+    if not as_json:
+        rest = one_line(last.stable.removeprefix(text))
+        assert out.splitlines() == [*lines_of(segments), f"[...] {rest}"]
+        assert "ended by cancelled" in err
+        return
+    events = events_of(out)
+    assert [event["event"] for event in events].count("utterance") == 1
+    assert events[-1]["event"] == "result"
+    assert events[-1]["finish_reason"] == "cancelled"
+    assert "".join(event.get("delta", "") for event in events) == events[-1]["text"] == last.stable
+
+
+def test_an_error_leaves_what_was_stable(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, talkative: Path, raw: bytes
+) -> None:
+    def broken(*_: object) -> Iterator[np.ndarray[Any, Any]]:
+        yield np.frombuffer(raw, "<i2")[:40000].astype(np.int16)
+        raise AudioError("sample 40000 is nan")
+
+    monkeypatch.setattr(command, "_pieces", lambda *_, **__: broken())
+    code, out, err = run(capsys, monkeypatch, talkative, "-", "--no-endpoints", *OPTIONS[2:], pipe=Pipe(raw))
+    assert (code, err) == (1, "error: sample 40000 is nan\n")
+    assert out.startswith("[...] ")
+    assert len(out.splitlines()) == 1
+
+
+# Pace
+
+
+class Clock:
+    """Time goes on when one sleeps, or when `now` is set."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def pieces(*sizes: int) -> Iterator[np.ndarray[Any, Any]]:
+    first = 0
+    for size in sizes:
+        yield np.arange(first, first + size, dtype=np.int16)
+        first += size
+
+
+def test_pieces_come_when_their_last_sample_is_recorded() -> None:
+    clock = Clock()
+    got = [(len(piece), clock.now) for piece in at_own_speed(pieces(10, 10, 20), 100, clock, clock.sleep)]
+    assert got == [(10, pytest.approx(100.1)), (10, pytest.approx(100.2)), (20, pytest.approx(100.4))]
+
+
+def test_who_is_late_gets_all_that_was_recorded_meanwhile() -> None:
+    clock = Clock()
+    paced = at_own_speed(pieces(*[10] * 8), 100, clock, clock.sleep)
+    got = [next(paced)]
+    clock.now += 0.35  # an update that takes long: pieces 2, 3 and 4 are recorded while it runs
+    for piece in paced:
+        got.append(piece)
+    assert [len(piece) for piece in got] == [10, 30, 10, 10, 10, 10]
+    assert np.concatenate(got).tolist() == list(range(80))
+    assert clock.now == pytest.approx(100.8)  # all is caught up
+    assert clock.slept[0] == pytest.approx(0.1)
+    assert min(clock.slept) > 0
+
+
+@pytest.mark.parametrize("size", [1, 7, 10, 100])
+def test_chunks(size: int) -> None:
+    parts = list(chunks(pieces(20, 0, 9), size))
+    assert max(map(len, parts)) <= size
+    assert min(map(len, parts)) > 0
+    assert np.concatenate(parts).tolist() == list(range(29))
+
+
+@pytest.mark.parametrize(("options", "longest"), [([], 1600), (["--max-lag-s", "5"], 16000)], ids=["chunks", "whole"])
+def test_what_is_pushed_at_once(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    talkative: Path,
+    talk: Path,
+    options: list[str],
+    longest: int,
+) -> None:
+    """A stream that may leave out updates must see how much it has not heard yet."""
+    sizes: list[int] = []
+    push = command.Stream.push
+
+    def spy(self: command.Stream, pcm: np.ndarray[Any, Any]) -> list[Update]:
+        sizes.append(len(pcm))
+        return push(self, pcm)
+
+    monkeypatch.setattr(command.Stream, "push", spy)
+    code, *_ = run(capsys, monkeypatch, talkative, talk, *OPTIONS, *options)
+    assert code == 0
+    assert max(sizes) == longest
+    assert sum(sizes) == soundfile.info(talk).frames
+
+
+def test_the_pace_is_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, talkative: Path, speech: Path
+) -> None:
+    paced: list[int] = []
+
+    def fake(pieces: Iterator[np.ndarray[Any, Any]], rate: int) -> Iterator[np.ndarray[Any, Any]]:
+        paced.append(rate)
+        yield from pieces
+
+    monkeypatch.setattr(command, "at_own_speed", fake)
+    run(capsys, monkeypatch, talkative, speech, *OPTIONS)
+    assert paced == []
+    run(capsys, monkeypatch, talkative, speech, "--pace", "realtime", *OPTIONS)
+    assert paced == [16000]

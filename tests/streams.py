@@ -1,0 +1,96 @@
+"""Tiny models that hear in blocks, and streams whose voice detection follows a script."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime import Engine, GenerationConfig, Result, Segment, StreamConfig, Update
+from runtime.audio import F32
+from runtime.config import BlockConfig, WindowConfig
+from runtime.streaming.vad import Vad
+from training.config import ModelConfig
+from training.presets import preset
+
+# The tiny model alone would repeat itself. Banning repetition makes its ranking of all tokens visible.
+VARIED = GenerationConfig(max_new_tokens=12, no_repeat_ngram_size=1)
+
+
+def block_causal(window: int = 16, beats: bool = True, max_s: float = 30.0) -> ModelConfig:
+    """The tiny preset, to be trained for blocks of one and two units of 16 (or of 8 x 17) frames."""
+    config = preset("tiny")
+    blocks = {16: BlockConfig((16, 32), (16, 160)), 17: BlockConfig((136, 272), (136, 272))}[window]
+    return replace(
+        config,
+        beats=config.beats if beats else None,
+        audio=replace(config.audio, window="trimmed", log_mel_max=1.5, min_s=0.32, max_s=max_s),
+        qformer=replace(config.qformer, window=WindowConfig(window, window, 2)),
+        streaming=blocks,
+    )
+
+
+def noise(samples: int, seed: int = 0) -> F32:
+    """Noise that swells and fades every 0.1 s, in steps of 16-bit PCM."""
+    rng = np.random.default_rng(seed)
+    envelope = 10 ** rng.uniform(-1.5, 0, samples // 1600 + 1).repeat(1600)[:samples]
+    return (np.round(rng.normal(0, 0.1, samples) * envelope * 2**15).clip(-(2**15), 2**15 - 1) / 2**15).astype(
+        np.float32
+    )
+
+
+class Scripted:
+    """Hears hops of silence, of speech, of silence, and so on, whatever the samples; the last kind goes on."""
+
+    name = "scripted"
+
+    def __init__(self, hops: tuple[int, ...]) -> None:
+        self._script = [index % 2 == 1 for index, count in enumerate(hops) for _ in range(count)]
+        self._next = 0
+
+    def is_speech(self, hop: F32) -> bool:
+        speech = self._script[min(self._next, len(self._script) - 1)]
+        self._next += 1
+        return speech
+
+
+def scripted(*hops: int) -> Vad:
+    """A detector that hears so many hops of silence, then of speech, and so on."""
+    return Vad("scripted", lambda: Scripted(hops))
+
+
+def pieces(pcm: npt.NDArray[Any], rng: np.random.Generator, longest: int) -> Iterator[npt.NDArray[Any]]:
+    """Cut anywhere; some pieces are empty."""
+    first = 0
+    while first < len(pcm):
+        end = first + int(rng.integers(0, longest + 1))
+        yield pcm[first:end]
+        first = end
+
+
+def facts(update: Update) -> Update:
+    """What does not depend on the clock."""
+    return replace(update, latency_s=0.0, lag_s=0.0)
+
+
+def answer(result: Result) -> tuple[str, list[int], str, tuple[str, ...]]:
+    """A result without its timings."""
+    return result.text, result.token_ids, result.finish_reason, result.notes
+
+
+Outcome = tuple[list[Update], tuple[str, list[int], str, tuple[str, ...]], tuple[Segment, ...]]
+
+
+def hear(
+    engine: Engine,
+    parts: Iterable[npt.NDArray[Any]],
+    config: StreamConfig,
+    generation: GenerationConfig = VARIED,
+    sample_rate: int = 16000,
+    prompt: str | None = None,
+) -> Outcome:
+    """All that a stream says about audio that comes in parts."""
+    with engine.stream(config=config, generation=generation, sample_rate=sample_rate, prompt=prompt) as stream:
+        updates = [facts(update) for part in parts for update in stream.push(part)]
+        return updates, answer(stream.finish()), stream.segments
