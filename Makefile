@@ -9,14 +9,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-demo: $(VENV)/.export ## export the demo checkpoint to a bundle, check it, and let it answer about recordings
+demo: $(VENV)/.export ## export the demo checkpoint, check the bundle, let it answer about recordings and follow one as it is spoken
 	@rm -rf build/demo && mkdir -p build/demo
 	$(BIN)/python -m export demo/checkpoint build/demo/bundle --encoder-precision int8 --llm-precision int4
 	$(BIN)/python -m runtime check build/demo/bundle
 	$(BIN)/python demo/answer.py build/demo/bundle
+	$(BIN)/python demo/follow.py build/demo/bundle
 
 DEMO := build/demo-checkpoint
-demo-checkpoint: $(DEMO)/model/final ## train the demo checkpoint anew (about an hour on two cores; needs espeak-ng and flite)
+demo-checkpoint: $(DEMO)/streaming/final ## train the demo checkpoint anew (about 90 minutes on two cores; needs espeak-ng and flite)
 	@echo "$< is the checkpoint; make demo-quality CHECKPOINT=$< measures it"
 
 $(DEMO)/train/annotation.json: | $(VENV)/.export
@@ -34,6 +35,9 @@ $(DEMO)/encoder/final: | $(DEMO)/start
 $(DEMO)/model/final: | $(DEMO)/encoder/final
 	$(FINETUNE) recipes/demo-model.yaml
 
+$(DEMO)/streaming/final: | $(DEMO)/model/final
+	$(FINETUNE) recipes/demo-streaming.yaml
+
 CHECKPOINT := demo/checkpoint
 QUALITY := build/demo-quality
 demo-quality: $(VENV)/.export ## measure the demo checkpoint, and bundles of it, on held-out voices and sentences
@@ -45,6 +49,7 @@ demo-quality: $(VENV)/.export ## measure the demo checkpoint, and bundles of it,
 		$(BIN)/python -m training evaluate $$model $(QUALITY)/held-out/annotation.json \
 			--out $(QUALITY)/$$(basename $$model).jsonl || exit 1; \
 	done
+	$(BIN)/python demo/streaming_quality.py $(QUALITY)/int8-int8 $(QUALITY)/held-out/annotation.json
 
 test: lint types imports pytest ## everything that must pass
 

@@ -6,7 +6,7 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from runtime.audio import Audio, load_audio
-from runtime.config import GenerationConfig, Limits, TranscribeConfig
+from runtime.config import GenerationConfig, Limits
 from runtime.engine import Engine
 from runtime.errors import (
     AudioError,
@@ -19,7 +19,7 @@ from runtime.errors import (
 )
 from runtime.heard import Heard
 from runtime.result import Result
-from runtime.streaming.config import EndpointConfig, StreamConfig
+from runtime.streaming.config import EndpointConfig, StreamConfig, TranscribeConfig
 from runtime.streaming.segment import Segment
 from runtime.streaming.stream import Stream, Update
 from runtime.streaming.transcribe import TranscriptInfo

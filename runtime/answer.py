@@ -37,7 +37,7 @@ def answer(
 ) -> Generator[str, None, Answer]:
     """Append inputs_embeds [P, dim] to the first of num_beams slots and decode; yields text as it becomes certain."""
     stop = StopRules(frozenset(stop_ids), config.stop_strings, tokenizer.decode)
-    cancelled = cancel.is_set if cancel else _never
+    cancelled = (cancel or threading.Event()).is_set
     started = time.perf_counter()
     logits = decoder.prefill(slots[0], inputs_embeds)
     prefilled = time.perf_counter()
@@ -64,10 +64,6 @@ def answer(
     steps = max(1, len(token_ids) - 1)
     tpot_s = (time.perf_counter() - first_token_at) / steps if len(token_ids) > 1 else 0.0
     return Answer(text.emitted, token_ids, reason, prefilled - started, first_token_at, tpot_s)
-
-
-def _never() -> bool:
-    return False
 
 
 class _GrowingText:

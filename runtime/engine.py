@@ -12,7 +12,7 @@ import numpy as np
 from runtime.answer import answer
 from runtime.audio import SAMPLE_RATE, Audio, AudioSource, load_audio
 from runtime.bundle import Bundle, open_bundle
-from runtime.config import GenerationConfig, Limits, TranscribeConfig
+from runtime.config import GenerationConfig, Limits
 from runtime.encoder import AudioEncoder
 from runtime.errors import ConfigError, PromptError
 from runtime.heard import Heard
@@ -22,7 +22,7 @@ from runtime.report import Report, describe
 from runtime.result import Result, drain, empty_result, make_result
 from runtime.session import resolve_device, usable_cores
 from runtime.streaming.batch import BatchAnswerer
-from runtime.streaming.config import StreamConfig
+from runtime.streaming.config import StreamConfig, TranscribeConfig
 from runtime.streaming.reader import PcmReader
 from runtime.streaming.segment import Segment
 from runtime.streaming.stream import Stream
@@ -139,8 +139,7 @@ class Engine:
         config = self.check(config or GenerationConfig())
         ids = self.prompt_ids(task, prompt, question)
         heard = self.load_audio(audio, sample_rate)
-        positions = len(ids.before) + self.encoder.count(len(heard.pcm)) + len(ids.after) + config.max_new_tokens
-        self.decoder.check_capacity(positions)
+        self.decoder.check_capacity(self.positions(ids, len(heard.pcm), config))
         return self._answer(heard, ids, config, cancel, started)
 
     @contextmanager
@@ -286,6 +285,10 @@ class Engine:
         """Tokens that end an answer."""
         own = self.bundle.manifest.prompt.stop_token_ids
         return own if config.stop_token_ids is None else config.stop_token_ids
+
+    def positions(self, ids: PromptIds, samples: int, config: GenerationConfig) -> int:
+        """Positions of a slot that a prompt about so many samples and its answer need at most."""
+        return len(ids.before) + self.encoder.count(samples) + len(ids.after) + config.max_new_tokens
 
     def silence(self, audio: Audio) -> str:
         """Why this recording counts as silence; empty if it does not."""

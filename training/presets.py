@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from runtime.config import AudioConfig, PromptConfig, WindowConfig
+from runtime.config import AudioConfig, BlockConfig, PromptConfig, WindowConfig
 from runtime.errors import ConfigError
 from training.config import BeatsConfig, LoraConfig, ModelConfig, QFormerConfig, WhisperConfig
 from training.new_tokenizer import FIRST_MERGE
@@ -147,3 +147,11 @@ PRESETS = {
         "v3-turbo-llama-1b", WHISPER_LARGE_V3, LLAMA_3_2_1B, "<|end_of_text|>", (128001, 128008, 128009)
     ),
 }
+# The same with encoders that hear in blocks of 0.32 to 1.28 s.
+PRESETS["v3-turbo-llama-1b-streaming"] = replace(
+    PRESETS["v3-turbo-llama-1b"],
+    name="v3-turbo-llama-1b-streaming",
+    audio=AudioConfig(n_mels=WHISPER_LARGE_V3.n_mels, window="trimmed", log_mel_max=1.5),
+    qformer=QFormerConfig(window=WindowConfig(frames=16, stride=16)),
+    streaming=BlockConfig(sizes=(16, 32, 64), lookbacks=(160, 320)),
+)

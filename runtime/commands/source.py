@@ -52,10 +52,7 @@ def open_source(file: str, rate: int | None) -> Source:
     if rate is not None:
         raise ConfigError(f"--rate {rate} is for raw PCM on standard input (FILE '-'); a file carries its own rate")
     reader = PcmReader(file)
-    notes = [f"channel 0 of {reader.channels} is used"] if reader.channels > 1 else []
-    if reader.rate != SAMPLE_RATE:
-        notes.append(f"{reader.rate} Hz resampled to {SAMPLE_RATE} Hz")
-    return Source(SAMPLE_RATE, reader.blocks(), notes)
+    return Source(SAMPLE_RATE, reader.blocks(), reader.notes)
 
 
 def read_raw(raw: BinaryIO, notes: list[str]) -> Iterator[Pcm]:

@@ -47,7 +47,7 @@ class BatchAnswerer:
         self.config = engine.check(config or GenerationConfig())
         self.stop_ids = engine.stop_ids(self.config)
         self._prompt = engine.prompt_ids(task, prompt, question)
-        self._cancelled = cancel.is_set if cancel else _never
+        self._cancelled = (cancel or threading.Event()).is_set
         self._alone = partial(
             engine.generate, task=task, prompt=prompt, question=question, config=self.config, cancel=cancel
         )
@@ -58,7 +58,7 @@ class BatchAnswerer:
         Raises:
             CapacityError: prompt and answer would not fit the KV cache.
         """
-        self.engine.decoder.check_capacity(self._positions(samples))
+        self.engine.decoder.check_capacity(self.engine.positions(self._prompt, samples, self.config))
 
     def answer(self, windows: Sequence[Window]) -> list[Said]:
         """One answer for each window; those that a cancellation met have what was decoded until then."""
@@ -83,7 +83,7 @@ class BatchAnswerer:
         engine = self.engine
         stop = StopRules(frozenset(self.stop_ids), self.config.stop_strings, engine.tokenizer.decode)
         longest = max((len(audio.pcm) for audio in heard), default=0)
-        with engine.decoder.open(len(heard), self._positions(longest)) as slots:
+        with engine.decoder.open(len(heard), engine.positions(self._prompt, longest, self.config)) as slots:
             logits: list[F32] = []
             for audio, slot in zip(heard, slots, strict=True):
                 if self._cancelled():
@@ -95,11 +95,3 @@ class BatchAnswerer:
         embed = self.engine.decoder.embed
         audio_embeds = self.engine.encoder.encode(audio).audio_embeds
         return np.concatenate([embed(self._prompt.before), audio_embeds, embed(self._prompt.after)])
-
-    def _positions(self, samples: int) -> int:
-        text = len(self._prompt.before) + len(self._prompt.after)
-        return text + self.engine.encoder.count(samples) + self.config.max_new_tokens
-
-
-def _never() -> bool:
-    return False

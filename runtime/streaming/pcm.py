@@ -48,7 +48,9 @@ class PcmInput:
 
     def finish(self) -> int:
         """Nothing follows: how many samples the resampler still had."""
-        return self._take(np.zeros(0), last=True)
+        count = self._take(np.zeros(0), last=True)  # a resampler takes nothing more then
+        self._resampler = None
+        return count
 
     def hops(self) -> Iterator[F32]:
         """Complete hops [VAD_HOP]."""

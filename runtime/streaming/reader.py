@@ -51,6 +51,14 @@ class PcmReader:
         refuse_empty(self.frames)
 
     @property
+    def notes(self) -> list[str]:
+        """What is done to the recording: channels dropped, resampled."""
+        notes = [f"channel 0 of {self.channels} is used"] if self.channels > 1 else []
+        if self.rate != SAMPLE_RATE:
+            notes.append(f"{self.rate} Hz resampled to {SAMPLE_RATE} Hz")
+        return notes
+
+    @property
     def duration_s(self) -> float:
         """Seconds of the recording, as its header says."""
         return self.frames / self.rate

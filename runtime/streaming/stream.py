@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from runtime.audio import F32, SAMPLE_RATE
 from runtime.config import GenerationConfig
-from runtime.errors import AudioError, ClosedError, ConfigError
+from runtime.errors import AudioError, ClosedError, ConfigError, PromptError
 from runtime.prompt import PromptIds
 from runtime.result import Result, Timings
 from runtime.search import FinishReason
@@ -24,7 +24,7 @@ from runtime.streaming.pcm import PcmInput
 from runtime.streaming.repetition import repeated
 from runtime.streaming.segment import Segment
 from runtime.streaming.transcript import Transcript
-from runtime.streaming.utterance import Utterance, kv_positions
+from runtime.streaming.utterance import Utterance
 from runtime.streaming.vad import VAD_HOP, Vad
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Stream:
     ) -> None:
         if generation.num_beams > 1 or generation.do_sample or generation.stop_strings:
             raise ConfigError("a stream decodes greedily, without stop_strings; leave out num_beams and do_sample")
+        if not ids.after:
+            raise PromptError("nothing follows the audio in this prompt; write the instruction of a stream behind it")
         self._engine = engine
         self._ids = ids
         self._generation = generation
@@ -88,7 +90,7 @@ class Stream:
         self._segments: list[Segment] = []
         self._last: F32 | None = None  # audio of the utterance before
         self._result: Result | None = None
-        positions = kv_positions(engine, ids, generation, len(self._audio))
+        positions = engine.positions(ids, len(self._audio), generation)
         self._resources = ExitStack()
         (self._slot,) = self._resources.enter_context(engine.decoder.open(1, positions))
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from runtime.audio import SAMPLE_RATE
-from runtime.config import TranscribeConfig
 from runtime.streaming.batch import BatchAnswerer, Said
+from runtime.streaming.config import TranscribeConfig
 from runtime.streaming.reader import PcmReader
 from runtime.streaming.repetition import repeated
 from runtime.streaming.segment import Segment
@@ -43,9 +43,7 @@ def transcribe(
 ) -> tuple[Iterator[Segment], TranscriptInfo]:
     """See `Engine.transcribe`."""
     longest = answerer.engine.bundle.manifest.audio.max_s
-    notes = [f"channel 0 of {reader.channels} is used"] if reader.channels > 1 else []
-    if reader.rate != SAMPLE_RATE:
-        notes.append(f"{reader.rate} Hz resampled to {SAMPLE_RATE} Hz")
+    notes = reader.notes
     if config.window_s > longest:
         config = replace(config, window_s=longest)
         notes.append(f"windows of {longest:g} s, which is the longest this model hears")

@@ -141,8 +141,3 @@ class Utterance:
     def _padded(self, pcm: F32) -> Audio:
         """As the model hears recordings: not shorter than the shortest one."""
         return self._engine.load_audio(Audio(pcm, SAMPLE_RATE, 1, len(pcm) / SAMPLE_RATE), None)
-
-
-def kv_positions(engine: "Engine", ids: PromptIds, config: GenerationConfig, longest: int) -> int:
-    """Positions of a slot for utterances of up to `longest` samples."""
-    return len(ids.before) + engine.encoder.count(longest) + len(ids.after) + config.max_new_tokens

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.audio import F32, SAMPLE_RATE
-from runtime.config import TranscribeConfig
+from runtime.streaming.config import TranscribeConfig
 from runtime.streaming.vad import VAD_HOP, VoiceDetector
 
 BEFORE_S = 0.2  # kept in front of speech: detectors need a moment to be sure

@@ -110,9 +110,7 @@ def test_pauses_are_silence_around_the_recording(audio: Audio) -> None:
 
 @pytest.mark.parametrize("max_s", [1.0, 1.2, 1.7])
 def test_pauses_leave_room_in_the_window(audio: Audio, max_s: float) -> None:
-    lengths = [
-        len(augment_audio(audio, PAUSES, np.random.default_rng(seed), max_s=max_s).pcm) for seed in range(30)
-    ]
+    lengths = [len(augment_audio(audio, PAUSES, np.random.default_rng(seed), max_s=max_s).pcm) for seed in range(30)]
     assert max(lengths) <= round(max_s * 16000)
     assert min(lengths) >= len(audio.pcm)
     assert max_s == 1.0 or max(lengths) > len(audio.pcm)

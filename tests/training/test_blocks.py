@@ -24,7 +24,7 @@ from training.config import load_config
 from training.finetuning.finetune import finetune
 from training.finetuning.recipe import load_recipe
 from training.init import init_checkpoint
-from training.model import Sample, SalmonnModel
+from training.model import SalmonnModel, Sample
 from training.presets import preset
 from training.whisper import WhisperEncoder
 
@@ -192,7 +192,9 @@ def test_gradients_are_finite(streaming_checkpoint: Path, block: Block | None) -
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert {name.split(".")[0] for name in gradients} == {"whisper", "beats", "qformer"}
     assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
-    assert any(bool(gradient.any()) for name, gradient in gradients.items() if name.startswith("beats.encoder.pos_conv"))
+    assert any(
+        bool(gradient.any()) for name, gradient in gradients.items() if name.startswith("beats.encoder.pos_conv")
+    )
 
 
 RECIPE = """
@@ -213,7 +215,7 @@ streaming:
 def recipe(tmp_path: Path) -> str:
     config = preset("tiny")
     trimmed = replace(config, audio=replace(config.audio, window="trimmed", min_s=0.5))
-    init_checkpoint(trimmed, tmp_path / "start", fresh=True)
+    init_checkpoint(trimmed, tmp_path / "start")
     annotation = write_noises(tmp_path, ("one", "two three", "four"))
     return RECIPE.format(checkpoint=tmp_path / "start", annotation=annotation, out=tmp_path / "out")
 
@@ -228,9 +230,7 @@ def test_a_recipe_makes_a_checkpoint_that_hears_in_blocks(recipe: str, tmp_path:
     assert all(np.isfinite(logged(tmp_path / "out", 3)))
 
 
-def test_training_hears_what_was_drawn(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_hears_what_was_drawn(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoders are given the block that was drawn; the loss of the first step is that of the model with it."""
     block = Block(16, 16)
     monkeypatch.setattr("training.finetuning.objective.draw_block", lambda config: block)

@@ -1,9 +1,8 @@
 """LocalAgreement on tokens."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-import pytest
 
 from runtime.streaming.agreement import LocalAgreement
 
@@ -43,7 +42,9 @@ def test_what_is_certain_cannot_be_taken_back() -> None:
 
 
 @given(st.integers(1, 4), st.integers(0, 3), st.lists(TOKENS, max_size=12))
-def test_certain_is_what_all_the_last_ones_begin_with(hypotheses: int, hold_back: int, answers: list[list[int]]) -> None:
+def test_certain_is_what_all_the_last_ones_begin_with(
+    hypotheses: int, hold_back: int, answers: list[list[int]]
+) -> None:
     agreement = LocalAgreement(hypotheses, hold_back)
     heard: list[list[int]] = []
     for answer in answers:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from export import export_bundle
 from export import bundle as export_module
+from export import export_bundle
 from runtime import Engine, GenerationConfig, StreamConfig
 from runtime.audio import F32, load_audio
 from runtime.config import AudioConfig, Block

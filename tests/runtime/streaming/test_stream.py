@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from runtime import Engine, EndpointConfig, GenerationConfig, Stream, StreamConfig
+from runtime import EndpointConfig, Engine, GenerationConfig, Stream, StreamConfig
 from runtime import engine as engine_module
 from runtime.audio import F32
 from runtime.config import Block
-from runtime.errors import AudioError, ClosedError, ConfigError, PromptError
-from runtime.prompt import prompt_ids
+from runtime.errors import AudioError, CapacityError, ClosedError, ConfigError, PromptError
+from runtime.prompt import PromptIds, prompt_ids
 from runtime.search import decode_drafted
 from runtime.streaming import stream as module
 from runtime.streaming import utterance as utterance_module
@@ -206,9 +206,7 @@ def test_a_draft_that_is_right_costs_one_pass(
 
 @EITHER_POLICY
 @pytest.mark.parametrize("seed", range(3))
-def test_the_books(
-    streaming_engine: Engine, script: Callable[..., None], config: StreamConfig, seed: int
-) -> None:
+def test_the_books(streaming_engine: Engine, script: Callable[..., None], config: StreamConfig, seed: int) -> None:
     rng = np.random.default_rng(seed)
     script(*rng.integers(1, 40, 40).tolist())
     pcm = noise(int(rng.integers(200_000, 260_000)), seed)
@@ -299,7 +297,7 @@ def test_a_full_window_is_cut_and_nothing_is_lost(
 ) -> None:
     pcm = noise(2 * WINDOW + 20_011)
     config = replace(config, update_s=1.3, hypotheses=AT_THE_END_ONLY)
-    updates, (_, _, _, notes), segments = hear(streaming_engine, [pcm], config)
+    _, (_, _, _, notes), segments = hear(streaming_engine, [pcm], config)
     assert [s.window for s in segments] == [(0, WINDOW), (WINDOW, 2 * WINDOW), (2 * WINDOW, len(pcm))]
     cut = "cut at 4.00 s, the longest this model hears at once"
     assert notes == (f"0.00 s: {cut}", f"4.00 s: {cut}")
@@ -319,9 +317,7 @@ def test_what_is_cut_while_there_is_speech_goes_on(streaming_engine: Engine, scr
     assert "0.06 s: cut at 4.00 s, the longest this model hears at once" in notes
 
 
-def test_a_pause_in_the_last_hop_of_the_window_is_no_cut(
-    streaming_engine: Engine, script: Callable[..., None]
-) -> None:
+def test_a_pause_in_the_last_hop_of_the_window_is_no_cut(streaming_engine: Engine, script: Callable[..., None]) -> None:
     script(0, 115, 60)
     config = replace(AGREEMENT, update_s=1.3, endpoint=replace(ENDPOINT, longest_s=30.0))
     _, (_, _, _, notes), segments = hear(streaming_engine, [noise(140 * VAD_HOP)], config)
@@ -477,9 +473,7 @@ def test_asking_by_any_search(streaming_engine: Engine, config: StreamConfig) ->
         assert beams.token_ids == whole.token_ids
 
 
-def test_between_utterances_the_last_one_is_asked_about(
-    streaming_engine: Engine, script: Callable[..., None]
-) -> None:
+def test_between_utterances_the_last_one_is_asked_about(streaming_engine: Engine, script: Callable[..., None]) -> None:
     script(5, 20, 60)
     pcm = noise(60 * VAD_HOP)
     with streaming_engine.stream(config=replace(BLOCKS, endpoint=ENDPOINT)) as stream:
@@ -489,9 +483,7 @@ def test_between_utterances_the_last_one_is_asked_about(
         stream.push(pcm[3 * VAD_HOP :])
         (segment,) = stream.segments
         said = stream.ask("Who?", config=VARIED)
-    whole = streaming_engine.generate(
-        pcm[slice(*segment.window)], sample_rate=16000, prompt="Who?", config=VARIED
-    )
+    whole = streaming_engine.generate(pcm[slice(*segment.window)], sample_rate=16000, prompt="Who?", config=VARIED)
     assert said.token_ids == whole.token_ids
 
 
@@ -728,8 +720,19 @@ def test_other_arguments_are_checked_at_once(streaming_engine: Engine) -> None:
         streaming_engine.stream(task="translate")
     with pytest.raises(PromptError):
         streaming_engine.stream(task="asr", prompt="Who?")
+    with pytest.raises(CapacityError, match="positions"):
+        streaming_engine.stream(generation=GenerationConfig(max_new_tokens=5000))
     with pytest.raises(ConfigError, match="vad is 'loud'"):
         streaming_engine.stream(config=StreamConfig(endpoint=EndpointConfig(vad="loud")))  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_ends_with_the_audio_is_refused(
+    streaming_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a template with nothing behind the prompt makes it: there would be no position to answer from."""
+    monkeypatch.setattr(streaming_engine, "prompt_ids", lambda *text: PromptIds((256,), ()))
+    with pytest.raises(PromptError, match="nothing follows the audio in this prompt"):
+        streaming_engine.stream(config=AGREEMENT)
 
 
 def test_real_voice_detection_opens_with_each_stream(streaming_engine: Engine) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.audio import F32
-from runtime.config import TranscribeConfig
 from runtime.errors import ConfigError
+from runtime.streaming.config import TranscribeConfig
 from runtime.streaming.vad import VAD_HOP
 from runtime.streaming.windows import SHORTEST_PAUSE, Splitter, Window
 
