@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from runtime import Engine, load_audio
+from runtime import Engine, StreamConfig, load_audio
 from runtime.audio import SAMPLE_RATE
 
 RECORDING = Path(__file__).parent / "recordings" / "shopping.flac"
@@ -15,7 +15,8 @@ def main(bundle: str) -> None:
     """Push a recording at the speed it was spoken, and print every update."""
     engine = Engine.load(bundle)
     pcm = load_audio(RECORDING).pcm
-    with engine.stream(task="asr") as stream:
+    config = StreamConfig(block_s=0.32, update_s=0.32)  # the shortest blocks: early text, and more that changes
+    with engine.stream(task="asr", config=config) as stream:
         print(
             f"{RECORDING.name}, {len(pcm) / SAMPLE_RATE:.1f} s, as it is spoken; behind the bar, what may still change"
         )

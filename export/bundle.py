@@ -100,6 +100,7 @@ def export_bundle(
     if out.exists():
         raise BundleError(f"{out} exists; choose another name or remove it")
     source = open_checkpoint(checkpoint)
+    _audio(source, options)
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -238,6 +239,11 @@ def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, Grap
 
 
 def _audio(source: Checkpoint, options: ExportOptions) -> AudioConfig:
+    """The bundle's settings of the audio.
+
+    Raises:
+        ConfigError: the window that `options` asks for is not one to stream with.
+    """
     audio = replace(source.config.audio, window=options.window or source.config.audio.window)
     if source.config.streaming:
         source.config.streaming.check(audio, source.config.qformer.window)

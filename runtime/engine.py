@@ -208,6 +208,7 @@ class Engine:
 
         Raises:
             AudioError: no usable rate.
+            CapacityError: prompt and answer about the longest utterance do not fit the KV cache.
             ConfigError: the bundle cannot be streamed so.
             MissingExtraError: the voice detection asked for is not installed.
             PromptError: no such task, or not exactly one of task and prompt.

@@ -1,5 +1,6 @@
 """Models that many tests share, each made once."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import settings
 
 from export import ExportOptions, export_bundle
 from runtime import Engine
-from tests.streams import block_causal
+from runtime import engine as engine_module
+from tests.streams import block_causal, scripted
 from training.checkpoint import load
 from training.convert import convert_salmonn
 from training.init import init_checkpoint
@@ -95,3 +97,9 @@ def demo_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     bundle = tmp_path_factory.mktemp("demo") / "bundle"
     options = ExportOptions(encoder_precision="int8", llm_precision="int4")
     return Engine.load(export_bundle(Path(__file__).parents[1] / "demo" / "checkpoint", bundle, options))
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have voice detection follow a script: so many hops of silence, then of speech, and so on."""
+    return lambda *hops: monkeypatch.setattr(engine_module, "load_vad", lambda kind: scripted(*hops))

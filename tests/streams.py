@@ -1,21 +1,33 @@
 """Tiny models that hear in blocks, and streams whose voice detection follows a script."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
-from runtime import Engine, GenerationConfig, Result, Segment, StreamConfig, Update
+from runtime import EndpointConfig, Engine, GenerationConfig, Result, Segment, StreamConfig, Update
 from runtime.audio import F32
-from runtime.config import BlockConfig, WindowConfig
-from runtime.streaming.vad import Vad
+from runtime.config import Block, BlockConfig, WindowConfig
+from runtime.streaming.vad import VAD_HOP, Vad
 from training.config import ModelConfig
 from training.presets import preset
 
 # The tiny model alone would repeat itself. Banning repetition makes its ranking of all tokens visible.
 VARIED = GenerationConfig(max_new_tokens=12, no_repeat_ngram_size=1)
+
+WINDOW = 64_000  # samples the model hears at once
+BLOCK = Block(16, 160)  # what the bundle prefers
+PLAIN = GenerationConfig(max_new_tokens=12)
+AT_THE_END_ONLY = 99  # hypotheses, more than a stream has: nothing is stable before the end
+HOP_S = VAD_HOP / 16000
+# In hops: rule 1 after 20, rule 2 after 10, rule 3 from 50 on; 3 of margin.
+ENDPOINT = EndpointConfig(silence_s=20 * HOP_S, pause_s=10 * HOP_S, longest_s=50 * HOP_S, margin_s=3 * HOP_S)
+# A random model's hypotheses hardly ever agree: here each one is believed, but for its last six tokens.
+AGREEMENT = StreamConfig(policy="agreement", update_s=0.3, hypotheses=1, hold_back=6, endpoint=None)
+BLOCKS = replace(AGREEMENT, policy="block")
 
 
 def block_causal(window: int = 16, beats: bool = True, max_s: float = 30.0) -> ModelConfig:
@@ -94,3 +106,19 @@ def hear(
     with engine.stream(config=config, generation=generation, sample_rate=sample_rate, prompt=prompt) as stream:
         updates = [facts(update) for part in parts for update in stream.push(part)]
         return updates, answer(stream.finish()), stream.segments
+
+
+def without_stop(tokens: list[int]) -> list[int]:
+    """A stream's answers do not hold the stop token."""
+    return tokens[:-1] if tokens[-1] == 257 else tokens
+
+
+def patch(monkeypatch: pytest.MonkeyPatch, engine: Engine, name: str, before: Callable[[], None]) -> None:
+    """Have something happen before each call of one of the decoder's methods."""
+    original = getattr(engine.decoder, name)
+
+    def patched(*args: Any) -> Any:
+        before()
+        return original(*args)
+
+    monkeypatch.setattr(engine.decoder, name, patched)

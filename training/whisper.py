@@ -47,10 +47,7 @@ class WhisperEncoder(nn.Module):
         valid = None
         if frames is not None and bool((frames != log_mel.shape[2] // 2).any()):
             valid = torch.arange(log_mel.shape[2] // 2, device=frames.device)[None, :] < frames[:, None]
-        x = F.gelu(self.conv1(log_mel))
-        if valid is not None:  # what the second convolution would see behind a row alone: zeros
-            x = x * valid.repeat_interleave(2, dim=1)[:, None, :]
-        x = F.gelu(self.conv2(x)).transpose(1, 2)
+        x = F.gelu(self.conv2(F.gelu(self.conv1(log_mel)))).transpose(1, 2)
         x = x + self.embed_positions.weight[: x.shape[1]]
         keys = attended(x.shape[1], valid, block, x.device)
         for layer in self.layers:

@@ -38,10 +38,10 @@ class StreamConfig:
     # at every update; for any bundle. auto: block where the bundle has it.
     policy: Literal["auto", "agreement", "block"] = "auto"
     update_s: float = 0.5  # audio between two updates; with block, rounded up to whole blocks
-    block_s: float | None = None  # one of the bundle's; None: its shortest
+    block_s: float | None = None  # one of the bundle's; None: its longest, which hears best
     lookback_s: float | None = None  # one of the bundle's; None: its longest
-    hypotheses: int = 2  # that must agree on a text before it is stable
-    hold_back: int = 2  # tokens at the end of that which are not stable yet
+    hypotheses: int = 3  # that must agree on a text before it is stable
+    hold_back: int = 3  # tokens at the end of that which are not stable yet
     # How to find utterances; None: no voice detection, all that is heard is one utterance (up to the model's window).
     endpoint: EndpointConfig | None = field(default_factory=EndpointConfig)
     # Where a stream falls so far behind real time, updates are left out (and counted); None: never, however slow.
@@ -76,7 +76,7 @@ class StreamConfig:
                 "checkpoint with `streaming:` in its recipe, or use policy 'agreement'"
             )
         return Block(
-            _frames("block_s", self.block_s, trained.sizes, trained.sizes[0]),
+            _frames("block_s", self.block_s, trained.sizes, trained.sizes[-1]),
             _frames("lookback_s", self.lookback_s, trained.lookbacks, trained.lookbacks[-1]),
         )
 

@@ -5,7 +5,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -91,6 +91,7 @@ def _find_silero() -> Path | None:
     return None
 
 
+@cache
 def _load_silero(path: Path) -> onnxruntime.InferenceSession:
     try:
         session = onnxruntime.InferenceSession(

@@ -127,7 +127,9 @@ def _model(recipe: Recipe, device: torch.device) -> SalmonnModel:
         add_lora(model.whisper, recipe.whisper_lora, "whisper_lora")
         model.config = replace(model.config, whisper_lora=recipe.whisper_lora)
     if recipe.streaming:
-        audio = replace(model.config.audio, log_mel_max=model.config.audio.log_mel_max or LOG_MEL_MAX)
+        audio = model.config.audio
+        if audio.log_mel_max is None:
+            audio = replace(audio, log_mel_max=LOG_MEL_MAX)
         model.config = replace(model.config, audio=audio, streaming=recipe.streaming)
     if recipe.quantize_llm:
         hold_in_4_bits(model.llm, dtype, device)
