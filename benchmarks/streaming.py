@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from runtime import Engine, GenerationConfig, StreamConfig, load_audio
 from runtime.audio import F32, SAMPLE_RATE
+from runtime.prompt import choose_prompt
 
 PIECE = SAMPLE_RATE // 10
 PAUSE_S = 1.6  # ends an utterance
@@ -29,19 +30,29 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=10, help="how many (default: 10)")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="default: 32")
     parser.add_argument("--minutes", type=float, default=30.0, help="of the endurance run; 0: none (default: 30)")
+    parser.add_argument("--prompt", help="default: the bundle's for asr")
+    parser.add_argument("--block-s", type=float, default=None, help="default: the stream's own")
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
     engine = Engine.load(arguments.bundle, threads=arguments.threads)
     pcm = load_audio(arguments.recording, max_s=None).pcm
     generation = GenerationConfig(max_new_tokens=arguments.max_new_tokens)
-    found = {"final": measure_final(engine, pcm, generation, arguments.seconds, arguments.utterances)}
+    prompt = arguments.prompt or choose_prompt(engine.bundle.manifest.prompt, "asr", None)
+    config = StreamConfig(endpoint=None, block_s=arguments.block_s)
+    found = {"final": measure_final(engine, pcm, prompt, config, generation, arguments.seconds, arguments.utterances)}
     if arguments.minutes:
         found["endurance"] = measure_endurance(engine, pcm, generation, arguments.minutes)
     print(json.dumps(found, indent=1))
 
 
 def measure_final(
-    engine: Engine, pcm: F32, generation: GenerationConfig, seconds: float, count: int
+    engine: Engine,
+    pcm: F32,
+    prompt: str,
+    config: StreamConfig,
+    generation: GenerationConfig,
+    seconds: float,
+    count: int,
 ) -> dict[str, float | str | list[float]]:
     """Milliseconds from the last sample to the whole text, as a stream and at once."""
     length = round(seconds * SAMPLE_RATE)
@@ -49,14 +60,14 @@ def measure_final(
     streamed, at_once, same = [], [], 0
     for index in tqdm(range(count + 1), desc="final"):
         utterance = np.take(pcm, np.arange(index * length // 2, index * length // 2 + length), mode="wrap")
-        with engine.stream(task="asr", config=StreamConfig(endpoint=None), generation=generation) as stream:
+        with engine.stream(prompt=prompt, config=config, generation=generation) as stream:
             for start in range(0, length, PIECE):
                 stream.push(utterance[start : start + PIECE])
             started = time.perf_counter()
             text = stream.finish().text
             streamed.append(1e3 * (time.perf_counter() - started))
         started = time.perf_counter()
-        whole = engine.generate(utterance, sample_rate=SAMPLE_RATE, task="asr", config=generation).text
+        whole = engine.generate(utterance, sample_rate=SAMPLE_RATE, prompt=prompt, config=generation).text
         at_once.append(1e3 * (time.perf_counter() - started))
         same += index > 0 and text == whole
     ratios = np.array(streamed[1:]) / np.array(at_once[1:])  # the first one warms up

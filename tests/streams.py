@@ -27,7 +27,7 @@ HOP_S = VAD_HOP / 16000
 ENDPOINT = EndpointConfig(silence_s=20 * HOP_S, pause_s=10 * HOP_S, longest_s=50 * HOP_S, margin_s=3 * HOP_S)
 # A random model's hypotheses hardly ever agree: here each one is believed, but for its last six tokens.
 AGREEMENT = StreamConfig(policy="agreement", update_s=0.3, hypotheses=1, hold_back=6, endpoint=None)
-BLOCKS = replace(AGREEMENT, policy="block")
+BLOCKS = replace(AGREEMENT, policy="block", block_s=0.32)
 
 
 def block_causal(window: int = 16, beats: bool = True, max_s: float = 30.0) -> ModelConfig:

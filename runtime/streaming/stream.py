@@ -224,6 +224,7 @@ class Stream:
         over = self._endpointer.over(self._length, bool(self._utterance.tokens))
         if over or full:
             return self._end(started, cut=not over)
+        self._utterance.hear_block(self._audio[: self._length])
         if self._length < self._due:
             return None
         self._due += (1 + (self._length - self._due) // self._interval) * self._interval

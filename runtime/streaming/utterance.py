@@ -55,6 +55,11 @@ class Utterance:
         if kept < len(ids.before):
             decoder.prefill(slot, decoder.embed(ids.before[kept:]))
 
+    def hear_block(self, pcm: F32) -> None:
+        """Encode the block that has become complete, if one has: the less is left to do when an answer is wanted."""
+        if self._blocks and self._blocks.complete(len(pcm)) and not self.silence(pcm):
+            self._hear(pcm, final=False)
+
     def update(self, pcm: F32) -> list[int]:
         """Hear the utterance so far and answer; the tokens that become certain."""
         if self.silence(pcm):

@@ -24,9 +24,9 @@ from runtime.commands.stream_view import one_line
 from runtime.errors import AudioError
 
 # Few tokens: longer answers of the tiny model count as degenerate, of which nothing is stable before the end.
-OPTIONS = ["--vad", "energy", "--max-new-tokens", "8"]
+OPTIONS = ["--vad", "energy", "--hypotheses", "2", "--hold-back", "2", "--max-new-tokens", "8"]
 GENERATION = GenerationConfig(max_new_tokens=8)
-CONFIG = StreamConfig(endpoint=EndpointConfig(vad="energy"))
+CONFIG = StreamConfig(hypotheses=2, hold_back=2, endpoint=EndpointConfig(vad="energy"))
 
 Events = list[dict[str, Any]]
 
@@ -178,10 +178,10 @@ def test_options_reach_the_stream(
     monkeypatch.setattr(Engine, "stream", spy)
     options = "--policy agreement --update-s 1.5 --hypotheses 3 --hold-back 0 --max-lag-s 7 --no-endpoints"
     code, *_ = run(
-        capsys, monkeypatch, talkative, talk, *options.split(), "--task", "qa", "--question", "Who?", *OPTIONS[2:]
+        capsys, monkeypatch, talkative, talk, *options.split(), "--task", "qa", "--question", "Who?", *OPTIONS[-2:]
     )
     assert code == 0
-    run(capsys, monkeypatch, talkative, talk, "--prompt", "<SpeechHere> Hm?", *OPTIONS[2:])
+    run(capsys, monkeypatch, talkative, talk, "--prompt", "<SpeechHere> Hm?", *OPTIONS[-2:])
     run(capsys, monkeypatch, talkative, talk, "--block-s", 0.32, "--lookback-s", 3.2)
     config = StreamConfig("agreement", 1.5, hypotheses=3, hold_back=0, endpoint=None, max_lag_s=7)
     assert seen[0]["config"] == config
@@ -372,7 +372,7 @@ def test_an_interruption_shows_what_is_stable(
     last = next(update for update in updates if update.stable.startswith(text + "\n"))
     samples = round(last.audio_s * 16000)
     pipe = Pipe(raw, (1000,), interrupted_at=2 * samples)
-    options = ["--hypotheses", 1, "--hold-back", 0, *OPTIONS, *(["--json"] if as_json else [])]
+    options = [*OPTIONS, "--hypotheses", 1, "--hold-back", 0, *(["--json"] if as_json else [])]
     code, out, err = run(capsys, monkeypatch, talkative, "-", *options, pipe=pipe)
     assert code == 130
     assert err.splitlines()[-1] == "interrupted"
