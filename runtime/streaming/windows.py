@@ -8,7 +8,7 @@ from runtime.audio import F32, SAMPLE_RATE
 from runtime.streaming.config import TranscribeConfig
 from runtime.streaming.vad import VAD_HOP, VoiceDetector
 
-BEFORE_S = 0.2  # kept in front of speech: detectors need a moment to be sure
+BEFORE_S = 0.5  # kept in front of speech: with a noise behind a voice, detectors need a moment to be sure
 BEHIND_S = 0.3  # kept behind it: words fade out
 SHORTEST_PAUSE = 3 * VAD_HOP  # samples (96 ms); what is shorter may be the closure of a plosive within a word
 
