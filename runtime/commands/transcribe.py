@@ -3,10 +3,13 @@
 import argparse
 import json
 import sys
+import time
 from dataclasses import asdict
+from typing import Any
 
-from runtime import GenerationConfig, Result, SalmonrunError
+from runtime import Engine, GenerationConfig, Result, SalmonrunError
 from runtime.commands.options import add_engine_arguments, add_prompt_arguments, load_engine
+from runtime.errors import AudioTooLongError
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -14,7 +17,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     transcribe = commands.add_parser(
         "transcribe",
         help="answer a prompt about recordings",
-        description="Answer a prompt about each recording: by default, write down what is said.",
+        description="Answer a prompt about each recording: by default, write down what is said. One that is longer "
+        "than the model hears at once is cut at its pauses, and each part printed as it is answered.",
         epilog="example: python -m runtime transcribe bundle/ talk.wav --num-beams 4",
     )
     add_engine_arguments(transcribe)
@@ -32,16 +36,44 @@ def _run(arguments: argparse.Namespace) -> int:
     engine = load_engine(arguments)
     failed = 0
     for file in arguments.files:
+        prompt = {"task": task, "prompt": arguments.prompt, "question": arguments.question}
         try:
-            result = engine.generate(
-                file, task=task, prompt=arguments.prompt, question=arguments.question, config=config
-            )
+            result = engine.generate(file, **prompt, config=config)
+        except AudioTooLongError:
+            failed += _transcribe_parts(engine, file, prompt, config, arguments.json)
         except SalmonrunError as error:
-            failed += 1
-            print(f"error: {file}: {error}", file=sys.stderr)
-            continue
-        _print_result(file, result, arguments.json)
+            failed += _print_error(file, error)
+        else:
+            _print_result(file, result, arguments.json)
     return 1 if failed else 0
+
+
+def _transcribe_parts(
+    engine: Engine, file: str, prompt: dict[str, Any], config: GenerationConfig, as_json: bool
+) -> bool:
+    """Answer about a long recording part by part; whether it failed."""
+    started = time.perf_counter()
+    try:
+        segments, info = engine.transcribe(file, **prompt, generation=config)
+        for segment in segments:
+            times = {"start": segment.start, "end": segment.end}
+            if as_json:
+                print(json.dumps({"file": file, **times, **asdict(segment)}, ensure_ascii=False), flush=True)
+            else:
+                print(f"{file}: [{segment.start:.2f} - {segment.end:.2f}] {segment.text.strip()}", flush=True)
+    except SalmonrunError as error:
+        return _print_error(file, error)
+    if not as_json:
+        notes = "".join(f"; {note}" for note in info.notes)
+        took_s = time.perf_counter() - started
+        summary = f"  {info.duration_s:.1f} s of audio in {took_s:.2f} s, {info.windows} windows{notes}"
+        print(summary, file=sys.stderr, flush=True)
+    return False
+
+
+def _print_error(file: str, error: SalmonrunError) -> bool:
+    print(f"error: {file}: {error}", file=sys.stderr)
+    return True
 
 
 def _print_result(file: str, result: Result, as_json: bool) -> None:

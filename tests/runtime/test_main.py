@@ -69,6 +69,28 @@ def test_prompt_and_question_reach_the_engine(
 
 
 @pytest.mark.parametrize("as_json", [True, False])
+def test_long_recordings_are_answered_about_part_by_part(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tiny_engine: Engine, tmp_path: Path, as_json: bool
+) -> None:
+    story, rate = soundfile.read(Path(__file__).parents[2] / "benchmarks" / "recordings" / "story.flac")
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.concatenate([story, np.zeros(2 * rate)] * 4), rate)
+    segments, info = tiny_engine.transcribe(path, generation=GenerationConfig(max_new_tokens=8))
+    expected = [(segment.start, segment.end, segment.text.strip()) for segment in segments]
+    assert len(expected) >= 4
+    code, out, err = run(capsys, "transcribe", tiny_bundle, path, *FEW, *(["--json"] if as_json else []))
+    assert code == 0
+    if as_json:
+        rows = [json.loads(line) for line in out]
+        assert [(row["start"], row["end"], row["text"].strip()) for row in rows] == expected
+        assert not err
+    else:
+        assert out == [f"{path}: [{start:.2f} - {end:.2f}] {text}" for start, end, text in expected]
+        assert f"{info.duration_s:.1f} s of audio" in err[0]
+        assert all(note in err[0] for note in info.notes)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
 def test_a_broken_file_does_not_stop_the_others(
     capsys: pytest.CaptureFixture[str], tiny_bundle: Path, speech: Path, tmp_path: Path, as_json: bool
 ) -> None:
