@@ -55,7 +55,7 @@ def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
         default=default.update_s,
         help=f"seconds of audio between updates (default: {default.update_s})",
     )
-    hearing.add_argument("--block-s", type=float, help="one of the bundle's (default: its shortest)")
+    hearing.add_argument("--block-s", type=float, help="one of the bundle's (default: its longest)")
     hearing.add_argument("--lookback-s", type=float, help="one of the bundle's (default: its longest)")
     hearing.add_argument(
         "--hypotheses",

@@ -127,7 +127,7 @@ def _model(recipe: Recipe, device: torch.device) -> SalmonnModel:
         add_lora(model.whisper, recipe.whisper_lora, "whisper_lora")
         model.config = replace(model.config, whisper_lora=recipe.whisper_lora)
     if recipe.streaming:
-        audio = model.config.audio
+        audio = replace(model.config.audio, window="trimmed")  # a stream knows no 30 s
         if audio.log_mel_max is None:
             audio = replace(audio, log_mel_max=LOG_MEL_MAX)
         model.config = replace(model.config, audio=audio, streaming=recipe.streaming)
