@@ -5,19 +5,21 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from runtime.answer import answer
-from runtime.audio import SAMPLE_RATE, Audio, AudioSource, load_audio
-from runtime.bundle import Bundle, open_bundle
+from runtime.audio import SAMPLE_RATE, Audio, AudioSource
+from runtime.bundle import open_bundle
 from runtime.config import GenerationConfig, Limits
 from runtime.encoder import AudioEncoder
-from runtime.errors import ConfigError, PromptError
-from runtime.heard import Heard
+from runtime.errors import ConfigError
+from runtime.heard import Heard, listen
+from runtime.model import Model
 from runtime.onnx_decoder import OnnxDecoder
-from runtime.prompt import SPEECH_MARK, PromptIds, choose_prompt, prompt_ids
+from runtime.prompt import PromptIds
 from runtime.report import Report, describe
 from runtime.result import Result, drain, empty_result, make_result
 from runtime.session import resolve_device, usable_cores
@@ -28,18 +30,10 @@ from runtime.streaming.segment import Segment
 from runtime.streaming.stream import Stream
 from runtime.streaming.transcribe import TranscriptInfo, transcribe
 from runtime.streaming.vad import load_vad
-from runtime.tokenizer import Tokenizer
 
 
-class Engine:
-    """A loaded bundle. It does not change: one engine serves any number of threads."""
-
-    def __init__(self, bundle: Bundle, encoder: AudioEncoder, decoder: OnnxDecoder, limits: Limits) -> None:
-        self.bundle = bundle
-        self.tokenizer = Tokenizer(bundle.path("tokenizer.json"))
-        self.encoder = encoder
-        self.decoder = decoder
-        self.limits = limits
+class Engine(Model):
+    """A loaded bundle and the ways to ask it. It does not change: one engine serves any number of threads."""
 
     @classmethod
     def load(
@@ -74,11 +68,6 @@ class Engine:
         count = threads or usable_cores()
         encoder, llm = AudioEncoder(bundle, where, count), OnnxDecoder(bundle, where, count)
         return cls(bundle, encoder, llm, limits or Limits())
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Tasks this bundle has prompts for."""
-        return tuple(self.bundle.manifest.prompt.tasks)
 
     def generate(
         self,
@@ -145,12 +134,8 @@ class Engine:
     @contextmanager
     def listen(self, audio: AudioSource | Audio, *, sample_rate: int | None = None) -> Iterator["Heard"]:
         """Encode a recording once, keep its KV, and answer many prompts about it: see `Heard.ask`."""
-        heard = self.load_audio(audio, sample_rate)
-        encoded = self.encoder.encode(heard)
-        opening = self.prompt_ids(None, SPEECH_MARK, None).before  # as in every prompt with nothing before the audio
-        with self.decoder.open(1, len(opening) + len(encoded.audio_embeds)) as (slot,):
-            self.decoder.prefill(slot, np.concatenate([self.decoder.embed(opening), encoded.audio_embeds]))
-            yield Heard(self, heard, encoded, opening, slot)
+        with listen(self, self.load_audio(audio, sample_rate)) as heard:
+            yield heard
 
     def transcribe(
         self,
@@ -181,7 +166,10 @@ class Engine:
         if task is None and prompt is None:
             task = "asr"
         reader = PcmReader(audio, sample_rate)
-        answerer = BatchAnswerer(self, task=task, prompt=prompt, question=question, config=generation, cancel=cancel)
+        generation = self.check(generation or GenerationConfig())
+        ids = self.prompt_ids(task, prompt, question)
+        alone = partial(self.generate, task=task, prompt=prompt, question=question, config=generation, cancel=cancel)
+        answerer = BatchAnswerer(self, ids, generation, alone, cancel)
         return transcribe(reader, answerer, config or TranscribeConfig(), cancel)
 
     def stream(
@@ -241,59 +229,3 @@ class Engine:
             stops = self.stop_ids(config)
             said = yield from answer(self.decoder, self.tokenizer, slots, inputs_embeds, config, stops, cancel)
         return make_result(said, heard, encoded, started)
-
-    def load_audio(self, source: AudioSource | Audio, sample_rate: int | None) -> Audio:
-        """Read audio by this bundle's policy; see `runtime.audio.load_audio`."""
-        window = self.bundle.manifest.audio
-        return load_audio(source, sample_rate, min_s=window.min_s, max_s=window.max_s)
-
-    def prompt_ids(self, task: str | None, prompt: str | None, question: str | None) -> PromptIds:
-        """Token ids of a task's or an own prompt, in front of the audio and behind it.
-
-        Raises:
-            PromptError: no such task, not exactly one of task and prompt, or too long.
-        """
-        text = choose_prompt(self.bundle.manifest.prompt, task, prompt, question)
-        if len(text) > self.limits.max_prompt_chars:
-            raise PromptError(
-                f"the prompt has {len(text)} characters, the limit is {self.limits.max_prompt_chars}: "
-                "shorten it, or load the engine with Limits(max_prompt_chars=...)"
-            )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(f"the prompt is not valid Unicode ({error.reason}); pass UTF-8 text") from error
-        return prompt_ids(self.bundle.manifest.prompt, self.tokenizer, text)
-
-    def check(self, config: GenerationConfig) -> GenerationConfig:
-        """The same settings, if this engine accepts them.
-
-        Raises:
-            ConfigError: it does not.
-        """
-        if config.num_beams > self.limits.max_beams:
-            raise ConfigError(
-                f"num_beams is {config.num_beams}, the limit is {self.limits.max_beams}: "
-                "lower it, or load the engine with Limits(max_beams=...)"
-            )
-        vocab_size = self.bundle.manifest.llm.vocab_size
-        unknown = [token for token in config.stop_token_ids or () if token >= vocab_size]
-        if unknown:
-            raise ConfigError(f"stop_token_ids has {unknown[0]}; this model's tokens are 0 to {vocab_size - 1}")
-        return config
-
-    def stop_ids(self, config: GenerationConfig) -> tuple[int, ...]:
-        """Tokens that end an answer."""
-        own = self.bundle.manifest.prompt.stop_token_ids
-        return own if config.stop_token_ids is None else config.stop_token_ids
-
-    def positions(self, ids: PromptIds, samples: int, config: GenerationConfig) -> int:
-        """Positions of a slot that a prompt about so many samples and its answer need at most."""
-        return len(ids.before) + self.encoder.count(samples) + len(ids.after) + config.max_new_tokens
-
-    def silence(self, audio: Audio) -> str:
-        """Why this recording counts as silence; empty if it does not."""
-        floor = self.limits.silence_dbfs
-        if floor is None or audio.peak_dbfs >= floor:
-            return ""
-        return f"silence: the peak is {audio.peak_dbfs:.0f} dBFS, below {floor:g} dBFS, so nothing was decoded"

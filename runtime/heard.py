@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Generator
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -13,18 +13,26 @@ from runtime.config import GenerationConfig
 from runtime.encoder import Encoded
 from runtime.errors import ClosedError
 from runtime.kv_cache import Slot
-from runtime.prompt import PromptIds
+from runtime.model import Model
+from runtime.prompt import SPEECH_MARK, PromptIds
 from runtime.result import Result, drain, empty_result, make_result
 
-if TYPE_CHECKING:
-    from runtime.engine import Engine
+
+@contextmanager
+def listen(model: Model, audio: Audio) -> Iterator["Heard"]:
+    """Encode a recording once and keep its KV until the context ends."""
+    encoded = model.encoder.encode(audio)
+    opening = model.prompt_ids(None, SPEECH_MARK, None).before  # as in every prompt with nothing before the audio
+    with model.decoder.open(1, len(opening) + len(encoded.audio_embeds)) as (slot,):
+        model.decoder.prefill(slot, np.concatenate([model.decoder.embed(opening), encoded.audio_embeds]))
+        yield Heard(model, audio, encoded, opening, slot)
 
 
 class Heard:
     """A recording that was encoded once. Ask as often as you like, from several threads if you like."""
 
-    def __init__(self, engine: "Engine", audio: Audio, encoded: Encoded, opening: tuple[int, ...], slot: Slot) -> None:
-        self._engine = engine
+    def __init__(self, model: Model, audio: Audio, encoded: Encoded, opening: tuple[int, ...], slot: Slot) -> None:
+        self._model = model
         self._audio = audio
         self._encoded = encoded
         self._opening = opening  # ids before the audio that the slot has
@@ -54,8 +62,8 @@ class Heard:
         """Like `ask`, but yields pieces of text as they are decoded. Bad input is refused here."""
         started = time.perf_counter()
         self._check_open()
-        config = self._engine.check(config or GenerationConfig())
-        return self._answer(self._engine.prompt_ids(task, prompt, question), config, cancel, started)
+        config = self._model.check(config or GenerationConfig())
+        return self._answer(self._model.prompt_ids(task, prompt, question), config, cancel, started)
 
     def _check_open(self) -> None:
         if self._slot.cache.released:
@@ -64,9 +72,9 @@ class Heard:
     def _answer(
         self, ids: PromptIds, config: GenerationConfig, cancel: threading.Event | None, started: float
     ) -> Generator[str, None, Result]:
-        engine, decoder = self._engine, self._engine.decoder
+        model, decoder = self._model, self._model.decoder
         self._check_open()
-        if note := engine.silence(self._audio):
+        if note := model.silence(self._audio):
             return empty_result(self._audio, "stop", note, started)
         shared = ids.before == self._opening
         embeds = decoder.embed(ids.after)
@@ -75,6 +83,6 @@ class Heard:
         kept = self._slot.length if shared else 0
         with decoder.open(config.num_beams, kept + len(embeds) + config.max_new_tokens) as slots:
             decoder.fork(self._slot, slots[0], kept)
-            stops = engine.stop_ids(config)
-            said = yield from answer(decoder, engine.tokenizer, slots, embeds, config, stops, cancel)
+            stops = model.stop_ids(config)
+            said = yield from answer(decoder, model.tokenizer, slots, embeds, config, stops, cancel)
         return make_result(said, self._audio, None, started)

@@ -1,21 +1,19 @@
 """One prompt about several windows at once."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.audio import SAMPLE_RATE, Audio
 from runtime.config import GenerationConfig
 from runtime.decoder import F32
+from runtime.model import Model
+from runtime.prompt import PromptIds
+from runtime.result import Result
 from runtime.search import FinishReason, StopRules, decode_batch
 from runtime.streaming.windows import Window
-
-if TYPE_CHECKING:
-    from runtime.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -28,29 +26,25 @@ class Said:
 
 
 class BatchAnswerer:
-    """Asks an engine one prompt about many windows. Answers are, token for token, those of `Engine.generate`.
+    """Asks one prompt about many windows. Answers are, token for token, those of `Engine.generate`.
 
-    Greedy answers are decoded together; with beams or sampling, one after the other.
+    Greedy answers are decoded together; with beams or sampling one after the other, by `alone`.
     """
 
     def __init__(
         self,
-        engine: "Engine",
-        *,
-        task: str | None,
-        prompt: str | None,
-        question: str | None,
-        config: GenerationConfig | None,
+        model: Model,
+        prompt: PromptIds,
+        config: GenerationConfig,
+        alone: Callable[[Audio], Result],
         cancel: threading.Event | None,
     ) -> None:
-        self.engine = engine
-        self.config = engine.check(config or GenerationConfig())
-        self.stop_ids = engine.stop_ids(self.config)
-        self._prompt = engine.prompt_ids(task, prompt, question)
+        self.model = model
+        self.config = config
+        self.stop_ids = model.stop_ids(config)
+        self._prompt = prompt
+        self._alone = alone
         self._cancelled = (cancel or threading.Event()).is_set
-        self._alone = partial(
-            engine.generate, task=task, prompt=prompt, question=question, config=self.config, cancel=cancel
-        )
 
     def check_capacity(self, samples: int) -> None:
         """Refuse windows of so many samples.
@@ -58,15 +52,15 @@ class BatchAnswerer:
         Raises:
             CapacityError: prompt and answer would not fit the KV cache.
         """
-        self.engine.decoder.check_capacity(self.engine.positions(self._prompt, samples, self.config))
+        self.model.decoder.check_capacity(self.model.positions(self._prompt, samples, self.config))
 
     def answer(self, windows: Sequence[Window]) -> list[Said]:
         """One answer for each window; those that a cancellation met have what was decoded until then."""
-        heard = [self.engine.load_audio(window.pcm, SAMPLE_RATE) for window in windows]
+        heard = [self.model.load_audio(window.pcm, SAMPLE_RATE) for window in windows]
         if self.config.num_beams > 1 or self.config.do_sample:
             results = [self._alone(audio) for audio in heard]
             return [Said(result.token_ids, result.finish_reason, result.notes) for result in results]
-        silences = [self.engine.silence(audio) for audio in heard]
+        silences = [self.model.silence(audio) for audio in heard]
         answers = iter(self._decode([audio for audio, note in zip(heard, silences, strict=True) if not note]))
         return [
             Said([], "stop", (*audio.notes, note)) if note else Said(*next(answers), audio.notes)
@@ -75,23 +69,23 @@ class BatchAnswerer:
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of an answer's tokens, cut before the first stop string."""
-        text = self.engine.tokenizer.decode(token_ids)
+        text = self.model.tokenizer.decode(token_ids)
         return text[: min((at for string in self.config.stop_strings if (at := text.find(string)) >= 0), default=None)]
 
     def _decode(self, heard: Sequence[Audio]) -> list[tuple[list[int], FinishReason]]:
         """Encode and prefill one after the other, for the graphs of encoders take one; then decode together."""
-        engine = self.engine
-        stop = StopRules(frozenset(self.stop_ids), self.config.stop_strings, engine.tokenizer.decode)
+        model = self.model
+        stop = StopRules(frozenset(self.stop_ids), self.config.stop_strings, model.tokenizer.decode)
         longest = max((len(audio.pcm) for audio in heard), default=0)
-        with engine.decoder.open(len(heard), engine.positions(self._prompt, longest, self.config)) as slots:
+        with model.decoder.open(len(heard), model.positions(self._prompt, longest, self.config)) as slots:
             logits: list[F32] = []
             for audio, slot in zip(heard, slots, strict=True):
                 if self._cancelled():
                     return [([], "cancelled")] * len(heard)
-                logits.append(engine.decoder.prefill(slot, self._inputs_embeds(audio)))
-            return decode_batch(engine.decoder, slots, logits, self.config, stop, self._cancelled)
+                logits.append(model.decoder.prefill(slot, self._inputs_embeds(audio)))
+            return decode_batch(model.decoder, slots, logits, self.config, stop, self._cancelled)
 
     def _inputs_embeds(self, audio: Audio) -> F32:
-        embed = self.engine.decoder.embed
-        audio_embeds = self.engine.encoder.encode(audio).audio_embeds
+        embed = self.model.decoder.embed
+        audio_embeds = self.model.encoder.encode(audio).audio_embeds
         return np.concatenate([embed(self._prompt.before), audio_embeds, embed(self._prompt.after)])

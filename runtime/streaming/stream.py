@@ -5,7 +5,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ import numpy.typing as npt
 from runtime.audio import F32, SAMPLE_RATE
 from runtime.config import GenerationConfig
 from runtime.errors import AudioError, ClosedError, ConfigError, PromptError
+from runtime.heard import listen
+from runtime.model import Model
 from runtime.prompt import PromptIds
 from runtime.result import Result, Timings
 from runtime.search import FinishReason
@@ -26,9 +28,6 @@ from runtime.streaming.segment import Segment
 from runtime.streaming.transcript import Transcript
 from runtime.streaming.utterance import Utterance
 from runtime.streaming.vad import VAD_HOP, Vad
-
-if TYPE_CHECKING:
-    from runtime.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Stream:
 
     def __init__(
         self,
-        engine: "Engine",
+        model: Model,
         ids: PromptIds,
         generation: GenerationConfig,
         config: StreamConfig,
@@ -61,19 +60,19 @@ class Stream:
             raise ConfigError("a stream decodes greedily, without stop_strings; leave out num_beams and do_sample")
         if not ids.after:
             raise PromptError("nothing follows the audio in this prompt; write the instruction of a stream behind it")
-        self._engine = engine
+        self._model = model
         self._ids = ids
         self._generation = generation
         self._config = config
-        self._block = config.block(engine.bundle.manifest.streaming)
+        self._block = config.block(model.bundle.manifest.streaming)
         self._interval = _interval(config, self._block.size if self._block else None)  # samples between updates
         self._vad_name = vad.name if vad else "none"
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._input = PcmInput(sample_rate)
         self._endpointer = Endpointer(config.endpoint, vad.open() if vad else None)
-        self._transcript = Transcript(engine.tokenizer)
-        self._audio = np.empty(round(engine.bundle.manifest.audio.max_s * SAMPLE_RATE), np.float32)  # the utterance's
+        self._transcript = Transcript(model.tokenizer)
+        self._audio = np.empty(round(model.bundle.manifest.audio.max_s * SAMPLE_RATE), np.float32)  # the utterance's
         if self._endpointer.margin + VAD_HOP > len(self._audio):
             longest_s = len(self._audio) / SAMPLE_RATE
             raise ConfigError(
@@ -90,9 +89,9 @@ class Stream:
         self._segments: list[Segment] = []
         self._last: F32 | None = None  # audio of the utterance before
         self._result: Result | None = None
-        positions = engine.positions(ids, len(self._audio), generation)
+        positions = model.positions(ids, len(self._audio), generation)
         self._resources = ExitStack()
-        (self._slot,) = self._resources.enter_context(engine.decoder.open(1, positions))
+        (self._slot,) = self._resources.enter_context(model.decoder.open(1, positions))
 
     def __enter__(self) -> "Stream":
         return self
@@ -157,7 +156,7 @@ class Stream:
             ClosedError: the stream is finished, cancelled or closed.
             PromptError: no such task, or not exactly one of task and prompt.
         """
-        config = self._engine.check(config or GenerationConfig())
+        config = self._model.check(config or GenerationConfig())
         with self._lock:
             self._check_open()
             if self._cancelled.is_set():
@@ -167,7 +166,7 @@ class Stream:
                 return self._utterance.ask(so_far, prompt, task, question, config)
             if self._last is None:
                 raise AudioError(f"no speech has been heard yet (vad {self._vad_name}); there is nothing to ask about")
-            with self._engine.listen(self._last, sample_rate=SAMPLE_RATE) as heard:
+            with listen(self._model, self._model.load_audio(self._last, SAMPLE_RATE)) as heard:
                 return heard.ask(prompt, task=task, question=question, config=config)
 
     def cancel(self) -> None:
@@ -250,7 +249,7 @@ class Stream:
     def _begin(self) -> None:
         agreement = LocalAgreement(self._config.hypotheses, self._config.hold_back)
         self._utterance = Utterance(
-            self._engine, self._slot, self._ids, self._generation, self._block, agreement, self._cancelled
+            self._model, self._slot, self._ids, self._generation, self._block, agreement, self._cancelled
         )
         self._length = 0
         self._due = self._interval + (LOOK_AHEAD if self._block else 0)

@@ -42,7 +42,7 @@ def transcribe(
     reader: PcmReader, answerer: BatchAnswerer, config: TranscribeConfig, cancel: threading.Event | None
 ) -> tuple[Iterator[Segment], TranscriptInfo]:
     """See `Engine.transcribe`."""
-    longest = answerer.engine.bundle.manifest.audio.max_s
+    longest = answerer.model.bundle.manifest.audio.max_s
     notes = reader.notes
     if config.window_s > longest:
         config = replace(config, window_s=longest)
@@ -148,7 +148,7 @@ class _Transcription:
             start, end = (at / SAMPLE_RATE for at in (following.window.start, following.window.start + overlap))
             following.notes.append(f"not aligned with the segment before: {start:.2f} to {end:.2f} s may be said twice")
             return
-        kept = seam(self._answerer.engine.tokenizer, after, run)
+        kept = seam(self._answerer.model.tokenizer, after, run)
         previous.token_ids = before[: run.previous + kept]
         following.token_ids = following.token_ids[run.following + kept :]
 

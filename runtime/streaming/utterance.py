@@ -1,24 +1,21 @@
 """One utterance of a stream: its audio in the LLM's KV, and an answer that grows with it."""
 
 import threading
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.audio import F32, SAMPLE_RATE, Audio
 from runtime.config import Block, GenerationConfig
 from runtime.encoder import Encoded
-from runtime.heard import Heard
+from runtime.heard import Heard, listen
 from runtime.kv_cache import Slot
+from runtime.model import Model
 from runtime.prompt import PromptIds
 from runtime.result import Result
 from runtime.search import FinishReason, StopRules, decode_drafted
 from runtime.streaming.agreement import LocalAgreement
 from runtime.streaming.block_encoder import BlockEncoder
 from runtime.streaming.repetition import repeated
-
-if TYPE_CHECKING:
-    from runtime.engine import Engine
 
 
 class Utterance:
@@ -30,7 +27,7 @@ class Utterance:
 
     def __init__(
         self,
-        engine: "Engine",
+        model: Model,
         slot: Slot,
         ids: PromptIds,
         config: GenerationConfig,
@@ -38,18 +35,18 @@ class Utterance:
         agreement: LocalAgreement,
         cancelled: threading.Event,
     ) -> None:
-        self._engine = engine
+        self._model = model
         self._slot = slot
         self._ids = ids
         self._config = config
-        self._blocks = BlockEncoder(engine.encoder, block) if block else None
+        self._blocks = BlockEncoder(model.encoder, block) if block else None
         self._agreement = agreement
         self._cancelled = cancelled
-        self._stop = StopRules(frozenset(engine.stop_ids(config)), config.stop_strings, engine.tokenizer.decode)
-        self._embeds = np.zeros((0, engine.bundle.manifest.llm.dim), np.float32)  # of the audio that the slot has
+        self._stop = StopRules(frozenset(model.stop_ids(config)), config.stop_strings, model.tokenizer.decode)
+        self._embeds = np.zeros((0, model.bundle.manifest.llm.dim), np.float32)  # of the audio that the slot has
         self.tokens: list[int] = []  # the latest hypothesis, without a stop token
         self.encoded_samples = 0  # of the audio in the slot
-        decoder = engine.decoder
+        decoder = model.decoder
         kept = min(decoder.length(slot), len(ids.before))  # an utterance before this one has left the same prefix
         decoder.truncate(slot, kept)
         if kept < len(ids.before):
@@ -82,7 +79,7 @@ class Utterance:
 
     def silence(self, pcm: F32) -> str:
         """Why the utterance counts as silence; empty if it does not."""
-        return self._engine.silence(self._padded(pcm))
+        return self._model.silence(self._padded(pcm))
 
     @property
     def certain(self) -> list[int]:
@@ -95,25 +92,25 @@ class Utterance:
         """Answer another prompt about the utterance so far; nothing of the utterance changes."""
         audio = self._padded(pcm)
         if self._blocks is None:
-            with self._engine.listen(audio) as heard:
+            with listen(self._model, audio) as heard:
                 return heard.ask(prompt, task=task, question=question, config=config)
-        decoder = self._engine.decoder
+        decoder = self._model.decoder
         rest = self._blocks.fork().finish(audio.pcm)
         embeds = np.concatenate([self._embeds, *rest])
         with decoder.open(1, len(self._ids.before) + len(embeds)) as (slot,):
             decoder.fork(self._slot, slot, decoder.length(self._slot))
             for piece in rest:
                 decoder.prefill(slot, piece)
-            heard = Heard(self._engine, audio, Encoded(embeds, 0.0, 0.0), self._ids.before, slot)
+            heard = Heard(self._model, audio, Encoded(embeds, 0.0, 0.0), self._ids.before, slot)
             return heard.ask(prompt, task=task, question=question, config=config)
 
     def _hear(self, pcm: F32, final: bool) -> None:
         """Bring the slot's audio embeddings up to date."""
-        decoder = self._engine.decoder
+        decoder = self._model.decoder
         if self._blocks is None:
             if final and len(pcm) == self.encoded_samples:
                 return
-            self._embeds = self._engine.encoder.encode(self._padded(pcm)).audio_embeds
+            self._embeds = self._model.encoder.encode(self._padded(pcm)).audio_embeds
             decoder.truncate(self._slot, len(self._ids.before))
             decoder.prefill(self._slot, self._embeds)
         else:
@@ -125,7 +122,7 @@ class Utterance:
 
     def _answer(self) -> tuple[list[int], FinishReason]:
         """The greedy answer to the audio in the slot that begins with what is certain; the slot is left as it was."""
-        decoder, audio_end = self._engine.decoder, self._engine.decoder.length(self._slot)
+        decoder, audio_end = self._model.decoder, self._model.decoder.length(self._slot)
         certain = self.certain
         try:
             tokens, reason = decode_drafted(
@@ -145,4 +142,4 @@ class Utterance:
 
     def _padded(self, pcm: F32) -> Audio:
         """As the model hears recordings: not shorter than the shortest one."""
-        return self._engine.load_audio(Audio(pcm, SAMPLE_RATE, 1, len(pcm) / SAMPLE_RATE), None)
+        return self._model.load_audio(Audio(pcm, SAMPLE_RATE, 1, len(pcm) / SAMPLE_RATE), None)

@@ -348,7 +348,7 @@ class Listener:
     def __init__(self, spoil: Callable[[list[int]], list[int]]) -> None:
         tokenizer = SimpleNamespace(decode=self.text)
         manifest = SimpleNamespace(audio=SimpleNamespace(max_s=30.0))
-        self.engine = SimpleNamespace(tokenizer=tokenizer, bundle=SimpleNamespace(manifest=manifest))
+        self.model = SimpleNamespace(tokenizer=tokenizer, bundle=SimpleNamespace(manifest=manifest))
         self._spoil = spoil
 
     def check_capacity(self, samples: int) -> None:
