@@ -72,14 +72,13 @@ class Stream:
         self._input = PcmInput(sample_rate)
         self._endpointer = Endpointer(config.endpoint, vad.open() if vad else None)
         self._transcript = Transcript(model.tokenizer)
-        self._audio = np.empty(round(model.bundle.manifest.audio.max_s * SAMPLE_RATE), np.float32)  # the utterance's
-        if self._endpointer.margin + VAD_HOP > len(self._audio):
-            longest_s = len(self._audio) / SAMPLE_RATE
+        self._buffer = np.empty(round(model.bundle.manifest.audio.max_s * SAMPLE_RATE), np.float32)  # for an utterance
+        if self._endpointer.margin + VAD_HOP > len(self._buffer):
+            longest_s = len(self._buffer) / SAMPLE_RATE
             raise ConfigError(
                 f"endpoint.margin_s is {self._endpointer.margin / SAMPLE_RATE:g}; this model hears {longest_s:g} s at "
                 "once: lower it"
             )
-        self._length = 0  # samples of it
         self._utterance: Utterance | None = None
         self._due = 0  # samples of the utterance at which the next update is
         self._news = False  # whether there was speech since the last update
@@ -89,7 +88,7 @@ class Stream:
         self._segments: list[Segment] = []
         self._last: F32 | None = None  # audio of the utterance before
         self._result: Result | None = None
-        positions = model.positions(ids, len(self._audio), generation)
+        positions = model.positions(ids, len(self._buffer), generation)
         self._resources = ExitStack()
         (self._slot,) = self._resources.enter_context(model.decoder.open(1, positions))
 
@@ -162,8 +161,7 @@ class Stream:
             if self._cancelled.is_set():
                 raise ClosedError("this stream is cancelled; open another with engine.stream(...)")
             if self._utterance:
-                so_far = np.concatenate([self._audio[: self._length], self._input.waiting])[: len(self._audio)]
-                return self._utterance.ask(so_far, prompt, task, question, config)
+                return self._utterance.ask(self._input.waiting, prompt, task, question, config)
             if self._last is None:
                 raise AudioError(f"no speech has been heard yet (vad {self._vad_name}); there is nothing to ask about")
             with listen(self._model, self._model.load_audio(self._last, SAMPLE_RATE)) as heard:
@@ -215,24 +213,23 @@ class Stream:
             if not speech:
                 self._endpointer.keep(hop)
                 return None
-            self._begin()
-        self._append(hop)
+            self._utterance = self._begin()
+        utterance = self._utterance
+        utterance.hear(hop)
         self._news |= speech
-        full = self._length + len(hop) > len(self._audio)
-        assert self._utterance
-        over = self._endpointer.over(self._length, bool(self._utterance.tokens))
-        if over or full:
-            return self._end(started, cut=not over)
-        self._utterance.hear_block(self._audio[: self._length])
-        if self._length < self._due:
+        over = self._endpointer.over(utterance.length, bool(utterance.tokens))
+        if over or utterance.room < len(hop):
+            return self._end(utterance, started, cut=not over)
+        utterance.encode_block()
+        if utterance.length < self._due:
             return None
-        self._due += (1 + (self._length - self._due) // self._interval) * self._interval
+        self._due += (1 + (utterance.length - self._due) // self._interval) * self._interval
         if not self._news:
             return None
         if self._falls_behind(left):
             self._left_out += 1
             return None
-        return self._update(started)
+        return self._update(utterance, started)
 
     def _hear_rest(self) -> None:
         """What does not fill a hop, and then the end of the utterance."""
@@ -241,24 +238,28 @@ class Stream:
         if self._cancelled.is_set():
             return
         if self._utterance is None and self._config.endpoint is None and len(rest):
-            self._begin()
+            self._utterance = self._begin()
         if self._utterance:
-            self._append(rest)
-            self._end(time.perf_counter(), cut=False)
+            self._utterance.hear(rest)
+            self._end(self._utterance, time.perf_counter(), cut=False)
 
-    def _begin(self) -> None:
+    def _begin(self) -> Utterance:
+        """An utterance that begins with what was kept from before the first speech."""
         agreement = LocalAgreement(self._config.hypotheses, self._config.hold_back)
-        self._utterance = Utterance(
-            self._model, self._slot, self._ids, self._generation, self._block, agreement, self._cancelled
+        utterance = Utterance(
+            self._model,
+            self._slot,
+            self._buffer,
+            self._ids,
+            self._generation,
+            self._block,
+            agreement,
+            self._cancelled,
         )
-        self._length = 0
         self._due = self._interval + (LOOK_AHEAD if self._block else 0)
         for hop in self._endpointer.take_kept():
-            self._append(hop)
-
-    def _append(self, hop: F32) -> None:
-        self._audio[self._length : self._length + len(hop)] = hop
-        self._length += len(hop)
+            utterance.hear(hop)
+        return utterance
 
     def _falls_behind(self, left: int) -> bool:
         limit = self._config.max_lag_s
@@ -268,29 +269,27 @@ class Stream:
         assert self._started is not None
         return max(0.0, time.perf_counter() - self._started - self._heard / SAMPLE_RATE)
 
-    def _update(self, started: float) -> Update:
-        assert self._utterance
-        delta = self._transcript.add(self._utterance.update(self._audio[: self._length]))
+    def _update(self, utterance: Utterance, started: float) -> Update:
+        delta = self._transcript.add(utterance.update())
         self._news = False
-        return self._make_update(started, delta, self._transcript.partial(self._utterance.tokens))
+        return self._make_update(started, delta, self._transcript.partial(utterance.tokens))
 
-    def _end(self, started: float, cut: bool) -> Update:
+    def _end(self, utterance: Utterance, started: float, cut: bool) -> Update:
         """The utterance is over: at its margin behind the last speech, or, `cut`, where the window is full."""
-        assert self._utterance
-        end = self._length if cut else self._length - max(0, self._endpointer.silent - self._endpointer.margin)
-        end = max(end, self._utterance.encoded_samples if self._block else 0)
-        tokens, reason = self._utterance.finish(self._audio[:end])
-        notes = [note for note in (repeated(tokens), self._utterance.silence(self._audio[:end])) if note]
+        behind = 0 if cut else max(0, self._endpointer.silent - self._endpointer.margin)
+        end = utterance.end(utterance.length - behind)
+        tokens, reason = utterance.finish(end)
+        pcm, left = utterance.pcm[:end].copy(), utterance.pcm[end:].copy()
+        notes = [note for note in (repeated(tokens), utterance.silence(pcm)) if note]
         if cut:
             notes.append(f"cut at {end / SAMPLE_RATE:.2f} s, the longest this model hears at once")
         delta, text = self._transcript.end_utterance(tokens)
-        for start in range(end, self._length, VAD_HOP):  # the next utterance may begin at once
-            self._endpointer.keep(self._audio[start : start + VAD_HOP].copy())
-        first = self._heard - self._length
+        for start in range(0, len(left), VAD_HOP):  # the next utterance may begin at once
+            self._endpointer.keep(left[start : start + VAD_HOP])
+        first = self._heard - utterance.length
         segment = Segment(text, tokens, first, first + end, (first, first + end), reason, tuple(notes))
         self._segments.append(segment)
-        self._last = self._audio[:end].copy()
-        self._utterance, self._news = None, False
+        self._utterance, self._last, self._news = None, pcm, False
         return self._make_update(started, delta, "", segment)
 
     def _make_update(self, started: float, delta: str, partial: str, segment: Segment | None = None) -> Update:

@@ -23,12 +23,17 @@ class Utterance:
 
     The slot holds the text in front of the audio, then the audio embeddings. An update adds to them (in blocks) or
     replaces them (a growing window), appends the rest of the prompt and the answer, and rolls that back.
+
+    Args:
+        slot: for the longest utterance; it may hold what an utterance before this one has left.
+        buffer: for the samples of the longest utterance.
     """
 
     def __init__(
         self,
         model: Model,
         slot: Slot,
+        buffer: F32,
         ids: PromptIds,
         config: GenerationConfig,
         block: Block | None,
@@ -37,6 +42,8 @@ class Utterance:
     ) -> None:
         self._model = model
         self._slot = slot
+        self._buffer = buffer
+        self.length = 0  # samples heard
         self._ids = ids
         self._config = config
         self._blocks = BlockEncoder(model.encoder, block) if block else None
@@ -45,23 +52,38 @@ class Utterance:
         self._stop = StopRules(frozenset(model.stop_ids(config)), config.stop_strings, model.tokenizer.decode)
         self._embeds = np.zeros((0, model.bundle.manifest.llm.dim), np.float32)  # of the audio that the slot has
         self.tokens: list[int] = []  # the latest hypothesis, without a stop token
-        self.encoded_samples = 0  # of the audio in the slot
+        self._encoded = 0  # samples of the audio that the slot has
         decoder = model.decoder
         kept = min(decoder.length(slot), len(ids.before))  # an utterance before this one has left the same prefix
         decoder.truncate(slot, kept)
         if kept < len(ids.before):
             decoder.prefill(slot, decoder.embed(ids.before[kept:]))
 
-    def hear_block(self, pcm: F32) -> None:
-        """Encode the block that has become complete, if one has: the less is left to do when an answer is wanted."""
-        if self._blocks and self._blocks.complete(len(pcm)) and not self.silence(pcm):
-            self._hear(pcm, final=False)
+    @property
+    def pcm(self) -> F32:
+        """The samples heard so far."""
+        return self._buffer[: self.length]
 
-    def update(self, pcm: F32) -> list[int]:
-        """Hear the utterance so far and answer; the tokens that become certain."""
-        if self.silence(pcm):
+    @property
+    def room(self) -> int:
+        """Samples that can still be heard."""
+        return len(self._buffer) - self.length
+
+    def hear(self, pcm: F32) -> None:
+        """Append samples [N]."""
+        self._buffer[self.length : self.length + len(pcm)] = pcm
+        self.length += len(pcm)
+
+    def encode_block(self) -> None:
+        """Encode the block that has become complete, if one has: the less is left to do when an answer is wanted."""
+        if self._blocks and self._blocks.complete(self.length) and not self.silence(self.pcm):
+            self._encode(self.pcm, final=False)
+
+    def update(self) -> list[int]:
+        """Answer about the utterance so far; the tokens that become certain."""
+        if self.silence(self.pcm):
             return []
-        self._hear(pcm, final=False)
+        self._encode(self.pcm, final=False)
         if not len(self._embeds):
             return []
         self.tokens, _ = self._answer()
@@ -69,16 +91,21 @@ class Utterance:
             return []
         return self._agreement.add(self.tokens)
 
-    def finish(self, pcm: F32) -> tuple[list[int], FinishReason]:
-        """The whole answer, without a stop token, now that the utterance is over."""
+    def end(self, wanted: int) -> int:
+        """The sample to end at, as near to `wanted` as can be: blocks that are encoded stay."""
+        return max(wanted, self._encoded if self._blocks else 0)
+
+    def finish(self, end: int) -> tuple[list[int], FinishReason]:
+        """The whole answer, without a stop token, now that the utterance is over and has `end` samples."""
+        pcm = self.pcm[:end]
         if self.silence(pcm):
             return [], "stop"
-        self._hear(pcm, final=True)
+        self._encode(pcm, final=True)
         self.tokens, reason = self._answer()
         return self.tokens, reason
 
     def silence(self, pcm: F32) -> str:
-        """Why the utterance counts as silence; empty if it does not."""
+        """Why some of its audio counts as silence; empty if it does not."""
         return self._model.silence(self._padded(pcm))
 
     @property
@@ -87,10 +114,10 @@ class Utterance:
         return self._agreement.certain
 
     def ask(
-        self, pcm: F32, prompt: str | None, task: str | None, question: str | None, config: GenerationConfig
+        self, more: F32, prompt: str | None, task: str | None, question: str | None, config: GenerationConfig
     ) -> Result:
-        """Answer another prompt about the utterance so far; nothing of the utterance changes."""
-        audio = self._padded(pcm)
+        """Answer another prompt about the utterance so far and `more` samples; nothing of the utterance changes."""
+        audio = self._padded(np.concatenate([self.pcm, more])[: len(self._buffer)])
         if self._blocks is None:
             with listen(self._model, audio) as heard:
                 return heard.ask(prompt, task=task, question=question, config=config)
@@ -104,11 +131,11 @@ class Utterance:
             heard = Heard(self._model, audio, Encoded(embeds, 0.0, 0.0), self._ids.before, slot)
             return heard.ask(prompt, task=task, question=question, config=config)
 
-    def _hear(self, pcm: F32, final: bool) -> None:
+    def _encode(self, pcm: F32, final: bool) -> None:
         """Bring the slot's audio embeddings up to date."""
         decoder = self._model.decoder
         if self._blocks is None:
-            if final and len(pcm) == self.encoded_samples:
+            if final and len(pcm) == self._encoded:
                 return
             self._embeds = self._model.encoder.encode(self._padded(pcm)).audio_embeds
             decoder.truncate(self._slot, len(self._ids.before))
@@ -118,7 +145,7 @@ class Utterance:
             for piece in new:
                 decoder.prefill(self._slot, piece)
             self._embeds = np.concatenate([self._embeds, *new])
-        self.encoded_samples = len(pcm)
+        self._encoded = len(pcm)
 
     def _answer(self) -> tuple[list[int], FinishReason]:
         """The greedy answer to the audio in the slot that begins with what is certain; the slot is left as it was."""
