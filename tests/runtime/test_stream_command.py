@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from runtime import EndpointConfig, Engine, GenerationConfig, Result, Segment, S
 from runtime.__main__ import main
 from runtime.bundle import MANIFEST, manifest_bytes, open_bundle
 from runtime.commands import stream as command
-from runtime.commands.source import at_own_speed, chunks, open_source, read_raw
 from runtime.commands.stream_view import one_line
 from runtime.errors import AudioError
 
@@ -294,22 +292,6 @@ def test_a_terminal_is_no_source(
     assert "standard input is a terminal" in err
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="pipes elsewhere cannot be resized")
-def test_a_pipe_holds_what_a_recorder_writes_during_a_slow_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, writer = os.pipe()
-    with open(reader, "rb") as read, open(writer, "wb", buffering=0) as write:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(read))
-        source = open_source("-", None)
-        assert write.write(bytes(500_000)) == 500_000  # 15 s; would block if the pipe held less
-        assert len(next(source.pieces)) == 250_000
-
-
-def test_samples_are_little_endian() -> None:
-    (pcm,) = read_raw(Pipe(b"\x01\x00\x00\x80\xff\x7f"), [])
-    assert pcm.dtype == np.int16
-    assert pcm.tolist() == [1, -32768, 32767]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -403,56 +385,6 @@ def test_an_error_leaves_what_was_stable(
 
 
 # Pace
-
-
-class Clock:
-    """Time goes on when one sleeps, or when `now` is set."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.slept: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-
-def pieces(*sizes: int) -> Iterator[np.ndarray[Any, Any]]:
-    first = 0
-    for size in sizes:
-        yield np.arange(first, first + size, dtype=np.int16)
-        first += size
-
-
-def test_pieces_come_when_their_last_sample_is_recorded() -> None:
-    clock = Clock()
-    got = [(len(piece), clock.now) for piece in at_own_speed(pieces(10, 10, 20), 100, clock, clock.sleep)]
-    assert got == [(10, pytest.approx(100.1)), (10, pytest.approx(100.2)), (20, pytest.approx(100.4))]
-
-
-def test_who_is_late_gets_all_that_was_recorded_meanwhile() -> None:
-    clock = Clock()
-    paced = at_own_speed(pieces(*[10] * 8), 100, clock, clock.sleep)
-    got = [next(paced)]
-    clock.now += 0.35  # an update that takes long: pieces 2, 3 and 4 are recorded while it runs
-    for piece in paced:
-        got.append(piece)
-    assert [len(piece) for piece in got] == [10, 30, 10, 10, 10, 10]
-    assert np.concatenate(got).tolist() == list(range(80))
-    assert clock.now == pytest.approx(100.8)  # all is caught up
-    assert clock.slept[0] == pytest.approx(0.1)
-    assert min(clock.slept) > 0
-
-
-@pytest.mark.parametrize("size", [1, 7, 10, 100])
-def test_chunks(size: int) -> None:
-    parts = list(chunks(pieces(20, 0, 9), size))
-    assert max(map(len, parts)) <= size
-    assert min(map(len, parts)) > 0
-    assert np.concatenate(parts).tolist() == list(range(29))
 
 
 @pytest.mark.parametrize(("options", "longest"), [([], 1600), (["--max-lag-s", "5"], 16000)], ids=["chunks", "whole"])
