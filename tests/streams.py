@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from runtime import EndpointConfig, Engine, GenerationConfig, Result, Segment, StreamConfig, Update
+from runtime import EndpointConfig, Engine, GenerationConfig, Segment, StreamConfig, TranscribeConfig, Update
 from runtime.audio import F32
 from runtime.config import Block, BlockConfig, WindowConfig
 from runtime.streaming.vad import VAD_HOP, Vad
+from tests.answers import answer
 from training.config import ModelConfig
 from training.presets import preset
 
@@ -28,6 +29,11 @@ ENDPOINT = EndpointConfig(silence_s=20 * HOP_S, pause_s=10 * HOP_S, longest_s=50
 # A random model's hypotheses hardly ever agree: here each one is believed, but for its last six tokens.
 AGREEMENT = StreamConfig(policy="agreement", update_s=0.3, hypotheses=1, hold_back=6, endpoint=None)
 BLOCKS = replace(AGREEMENT, policy="block", block_s=0.32)
+
+
+def cut_at(**changes: Any) -> TranscribeConfig:
+    """Pauses of half a second part, so margins are 0.2 and 0.3 s, whatever the default is."""
+    return TranscribeConfig(**{"part_pause_s": 0.5} | changes)
 
 
 def block_causal(window: int = 16, beats: bool = True, max_s: float = 30.0) -> ModelConfig:
@@ -84,11 +90,6 @@ def pieces(pcm: npt.NDArray[Any], rng: np.random.Generator, longest: int) -> Ite
 def facts(update: Update) -> Update:
     """What does not depend on the clock."""
     return replace(update, latency_s=0.0, lag_s=0.0)
-
-
-def answer(result: Result) -> tuple[str, list[int], str, tuple[str, ...]]:
-    """A result without its timings."""
-    return result.text, result.token_ids, result.finish_reason, result.notes
 
 
 Outcome = tuple[list[Update], tuple[str, list[int], str, tuple[str, ...]], tuple[Segment, ...]]

@@ -1,7 +1,7 @@
 """The engine on a tiny model: streaming, stopping, listening, threads, and refusals."""
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,39 +17,14 @@ from runtime.errors import (
     AudioError,
     AudioTooLongError,
     CapacityError,
-    ClosedError,
     ConfigError,
     PromptError,
     UnknownTaskError,
 )
 from runtime.tokenizer import REPLACEMENT
+from tests.answers import BEAMS, EACH_SEARCH, SAMPLED, VARIED, answer, collect, noise, requests
 
 F32 = npt.NDArray[np.float32]
-
-# The tiny model alone would repeat one token. Banning repetition makes its ranking of all tokens visible.
-VARIED = GenerationConfig(max_new_tokens=24, no_repeat_ngram_size=1)
-BEAMS = replace(VARIED, num_beams=3)
-SAMPLED = GenerationConfig(max_new_tokens=24, do_sample=True, temperature=2.0, seed=1)
-EACH_SEARCH = pytest.mark.parametrize("config", [VARIED, BEAMS, SAMPLED], ids=["greedy", "beams", "sampled"])
-
-
-def noise(seconds: float, seed: int = 0) -> F32:
-    return np.random.default_rng(seed).normal(0, 0.1, round(seconds * 16000)).astype(np.float32)
-
-
-def answer(result: Result) -> tuple[str, list[int], str, tuple[str, ...]]:
-    """A result without its timings."""
-    return result.text, result.token_ids, result.finish_reason, result.notes
-
-
-def collect(pieces: Generator[str, None, Result]) -> tuple[list[str], Result]:
-    result: list[Result] = []
-
-    def until_done() -> Iterator[str]:
-        result.append((yield from pieces))
-
-    return list(until_done()), result[0]
-
 
 # Streaming
 
@@ -331,92 +306,7 @@ def test_without_a_seed_sampling_varies(tiny_engine: Engine, speech: Path) -> No
     assert len(answers) == 3
 
 
-# Listening
-
-
-@EACH_SEARCH
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"task": "asr"},
-        {"task": "qa", "question": "Who speaks?"},
-        {"prompt": "Describe."},
-        {"prompt": "<SpeechHere>Describe."},
-        {"prompt": "Here it comes: <Speech><SpeechHere></Speech> What was that?"},
-    ],
-    ids=["task", "question", "prompt", "bare mark", "text in front"],
-)
-def test_asking_is_generating(
-    tiny_engine: Engine, speech: Path, asked: dict[str, str], config: GenerationConfig
-) -> None:
-    with tiny_engine.listen(speech) as heard:
-        first = heard.ask(**asked, config=config)
-        again = heard.ask(**asked, config=config)
-    assert answer(first) == answer(again) == answer(tiny_engine.generate(speech, **asked, config=config))
-
-
-@pytest.mark.parametrize("num_beams", [1, 4])
-def test_asking_a_model_that_hears(golden_bundle: Path, num_beams: int) -> None:
-    """The golden model's answers depend on the sound, and so on whose KV is used."""
-    engine = Engine.load(golden_bundle)
-    config = GenerationConfig(max_new_tokens=16, num_beams=num_beams, stop_token_ids=())
-    sounds = [noise(2.0, seed=1), noise(1.0, seed=2) * 5]
-    prompts = ["Describe the audio.", "<Speech><SpeechHere></Speech> What is said?", "Now: <SpeechHere> What?"]
-    expected = [
-        [engine.generate(sound, prompt=prompt, config=config, sample_rate=16000).token_ids for prompt in prompts]
-        for sound in sounds
-    ]
-    assert len({tuple(ids) for answers in expected for ids in answers}) > len(prompts)
-    with engine.listen(sounds[0], sample_rate=16000) as one, engine.listen(sounds[1], sample_rate=16000) as other:
-        for _ in range(2):
-            for i, prompt in enumerate(prompts):
-                assert one.ask(prompt, config=config).token_ids == expected[0][i]
-                assert other.ask(prompt, config=config).token_ids == expected[1][i]
-
-
-@pytest.mark.parametrize("prompt", ["Describe.", "<Speech><SpeechHere></Speech> What is said?"])
-def test_asking_computes_only_the_prompts_text(
-    tiny_engine: Engine, speech: Path, prompt: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else listening saves nothing of the prefill. These are the forms of prompt that every task has."""
-    prefilled: list[int] = []
-    prefill = tiny_engine.decoder.prefill
-
-    def counting(slot: object, inputs_embeds: F32) -> F32:
-        prefilled.append(len(inputs_embeds))
-        return prefill(slot, inputs_embeds)  # type: ignore[arg-type]
-
-    with tiny_engine.listen(speech) as heard:
-        monkeypatch.setattr(tiny_engine.decoder, "prefill", counting)
-        heard.ask(prompt, config=VARIED)
-    text = "</Speech> Describe.\nASSISTANT:" if prompt == "Describe." else "</Speech> What is said?\nASSISTANT:"
-    assert prefilled == [len(text)]  # the tiny tokenizer's tokens are bytes
-
-
-def test_asking_streams(tiny_engine: Engine, speech: Path) -> None:
-    with tiny_engine.listen(speech) as heard:
-        pieces, result = collect(heard.ask_iter("Describe.", config=VARIED))
-    assert "".join(pieces) == result.text
-    assert len(pieces) > 1
-
-
-def test_asking_can_be_cancelled(tiny_engine: Engine, speech: Path) -> None:
-    cancel = threading.Event()
-    cancel.set()
-    with tiny_engine.listen(speech) as heard:
-        assert heard.ask("Describe.", cancel=cancel).finish_reason == "cancelled"
-        assert heard.ask("Describe.", config=VARIED).finish_reason == "length"
-
-
 # Threads
-
-
-def requests() -> list[tuple[F32, str, GenerationConfig]]:
-    configs = [VARIED, BEAMS, SAMPLED, replace(SAMPLED, seed=7)]
-    return [
-        (noise(0.5 + 0.7 * i, seed=i) * (i + 1), f"Question {i}: what is it?", configs[i % len(configs)])
-        for i in range(8)
-    ]
 
 
 def test_eight_threads_at_once(tiny_engine: Engine) -> None:
@@ -438,21 +328,6 @@ def test_eight_threads_at_once(tiny_engine: Engine) -> None:
             assert [answer(result) for result in found] == [answer(result) for result in expected]
 
 
-def test_eight_threads_ask_about_one_recording(tiny_engine: Engine, speech: Path) -> None:
-    start = threading.Barrier(8)
-    with tiny_engine.listen(speech) as heard, ThreadPoolExecutor(8) as pool:
-
-        def ask(request: tuple[F32, str, GenerationConfig]) -> Result:
-            start.wait(30)
-            return heard.ask(f"<SpeechHere>{request[1]}", config=request[2])
-
-        expected = [
-            tiny_engine.generate(speech, prompt=f"<SpeechHere>{prompt}", config=config)
-            for _, prompt, config in requests()
-        ]
-        assert [answer(result) for result in pool.map(ask, requests())] == [answer(result) for result in expected]
-
-
 # Timings and report
 
 
@@ -463,13 +338,6 @@ def test_timings_add_up(tiny_engine: Engine, speech: Path, config: GenerationCon
     assert timings.features_s + timings.encode_s + timings.prefill_s <= timings.ttft_s <= timings.total_s
     assert timings.ttft_s + 23 * timings.tpot_s <= timings.total_s * 1.001
     assert timings.audio_s == soundfile.info(speech).duration
-
-
-def test_asking_takes_no_encoding(tiny_engine: Engine, speech: Path) -> None:
-    with tiny_engine.listen(speech) as heard:
-        timings = heard.ask("Describe.", config=VARIED).timings
-    assert timings.features_s == timings.encode_s == 0
-    assert 0 < timings.prefill_s <= timings.ttft_s <= timings.total_s
 
 
 def test_report_is_what_runs(tiny_bundle: Path) -> None:
@@ -495,15 +363,6 @@ def test_reported_memory_is_the_processes(tiny_engine: Engine) -> None:
 
 
 # Closing and cancelling early
-
-
-def test_a_closed_recording_says_so(tiny_engine: Engine, speech: Path) -> None:
-    with tiny_engine.listen(speech) as heard:
-        begun = heard.ask_iter("What is it?")
-    with pytest.raises(ClosedError, match="inside the `with"):
-        next(begun)
-    with pytest.raises(ClosedError, match="inside the `with"):
-        heard.ask("What is it?")
 
 
 def test_a_request_cancelled_before_it_began_encodes_nothing(tiny_engine: Engine, speech: Path) -> None:

@@ -21,6 +21,7 @@ from runtime.streaming import utterance as utterance_module
 from runtime.streaming.agreement import LocalAgreement
 from runtime.streaming.block_encoder import LOOK_AHEAD
 from runtime.streaming.vad import VAD_HOP
+from tests.answers import answer
 from tests.streams import (
     AGREEMENT,
     AT_THE_END_ONLY,
@@ -31,7 +32,6 @@ from tests.streams import (
     PLAIN,
     VARIED,
     WINDOW,
-    answer,
     facts,
     hear,
     noise,

@@ -16,6 +16,7 @@ from runtime.errors import AudioError, CapacityError, ClosedError, ConfigError, 
 from runtime.prompt import PromptIds
 from runtime.streaming import stream as module
 from runtime.streaming.vad import VAD_HOP, load_vad
+from tests.answers import answer
 from tests.streams import (
     AGREEMENT,
     AT_THE_END_ONLY,
@@ -23,7 +24,6 @@ from tests.streams import (
     BLOCKS,
     ENDPOINT,
     VARIED,
-    answer,
     facts,
     hear,
     noise,

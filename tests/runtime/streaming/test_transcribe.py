@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import jiwer
 import numpy as np
@@ -32,20 +31,12 @@ from runtime.streaming.reader import PcmReader
 from runtime.streaming.transcribe import transcribe
 from runtime.streaming.vad import VAD_HOP, Vad
 from runtime.streaming.windows import Window
-
-
-def settings(**changes: Any) -> TranscribeConfig:
-    """Pauses of half a second part, so margins are 0.2 and 0.3 s, whatever the default is."""
-    return TranscribeConfig(**{"part_pause_s": 0.5} | changes)
-
+from tests.streams import VARIED, cut_at
 
 RECORDINGS = Path(__file__).parents[3] / "demo" / "recordings"
 SPOKEN = [
     entry for entry in json.loads((RECORDINGS / "annotation.json").read_text())["annotation"] if entry["task"] == "asr"
 ]
-
-# The tiny model alone would repeat one token. Banning repetition makes its ranking of all tokens visible.
-VARIED = GenerationConfig(max_new_tokens=12, no_repeat_ngram_size=1)
 
 
 class Loudness:
@@ -87,7 +78,7 @@ def bursts(*seconds: float) -> F32:
 )
 def test_each_window_is_answered_as_alone(tiny_engine: Engine, config: GenerationConfig) -> None:
     pcm = bursts(0.4, 3.1, 1.7, 0.9, 2.2)
-    segments, info = tiny_engine.transcribe(pcm, sample_rate=16000, generation=config, config=settings(batch_size=3))
+    segments, info = tiny_engine.transcribe(pcm, sample_rate=16000, generation=config, config=cut_at(batch_size=3))
     taken = list(segments)
     assert len(taken) == info.windows == 5
     for segment in taken:
@@ -103,10 +94,10 @@ def test_each_window_is_answered_as_alone(tiny_engine: Engine, config: Generatio
 @pytest.mark.usefixtures("loudness")
 def test_a_stop_string_ends_one_of_a_batch(tiny_engine: Engine) -> None:
     pcm = bursts(1.0, 2.0)
-    _, second = tiny_engine.transcribe(pcm, sample_rate=16000, generation=VARIED, config=settings())[0]
+    _, second = tiny_engine.transcribe(pcm, sample_rate=16000, generation=VARIED, config=cut_at())[0]
     stop = tiny_engine.tokenizer.decode(second.token_ids[4:5]).strip()
     config = replace(VARIED, stop_strings=(stop,))
-    for segment in tiny_engine.transcribe(pcm, sample_rate=16000, generation=config, config=settings())[0]:
+    for segment in tiny_engine.transcribe(pcm, sample_rate=16000, generation=config, config=cut_at())[0]:
         alone = tiny_engine.generate(pcm[slice(*segment.window)], sample_rate=16000, task="asr", config=config)
         assert (segment.text, segment.token_ids, segment.finish_reason) == (
             alone.text,
@@ -119,7 +110,7 @@ def test_a_stop_string_ends_one_of_a_batch(tiny_engine: Engine) -> None:
 def test_a_prompt_of_your_own(tiny_engine: Engine) -> None:
     pcm = bursts(1.0)
     (segment,) = tiny_engine.transcribe(
-        pcm, sample_rate=16000, prompt="Who speaks?", generation=VARIED, config=settings()
+        pcm, sample_rate=16000, prompt="Who speaks?", generation=VARIED, config=cut_at()
     )[0]
     alone = tiny_engine.generate(pcm[slice(*segment.window)], sample_rate=16000, prompt="Who speaks?", config=VARIED)
     assert segment.token_ids == alone.token_ids
@@ -142,7 +133,7 @@ def test_two_minutes_of_sentences(demo_engine: Engine, tmp_path: Path, vad: str)
     assert len(pcm) > 100 * 16000
     path = tmp_path / "long.wav"
     soundfile.write(path, pcm, 16000, subtype="FLOAT")
-    segments, info = demo_engine.transcribe(path, config=settings(vad=vad))  # type: ignore[arg-type]
+    segments, info = demo_engine.transcribe(path, config=cut_at(vad=vad))  # type: ignore[arg-type]
     taken = list(segments)
     assert jiwer.wer(text, " ".join(segment.text for segment in taken)) <= 0.15
     assert info.vad == vad
@@ -157,7 +148,7 @@ def test_two_minutes_of_sentences(demo_engine: Engine, tmp_path: Path, vad: str)
 @pytest.mark.usefixtures("loudness")
 def test_samples_are_accounted_for(tiny_engine: Engine) -> None:
     pcm = bursts(1.0, 2.0, 0.5)
-    segments, info = tiny_engine.transcribe(pcm, sample_rate=16000, generation=VARIED, config=settings())
+    segments, info = tiny_engine.transcribe(pcm, sample_rate=16000, generation=VARIED, config=cut_at())
     assert (info.sample_rate, info.channels, info.vad) == (16000, 1, "loudness")
     assert info.duration_s == len(pcm) / 16000
     assert not info.finished
@@ -174,7 +165,7 @@ def test_samples_are_accounted_for(tiny_engine: Engine) -> None:
 
 
 def test_no_speech(tiny_engine: Engine) -> None:
-    segments, info = tiny_engine.transcribe(silence(60), sample_rate=16000, config=settings(vad="energy"))
+    segments, info = tiny_engine.transcribe(silence(60), sample_rate=16000, config=cut_at(vad="energy"))
     assert list(segments) == []
     assert info.notes == ["no speech in 60.0 s (vad energy)"]
     assert info.dropped_s == 60.0
@@ -183,7 +174,7 @@ def test_no_speech(tiny_engine: Engine) -> None:
 @pytest.mark.usefixtures("loudness")
 def test_what_was_done_to_the_audio_is_noted(tiny_engine: Engine, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.stack([bursts(1.0)] * 2, axis=1), 8000)
-    segments, info = tiny_engine.transcribe(tmp_path / "a.wav", generation=VARIED, config=settings())
+    segments, info = tiny_engine.transcribe(tmp_path / "a.wav", generation=VARIED, config=cut_at())
     assert info.notes == ["channel 0 of 2 is used", "8000 Hz resampled to 16000 Hz"]
     assert info.duration_s == 6.0
     (segment,) = segments
@@ -192,7 +183,7 @@ def test_what_was_done_to_the_audio_is_noted(tiny_engine: Engine, tmp_path: Path
 
 @pytest.mark.usefixtures("loudness")
 def test_windows_are_no_longer_than_the_model_hears(tiny_engine: Engine) -> None:
-    options = settings(window_s=100)
+    options = cut_at(window_s=100)
     segments, info = tiny_engine.transcribe(noise(40), sample_rate=16000, generation=VARIED, config=options)
     assert info.config == replace(options, window_s=30.0)
     assert info.notes == ["windows of 30 s, which is the longest this model hears"]
@@ -202,14 +193,14 @@ def test_windows_are_no_longer_than_the_model_hears(tiny_engine: Engine) -> None
 @pytest.mark.usefixtures("loudness")
 def test_an_answer_that_did_not_end_is_noted(tiny_engine: Engine) -> None:
     config = GenerationConfig(max_new_tokens=3, stop_token_ids=())
-    (segment,) = tiny_engine.transcribe(bursts(1.5), sample_rate=16000, generation=config, config=settings())[0]
+    (segment,) = tiny_engine.transcribe(bursts(1.5), sample_rate=16000, generation=config, config=cut_at())[0]
     assert (segment.finish_reason, segment.notes) == ("length", ("cut after max_new_tokens=3",))
 
 
 @pytest.mark.usefixtures("loudness")
 def test_silence_below_the_limit_is_not_decoded(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny_engine, "silence", lambda audio: "silence" if audio.source_s < 1.6 else "")
-    first, second = tiny_engine.transcribe(bursts(1.0, 2.0), sample_rate=16000, generation=VARIED, config=settings())[0]
+    first, second = tiny_engine.transcribe(bursts(1.0, 2.0), sample_rate=16000, generation=VARIED, config=cut_at())[0]
     assert (first.text, first.token_ids, first.finish_reason, first.notes) == ("", [], "stop", ("silence",))
     assert second.token_ids
 
@@ -232,7 +223,7 @@ def test_ten_minutes_are_not_read_at_once(tiny_engine: Engine, tmp_path: Path, m
         return samples
 
     monkeypatch.setattr(soundfile.SoundFile, "read", watched)
-    segments, info = tiny_engine.transcribe(path, generation=VARIED, config=settings(batch_size=2))
+    segments, info = tiny_engine.transcribe(path, generation=VARIED, config=cut_at(batch_size=2))
     assert read == []
     assert (info.duration_s, info.windows) == (600.0, 0)
     next(segments)
@@ -246,7 +237,7 @@ def test_ten_minutes_are_not_read_at_once(tiny_engine: Engine, tmp_path: Path, m
 def test_bad_samples_are_refused_when_they_are_read(tiny_engine: Engine) -> None:
     pcm = bursts(1.0, 1.0)
     pcm[-100] = np.inf
-    one_by_one = settings(batch_size=1)
+    one_by_one = cut_at(batch_size=1)
     segments, _ = tiny_engine.transcribe(pcm, sample_rate=16000, generation=VARIED, config=one_by_one)
     next(segments)
     with pytest.raises(AudioError, match=f"sample {len(pcm) - 100} is inf"):
@@ -261,7 +252,7 @@ def test_bad_arguments_are_refused_at_once(tiny_engine: Engine) -> None:
         tiny_engine.transcribe(pcm, sample_rate=16000, task="sing")
     with pytest.raises(CapacityError, match="positions"):
         tiny_engine.transcribe(
-            pcm, sample_rate=16000, generation=GenerationConfig(max_new_tokens=10**6), config=settings()
+            pcm, sample_rate=16000, generation=GenerationConfig(max_new_tokens=10**6), config=cut_at()
         )
 
 
@@ -271,7 +262,7 @@ def test_bad_arguments_are_refused_at_once(tiny_engine: Engine) -> None:
 @pytest.mark.usefixtures("loudness")
 def test_cancelled_between_batches(tiny_engine: Engine) -> None:
     cancel = threading.Event()
-    options = settings(batch_size=1)
+    options = cut_at(batch_size=1)
     segments, info = tiny_engine.transcribe(
         bursts(1.0, 1.0, 1.0), sample_rate=16000, generation=VARIED, config=options, cancel=cancel
     )
@@ -299,9 +290,9 @@ class LateCancel(threading.Event):
 @pytest.mark.parametrize("times", [0, 3, 6, 7, 8, 9, 10, 12, 20, 30])
 def test_cancelled_anywhere(tiny_engine: Engine, times: int, config: GenerationConfig) -> None:
     pcm = bursts(1.0, 1.5)
-    complete = list(tiny_engine.transcribe(pcm, sample_rate=16000, generation=config, config=settings())[0])
+    complete = list(tiny_engine.transcribe(pcm, sample_rate=16000, generation=config, config=cut_at())[0])
     segments, info = tiny_engine.transcribe(
-        pcm, sample_rate=16000, generation=config, cancel=LateCancel(times), config=settings()
+        pcm, sample_rate=16000, generation=config, cancel=LateCancel(times), config=cut_at()
     )
     taken = list(segments)
     assert info.finished == (taken == complete)
@@ -327,7 +318,7 @@ def test_nothing_is_encoded_after_cancelling(tiny_engine: Engine, monkeypatch: p
 
     monkeypatch.setattr(tiny_engine.encoder, "encode", encode)
     segments, info = tiny_engine.transcribe(
-        bursts(1.0, 1.0, 1.0), sample_rate=16000, generation=VARIED, cancel=cancel, config=settings()
+        bursts(1.0, 1.0, 1.0), sample_rate=16000, generation=VARIED, cancel=cancel, config=cut_at()
     )
     assert list(segments) == []
     assert len(encoded) == 1
@@ -376,7 +367,7 @@ def listen(spoil: Callable[[list[int]], list[int]], options: TranscribeConfig) -
     ids=["clean", "spoiled at the edges"],
 )
 def test_overlapping_windows_are_stitched(batch_size: int, spoil: Callable[[list[int]], list[int]]) -> None:
-    options = settings(window_s=10.7, overlap_s=4, batch_size=batch_size)
+    options = cut_at(window_s=10.7, overlap_s=4, batch_size=batch_size)
     segments, info = listen(spoil, options)
     words = [token for segment in segments for token in segment.token_ids if token >= 0]
     assert words == spoil(list(range(120)))
@@ -400,7 +391,7 @@ def test_both_texts_are_kept_where_nothing_matches() -> None:
         first = next(calls)
         return [first + word for word in words]
 
-    segments, _ = listen(other_words, settings(window_s=20, overlap_s=2))
+    segments, _ = listen(other_words, cut_at(window_s=20, overlap_s=2))
     assert [len(segment.token_ids) for segment in segments] == [41, 41, 41, 13]
     assert [segment.notes for segment in segments] == [
         (),
@@ -411,11 +402,11 @@ def test_both_texts_are_kept_where_nothing_matches() -> None:
 
 @pytest.mark.usefixtures("loudness")
 def test_endless_repetition_is_noted() -> None:
-    segments, _ = listen(lambda words: [7] * 40, settings())
+    segments, _ = listen(lambda words: [7] * 40, cut_at())
     assert all(segment.notes == ("degenerate: 1 token repeated 8 times or more",) for segment in segments)
 
 
 @pytest.mark.usefixtures("loudness")
 def test_silence_about_an_overlap_is_no_mismatch() -> None:
-    segments, _ = listen(lambda words: [], settings())
+    segments, _ = listen(lambda words: [], cut_at())
     assert not any(segment.text or segment.notes for segment in segments)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +13,7 @@ from runtime.errors import ConfigError
 from runtime.streaming.config import TranscribeConfig
 from runtime.streaming.vad import VAD_HOP
 from runtime.streaming.windows import SHORTEST_PAUSE, Splitter, Window
-
-
-def settings(**changes: Any) -> TranscribeConfig:
-    """Pauses of half a second part, so margins are 0.2 and 0.3 s, whatever the default is."""
-    return TranscribeConfig(**{"part_pause_s": 0.5} | changes)
-
+from tests.streams import cut_at
 
 HOPS_A_SECOND = 16000 / VAD_HOP
 
@@ -62,33 +56,33 @@ def bounds(windows: list[Window]) -> list[tuple[int, int, int]]:
 
 
 def test_speech_gets_its_margins() -> None:
-    windows = split(hops((False, 3.2), (True, 1.6), (False, 3.2)), settings())
+    windows = split(hops((False, 3.2), (True, 1.6), (False, 3.2)), cut_at())
     assert bounds(windows) == [(51200 - 3200, 76800 + 4800, 0)]
 
 
 def test_blocks_may_be_single_samples() -> None:
     speech = hops((False, 0.5), (True, 0.5), (False, 1.0))
-    assert bounds(split(speech, settings(), block=1)) == bounds(split(speech, settings()))
+    assert bounds(split(speech, cut_at(), block=1)) == bounds(split(speech, cut_at()))
 
 
 def test_margins_end_with_the_recording() -> None:
-    assert bounds(split([True] * 10, settings())) == [(0, 5120, 0)]
+    assert bounds(split([True] * 10, cut_at())) == [(0, 5120, 0)]
 
 
 def test_a_short_pause_stays_in_the_window() -> None:
     speech = [*[True] * 50, *[False] * 15, *[True] * 50]  # 15 hops are 0.48 s
-    assert bounds(split(speech, settings(part_pause_s=0.5))) == [(0, 115 * 512, 0)]
-    assert len(split(speech, settings(part_pause_s=0.48))) == 2
+    assert bounds(split(speech, cut_at(part_pause_s=0.5))) == [(0, 115 * 512, 0)]
+    assert len(split(speech, cut_at(part_pause_s=0.48))) == 2
 
 
 def test_margins_share_a_pause_shorter_than_both() -> None:
     speech = [*[True] * 50, *[False] * 10, *[True] * 50]  # 10 hops are 0.32 s
-    first, second = split(speech, settings(part_pause_s=0.2))
+    first, second = split(speech, cut_at(part_pause_s=0.2))
     assert 50 * 512 < first.end <= second.start < 60 * 512
 
 
 def test_long_speech_is_cut_in_the_longest_pause_of_the_last_half() -> None:
-    config = settings(window_s=10, part_pause_s=0.5)
+    config = cut_at(window_s=10, part_pause_s=0.5)
     parts = [(True, 2.0), (False, 0.448), (True, 4.0), (False, 0.32), (True, 1.0), (False, 0.16), (True, 4.0)]
     speech = hops(*parts)
     first, second = split(speech, config)
@@ -97,35 +91,35 @@ def test_long_speech_is_cut_in_the_longest_pause_of_the_last_half() -> None:
 
 
 def test_the_later_of_equal_pauses_is_cut() -> None:
-    config = settings(window_s=10)
+    config = cut_at(window_s=10)
     parts = [(True, 6.0), (False, 0.32), (True, 1.0), (False, 0.32), (True, 4.0)]
     assert split(hops(*parts), config)[0].end == len(hops(*parts[:3])) * 512 + 5 * 512
 
 
 def test_a_pause_across_the_end_of_the_window_is_cut_at_its_end() -> None:
     speech = [*[True] * 310, *[False] * 14, *[True] * 50]  # the window ends with hop 312.5, the pause's middle is 317
-    assert bounds(split(speech, settings(window_s=10))) == [(0, 160000, 0), (160000, 374 * 512, 0)]
+    assert bounds(split(speech, cut_at(window_s=10))) == [(0, 160000, 0), (160000, 374 * 512, 0)]
 
 
 def test_without_a_pause_windows_overlap() -> None:
-    windows = split([True] * 700, settings(window_s=10, overlap_s=2))
+    windows = split([True] * 700, cut_at(window_s=10, overlap_s=2))
     assert bounds(windows) == [(0, 160000, 0), (128000, 288000, 32000), (256000, 358400, 32000)]
 
 
 def test_the_closure_of_a_plosive_is_no_pause() -> None:
     closure = [False] * (SHORTEST_PAUSE // VAD_HOP - 1)
-    windows = split([*[True] * 250, *closure, *[True] * 100], settings(window_s=10, overlap_s=2))
+    windows = split([*[True] * 250, *closure, *[True] * 100], cut_at(window_s=10, overlap_s=2))
     assert [window.overlap for window in windows] == [0, 32000]
 
 
 def test_the_last_samples_are_heard() -> None:
     pcm = ramp(10 * 512 + 100)
-    (window,) = split([*[False] * 10, True], settings(), pcm)
+    (window,) = split([*[False] * 10, True], cut_at(), pcm)
     assert window.end == len(pcm)
 
 
 def test_silence_is_forgotten() -> None:
-    splitter = Splitter(ScriptedDetector([]), settings())
+    splitter = Splitter(ScriptedDetector([]), cut_at())
     for _ in range(100):
         assert splitter.push(np.zeros(16000, np.float32)) == []
         assert len(splitter._pcm) <= 3200 + VAD_HOP
@@ -138,7 +132,7 @@ def cases(draw: st.DrawFn) -> tuple[list[bool], TranscribeConfig, int]:
     speech = [decision for loud, quiet in runs for decision in [*[True] * loud, *[False] * quiet]]
     window_s = draw(st.sampled_from([1.0, 1.7, 3.0, 5.55]))
     share = st.floats(0, 0.4)
-    config = settings(
+    config = cut_at(
         window_s=window_s,
         overlap_s=draw(share) * window_s,
         part_pause_s=max(0.1, draw(share) * window_s),
