@@ -47,7 +47,9 @@ class FeatureCache:
             kept = "encoder states" if self.holds_states else "spectrograms"
             raise ConfigError(f"data.cache keeps {kept}, which augment would change: turn one of them off")
         if self.holds_states and model.config.streaming:
-            raise ConfigError("data.cache keeps encoder states, but streaming draws new blocks each time: turn one off")
+            raise ConfigError(
+                "data.cache keeps encoder states, which differ by the blocks that are drawn: leave it out"
+            )
         self._folder = Path(folder) / self._key()
 
     def fill(self, entries: Sequence[Entry], progress: bool = False) -> None:

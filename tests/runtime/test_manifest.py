@@ -1,0 +1,289 @@
+"""A manifest that is damaged or cannot be followed is refused, and the error says what is wrong with it."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from runtime.bundle import (
+    FORMAT_VERSION,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    file_sha256,
+    manifest_bytes,
+    manifest_hash,
+    open_bundle,
+)
+from runtime.errors import BundleError, BundleIntegrityError, BundleVersionError
+from tests.damage import flipped, manifest_data, reseal, sealed
+
+
+@pytest.fixture(scope="module")
+def spare(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy whose manifest is damaged and mended again."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("spare") / "bundle"))
+
+
+@contextmanager
+def content(path: Path, data: bytes) -> Iterator[None]:
+    """The file has this content for a while."""
+    before = path.read_bytes()
+    path.write_bytes(data)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+# What is right
+
+
+def test_manifest_round_trip(tiny_bundle: Path) -> None:
+    stored = (tiny_bundle / MANIFEST).read_bytes()
+    manifest = open_bundle(tiny_bundle).manifest
+    assert manifest.manifest_sha256 == manifest_hash(stored)
+    assert manifest_bytes(manifest) == stored
+    assert manifest_bytes(replace(manifest, manifest_sha256="")) == stored
+
+
+def test_manifest_hash_covers_everything_but_itself(tiny_bundle: Path) -> None:
+    manifest = open_bundle(tiny_bundle).manifest
+    stored = manifest_bytes(manifest)
+    assert manifest_hash(stored.replace(manifest.manifest_sha256.encode(), b"f" * 64)) == manifest.manifest_sha256
+    assert manifest_hash(stored + b" ") != manifest.manifest_sha256
+
+
+def test_a_resealed_manifest_is_accepted(bundle: Path) -> None:
+    """Else the refusals below would prove nothing."""
+    reseal(bundle, lambda data: data["provenance"].update(model="another name"))
+    assert open_bundle(bundle).manifest.provenance.model == "another name"
+
+
+# Damaged bytes
+
+
+def test_flipped_byte_anywhere_in_the_manifest(spare: Path) -> None:
+    stored = (spare / MANIFEST).read_bytes()
+    for position in range(0, len(stored), 13):
+        with content(spare / MANIFEST, flipped(stored, position, 1 << position % 8)):
+            with pytest.raises(BundleError) as caught:
+                open_bundle(spare, verify=False)
+            assert MANIFEST in str(caught.value), position
+
+
+def test_any_digit_of_the_manifests_own_hash(spare: Path) -> None:
+    stored = (spare / MANIFEST).read_bytes()
+    start = stored.index(manifest_hash(stored).encode())
+    for position in range(start, start + 64):
+        with content(spare / MANIFEST, flipped(stored, position)), pytest.raises(BundleIntegrityError, match=MANIFEST):
+            open_bundle(spare, verify=False)
+
+
+# Manifests that must not be followed
+
+
+@pytest.mark.parametrize("folder", ["gone", "file"])
+def test_not_a_folder(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match=rf"{folder} is not a folder; make one with python -m export"):
+        open_bundle(tmp_path / folder)
+
+
+def test_folder_without_a_manifest(tmp_path: Path) -> None:
+    with pytest.raises(BundleIntegrityError, match=r"has no bundle\.json"):
+        open_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("stored", [b"", b"not JSON", b"{", b"\xff\xfe\x00", b'{"a": 1}}', b"\x00" * 100])
+def test_manifest_that_is_not_json(bundle: Path, stored: bytes) -> None:
+    (bundle / MANIFEST).write_bytes(stored)
+    with pytest.raises(BundleIntegrityError, match=r"bundle\.json is not JSON"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("stored", [b"[" * 100_000, b'{"a":' * 100_000], ids=["lists", "objects"])
+def test_manifest_nested_without_end(bundle: Path, stored: bytes) -> None:
+    (bundle / MANIFEST).write_bytes(stored)
+    with pytest.raises(BundleError, match=r"bundle\.json"):
+        open_bundle(bundle)
+
+
+def test_huge_manifest_is_not_read(bundle: Path) -> None:
+    os.truncate(bundle / MANIFEST, MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(BundleIntegrityError, match=f"{MAX_MANIFEST_BYTES + 1} bytes; at most {MAX_MANIFEST_BYTES}"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("stored", ["[]", "1", "null", "{}", '{"format_version": "1"}', '{"format_version": null}'])
+def test_manifest_without_a_format_version(bundle: Path, stored: str) -> None:
+    (bundle / MANIFEST).write_text(stored)
+    with pytest.raises(BundleError, match=r"bundle\.json has no format_version"):
+        open_bundle(bundle)
+
+
+def test_newer_format_is_told_apart_from_damage(bundle: Path) -> None:
+    reseal(bundle, lambda data: data.update(format_version=3, something="new"))
+    with pytest.raises(BundleVersionError, match=r"format_version 3, this salmonrun reads 2: update salmonrun"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("version", [1, 0, -1])
+def test_older_and_impossible_formats_are_to_be_exported_again(bundle: Path, version: int) -> None:
+    reseal(bundle, lambda data: data.update(format_version=version))
+    with pytest.raises(BundleVersionError, match=rf"format_version {version}, this salmonrun reads 2: export"):
+        open_bundle(bundle)
+
+
+def test_streaming_that_the_encoders_cannot_do(bundle: Path) -> None:
+    reseal(bundle, lambda data: data.update(streaming={"sizes": [16], "lookbacks": [16]}))
+    with pytest.raises(BundleError, match="streaming"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("where", "key"), [("", "extra"), ("llm", "heads"), ("audio", "rate"), ("prompt", "system")], ids=str
+)
+def test_unknown_key(bundle: Path, where: str, key: str) -> None:
+    reseal(bundle, lambda data: (data[where] if where else data).update({key: 1}))
+    with pytest.raises(BundleError, match=rf"bundle\.json.*unknown key '{key}'"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("key", ["target", "audio", "window", "prompt", "llm", "precision", "graphs", "files"])
+def test_missing_key(bundle: Path, key: str) -> None:
+    reseal(bundle, lambda data: data.pop(key))
+    with pytest.raises(BundleError, match=rf"bundle\.json: key '{key}' is missing"):
+        open_bundle(bundle)
+
+
+def test_wrong_type_is_named(bundle: Path) -> None:
+    reseal(bundle, lambda data: data["llm"]["embedding"].update(rows="many"))
+    with pytest.raises(BundleError, match=r"llm\.embedding\.rows: expected int, got str 'many'"):
+        open_bundle(bundle)
+
+
+def test_number_too_large_for_a_float(bundle: Path) -> None:
+    reseal(bundle, lambda data: data["audio"].update(max_s=10**400))
+    with pytest.raises(BundleError, match=r"audio\.max_s"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "llm/../../secret", "..", ".", "", "..\\secret", "llm\\x"]
+)
+def test_path_outside_the_folder(bundle: Path, name: str) -> None:
+    (bundle.parent / "secret").write_bytes(b"secret")
+    spec = {"size": 6, "sha256": file_sha256(bundle.parent / "secret")}
+    reseal(bundle, lambda data: data["files"].update({name: spec}))
+    with pytest.raises(BundleIntegrityError, match="paths must stay inside the bundle folder"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0", "\ud800"], ids=["long", "nul", "surrogate"])
+def test_path_no_file_can_have(bundle: Path, name: str) -> None:
+    reseal(bundle, lambda data: data["files"].update({name: {"size": 6, "sha256": ""}}))
+    with pytest.raises(BundleIntegrityError):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("graph", ["whisper", "qformer", "llm"])
+def test_missing_graph(bundle: Path, graph: str) -> None:
+    reseal(bundle, lambda data: data["graphs"].pop(graph))
+    with pytest.raises(BundleError, match=rf"has no graph \['{graph}'\]"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["whisper.onnx", "llm/embed_tokens.bin", "tokenizer.json"])
+def test_used_but_unlisted_file(bundle: Path, name: str) -> None:
+    reseal(bundle, lambda data: data["files"].pop(name))
+    with pytest.raises(BundleIntegrityError, match=rf"uses '{name}' but does not list it"):
+        open_bundle(bundle)
+
+
+# Anything at all in the place of the manifest
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False) | st.text() | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+@example(b"1" * 5000)
+@example(b"\xef\xbb\xbf{}")
+def test_fuzzed_manifest(spare: Path, stored: bytes) -> None:
+    with content(spare / MANIFEST, stored), pytest.raises(BundleError):
+        open_bundle(spare, verify=False)
+
+
+@given(data=st.data())
+def test_fuzzed_bytes_of_the_manifest(spare: Path, data: st.DataObject) -> None:
+    stored = (spare / MANIFEST).read_bytes()
+    start = data.draw(st.integers(0, len(stored)))
+    end = data.draw(st.integers(start, min(start + 50, len(stored))))
+    changed = stored[:start] + data.draw(st.binary(max_size=20)) + stored[end:]
+    if changed != stored:
+        with content(spare / MANIFEST, changed), pytest.raises(BundleError):
+            open_bundle(spare, verify=False)
+
+
+@given(data=st.data())
+def test_fuzzed_values_of_a_sealed_manifest(spare: Path, data: st.DataObject) -> None:
+    """One value, anywhere in the tree, becomes something else, and the manifest's own hash is right."""
+    manifest: Any = manifest_data(spare)
+    node = manifest
+    while True:
+        key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        if not isinstance(node[key], (dict, list)) or not node[key] or data.draw(st.booleans()):
+            break
+        node = node[key]
+    node[key] = data.draw(JSON)
+    with content(spare / MANIFEST, sealed(manifest)), suppress(BundleError):
+        open_bundle(spare, verify=False)
+
+
+# In another layout
+
+
+def resealed(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest and make its own hash right again."""
+    data = json.loads((bundle / MANIFEST).read_text())
+    edit(data)
+    data["manifest_sha256"] = "0" * 64
+    content = json.dumps(data).encode()
+    (bundle / MANIFEST).write_bytes(content.replace(b"0" * 64, manifest_hash(content).encode(), 1))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda data: data["files"].pop("whisper.onnx.data"), r"whisper\.onnx\.data is there, but .* does not list it"),
+        (lambda data: data["prompt"].update(bos_token_id=10**9), "token id 1000000000"),
+        (lambda data: data["llm"].update(head_dim=16), "KV buffers"),
+        (lambda data: data["graphs"].pop("beats"), "qformer graph's inputs and the beats graph"),
+        (lambda data: data["precision"].update(whisper="banana"), "'fp32', 'fp16', 'int8', 'int4'"),
+        (lambda data: data["audio"].pop("max_s"), "'max_s' is missing"),
+        (lambda data: data["files"].update({"./golden.npz": data["files"].pop("golden.npz")}), "expected it as"),
+    ],
+)
+def test_manifests_that_contradict_themselves(
+    bundle: Path, edit: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    resealed(bundle, edit)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(bundle)
+
+
+def test_another_layout_of_the_same_manifest_is_fine(bundle: Path) -> None:
+    resealed(bundle, lambda data: None)
+    assert open_bundle(bundle).manifest.format_version == FORMAT_VERSION

@@ -1,0 +1,179 @@
+"""Where an answer ends: stop strings as in transformers, none ever shown, and cancelling within one step."""
+
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+from transformers.generation import StopStringCriteria
+
+from runtime.answer import Answer, answer
+from runtime.config import GenerationConfig
+from runtime.decoder import F32
+from runtime.search import StopRules, decode_one_by_one
+from runtime.tokenizer import Tokenizer
+from tests.fakes import FakeDecoder, random_logits, scripted
+from tests.searches import TorchDecoder, our_tokens, prompt_embeds, their_tokens, tiny_llama
+
+pytestmark = pytest.mark.filterwarnings("ignore:Passing .* with `inputs_embeds`:UserWarning")
+
+
+# Stop strings
+
+MERGES = [("a", "b"), ("ab", "c"), ("c", "d"), ("abc", "d"), ("b", "a"), ("d", "a"), ("e", "e"), ("g", "h")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Letters a-h, the bytes of é, € and an emoji, tokens of several letters, and one that ends amid a character."""
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ((text, _),) = split.pre_tokenize_str("abcdefghé€😀")
+    merges = [*MERGES, ("h", text[8])]
+    pieces = dict.fromkeys([*text, *(a + b for a, b in merges)])
+    tokenizer = FastTokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_file: Path) -> Tokenizer:
+    return Tokenizer(tokenizer_file)
+
+
+@pytest.fixture(scope="module")
+def their_tokenizer(tokenizer_file: Path) -> transformers.PreTrainedTokenizerFast:
+    return transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_stop_strings_stop_where_transformers_does(
+    seed: int, tokenizer: Tokenizer, their_tokenizer: transformers.PreTrainedTokenizerFast
+) -> None:
+    pick = random.Random(seed)
+    tokens = [pick.randrange(tokenizer.vocab_size) for _ in range(40)]
+    strings = tuple("".join(pick.choice("abcdgh") for _ in range(pick.choice((1, 2, 3, 4)))) for _ in range(2))
+    rules = StopRules(frozenset(), strings, tokenizer.decode)
+    criteria = StopStringCriteria(their_tokenizer, list(strings))
+
+    def ends(reached: Any) -> int:
+        return next((n for n in range(1, 41) if reached(tokens[:n])), 0)
+
+    assert ends(rules.reached) == ends(lambda ids: bool(criteria(torch.tensor([ids]), None)[0])), strings
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("seed", range(10))
+def test_generation_with_stop_strings_is_that_of_transformers(
+    seed: int, num_beams: int, tokenizer: Tokenizer, their_tokenizer: transformers.PreTrainedTokenizerFast
+) -> None:
+    model, embeds = tiny_llama(seed, tokenizer.vocab_size), prompt_embeds(seed)
+    config = GenerationConfig(max_new_tokens=16, num_beams=num_beams, no_repeat_ngram_size=2)
+    free, _ = our_tokens(TorchDecoder(model), embeds, config, StopRules(frozenset()))
+    letters = "".join(filter(str.isascii, tokenizer.decode(free[4:])))
+    stop = StopRules(frozenset(), (letters[:2], letters[3:6]), tokenizer.decode)
+    tokens, reason = our_tokens(TorchDecoder(model), embeds, config, stop)
+    assert tokens == their_tokens(model, embeds, config, stop, their_tokenizer)
+    assert reason == ("stop" if stop.reached(tokens) else "length")
+
+
+def drained(pieces: Any) -> tuple[list[str], Answer]:
+    shown = []
+    while True:
+        try:
+            shown.append(next(pieces))
+        except StopIteration as end:
+            return shown, end.value
+
+
+@settings(deadline=None, max_examples=500)
+@given(data=st.data())
+def test_streamed_text_never_shows_a_part_of_a_stop_string(data: st.DataObject, tokenizer: Tokenizer) -> None:
+    ids = st.integers(0, tokenizer.vocab_size - 1)
+    few = data.draw(st.lists(ids, min_size=1, max_size=4))  # of few different tokens, so that beginnings repeat
+    tokens = data.draw(st.lists(st.sampled_from(few) | ids, min_size=1, max_size=25))
+    whole = tokenizer.decode(tokens)
+    places = st.integers(0, len(whole))
+    inside = st.builds(lambda at, length: whole[at : at + length], places, st.integers(1, 4))
+    text = (inside | st.text("abcdhé", min_size=1, max_size=4)).filter(lambda text: text and "\ufffd" not in text)
+    strings = data.draw(st.lists(text, max_size=3, unique=True))
+    config = GenerationConfig(max_new_tokens=len(tokens), stop_strings=tuple(strings))
+    decoder = FakeDecoder(scripted(tokens, tokenizer.vocab_size, prompt=2))
+    with decoder.open(1, 2 + len(tokens)) as slots:
+        shown, result = drained(answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, ()))
+    assert result.token_ids == tokens[: len(result.token_ids)]
+    text = tokenizer.decode(result.token_ids)
+    assert result.finish_reason == ("stop" if any(string in whole for string in strings) else "length")
+    assert result.text == text[: min((text.find(s) for s in strings if s in text), default=len(text))]
+    assert "".join(shown) == result.text  # what was shown is never taken back
+    assert "" not in shown
+
+
+def test_beams_are_cut_at_a_stop_string(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("abcdeefgh")
+    config = GenerationConfig(max_new_tokens=len(tokens), num_beams=2, stop_strings=("ef",))
+    decoder = FakeDecoder(scripted(tokens, tokenizer.vocab_size, prompt=2))
+    with decoder.open(2, 20) as slots:
+        shown, result = drained(answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, ()))
+    assert "".join(shown) == result.text == "abcde"
+    assert result.finish_reason == "stop"
+
+
+# Cancelling
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_cancelling_during_a_step_is_the_last_step(num_beams: int, tokenizer: Tokenizer) -> None:
+    cancel = threading.Event()
+    logits = random_logits(tokenizer.vocab_size, 0)
+
+    def cancelling(history: tuple[int, ...]) -> F32:
+        if len(history) == 2 + 4:
+            cancel.set()
+        return logits(history)
+
+    decoder = FakeDecoder(cancelling)
+    config = GenerationConfig(max_new_tokens=30, num_beams=num_beams)
+    with decoder.open(num_beams, 40) as slots:
+        _, result = drained(answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, (), cancel))
+    assert result.finish_reason == "cancelled"
+    assert decoder.calls.count("step") == 4
+    assert len(result.token_ids) == 4
+    assert result.text == tokenizer.decode(result.token_ids)
+
+
+def test_cancelling_between_tokens_yields_no_further_one() -> None:
+    cancel = threading.Event()
+    decoder = FakeDecoder(random_logits(30, 0))
+    with decoder.open(1, 40) as (slot,):
+        logits = decoder.prefill(slot, np.ones((2, 1), np.float32))
+        config = GenerationConfig(max_new_tokens=30)
+        search = decode_one_by_one(decoder, slot, logits, config, StopRules(frozenset()), cancel.is_set)
+        tokens = [next(search), next(search), next(search)]
+        steps = decoder.calls.count("step")
+        cancel.set()
+        assert list(search) == []
+    assert len(tokens) == 3
+    assert decoder.calls.count("step") <= steps + 1  # "within one step"
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_cancelled_before_the_first_token(num_beams: int, tokenizer: Tokenizer) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    decoder = FakeDecoder(random_logits(tokenizer.vocab_size, 0))
+    with decoder.open(num_beams, 40) as slots:
+        config = GenerationConfig(num_beams=num_beams)
+        shown, result = drained(answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, (), cancel))
+    assert (shown, result.text, result.token_ids, result.finish_reason) == ([], "", [], "cancelled")
+    assert "step" not in decoder.calls
