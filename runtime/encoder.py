@@ -1,23 +1,12 @@
 """Recording to audio embeddings: features, Whisper, BEATs, Q-Former."""
 
-import time
-from dataclasses import dataclass
-
 import numpy as np
 
 from runtime.audio import F32, Audio
 from runtime.bundle import Bundle
 from runtime.features import beats_tokens, fbank, log_mel, whisper_frames
 from runtime.session import Device, Graph, load_graph
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Audio embeddings and what they took."""
-
-    audio_embeds: F32  # [N, dim of the LLM]
-    features_s: float
-    encode_s: float
+from runtime.stopwatch import Stopwatch
 
 
 class AudioEncoder:
@@ -32,13 +21,19 @@ class AudioEncoder:
             if name in bundle.manifest.graphs
         }
 
-    def encode(self, audio: Audio) -> Encoded:
-        """Embed one recording of at most the window's length."""
-        started = time.perf_counter()
+    def encode(self, audio: Audio, watch: Stopwatch | None = None) -> F32:
+        """Embed one recording of at most the window's length: [N, dim of the LLM]."""
+        watch = watch or Stopwatch()
         mel, bank = self.features(audio.pcm)
-        featured = time.perf_counter()
-        embeds = self.join(self.speech(mel), None if bank is None else self.sounds(bank))
-        return Encoded(embeds, featured - started, time.perf_counter() - featured)
+        watch.lap("features")
+        speech = self.speech(mel)
+        watch.lap("whisper")
+        sounds = None if bank is None else self.sounds(bank)
+        if sounds is not None:
+            watch.lap("beats")
+        embeds = self.join(speech, sounds)
+        watch.lap("qformer")
+        return embeds
 
     def count(self, samples: int) -> int:
         """Audio embeddings that a recording of so many samples yields."""

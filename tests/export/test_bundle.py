@@ -159,7 +159,7 @@ def test_a_bundle_for_cuda_has_a_float16_llm(tmp_path: Path, tiny_checkpoint: Pa
     decoder = OnnxDecoder(bundle, "cpu", 2)
     exact = tiny_engine.decoder
     ids = prompt_ids(bundle.manifest.prompt, tiny_engine.tokenizer, "What is said?")
-    audio_embeds = tiny_engine.encoder.encode(noise(2.0, 5)).audio_embeds
+    audio_embeds = tiny_engine.encoder.encode(noise(2.0, 5))
     inputs = np.concatenate([exact.embed(ids.before), audio_embeds, exact.embed(ids.after)])
     tokens = list(b"an answer")
     got, expected = (all_logits(each, inputs, tokens) for each in (decoder, exact))
@@ -185,7 +185,7 @@ def test_the_window_may_be_overridden(tmp_path: Path, tiny_checkpoint: Path, tin
     folder = export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions(window="trimmed"))
     assert open_bundle(folder).manifest.audio.window == "trimmed"
     engine = Engine.load(folder)
-    assert len(engine.encoder.encode(noise(1.0, 0)).audio_embeds) == 3  # windows of 17 frames over 50
+    assert len(engine.encoder.encode(noise(1.0, 0))) == 3  # windows of 17 frames over 50
     assert check(engine).passed
 
 
