@@ -44,9 +44,15 @@ class AudioEncoder:
 
     def features(self, pcm: F32) -> tuple[F32, F32 | None]:
         """log-mel [n_mels, 2 T] and, for BEATs, the filter bank [F, 128]."""
-        frames = whisper_frames(len(pcm), self.audio, self.window)
-        mel = log_mel(pcm, self.audio, 2 * frames)
-        return mel, fbank(pcm, self.audio) if "beats" in self.graphs else None
+        return self.log_mel(pcm), self.filter_bank(pcm)
+
+    def log_mel(self, pcm: F32) -> F32:
+        """Whisper's input [n_mels, 2 T]."""
+        return log_mel(pcm, self.audio, 2 * whisper_frames(len(pcm), self.audio, self.window))
+
+    def filter_bank(self, pcm: F32) -> F32 | None:
+        """BEATs' input [F, 128]; None without BEATs."""
+        return fbank(pcm, self.audio) if "beats" in self.graphs else None
 
     def speech(self, mel: F32) -> F32:
         """Whisper states [T, d_model]."""
