@@ -16,14 +16,15 @@ DEFINITION = (
     "Speech in pieces of 100 ms, each at the time at which it would have been recorded, with the stream's defaults. "
     "first_partial: from where speech begins in it to the first text, stable or not. update: from the last sample "
     "that an update needs to the update. final: from the last sample to the whole text. lag: how far an update is "
-    "behind real time. updates: how many there were. rtf: time spent / length of the recording."
+    "behind real time. updates: how many there were. rtf: time spent / length of the recording. at_once: "
+    "the same recording to Engine.generate."
 )
 
 
 def cases(engine: Engine, config: LatencyConfig, recording: Recording) -> list[Case]:
     """One; each repetition hears another part of the recording."""
     parts = _parts(config.utterance_s, recording)
-    return [Case(f"{config.utterance_s:g} s", "final", lambda: hear(engine, config, next(parts)))]
+    return [Case(f"{config.utterance_s:g} s", "final", lambda: _run(engine, config, next(parts)))]
 
 
 def _parts(seconds: float, recording: Recording) -> Iterator[F32]:
@@ -31,6 +32,13 @@ def _parts(seconds: float, recording: Recording) -> Iterator[F32]:
     while True:
         yield recording.cut(seconds, start_s)
         start_s += seconds / 2
+
+
+def _run(engine: Engine, config: LatencyConfig, pcm: F32) -> Sample:
+    answer = GenerationConfig(max_new_tokens=config.tokens)
+    sample = hear(engine, config, pcm)
+    whole = engine.generate(pcm, task=config.task, prompt=config.prompt, config=answer, sample_rate=SAMPLE_RATE)
+    return {**sample, "at_once": [whole.timings.total_s]}
 
 
 def hear(engine: Engine, config: LatencyConfig, pcm: F32) -> Sample:
@@ -52,7 +60,7 @@ def hear(engine: Engine, config: LatencyConfig, pcm: F32) -> Sample:
                 updates += 1
                 sample["update"].append(update.latency_s)
                 sample["lag"].append(update.lag_s)
-                if not sample["first_partial"] and (update.stable or update.partial):
+                if config.paced and not sample["first_partial"] and (update.stable or update.partial):
                     sample["first_partial"].append(time.perf_counter() - opened - begin)
             busy += time.perf_counter() - pushed
         ended = time.perf_counter()
