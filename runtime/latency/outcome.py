@@ -60,6 +60,7 @@ class Outcome:
     config: LatencyConfig
     load_s: float  # Engine.load, files hashed; the system's page cache is as it was found
     protocols: list[ProtocolOutcome]
+    notes: tuple[str, ...] = ()  # what was left out
     baseline: Baseline | None = None
 
     def figures(self) -> dict[str, list[float]]:

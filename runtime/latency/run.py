@@ -52,7 +52,7 @@ def measure(
         ConfigError: a protocol cannot be run with this bundle or these settings.
     """
     _check_baseline(config, baseline)
-    config = _fitted(engine, config)
+    config, notes = _fitted(engine, config)
     meter = MemoryMeter(_device(engine))
     speech = Recording.load(recording)
     with ExitStack() as resources:
@@ -67,6 +67,7 @@ def measure(
             config=config,
             load_s=load_s,
             protocols=protocols,
+            notes=notes,
             baseline=beside.description if beside else None,
         )
 
@@ -77,19 +78,25 @@ def _check_baseline(config: LatencyConfig, baseline: str | None) -> None:
         raise ConfigError(f"there is no baseline for protocol {alone[0]!r}; it is for {' and '.join(WITH_BASELINE)}")
 
 
-def _fitted(engine: Engine, config: LatencyConfig) -> LatencyConfig:
-    """The same settings, with a task, and without recordings that are too long for this bundle."""
+def _fitted(engine: Engine, config: LatencyConfig) -> tuple[LatencyConfig, tuple[str, ...]]:
+    """The same settings, with a task, and without recordings that are too long for this bundle; what was left out."""
     longest = engine.bundle.manifest.audio.max_s
     lengths = tuple(seconds for seconds in config.lengths_s if seconds <= longest)
-    if not lengths or config.utterance_s > longest:
-        raise ConfigError(f"this bundle hears {longest:g} s at once; ask for shorter recordings")
+    shortest = {"request": min(config.lengths_s), "stream": config.utterance_s, "load": config.utterance_s}
+    if any(shortest.get(name, 0.0) > longest for name in config.protocols):
+        raise ConfigError(
+            f"this bundle hears {longest:g} s at once; ask for shorter recordings (--lengths, --utterance-s)"
+        )
+    notes: tuple[str, ...] = ()
+    if "request" in config.protocols and len(lengths) < len(config.lengths_s):
+        notes = (f"requests of more than {longest:g} s were left out: it is what this bundle hears at once",)
     task = config.task
     if task is None and config.prompt is None:
         if not engine.tasks:
             raise ConfigError("this bundle has no task prompts; pass a prompt")
         task = "asr" if "asr" in engine.tasks else engine.tasks[0]
     engine.prompt_ids(task, config.prompt, None)  # refused now, if at all
-    return replace(config, lengths_s=lengths, task=task)
+    return replace(config, lengths_s=lengths or config.lengths_s, task=task), notes
 
 
 def _device(engine: Engine) -> Device:

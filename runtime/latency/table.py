@@ -28,6 +28,7 @@ def format_outcome(outcome: Outcome) -> str:
         lines.append(
             f"  beside it PyTorch {outcome.baseline.versions['torch']}, float32, eager, the same threads, in turn"
         )
+    lines += [f"  {note}" for note in outcome.notes]
     for protocol in outcome.protocols:
         lines += ["", *_protocol(protocol)]
     return "\n".join(lines)
