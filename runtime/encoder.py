@@ -1,4 +1,4 @@
-"""Recording to audio embeddings: features, Whisper, BEATs, Q-Former."""
+"""Recording to audio embeddings: features, Whisper, the audio encoder, Q-Former."""
 
 import time
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 
 from runtime.audio import F32, Audio
 from runtime.bundle import Bundle
-from runtime.features import beats_tokens, fbank, log_mel, whisper_frames
+from runtime.features import audio_tokens, fbank, log_mel, whisper_frames
 from runtime.session import Device, Graph, load_graph
 
 
@@ -21,14 +21,15 @@ class Encoded:
 
 
 class AudioEncoder:
-    """The three encoder graphs of a bundle."""
+    """The encoder graphs of a bundle: Whisper, the audio encoder if there is one, the Q-Former."""
 
     def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
         self.audio = bundle.manifest.audio
+        self.fbank = bundle.manifest.fbank
         self.window = bundle.manifest.window
         self.graphs: dict[str, Graph] = {
             name: load_graph(bundle, name, device, threads)
-            for name in ("whisper", "beats", "qformer")
+            for name in ("whisper", "audio_encoder", "qformer")
             if name in bundle.manifest.graphs
         }
 
@@ -43,23 +44,23 @@ class AudioEncoder:
     def count(self, samples: int) -> int:
         """Audio embeddings that a recording of so many samples yields."""
         frames = whisper_frames(samples, self.audio, self.window)
-        if "beats" in self.graphs:
-            frames = max(frames, beats_tokens(samples))
+        if self.fbank is not None:
+            frames = max(frames, audio_tokens(samples, self.fbank))
         return self.window.count(frames) * self.window.num_queries
 
     def features(self, pcm: F32) -> tuple[F32, F32 | None]:
-        """log-mel [n_mels, 2 T] and, for BEATs, the filter bank [F, 128]."""
+        """log-mel [n_mels, 2 T] and, for an audio encoder, the filter bank [F, bins]."""
         frames = whisper_frames(len(pcm), self.audio, self.window)
         mel = log_mel(pcm, self.audio, 2 * frames)
-        return mel, fbank(pcm, self.audio) if "beats" in self.graphs else None
+        return mel, None if self.fbank is None else fbank(pcm, self.fbank)
 
     def speech(self, mel: F32) -> F32:
         """Whisper states [T, d_model]."""
         return hear_speech(self.graphs["whisper"], mel)
 
     def sounds(self, bank: F32) -> F32:
-        """BEATs states [tokens, dim]."""
-        states: F32 = self.graphs["beats"].run(fbank=bank[None])[0]
+        """States of the audio encoder [tokens, dim]."""
+        states: F32 = self.graphs["audio_encoder"].run(fbank=bank[None])[0]
         return states
 
     def join(self, speech: F32, audio: F32 | None) -> F32:

@@ -345,8 +345,8 @@ def test_report_is_what_runs(tiny_bundle: Path) -> None:
     assert report.bundle == str(tiny_bundle)
     assert (report.model, report.decoder, report.window) == ("tiny", "onnx", "padded")
     assert report.threads == 1
-    assert report.providers == dict.fromkeys(("whisper", "beats", "qformer", "llm"), ("CPUExecutionProvider",))
-    assert set(report.precision) == {"whisper", "beats", "qformer", "llm", "lm_head"}
+    assert report.providers == dict.fromkeys(("whisper", "audio_encoder", "qformer", "llm"), ("CPUExecutionProvider",))
+    assert set(report.precision) == {"whisper", "audio_encoder", "qformer", "llm", "lm_head"}
     assert set(report.precision.values()) == {"fp32"}
     assert report.onnxruntime == onnxruntime.__version__
     files = [path.stat().st_size for path in tiny_bundle.rglob("*") if path.is_file() and path.name != "bundle.json"]
