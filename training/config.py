@@ -119,7 +119,8 @@ class ModelConfig:
             raise ConfigError(f"streaming needs encoders that can hear in blocks, which {encoder.kind!r} cannot")
         if self.audio.max_s > encoder.longest_s:
             raise ConfigError(
-                f"audio.max_s is {self.audio.max_s:g}; the audio encoder has positions for {encoder.longest_s:g} s"
+                f"audio.max_s is {self.audio.max_s:g}, but the audio encoder has positions for {encoder.longest_s:g} s "
+                "only: lower it, or take one with more"
             )
 
     @property

@@ -251,7 +251,7 @@ def test_eat_does_not_hear_in_blocks() -> None:
 
 def test_audio_longer_than_the_positions_is_refused() -> None:
     short = replace(CONFIG, max_patches=64)
-    with pytest.raises(ConfigError, match=r"audio\.max_s is 30; the audio encoder has positions for 10\.24 s"):
+    with pytest.raises(ConfigError, match=r"audio\.max_s is 30, but the audio encoder has positions for 10\.24 s"):
         replace(preset("tiny"), audio_encoder=short)
 
 
