@@ -1,6 +1,7 @@
 """A checkpoint around pretrained parts: a new Q-Former and new adapters sized to them, ready to be trained."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from training.chat import ChatTemplate, read_bos, read_chat_template, read_end_s
 from training.checkpoint import stored_prefix, write_checkpoint
 from training.config import LoraConfig, ModelConfig, PartSource, QFormerConfig, Sources
 from training.convert import BERT_HEAD_DIM, read_prompts
-from training.encoders import AudioEncoderConfig
+from training.encoders import AudioEncoderConfig, read_encoder
+from training.encoders.published import Leftovers
 from training.llm import build_llm, load_base
 from training.lora import lora_parameters
 from training.presets import TASKS
 from training.qformer import QFormer
-from training.sources import describe_source, read_audio_encoder, read_llm, read_whisper
+from training.sources import describe_source, open_published, read_llm, read_whisper
 from training.tensors import LazyTensors, load_strict, read_json
 from training.whisper import WhisperEncoder
 
@@ -52,6 +54,7 @@ class Assembly:
     config: ModelConfig
     template_origin: str
     new_parameters: int  # of the Q-Former and the adapters
+    leftovers: Leftovers  # of the audio encoder's file
 
 
 def qformer_config(
@@ -106,7 +109,7 @@ def assemble(
     with _naming(parts.whisper):
         whisper_config, whisper = read_whisper(parts.whisper)
         audio = AudioConfig(n_mels=whisper_config.n_mels, window=audio_window)
-    encoder_config, audio_encoder = _read_audio_encoder(parts.audio_encoder)
+    encoder_config, audio_encoder, leftovers = _read_audio_encoder(parts.audio_encoder)
     llm_config, llm = read_llm(parts.llm)
     prompt_config, origin = _prompt_config(parts.llm, llm_config, prompt or PromptOptions())
     config = ModelConfig(
@@ -128,7 +131,7 @@ def assemble(
             stored |= {f"{stored_prefix(config, part)}.{name}": get() for name, get in tensors.items()}
     stored = {name: tensor.contiguous() for name, tensor in stored.items()}
     write_checkpoint(config, stored, tokenizer_file(parts.llm), out)
-    return Assembly(config, origin, sum(tensor.numel() for tensor in new.values()))
+    return Assembly(config, origin, sum(tensor.numel() for tensor in new.values()), leftovers)
 
 
 def _check_kinds(parts: Parts) -> None:
@@ -157,11 +160,11 @@ def _naming(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _read_audio_encoder(path: Path | None) -> tuple[AudioEncoderConfig | None, LazyTensors]:
+def _read_audio_encoder(path: Path | None) -> tuple[AudioEncoderConfig | None, LazyTensors, Leftovers]:
     if path is None:
-        return None, {}
+        return None, {}, {}
     with _naming(path):
-        return read_audio_encoder(path)
+        return read_encoder(open_published(path))
 
 
 def _sources(parts: Parts) -> Sources:
@@ -225,12 +228,14 @@ def format_assembly(assembly: Assembly) -> str:
     window = config.qformer.window
     encoder = config.audio_encoder
     sounds = f"{encoder.kind} ({encoder.layers} layers of {encoder.dim})" if encoder else "no audio encoder"
+    reasons = Counter(assembly.leftovers.values())
     longest = window.count(round(config.audio.max_s * 50)) * window.num_queries
     stops = " ".join(map(str, prompt.stop_token_ids))
     return "\n".join(
         [
             f"Whisper ({config.whisper.layers} layers of {config.whisper.d_model}), {sounds}, LLM {config.name} "
             f"({config.llm['model_type']}, {config.llm_dim} wide)",
+            *(f"left out: {count} of {encoder.kind}'s keys ({reason})" for reason, count in reasons.items() if encoder),
             f"new: {assembly.new_parameters:,} parameters; {longest} embeddings for {config.audio.max_s:g} s of audio",
             f"prompt: {prompt.template!r} ({assembly.template_origin}); "
             + (

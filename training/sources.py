@@ -68,12 +68,21 @@ def read_audio_encoder(path: Path) -> tuple[AudioEncoderConfig, LazyTensors]:
     Raises:
         CheckpointError: it is of no kind that is known, or damaged.
     """
-    return read_encoder(open_published(path))
+    config, tensors, _ = read_encoder(open_published(path))
+    return config, tensors
 
 
 def read_beats(path: Path) -> tuple[BeatsConfig, LazyTensors]:
-    """A published BEATs .pt."""
-    return beats.read(open_published(path))
+    """A published BEATs .pt, which published SALMONN files were trained with.
+
+    Raises:
+        CheckpointError: it is none, or damaged.
+    """
+    published = open_published(path)
+    if not beats.recognises(published):
+        raise CheckpointError(f"{path} has no tensor patch_embedding.weight; expected a BEATs file")
+    config, tensors, _ = beats.read(published)
+    return config, tensors
 
 
 def open_published(path: Path) -> Published:
@@ -84,7 +93,8 @@ def open_published(path: Path) -> Published:
     state = loaded.pop("model", None)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} has no 'model'; expected a published audio encoder")
-    return Published(path, plain(loaded), as_lazy(state))
+    tensors = as_lazy(state)
+    return Published(path, plain(loaded), tensors, tuple(name for name in state if name not in tensors))
 
 
 def read_llm(folder: Path) -> tuple[dict[str, Any], LazyTensors]:

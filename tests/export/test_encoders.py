@@ -17,7 +17,7 @@ from runtime.config import AudioConfig, WindowConfig
 from tests import eat as published
 from tests.answers import noise
 from tests.parts import write_llm, write_whisper
-from training.assemble import Parts, assemble
+from training.assemble import Parts, assemble, format_assembly
 from training.checkpoint import load, open_checkpoint
 from training.config import ModelConfig
 from training.encoders import AudioEncoderConfig
@@ -116,7 +116,8 @@ def test_a_published_eat_becomes_a_bundle(tmp_path: Path) -> None:
     hashes = set()
     for number, (source, copy) in enumerate([(sources[0], False), (sources[0], True), (sources[1], False)]):
         checkpoint = tmp_path / f"checkpoint-{number}"
-        assemble(Parts(whisper, source, llm), checkpoint, copy=copy)
+        report = format_assembly(assemble(Parts(whisper, source, llm), checkpoint, copy=copy))
+        assert ("left out: 4 of eat's keys (decoder that pre-training predicts" in report) == (source.suffix == ".pt")
         assert open_checkpoint(checkpoint).config.audio_encoder == EAT
         bundle = export_bundle(checkpoint, tmp_path / f"bundle-{number}")
         files = open_bundle(bundle).manifest.files

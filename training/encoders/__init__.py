@@ -14,11 +14,11 @@ from runtime.errors import CheckpointError
 from training.encoders import beats, eat
 from training.encoders.beats import BeatsConfig
 from training.encoders.eat import EatConfig
-from training.encoders.published import Published
+from training.encoders.published import Leftovers, Published
 from training.tensors import LazyTensors
 
 AudioEncoderConfig = BeatsConfig | EatConfig
-Reader = Callable[[Published], tuple[AudioEncoderConfig, LazyTensors]]
+Reader = Callable[[Published], tuple[AudioEncoderConfig, LazyTensors, Leftovers]]
 
 READERS: tuple[tuple[Callable[[Published], bool], Reader], ...] = (
     (beats.recognises, beats.read),
@@ -26,8 +26,8 @@ READERS: tuple[tuple[Callable[[Published], bool], Reader], ...] = (
 )
 
 
-def read_encoder(published: Published) -> tuple[AudioEncoderConfig, LazyTensors]:
-    """Config and tensors of a published audio encoder.
+def read_encoder(published: Published) -> tuple[AudioEncoderConfig, LazyTensors, Leftovers]:
+    """Config and tensors of a published audio encoder, and what is left out of it.
 
     Raises:
         CheckpointError: it is of no kind that is known, or damaged.

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from runtime.config import Block, FbankConfig
 from runtime.errors import CheckpointError, ConfigError
 from training.blocks import attended, valid_positions
-from training.encoders.published import Published, check_patches
+from training.encoders.published import Leftovers, Published, check_patches
 from training.features import count_tokens
 from training.tensors import LazyTensors, lazy, read_sizes
 
+BIAS_TABLE = "self_attn.relative_attention_bias.weight"
 # Our name of a size -> the published one.
 CFG_NAMES = {
     "dim": "encoder_embed_dim",
@@ -211,12 +212,25 @@ def recognises(published: Published) -> bool:
     return "patch_embedding.weight" in published.tensors
 
 
-def read(published: Published) -> tuple[BeatsConfig, LazyTensors]:
+def read(published: Published) -> tuple[BeatsConfig, LazyTensors, Leftovers]:
     """A published BEATs .pt: its weight norm folded, its repeated bias tables and its classifier left out."""
     cfg, where = published.options.get("cfg"), str(published.path)
     if not isinstance(cfg, dict):
         raise CheckpointError(f"{where} has no 'cfg'; expected a BEATs file")
-    return beats_config(cfg, where), beats_tensors(published.tensors, where)
+    if published.others:
+        raise CheckpointError(f"{where}: {', '.join(published.others[:5])} are no tensors; expected a BEATs file")
+    used = {name: get for name, get in published.tensors.items() if not _leftover(name)}
+    leftovers = {name: reason for name in published.tensors if (reason := _leftover(name))}
+    return beats_config(cfg, where), beats_tensors(used, where), leftovers
+
+
+def _leftover(name: str) -> str | None:
+    """Why a published tensor is not needed, if it is not."""
+    if name.startswith("predictor."):
+        return "classifier of the fine-tuning"
+    if name.endswith(BIAS_TABLE) and not name.startswith("encoder.layers.0."):
+        return "copy of the shared bias table"
+    return None
 
 
 def beats_config(cfg: dict[str, Any], where: str) -> BeatsConfig:
@@ -237,17 +251,13 @@ def beats_config(cfg: dict[str, Any], where: str) -> BeatsConfig:
 
 
 def beats_tensors(state: LazyTensors, where: str) -> LazyTensors:
-    """Published names to ours. Both weight-norm namings are read; the classifier and the tables' copies are dropped."""
-    table = "self_attn.relative_attention_bias.weight"
-    tensors: LazyTensors = {}
-    for name, get in state.items():
-        if name.startswith(("predictor.", "encoder.pos_conv.0.weight", "encoder.pos_conv.0.parametrizations.")):
-            continue
-        if name.endswith(table):
-            if name == f"encoder.layers.0.{table}":
-                tensors["encoder.relative_attention_bias.weight"] = get
-            continue
-        tensors[name.replace("encoder.pos_conv.0.bias", "encoder.pos_conv.bias")] = get
+    """Published names to ours. Both weight-norm namings are read."""
+    ours = {
+        f"encoder.layers.0.{BIAS_TABLE}": "encoder.relative_attention_bias.weight",
+        "encoder.pos_conv.0.bias": "encoder.pos_conv.bias",
+    }
+    normed = ("encoder.pos_conv.0.weight", "encoder.pos_conv.0.parametrizations.")
+    tensors = {ours.get(name, name): get for name, get in state.items() if not name.startswith(normed)}
     for magnitude, direction in (
         ("weight_g", "weight_v"),
         ("parametrizations.weight.original0", "parametrizations.weight.original1"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from runtime.config import Block, FbankConfig
 from runtime.errors import CheckpointError, ConfigError
 from training.blocks import attended, valid_positions
-from training.encoders.published import Published, check_patches
+from training.encoders.published import Leftovers, Published, check_patches
 from training.features import count_tokens
 from training.tensors import LazyTensors, read_sizes
 
@@ -178,14 +178,14 @@ def recognises(published: Published) -> bool:
     return any(name.endswith("fixed_positional_encoder.positions") for name in published.tensors)
 
 
-def read(published: Published) -> tuple[EatConfig, LazyTensors]:
+def read(published: Published) -> tuple[EatConfig, LazyTensors, Leftovers]:
     """A published EAT, pre-trained or fine-tuned: the encoder's tensors under our names, all else left out.
 
     Raises:
         CheckpointError: a key is neither used nor a known leftover, or the sizes are not known.
     """
     where = str(published.path)
-    tensors, _ = rename(published.tensors, where)
+    tensors, leftovers = rename(published)
     options = _options(published.options, where)
     for key, value in SWITCHES.items():
         if options.get(key, value) != value:
@@ -196,38 +196,39 @@ def read(published: Published) -> tuple[EatConfig, LazyTensors]:
             raise CheckpointError(f"{where} has no tensor for {name}; the model's size is not known")
     dim, _, _, patch = tensors["patch_embedding.weight"]().shape
     rows = tensors["positions"]().shape[1]
-    return EatConfig(
+    config = EatConfig(
         dim=dim,
         layers=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
         heads=heads,
         ffn=len(tensors["blocks.0.mlp.fc1.weight"]()),
         patch_size=patch,
         max_patches=rows // EAT_FBANK.patch_tokens,
-    ), tensors
+    )
+    return config, tensors, leftovers
 
 
-def rename(state: LazyTensors, where: str) -> tuple[LazyTensors, dict[str, str]]:
+def rename(published: Published) -> tuple[LazyTensors, Leftovers]:
     """The tensors under our names, and those left out with the reason.
 
     Raises:
         CheckpointError: a key is neither used nor a known leftover, or one is there under two names.
     """
     tensors: LazyTensors = {}
-    leftovers: dict[str, str] = {}
+    leftovers: Leftovers = {}
     unknown = []
-    for name, get in state.items():
+    for name in (*published.tensors, *published.others):
         new = next((found.expand(to) for pattern, to in NAMES if (found := re.fullmatch(pattern, name))), None)
         reason = next((reason for pattern, reason in LEFTOVERS if re.fullmatch(pattern, name)), None)
         if new in tensors:
-            raise CheckpointError(f"{where} has {new} twice: as {name}, too")
-        if new:
-            tensors[new] = get
+            raise CheckpointError(f"{published.path} has {new} twice: as {name}, too")
+        if new and name in published.tensors:
+            tensors[new] = published.tensors[name]
         elif reason:
             leftovers[name] = reason
         else:
             unknown.append(name)
     if unknown:
-        raise CheckpointError(f"{where}: {len(unknown)} keys are not known: {', '.join(unknown[:5])}")
+        raise CheckpointError(f"{published.path}: {len(unknown)} keys are not known: {', '.join(unknown[:5])}")
     return tensors, leftovers
 
 

@@ -8,6 +8,8 @@ from runtime.config import FbankConfig
 from runtime.errors import ConfigError
 from training.tensors import LazyTensors
 
+Leftovers = dict[str, str]  # published name -> why it is not needed
+
 
 @dataclass(frozen=True)
 class Published:
@@ -16,6 +18,7 @@ class Published:
     path: Path
     options: dict[str, Any]  # of a .pt all but its tensors, of a folder its config.json
     tensors: LazyTensors  # under their published names
+    others: tuple[str, ...] = ()  # names in the state dict that are no tensors
 
 
 def check_patches(fbank: FbankConfig, size: int) -> None:
