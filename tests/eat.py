@@ -1,5 +1,6 @@
 """Tiny EAT encoders of random weights in their published layouts: fairseq's .pt, pre-trained and fine-tuned, and the
-Hugging Face folder. fairseq and OmegaConf need not be installed: their classes are made up while a file is written.
+Hugging Face folder. fairseq and OmegaConf need not be installed: their classes are made up while a file is written, and
+pickle under the names and with the states that OmegaConf 2.0.6, 2.1.1 and 2.4.0 have.
 """
 
 import argparse
