@@ -18,7 +18,7 @@ from benchmarks.marked import replace_marked
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-STAGES = ("features", "whisper", "beats", "qformer", "prefill", "decode")
+STAGES = ("features", "whisper", "audio_encoder", "qformer", "prefill", "decode")
 Found = dict[str, Any]
 
 

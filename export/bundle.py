@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
-from export.beats import build_beats
+from export.encoders import BUILDERS
 from export.graph import FLOAT, FLOAT16, GraphBuilder, WeightFile
 from export.llm import LlmShape, build_llm_graph
 from export.parity import prove
@@ -153,12 +153,13 @@ def _builders(
     builders: dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]] = {
         "whisper": ("whisper.onnx", lambda weights: build_whisper(config.whisper, whisper, weights, linear, blocks))
     }
-    beats = config.beats
-    if beats is not None:
+    encoder = config.audio_encoder
+    if encoder is not None:
         frames = round(config.audio.max_s * SAMPLE_RATE) // 160
-        builders["beats"] = (
-            "beats.onnx",
-            lambda weights: build_beats(beats, parts["beats"], weights, linear, frames, blocks),
+        build, tensors = BUILDERS[encoder.kind], parts["audio_encoder"]
+        builders["audio_encoder"] = (
+            "audio_encoder.onnx",
+            lambda weights: build(encoder, tensors, weights, linear, frames, blocks),
         )
     builders["qformer"] = (
         "qformer.onnx",
@@ -215,12 +216,13 @@ def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, Grap
         manifest_sha256="",
         target=options.target,
         audio=_audio(source, options),
+        fbank=config.audio_encoder.fbank if config.audio_encoder else None,
         window=config.qformer.window,
         prompt=config.prompt,
         llm=llm,
         precision=Precision(
             whisper=options.encoder_precision,
-            beats=options.encoder_precision if config.beats else None,
+            audio_encoder=options.encoder_precision if config.audio_encoder else None,
             qformer="fp32",
             llm=options.llm_precision if quantized else plain,
             lm_head="int8" if quantized else plain,

@@ -28,7 +28,7 @@ from runtime.prompt import PromptIds, prompt_ids
 from runtime.session import load_graph, usable_cores
 from runtime.streaming.block_encoder import FRAME, BlockEncoder
 from runtime.tokenizer import Tokenizer
-from training.checkpoint import Checkpoint, load_beats, load_llm, load_qformer, load_whisper
+from training.checkpoint import Checkpoint, load_audio_encoder, load_llm, load_qformer, load_whisper
 
 F32 = npt.NDArray[np.float32]
 PARITY = "parity.json"
@@ -158,7 +158,7 @@ def _measure_blocks(source: Checkpoint, bundle: Bundle, trained: BlockConfig, au
     """The audio embeddings of blocks, encoded one after the other, against PyTorch's masked single pass."""
     encoder = AudioEncoder(bundle, "cpu", usable_cores())
     whisper, qformer = load_whisper(source), load_qformer(source)
-    beats = load_beats(source) if source.config.beats else None
+    audio_encoder = load_audio_encoder(source) if source.config.audio_encoder else None
     longest = round(source.config.audio.max_s * SAMPLE_RATE)
     stages = {}
     for block in (Block(trained.sizes[0], trained.lookbacks[0]), Block(trained.sizes[-1], trained.lookbacks[-1])):
@@ -167,7 +167,7 @@ def _measure_blocks(source: Checkpoint, bundle: Bundle, trained: BlockConfig, au
         features = {name: torch.from_numpy(a) for name, a in _features(source, bundle.manifest.audio, pcm).items()}
         with torch.inference_mode():
             speech = whisper(features["whisper"], None, block)
-            sounds = beats(features["beats"], None, block) if beats else None
+            sounds = audio_encoder(features["audio_encoder"], None, block) if audio_encoder else None
             reference = qformer(speech, sounds)[0].numpy()
         blocks = BlockEncoder(encoder, block)
         got = np.concatenate([*blocks.encode(pcm), *blocks.finish(pcm)])
@@ -179,14 +179,14 @@ def _features(source: Checkpoint, config: AudioConfig, pcm: F32) -> dict[str, F3
     """Batched input of each encoder."""
     frames = whisper_frames(len(pcm), config, source.config.qformer.window)
     features = {"whisper": log_mel(pcm, config, 2 * frames)[None]}
-    if source.config.beats:
-        features["beats"] = fbank(pcm, config)[None]
+    if source.config.audio_encoder:
+        features["audio_encoder"] = fbank(pcm, source.config.audio_encoder.fbank)[None]
     return features
 
 
 def _reference_states(source: Checkpoint, part: str, features: F32) -> F32:
     """PyTorch's states of one encoder, which is freed on return."""
-    return _run_module(load_whisper(source) if part == "whisper" else load_beats(source), features)
+    return _run_module(load_whisper(source) if part == "whisper" else load_audio_encoder(source), features)
 
 
 def _reference_embeds(source: Checkpoint, config: AudioConfig, audio: Audio) -> F32:

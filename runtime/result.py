@@ -16,7 +16,7 @@ class Timings:
     """Wall-clock seconds of one request, each read after its work was done."""
 
     features_s: float = 0.0  # log-mel and filter bank
-    encode_s: float = 0.0  # Whisper, BEATs, Q-Former
+    encode_s: float = 0.0  # Whisper, the audio encoder, Q-Former
     prefill_s: float = 0.0  # prompt through the LLM
     ttft_s: float = 0.0  # from the call to the first token; with beams to the end of the prefill
     tpot_s: float = 0.0  # mean of the further tokens

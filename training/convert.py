@@ -182,7 +182,7 @@ def _config(
     return ModelConfig(
         name=llm.resolve().name,
         whisper=whisper_config,
-        beats=beats_config,
+        audio_encoder=beats_config,
         qformer=_qformer_config(tensors, options),
         llm=llm_config,
         lora=_lora_config(tensors, options),
@@ -190,7 +190,7 @@ def _config(
         prompt=_prompt_config(llm, llm_config, options, prompts, end_symbol),
         sources=Sources(
             whisper=describe_source(whisper.resolve()),
-            beats=describe_source(beats.resolve()) if beats else None,
+            audio_encoder=describe_source(beats.resolve()) if beats else None,
             llm=describe_source(llm.resolve()),
         ),
     )

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 import torch
 
 from runtime.tokenizer import Tokenizer
-from training.beats import BeatsEncoder
 from training.checkpoint import save
 from training.config import ModelConfig
 from training.llm import build_llm
@@ -56,7 +55,7 @@ def fresh_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> Sal
             config,
             tokenizer,
             build_whisper(config.whisper, config.whisper_lora),
-            BeatsEncoder(config.beats) if config.beats else None,
+            config.audio_encoder.build() if config.audio_encoder else None,
             QFormer(config),
             build_llm(config.llm, config.lora),
         )

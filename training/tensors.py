@@ -2,7 +2,8 @@
 
 import json
 import pickle
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_pickle(path: Path) -> dict[str, object]:
+def read_sizes(raw: dict[str, Any], names: tuple[str, ...], where: str) -> list[int]:
+    """The integers under these names, in their order.
+
+    Raises:
+        CheckpointError: one is missing or no integer.
+    """
+    for name in names:
+        if not isinstance(raw.get(name), int):
+            raise CheckpointError(f"{where} has no integer {name!r}: {raw.get(name)!r}; the model's size is not known")
+    return [raw[name] for name in names]
+
+
+def load_pickle(path: Path, stand_ins: Sequence[tuple[Callable[..., Any], str]] = ()) -> dict[str, Any]:
     """A PyTorch file, memory-mapped, weights only: no code in it is ever run.
+
+    Args:
+        path: of the file.
+        stand_ins: what to make instead of objects of foreign classes, by their full names.
 
     Raises:
         CheckpointError: it is not a PyTorch file, or it holds more than tensors and plain values.
@@ -79,9 +96,12 @@ def load_pickle(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with torch.serialization.safe_globals(list(stand_ins)):
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        text = str(error) or type(error).__name__
+        found = re.search(r"WeightsUnpickler error: (.+?)(?:\. |\n|$)", text)  # what torch's own advice stands around
+        reason = found[1] if found else text.splitlines()[0]
         raise CheckpointError(
             f"{path} cannot be loaded with weights_only=True: {reason}; "
             "files that need arbitrary code are refused: save tensors and plain values only"

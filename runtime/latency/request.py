@@ -11,7 +11,7 @@ from runtime.latency.config import LatencyConfig
 from runtime.latency.recording import Recording, wav
 from runtime.latency.sampling import Case, Sample
 
-STAGES = ("prompt", "audio", "features", "whisper", "beats", "qformer", "prefill", "decode")
+STAGES = ("prompt", "audio", "features", "whisper", "audio_encoder", "qformer", "prefill", "decode")
 DEFINITION = (
     "The bytes of a 16-bit WAV file of speech to Engine.generate, one at a time; stop tokens are ignored, so that "
     "every answer has the same number of tokens. Stages: prompt (text to embeddings), audio (read, resampled), "

@@ -19,12 +19,12 @@ def slow_down(engine: Engine, stage: str, seconds: float, sleep: Callable[[float
         "audio": (engine, "load_audio"),
         "features": (engine.encoder, "features"),
         "whisper": (engine.encoder, "speech"),
-        "beats": (engine.encoder, "sounds"),
+        "audio_encoder": (engine.encoder, "sounds"),
         "qformer": (engine.encoder, "join"),
         "prefill": (engine.decoder, "prefill"),
         "decode": (engine.decoder, "step"),
     }
-    if stage not in places or (stage == "beats" and "beats" not in engine.encoder.graphs):
+    if stage not in places or (stage == "audio_encoder" and "audio_encoder" not in engine.encoder.graphs):
         raise ConfigError(f"there is no stage {stage!r}; expected one of {', '.join(places)}")
     if seconds < 0:
         raise ConfigError(f"a stage cannot be {seconds:g} s slower; expected at least 0")

@@ -30,7 +30,7 @@ def test_export(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr()
     assert printed.err == ""
     assert f"{out}: " in printed.out
-    for line in ("MiB", "whisper", "beats", "qformer", "llm", "end to end", "tokens"):
+    for line in ("MiB", "whisper", "audio_encoder", "qformer", "llm", "end to end", "tokens"):
         assert line in printed.out
 
 

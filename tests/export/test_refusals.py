@@ -52,7 +52,7 @@ def wrong_llm(monkeypatch: pytest.MonkeyPatch) -> None:
     ("stage", "corrupt"),
     [
         ("whisper", lambda patch: patch.setattr("export.whisper.EPS", 0.1)),
-        ("beats", lambda patch: patch.setattr("export.beats.deepnorm_alpha", lambda layers: 1.4)),
+        ("audio_encoder", lambda patch: patch.setattr("export.encoders.beats.deepnorm_alpha", lambda layers: 1.4)),
         ("qformer", wrong_qformer),
         ("llm", wrong_llm),
     ],

@@ -71,9 +71,9 @@ def prompt_length(engine: Engine, pcm: F32) -> int:
 def test_a_greedy_request(demo_engine: Engine, story: F32, monkeypatch: pytest.MonkeyPatch) -> None:
     with counted(demo_engine, monkeypatch) as counts:
         demo_engine.generate(story, sample_rate=SAMPLE_RATE, task="asr", config=ANSWER)
-    assert {graph: counts[graph] for graph in ("whisper", "beats", "qformer")} == {
+    assert {graph: counts[graph] for graph in ("whisper", "audio_encoder", "qformer")} == {
         "whisper": 1,
-        "beats": 1,
+        "audio_encoder": 1,
         "qformer": 1,
     }
     assert counts["llm"] == TOKENS  # a prefill, and a step for each further token
@@ -110,7 +110,7 @@ def test_a_stream_encodes_each_block_once(demo_engine: Engine, monkeypatch: pyte
         updates = [update for piece in np.array_split(pcm, 50) for update in stream.push(piece)]
         stream.finish()
     assert len(updates) == 3  # the last block is complete 15 ms after its end: it is left to finish()
-    assert counts["whisper"] == counts["beats"] == counts["qformer"] == 4
+    assert counts["whisper"] == counts["audio_encoder"] == counts["qformer"] == 4
     ids = demo_engine.prompt_ids("asr", None, None)
     audio = demo_engine.encoder.count(len(pcm))
     assert counts["copied"] == 0
@@ -126,7 +126,7 @@ def test_a_stream_encodes_each_block_once(demo_engine: Engine, monkeypatch: pyte
             "whisper",
             {"DynamicQuantizeMatMul": 4 * WHISPER_LAYERS, "MultiHeadAttention": WHISPER_LAYERS},
         ),
-        ("beats", {"DynamicQuantizeMatMul": 4 * BEATS_LAYERS + 1, "MultiHeadAttention": BEATS_LAYERS}),
+        ("audio_encoder", {"DynamicQuantizeMatMul": 4 * BEATS_LAYERS + 1, "MultiHeadAttention": BEATS_LAYERS}),
         ("llm", {"MatMulNBits": 5 * LAYERS + 1, "GroupQueryAttention": LAYERS, "MatMul": 0, "Concat": 0}),
     ],
 )
@@ -206,4 +206,4 @@ def test_loading_reads_no_graph_twice(demo_engine: Engine, monkeypatch: pytest.M
 
     monkeypatch.setattr(load_graph.__globals__["onnxruntime"], "InferenceSession", session)
     Engine.load(demo_engine.bundle.folder, threads=1)
-    assert sorted(made) == ["beats.onnx", "decoder.onnx", "qformer.onnx", "whisper.onnx"]
+    assert sorted(made) == ["audio_encoder.onnx", "decoder.onnx", "qformer.onnx", "whisper.onnx"]

@@ -335,7 +335,16 @@ def test_eight_threads_at_once(tiny_engine: Engine) -> None:
 def test_timings_add_up(tiny_engine: Engine, speech: Path, config: GenerationConfig) -> None:
     timings = tiny_engine.generate(speech, task="asr", config=config).timings
     assert min(value for name, value in vars(timings).items() if name.endswith("_s") and name != "token_s") > 0
-    assert list(timings.stages) == ["prompt", "audio", "features", "whisper", "beats", "qformer", "prefill", "decode"]
+    assert list(timings.stages) == [
+        "prompt",
+        "audio",
+        "features",
+        "whisper",
+        "audio_encoder",
+        "qformer",
+        "prefill",
+        "decode",
+    ]
     assert sum(timings.stages.values()) == pytest.approx(timings.total_s, rel=1e-9)
     assert len(timings.token_s) == (24 if config.num_beams == 1 else 2)
     assert list(timings.token_s) == sorted(timings.token_s)
@@ -349,8 +358,8 @@ def test_report_is_what_runs(tiny_bundle: Path) -> None:
     assert report.bundle == str(tiny_bundle)
     assert (report.model, report.decoder, report.window) == ("tiny", "onnx", "padded")
     assert report.threads == 1
-    assert report.providers == dict.fromkeys(("whisper", "beats", "qformer", "llm"), ("CPUExecutionProvider",))
-    assert set(report.precision) == {"whisper", "beats", "qformer", "llm", "lm_head"}
+    assert report.providers == dict.fromkeys(("whisper", "audio_encoder", "qformer", "llm"), ("CPUExecutionProvider",))
+    assert set(report.precision) == {"whisper", "audio_encoder", "qformer", "llm", "lm_head"}
     assert set(report.precision.values()) == {"fp32"}
     assert report.onnxruntime == onnxruntime.__version__
     files = [path.stat().st_size for path in tiny_bundle.rglob("*") if path.is_file() and path.name != "bundle.json"]

@@ -49,8 +49,8 @@ def _reference(model: SalmonnModel, work: Work) -> dict[str, list[float]]:
     audio = model.load_audio(work.audio)
     features = model.features(audio)
     started = time.perf_counter()
-    if model.beats is not None:
-        fbank(audio.pcm, model.config.audio)
+    if model.config.audio_encoder is not None:
+        fbank(audio.pcm, model.config.audio_encoder.fbank)
     (audio_embeds,) = model.fuse(model.encode_states(collate([features])))
     first, second = (at - started for at in _greedy(model, _prompt(model, audio_embeds, work), 2))
     return {"ttft": [first], "tpot": [second - first], "latency": [second]}
