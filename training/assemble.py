@@ -17,7 +17,8 @@ from training.beats import BeatsEncoder
 from training.chat import ChatTemplate, read_bos, read_chat_template, read_end_symbol, stop_ids, tokenizer_file
 from training.checkpoint import write_checkpoint
 from training.config import BeatsConfig, LoraConfig, ModelConfig, PartSource, QFormerConfig, Sources
-from training.convert import BERT_HEAD_DIM, read_prompts
+from training.conversion.prompts import read_prompts
+from training.conversion.published import BERT_HEAD_DIM
 from training.llm import build_llm, load_base
 from training.lora import lora_parameters
 from training.presets import TASKS
@@ -126,7 +127,8 @@ def assemble(
     if copy:
         stored |= {f"{part}.{name}": get() for part, tensors in pretrained.items() for name, get in tensors.items()}
     stored = {name: tensor.contiguous() for name, tensor in stored.items()}
-    write_checkpoint(config, stored, tokenizer_file(parts.llm), out)
+    with tokenizer_file(parts.llm) as file:
+        write_checkpoint(config, stored, file, out)
     return Assembly(config, origin, sum(tensor.numel() for tensor in new.values()))
 
 
@@ -171,7 +173,8 @@ def _source(path: Path | None) -> PartSource | None:
 
 def _prompt_config(llm: Path, llm_config: dict[str, Any], options: PromptOptions) -> tuple[PromptConfig, str]:
     """The prompt's settings, and where its template is from."""
-    tokenizer = Tokenizer(tokenizer_file(llm))
+    with tokenizer_file(llm) as file:
+        tokenizer = Tokenizer(file)
     if tokenizer.vocab_size > llm_config.get("vocab_size", tokenizer.vocab_size):
         sizes = f"{tokenizer.vocab_size} tokens, the LLM {llm_config['vocab_size']}"
         raise CheckpointError(f"{llm / 'tokenizer.json'} has {sizes}: they do not belong together")

@@ -1,6 +1,8 @@
 """Foreign files of the frozen parts, read under our names: Whisper, BEATs and LLM folders."""
 
 import hashlib
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError
 from training.config import BeatsConfig, PartSource, WhisperConfig
+from training.hub import find_cached
 from training.quantized import check_method, dequantized
 from training.tensors import LazyTensors, lazy, load_pickle, open_safetensors, read_json, with_prefix
 
@@ -146,29 +149,42 @@ def as_lazy(state: dict[str, Any]) -> LazyTensors:
     return lazy({name: value for name, value in state.items() if isinstance(value, Tensor)})
 
 
-def describe_source(path: Path) -> PartSource:
-    """Path and hashes of a part, to be written into a checkpoint's config."""
-    folder = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json"), path / "config.json"]
-    files = [path] if path.is_file() else sorted(folder)
-    return PartSource(str(path), {file.name: file_sha256(file) for file in files})
+def describe_source(path: Path, hub: str | None = None) -> PartSource:
+    """Path and hashes of a part, to be written into a checkpoint's config; `hub` is its id there, with the commit."""
+    files = [path] if path.is_file() else source_files(path)
+    return PartSource(str(path), {file.name: file_sha256(file) for file in files}, hub)
 
 
-def resolve_source(source: PartSource, checkpoint: Path, verify: bool = True) -> Path:
-    """The part's path on this machine, its hashes checked.
+def source_files(folder: Path) -> list[Path]:
+    """The files that are read of a transformers or PEFT folder: the config and the weights, without other copies."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(read_json(index).get("weight_map", {}).values())
+        return [folder / name for name in sorted({"config.json", index.name, *shards})]
+    names = ("adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def resolve_source(source: PartSource, checkpoint: Path, verify: bool = True) -> PartSource:
+    """The source with absolute paths of this machine, its hashes checked; from the hub's cache if it has moved there.
 
     Raises:
         CheckpointError: it is not there, or its bytes are not those the checkpoint was made with.
     """
     path = Path(source.path) if Path(source.path).is_absolute() else checkpoint / source.path
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist; the checkpoint {checkpoint} refers to it: put it there")
+        if source.hub is None:
+            raise CheckpointError(f"{path} does not exist; the checkpoint {checkpoint} refers to it: put it there")
+        path = find_cached(source.hub, list(source.sha256))
     for name, expected in source.sha256.items():
         file = path if path.is_file() else path / name
         if not file.is_file():
             raise CheckpointError(f"{file} does not exist; the checkpoint {checkpoint} was made with it")
         if verify and file_sha256(file) != expected:
             raise CheckpointError(f"{file} has changed since the checkpoint {checkpoint} was made (sha256 differs)")
-    return path
+    adapter = resolve_source(source.adapter, checkpoint, verify) if source.adapter else None
+    # Absolute from here on: a copy of the checkpoint may be saved elsewhere. A link in the hub's cache stays one.
+    return replace(source, path=os.path.abspath(path), adapter=adapter)
 
 
 def file_sha256(path: Path) -> str:

@@ -22,7 +22,7 @@ from runtime.errors import CheckpointError, ConfigError, MissingExtraError
 from tests.runs import logged, write_noises
 from training import ModelConfig, load
 from training.config import LoraConfig, Sources, load_config, save_config
-from training.convert import rename_salmonn
+from training.conversion.names import rename_salmonn
 from training.data.config import DataConfig, DataSet
 from training.finetuning.finetune import finetune
 from training.finetuning.recipe import Recipe, RunConfig, TrainedParts, load_recipe
