@@ -107,7 +107,7 @@ def convert_salmonn(
             *check_tokenizer(parts.llm.path, llm_config, tokenizer),
             *_pruning_not_done(file, prune),
         ]
-        check_shapes(tensors, config, file.path)
+        check_shapes(tensors, config, file.path, warnings)
         config = replace(config, sources=_hashed(sources))
         stored = {name: get().float().contiguous() for name, get in tensors.items()}
         write_checkpoint(config, stored, tokenizer_json, out)

@@ -130,20 +130,29 @@ def check_tokenizer(folder: Path, llm_config: dict[str, Any], tokenizer: Tokeniz
     return warnings
 
 
-def check_shapes(tensors: LazyTensors, config: ModelConfig, where: Path) -> None:
-    """Every tensor a checkpoint with referred parts stores, and no other, in its shape.
+def check_shapes(tensors: LazyTensors, config: ModelConfig, where: Path, signs: list[str]) -> None:
+    """Every tensor that a checkpoint with referred parts stores, and no other, in its shape.
+
+    Args:
+        tensors: under our names.
+        config: of the checkpoint.
+        where: the file, for errors.
+        signs: warnings so far; they may be the reason.
 
     Raises:
         CheckpointError: names what is missing, superfluous, misshapen or of a wrong type.
     """
     expected = expected_shapes(config)
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    reasons = "".join(f"; {sign}" for sign in signs)
     if missing or extra:
-        raise CheckpointError(f"{where} does not fit the parts given: missing {missing[:5]}, superfluous {extra[:5]}")
+        raise CheckpointError(
+            f"{where} does not fit the parts given: missing {missing[:5]}, superfluous {extra[:5]}{reasons}"
+        )
     for name, shape in expected.items():
         tensor = tensors[name]()
         if tuple(tensor.shape) != shape:
-            raise CheckpointError(f"{where}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+            raise CheckpointError(f"{where}: {name} has shape {list(tensor.shape)}, expected {list(shape)}{reasons}")
         if not tensor.is_floating_point():
             raise CheckpointError(f"{where}: {name} has dtype {tensor.dtype}, expected floating point")
 
