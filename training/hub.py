@@ -96,6 +96,15 @@ def locate(reference: str | Path, wanted: Wanted) -> Located:
     return Located(folder / hub.file if hub.file else folder, str(hub))
 
 
+def cached_folder(hub: HubId) -> Path:
+    """What the cache has of a repository: a snapshot's folder; nothing is downloaded.
+
+    Raises:
+        CheckpointError: it has nothing of it.
+    """
+    return _snapshot(hub, (hub.file or "*",), cached=True)
+
+
 def find_cached(hub: str, files: list[str]) -> Path:
     """The path in the cache of what a checkpoint says is from the hub; nothing is downloaded.
 

@@ -39,7 +39,11 @@ def open_salmonn(path: Path) -> SalmonnFile:
     Raises:
         CheckpointError: it is none, or has an entry or a key that is neither used nor known to be superfluous.
     """
-    loaded = load_pickle(path)
+    return read_salmonn(load_pickle(path), path)
+
+
+def read_salmonn(loaded: dict[str, Any], path: Path) -> SalmonnFile:
+    """As open_salmonn, of a file that is loaded."""
     state = loaded.get("model")
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} has no 'model'; expected a SALMONN .pth")
