@@ -8,8 +8,8 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     IncompleteSnapshotError,
     LocalEntryNotFoundError,
 )
@@ -133,7 +133,7 @@ def _snapshot(hub: HubId, patterns: tuple[str, ...], cached: bool = False) -> Pa
         return Path(
             snapshot_download(hub.repo, revision=hub.revision, allow_patterns=list(patterns), local_files_only=cached)
         )
-    except (HfHubHTTPError, HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError) as error:
+    except (HTTPError, HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"{hub} is neither a path here nor to be had from the hub or its cache ({reason}); "
@@ -146,7 +146,7 @@ def _only_file(hub: HubId, wanted: Wanted) -> str:
     try:
         listed = snapshot_download(hub.repo, revision=hub.revision, allow_patterns=list(wanted.patterns), dry_run=True)
         names = [entry.filename for entry in listed]
-    except (HfHubHTTPError, HFValidationError, DryRunError):  # offline: what the cache has, and errors are told there
+    except (HTTPError, HFValidationError, DryRunError):  # offline: what the cache has, and errors are told there
         folder = _snapshot(hub, wanted.patterns)
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     fitting = sorted(name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in wanted.patterns))
