@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.parts import write_tokenizer
@@ -61,12 +62,61 @@ def write_llm(
 def write_whisper(folder: Path, layers: int = 2, n_mels: int = 80, dtype: torch.dtype = torch.float32) -> Path:
     """A transformers folder of the whole model, as on the hub."""
     ids = {"vocab_size": 51, "pad_token_id": 50, "bos_token_id": 50, "eos_token_id": 50, "decoder_start_token_id": 50}
-    sizes = {"d_model": 48, "encoder_attention_heads": 3, "decoder_attention_heads": 3, "encoder_ffn_dim": 96}
+    sizes = {"d_model": 48, "encoder_attention_heads": 3, "decoder_attention_heads": 3, "encoder_ffn_dim": 192}
     other = {"encoder_layers": layers, "decoder_layers": 1, "decoder_ffn_dim": 32, "num_mel_bins": n_mels}
     torch.manual_seed(2)
     config = transformers.WhisperConfig(**ids, **sizes, **other, init_std=0.1)
     transformers.WhisperForConditionalGeneration(config).to(dtype).save_pretrained(folder)
     return folder
+
+
+def write_sentencepiece(folder: Path, texts: Sequence[str], **settings: Any) -> Path:
+    """tokenizer.model as Llama 2's (BPE with bytes, a space in front) and tokenizer_config.json as Vicuna's."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(list(texts) * 10),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=400,
+        hard_vocab_limit=False,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        pad_id=-1,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.vocab").unlink()
+
+    def token(text: str) -> dict[str, Any]:
+        flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+        return {"__type": "AddedToken", "content": text, **flags}
+
+    raw = {"add_bos_token": True, "add_eos_token": False, "bos_token": token("<s>"), "eos_token": token("</s>")}
+    raw |= {"unk_token": token("<unk>"), "pad_token": None, "tokenizer_class": "LlamaTokenizer", "sp_model_kwargs": {}}
+    raw |= {"clean_up_tokenization_spaces": False, "model_max_length": 4096}
+    (folder / "tokenizer_config.json").write_text(json.dumps(raw | settings))
+    return folder / "tokenizer.model"
+
+
+def shard(folder: Path) -> None:
+    """The folder's weights in two files and an index, as large models have them."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    index = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "model.safetensors").unlink()
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def random(*shape: int, scale: float = 0.1, dtype: torch.dtype = torch.float32) -> Tensor:
