@@ -115,6 +115,19 @@ def shard(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def as_bins(folder: Path) -> None:
+    """The folder's shards as PyTorch files, as Vicuna is published."""
+    index = folder / "model.safetensors.index.json"
+    raw = json.loads(index.read_text())
+    names = {file: f"pytorch_{file.removesuffix('.safetensors')}.bin" for file in set(raw["weight_map"].values())}
+    for file, name in names.items():
+        torch.save(load_file(folder / file), folder / name)
+        (folder / file).unlink()
+    raw["weight_map"] = {tensor: names[file] for tensor, file in raw["weight_map"].items()}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(raw))
+    index.unlink()
+
+
 def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 

@@ -9,17 +9,17 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
     HFValidationError,
-    HTTPError,
+    HTTPError,  # type: ignore[attr-defined]  # of the HTTP client it uses, whichever that is
     IncompleteSnapshotError,
     LocalEntryNotFoundError,
 )
 
 from runtime.errors import CheckpointError
-from training.tensors import read_json
+from training.weight_files import weight_files
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:/([\w./-]+?))?(?:@([\w./-]+))?")
-INDEX = "model.safetensors.index.json"
-WEIGHTS = ("model.safetensors", INDEX)
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+BINS = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # downloaded where there are no safetensors
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def locate(reference: str | Path, wanted: Wanted) -> Located:
         wanted = Wanted((str(hub.file),), ((str(hub.file),),), single=True)
     folder = _snapshot(hub, wanted.patterns)
     hub = HubId(hub.repo, hub.file, folder.name)
+    if WEIGHTS in wanted.groups and not any((folder / name).is_file() for name in WEIGHTS):
+        _snapshot(hub, (*BINS, "pytorch_model-*-of-*.bin"))
     missing = _missing(folder, wanted)
     if missing:
         raise CheckpointError(f"{hub} has no {' or '.join(missing)} in the cache; {how_to_get(hub, missing)}")
@@ -161,9 +163,9 @@ def _only_file(hub: HubId, wanted: Wanted) -> str:
 def _missing(folder: Path, wanted: Wanted) -> list[str]:
     """Of the first group that has nothing, what would do; or shards that the index lists."""
     for group in wanted.groups:
-        if not any((folder / name).is_file() for name in group):
+        enough = (*group, *BINS) if group == WEIGHTS else group
+        if not any((folder / name).is_file() for name in enough):
             return list(group)
-    if (folder / INDEX).is_file() and INDEX in wanted.patterns:
-        shards = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        return [name for name in shards if not (folder / name).is_file()]
+    if WEIGHTS in wanted.groups:
+        return [file.name for file in weight_files(folder) if not file.is_file()]
     return []

@@ -13,6 +13,7 @@ from training.config import BeatsConfig, PartSource, WhisperConfig
 from training.hub import find_cached
 from training.quantized import check_method, dequantized
 from training.tensors import LazyTensors, lazy, load_pickle, open_safetensors, read_json, with_prefix
+from training.weight_files import weight_files
 
 # openai/whisper's names -> transformers'; both describe the same encoder.
 OPENAI_NAMES = (
@@ -37,7 +38,7 @@ def read_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
     raw = read_json(path / "config.json")
     sizes = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
     config = WhisperConfig(*_sizes(raw, (*sizes, "max_source_positions"), f"{path / 'config.json'}"))
-    tensors = open_safetensors(path)
+    tensors = open_weights(path)
     encoder = with_prefix(tensors, "model.encoder.") or with_prefix(tensors, "encoder.")
     if not encoder:
         raise CheckpointError(f"{path} has no tensors named model.encoder.*; expected a Whisper folder")
@@ -139,9 +140,24 @@ def read_llm(folder: Path) -> tuple[dict[str, Any], LazyTensors]:
     config = read_json(folder / "config.json")
     quantization = config.pop("quantization_config", None)  # what is given back is not quantized
     if not quantization:
-        return config, open_safetensors(folder)
+        return config, open_weights(folder)
     check_method(quantization, str(folder))
-    return config, dequantized(open_safetensors(folder), str(folder))
+    return config, dequantized(open_weights(folder), str(folder))
+
+
+def open_weights(folder: Path) -> LazyTensors:
+    """The tensors of a transformers folder: safetensors, or where it has none, PyTorch files (Vicuna).
+
+    Raises:
+        CheckpointError: it has neither, or a file is damaged or holds more than tensors.
+    """
+    files = weight_files(folder)
+    if not files or files[0].suffix != ".bin":
+        return open_safetensors(folder)
+    tensors: LazyTensors = {}
+    for file in files:
+        tensors |= as_lazy(load_pickle(file))
+    return tensors
 
 
 def as_lazy(state: dict[str, Any]) -> LazyTensors:
@@ -157,12 +173,11 @@ def describe_source(path: Path, hub: str | None = None) -> PartSource:
 
 def source_files(folder: Path) -> list[Path]:
     """The files that are read of a transformers or PEFT folder: the config and the weights, without other copies."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(read_json(index).get("weight_map", {}).values())
-        return [folder / name for name in sorted({"config.json", index.name, *shards})]
-    names = ("adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors")
-    return [folder / name for name in names if (folder / name).is_file()]
+    names = ["config.json", "adapter_config.json", "adapter_model.safetensors"]
+    weights = weight_files(folder)
+    if weights:
+        names.append("pytorch_model.bin.index.json" if weights[0].suffix == ".bin" else "model.safetensors.index.json")
+    return sorted({*(folder / name for name in names if (folder / name).is_file()), *weights})
 
 
 def resolve_source(source: PartSource, checkpoint: Path, verify: bool = True) -> PartSource:

@@ -18,6 +18,7 @@ from training.config import load_config
 from training.convert import convert_salmonn
 from training.hub import BEATS, LLM, SALMONN, WHISPER, HubId, locate, parse_id
 from training.inspect import inspect_path
+from training.sources import read_llm
 
 COMMITS = {"acme/llm": "a" * 40, "acme/whisper": "b" * 40, "acme/SALMONN": "c" * 40, "acme/BEATs": "d" * 40}
 
@@ -118,6 +119,18 @@ def test_files_that_are_missing_are_named(cache: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     with pytest.raises(CheckpointError, match=r"--include 'model-00001-of-00002\.safetensors' --include 'model-00002"):
         locate("acme/llm", WHISPER)
+
+
+def test_pytorchs_files_serve_where_there_are_no_safetensors(cache: Path, golden: Path, tmp_path: Path) -> None:
+    torch.save(load_file(golden / "salmonn" / "llm" / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    folder = golden / "salmonn" / "llm"
+    others = [file for file in sorted(folder.iterdir()) if file.suffix != ".safetensors"]
+    add_to_cache(cache, "acme/vicuna", [*others, tmp_path / "pytorch_model.bin"], "8" * 40)
+    located = locate("acme/vicuna", LLM)
+    assert inspect_path("acme/vicuna").usable
+    tensors, same = read_llm(located.path)[1], read_llm(folder)[1]
+    assert tensors.keys() == same.keys()
+    assert all(torch.equal(tensors[name](), same[name]()) for name in same)
 
 
 def test_one_of_several_files_must_be_named(cache: Path, golden: Path) -> None:

@@ -97,9 +97,10 @@ def files(golden: Path, tmp_path: Path) -> Published:
 
 
 def vicuna(files: Published) -> None:
-    """SALMONN 7B and 13B: Llama 2 in fp16, untied, in shards, with a SentencePiece model alone."""
+    """SALMONN 7B and 13B: Llama 2 in fp16, untied, in shards of PyTorch's, with a SentencePiece model alone."""
     published.write_llm(files.llm, max_position_embeddings=4096)
     published.shard(files.llm)
+    published.as_bins(files.llm)
     (files.llm / "tokenizer.json").unlink()
     published.write_sentencepiece(
         files.llm, [*(prompt for task in TASKS.values() for prompt in task), "USER: ASSISTANT:"]
@@ -174,6 +175,23 @@ def test_a_layout_converts_and_its_bundle_answers_like_pytorch(
     loaded = torch.load(files.folder / "salmonn.pth", weights_only=True)
     assert report.used + len(report.leftovers) == len(loaded["model"]) + 3  # optimizer, scaler, epoch
     files.answers_like_pytorch(speech)
+
+
+def test_what_is_hashed_of_pytorchs_shards(files: Published) -> None:
+    vicuna(files)
+    files.convert()
+    source = load_config(files.out).sources.llm
+    assert source
+    shards = {f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)}
+    assert source.sha256.keys() == {"config.json", "pytorch_model.bin.index.json", *shards}
+    loaded = torch.load(files.llm / min(shards), weights_only=True) | {"x": Trap()}
+    torch.save(loaded, files.llm / min(shards))
+    with pytest.raises(CheckpointError, match="weights_only=True"):
+        read_llm(files.llm)
+
+
+class Trap:
+    """Not a tensor, nor a plain value."""
 
 
 def test_prompt_halves_are_those_of_the_slow_tokenizer(files: Published) -> None:

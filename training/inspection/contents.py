@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import CheckpointError
+from training.weight_files import weight_files
 
 # The names of safetensors' dtypes, as PyTorch says them.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
@@ -54,15 +55,13 @@ def safetensors_table(path: Path) -> TensorTable:
 
 
 def folder_table(folder: Path) -> TensorTable:
-    """All tensors of a folder's model.safetensors, shards or adapters."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text()).get("weight_map", {}).values()))
-        files = [folder / name for name in shards if (folder / name).is_file()]
-    else:
-        names = ("model.safetensors", "adapter_model.safetensors")
-        files = [folder / name for name in names if (folder / name).is_file()]
-    return {name: info for file in files for name, info in safetensors_table(file).items()}
+    """All tensors of a folder's weights or adapters; shards that are missing have none."""
+    files = weight_files(folder) or [folder / "adapter_model.safetensors"]
+    found: TensorTable = {}
+    for file in files:
+        if file.is_file():
+            found |= table(pickle_entries(file)) if file.suffix == ".bin" else safetensors_table(file)
+    return found
 
 
 def pickle_entries(path: Path) -> dict[str, Any]:

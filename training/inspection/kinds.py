@@ -14,6 +14,7 @@ from training.inspection.contents import TensorTable, folder_table, summary, tab
 from training.inspection.finding import Finding
 from training.quantized import check_method
 from training.tensors import read_json
+from training.weight_files import weight_files
 
 CONVERT = "python -m training convert SALMONN.pth checkpoint/ --whisper WHISPER --beats BEATS.pt --llm LLM"
 INIT = "python -m training init start/ --whisper WHISPER --beats BEATS.pt --llm LLM"
@@ -136,20 +137,12 @@ def llm_folder(folder: Path, config: dict[str, Any]) -> Finding:
     if kind not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         problems.append(f"transformers has no language model of model_type {kind!r}")
     if not tensors:
-        problems.append("neither model.safetensors nor its shards are here")
-    problems += _missing_shards(folder)
+        problems.append("no weights are here: neither model.safetensors nor pytorch_model.bin nor shards of either")
+    problems += [f"{file.name} is missing" for file in weight_files(folder) if not file.is_file()]
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         problems.append("neither tokenizer.json nor tokenizer.model is here")
     name = "LLM folder, 4 bits" if quantization and "stored" in facts else "LLM folder"
     return Finding(name, facts, contents, problems=tuple(problems), command=INIT.replace("LLM", str(folder)))
-
-
-def _missing_shards(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-    return [f"{name} is missing" for name in shards if not (folder / name).is_file()]
 
 
 def checkpoint(folder: Path) -> Finding:
