@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is its HTTP client's
     DryRunError,
     HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]  # of the HTTP client it uses, whichever that is
+    HTTPError,
     IncompleteSnapshotError,
     LocalEntryNotFoundError,
 )
