@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
             window=arguments.window,
             max_length=arguments.max_length,
             parity_budget=arguments.parity_budget,
+            lora_scale=arguments.lora_scale,
         )
         golden = load_audio(arguments.golden_audio) if arguments.golden_audio else None
         out = export_bundle(arguments.checkpoint, arguments.bundle, options, golden, progress=not arguments.quiet)
@@ -61,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=default.parity_budget,
         help=f"quantized bundles: largest relative error of any stage (default: {default.parity_budget})",
+    )
+    parser.add_argument(
+        "--lora-scale",
+        type=float,
+        help="factor on the LLM's adapters, SALMONN's lora_scaling (default: alpha / r, as they were trained)",
     )
     parser.add_argument(
         "--golden-audio", metavar="FILE", help="recording to prove the bundle with (default: synthetic)"

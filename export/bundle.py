@@ -59,6 +59,7 @@ class ExportOptions:
     window: Literal["padded", "trimmed"] | None = None  # None: as the checkpoint was trained
     max_length: int = DEFAULT_MAX_LENGTH  # positions of the KV cache; never more than the LLM has
     parity_budget: float = 0.35  # quantized bundles: largest relative error (rms) of any stage
+    lora_scale: float | None = None  # factor on the LLM's adapters; None: alpha / r, as they were trained
 
     def __post_init__(self) -> None:
         if self.target == "cuda" and self.encoder_precision == "int8":
@@ -99,7 +100,7 @@ def export_bundle(
     options, out = options or ExportOptions(), Path(out)
     if out.exists():
         raise BundleError(f"{out} exists; choose another name or remove it")
-    source = open_checkpoint(checkpoint)
+    source = _rescaled(open_checkpoint(checkpoint), options.lora_scale)
     _audio(source, options)
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
@@ -112,6 +113,22 @@ def export_bundle(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return out
+
+
+def _rescaled(source: Checkpoint, scale: float | None) -> Checkpoint:
+    """The checkpoint with another factor on the LLM's adapters: SALMONN's `lora_scaling`, alpha / r.
+
+    Lower than trained it brings back what the LLM could do before (SALMONN, section 4.3: activation tuning).
+
+    Raises:
+        ConfigError: the checkpoint has no adapters.
+    """
+    if scale is None:
+        return source
+    lora = source.config.lora
+    if lora is None:
+        raise ConfigError(f"lora_scale is {scale}, but the checkpoint's LLM has no adapters")
+    return replace(source, config=replace(source.config, lora=replace(lora, alpha=scale * lora.r)))
 
 
 def _write(
@@ -232,6 +249,8 @@ def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, Grap
             exporter=f"salmonrun {__version__}",
             sources=source.hashes(),
             lora_scale=config.lora.scale if config.lora else None,
+            pruned_layers=config.sources.llm.left_out_layers if config.sources.llm else (),
+            whisper_pruned_layers=config.sources.whisper.left_out_layers if config.sources.whisper else (),
             quantization="symmetric, blocks of 32, round to nearest" if quantized else "",
         ),
         graphs=graphs,

@@ -100,7 +100,8 @@ class Provenance:
     exporter: str
     sources: dict[str, str] = field(default_factory=dict)  # file -> sha256
     lora_scale: float | None = None  # of the adapters merged into the LLM
-    pruned_layers: tuple[int, ...] = ()
+    pruned_layers: tuple[int, ...] = ()  # of the LLM, as its files number them
+    whisper_pruned_layers: tuple[int, ...] = ()
     quantization: str = ""
 
 

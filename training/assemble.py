@@ -17,7 +17,8 @@ from runtime.tokenizer import Tokenizer
 from training.chat import ChatTemplate, read_bos, read_chat_template, read_end_symbol, stop_ids, tokenizer_file
 from training.checkpoint import stored_prefix, write_checkpoint
 from training.config import LoraConfig, ModelConfig, PartSource, QFormerConfig, Sources
-from training.convert import BERT_HEAD_DIM, read_prompts
+from training.conversion.prompts import read_prompts
+from training.conversion.published import BERT_HEAD_DIM
 from training.encoders import AudioEncoderConfig, read_encoder
 from training.encoders.published import Leftovers
 from training.llm import build_llm, load_base
@@ -130,7 +131,8 @@ def assemble(
         for part, tensors in pretrained.items():
             stored |= {f"{stored_prefix(config, part)}.{name}": get() for name, get in tensors.items()}
     stored = {name: tensor.contiguous() for name, tensor in stored.items()}
-    write_checkpoint(config, stored, tokenizer_file(parts.llm), out)
+    with tokenizer_file(parts.llm) as file:
+        write_checkpoint(config, stored, file, out)
     return Assembly(config, origin, sum(tensor.numel() for tensor in new.values()), leftovers)
 
 
@@ -177,7 +179,8 @@ def _sources(parts: Parts) -> Sources:
 
 def _prompt_config(llm: Path, llm_config: dict[str, Any], options: PromptOptions) -> tuple[PromptConfig, str]:
     """The prompt's settings, and where its template is from."""
-    tokenizer = Tokenizer(tokenizer_file(llm))
+    with tokenizer_file(llm) as file:
+        tokenizer = Tokenizer(file)
     if tokenizer.vocab_size > llm_config.get("vocab_size", tokenizer.vocab_size):
         sizes = f"{tokenizer.vocab_size} tokens, the LLM {llm_config['vocab_size']}"
         raise CheckpointError(f"{llm / 'tokenizer.json'} has {sizes}: they do not belong together")

@@ -1,13 +1,18 @@
 """How an LLM takes turns, as its folder says: tokenizer, beginning and end symbols, chat template."""
 
+import importlib.util
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import transformers
 
 from runtime.config import PromptConfig
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, MissingExtraError
 from runtime.tokenizer import Tokenizer
 from training.tensors import read_json
 
@@ -31,7 +36,8 @@ def read_chat_template(llm: Path) -> ChatTemplate:
     """
     salmonn = PromptConfig().template
     try:
-        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(llm)
+        kind = "PreTrainedTokenizerFast" if (llm / "tokenizer.json").is_file() else "LlamaTokenizer"
+        tokenizer = getattr(transformers, kind).from_pretrained(llm)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise CheckpointError(
             f"{llm}: transformers cannot read tokenizer_config.json and its neighbours: {error}; mend them, or pass "
@@ -50,19 +56,41 @@ def read_chat_template(llm: Path) -> ChatTemplate:
     return ChatTemplate(text, "the LLM's chat template", complete=True)
 
 
-def tokenizer_file(llm: Path) -> Path:
-    """The LLM's tokenizer.json.
+@contextmanager
+def tokenizer_file(llm: Path) -> Iterator[Path]:
+    """The LLM's tokenizer.json, or one made of its SentencePiece model, which is gone afterwards.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is neither, or transformers cannot convert the model.
+        MissingExtraError: converting it takes a package that is not installed.
     """
-    path = llm / "tokenizer.json"
-    if not path.is_file():
+    if (llm / "tokenizer.json").is_file():
+        yield llm / "tokenizer.json"
+        return
+    if not (llm / "tokenizer.model").is_file():
         raise CheckpointError(
-            f"{path} does not exist; make it with transformers: "
+            f"{llm / 'tokenizer.json'} does not exist, nor does tokenizer.model; make it with transformers: "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
-    return path
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "tokenizer.json"
+        _convert_sentencepiece(llm).save(str(path))
+        yield path
+
+
+def _convert_sentencepiece(llm: Path) -> tokenizers.Tokenizer:
+    """The SentencePiece model of a Llama or Mistral folder as transformers converts it."""
+    if importlib.util.find_spec("sentencepiece") is None:
+        raise MissingExtraError(
+            f"{llm / 'tokenizer.model'} is a SentencePiece model, and sentencepiece, which reads it, is not installed; "
+            "pip install 'salmonrun[train]'"
+        )
+    try:
+        # The class is named: what the folder says (LlamaTokenizerFast, GPT...) says nothing about its file.
+        fast = transformers.LlamaTokenizer.from_pretrained(llm, legacy=True)
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{llm / 'tokenizer.model'} cannot be converted by transformers: {error}") from error
+    return fast.backend_tokenizer
 
 
 def read_bos(llm: Path, llm_config: dict[str, Any], tokenizer: Tokenizer) -> int | None:
@@ -88,6 +116,11 @@ def read_end_symbol(llm: Path, tokenizer: Tokenizer) -> str:
             _token_id(text, "eos_token", llm / name, tokenizer)
             return text
     raise CheckpointError(f"{llm / 'tokenizer_config.json'} names no eos_token; say what ends an answer (--end-symbol)")
+
+
+def read_special_id(llm: Path, key: str, tokenizer: Tokenizer) -> int | None:
+    """The id of `bos_token` or `eos_token` as the tokenizer's files name it; None if they name none."""
+    return next((_token_id(text, key, llm / name, tokenizer) for name, text in _named_tokens(llm, key) if text), None)
 
 
 def read_eos(llm: Path, llm_config: dict[str, Any]) -> list[int]:

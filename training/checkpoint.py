@@ -18,6 +18,7 @@ from training.llm import build_llm, load_base
 from training.lora import base_parameters, load_lora, lora_parameters, merged_weights
 from training.model import SalmonnModel
 from training.qformer import QFormer
+from training.referred import as_referred
 from training.sources import file_sha256, read_audio_encoder, read_llm, read_whisper, resolve_source
 from training.tensors import LazyTensors, load_strict, open_safetensors, with_prefix
 from training.whisper import WhisperEncoder, build_whisper
@@ -53,6 +54,8 @@ class Checkpoint:
         for part in SOURCED:
             source = getattr(self.config.sources, part)
             own |= {f"{part}/{name}": digest for name, digest in source.sha256.items()} if source else {}
+            if source and source.adapter:
+                own |= {f"{part}/{name}": digest for name, digest in source.adapter.sha256.items()}
         return own
 
 
@@ -80,12 +83,11 @@ def open_checkpoint(folder: str | Path, verify: bool = True) -> Checkpoint:
             continue
         if parts[part]:
             raise CheckpointError(f"{folder}: {part} is both stored and referred to ({source.path}); keep one")
-        path = resolve_source(source, folder, verify)
-        found, parts[part] = read(path)
+        source = resolve_source(source, folder, verify)
+        found, parts[part] = as_referred(source, *read(Path(source.path)))
         if found != getattr(config, part):
             raise CheckpointError(f"{source.path} does not match the checkpoint's {part} config")
-        # Absolute from here on: a copy of the checkpoint may be saved elsewhere.
-        config = replace(config, sources=replace(config.sources, **{part: replace(source, path=str(path.resolve()))}))
+        config = replace(config, sources=replace(config.sources, **{part: source}))
     return Checkpoint(folder, config, parts)
 
 

@@ -61,10 +61,13 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class PartSource:
-    """Where the frozen weights of a part are, and what their bytes must be."""
+    """Where the frozen weights of a part are, what their bytes must be, and what is not taken as it is there."""
 
     path: str  # a file or folder, relative to the checkpoint folder or absolute
     sha256: dict[str, str]  # file name -> hash; for a single file the key is its name
+    hub: str | None = None  # where to get it if `path` is not there: org/name@commit or org/name/file@commit
+    left_out_layers: tuple[int, ...] = ()  # numbered as in the files; what is left is numbered anew
+    adapter: "PartSource | None" = None  # PEFT folder, merged before layers are left out (LLM only)
 
 
 @dataclass(frozen=True)

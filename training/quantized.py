@@ -7,16 +7,22 @@ QLoRA (Dettmers et al. 2023, section 3). Shape, dtype and block sizes are JSON i
 """
 
 import json
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from runtime.errors import CheckpointError, ConfigError
 from runtime.schema import from_dict
 from training.tensors import LazyTensors
+
+Bytes = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
 
 STATES = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -47,7 +53,8 @@ def check_method(quantization: dict[str, Any], where: str) -> None:
     Raises:
         CheckpointError: names the method.
     """
-    method, four = quantization.get("quant_method"), quantization.get("load_in_4bit")
+    method = quantization.get("quant_method")
+    four = quantization.get("load_in_4bit", quantization.get("_load_in_4bit"))  # the latter in some old folders
     if method != "bitsandbytes" or not four:
         raise CheckpointError(
             f"{where} is quantized (quant_method {method!r}, load_in_4bit {four!r}); only bitsandbytes' 4 bits are "
@@ -82,30 +89,39 @@ def _dequantize(parts: LazyTensors, where: str) -> Tensor:
     try:
         raw = json.loads(parts["state"]().numpy().tobytes())
         state = from_dict(QuantState, raw, where)
-        values = dequantize(
-            parts[""](), scales(parts, state), parts[".quant_map"](), state.blocksize, torch.Size(state.shape).numel()
-        )
+        arrays = {part: get().flatten().view(torch.uint8).numpy() for part, get in parts.items() if part != "state"}
+        values = dequantize(arrays, state, math.prod(state.shape))
     except (ConfigError, ValueError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"{where} cannot be read as 4 bits of bitsandbytes: {error}") from error
-    return values.to(DTYPES[state.dtype]).reshape(state.shape)
+    return rounded(values, DTYPES[state.dtype]).reshape(state.shape)
 
 
-def scales(parts: LazyTensors, state: QuantState) -> Tensor:
-    """One float32 scale for each block."""
-    absmax = parts[".absmax"]()
-    if ".nested_absmax" not in parts:
-        return absmax
-    table, outer = parts[".nested_quant_map"](), parts[".nested_absmax"]()
-    scaled = table[absmax.int()] * outer.repeat_interleave(state.nested_blocksize)[: len(absmax)]
-    return scaled + torch.tensor(state.nested_offset, dtype=torch.float32)
-
-
-def dequantize(packed: Tensor, absmax: Tensor, table: Tensor, blocksize: int, count: int) -> Tensor:
-    """The first `count` values of nibbles (bytes under any dtype): float32 [count]."""
-    pairs = torch.stack([table.repeat_interleave(16), table.repeat(16)], dim=1)  # byte -> its two values
-    values = pairs[packed.flatten().view(torch.uint8).int()].flatten()[:count]
-    blocks = -(-count // blocksize)
+def dequantize(arrays: dict[str, Bytes], state: QuantState, count: int) -> F32:
+    """The first `count` values of a matrix in float32, from the bytes of its tensors."""
+    packed, table = arrays[""], arrays[".quant_map"].view(np.float32)
+    values = table[np.stack([packed >> 4, packed & 15], axis=1)].reshape(-1)[:count]
+    absmax = scales(arrays, state)
+    blocks = -(-count // state.blocksize)
     if (len(values), len(absmax)) != (count, blocks):
         raise ValueError(f"{len(values)} values and {len(absmax)} scales; expected {count} and {blocks}")
-    padded = torch.nn.functional.pad(values, (0, blocks * blocksize - count))
-    return (padded.view(blocks, blocksize) * absmax[:, None]).flatten()[:count]
+    values *= np.repeat(absmax, state.blocksize)[:count]
+    return values
+
+
+def scales(arrays: dict[str, Bytes], state: QuantState) -> F32:
+    """One float32 scale for each block."""
+    absmax = arrays[".absmax"]
+    if ".nested_absmax" not in arrays:
+        return absmax.view(np.float32)
+    table, outer = arrays[".nested_quant_map"].view(np.float32), arrays[".nested_absmax"].view(np.float32)
+    scaled = table[absmax] * np.repeat(outer, state.nested_blocksize)[: len(absmax)]
+    return scaled + np.float32(state.nested_offset)
+
+
+def rounded(values: F32, dtype: torch.dtype) -> Tensor:
+    """To the nearest of `dtype`, halves to even. numpy has no bfloat16: the upper 16 bits of float32."""
+    if dtype != torch.bfloat16:
+        return torch.from_numpy(values.astype(np.float16) if dtype == torch.float16 else values)
+    bits = values.view(np.uint32)  # finite, as tables and scales are
+    upper = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    return torch.from_numpy(upper.astype(np.uint16)).view(torch.bfloat16)

@@ -1,6 +1,8 @@
 """Foreign files of the frozen parts, read under our names: Whisper, audio encoders and LLM folders."""
 
 import hashlib
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,13 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError
 from training.config import PartSource, WhisperConfig
-from training.encoders import AudioEncoderConfig, beats, read_encoder
-from training.encoders.beats import BeatsConfig
+from training.encoders import AudioEncoderConfig, read_encoder
 from training.encoders.published import Published
 from training.fairseq import STAND_INS, plain
+from training.hub import find_cached
 from training.quantized import check_method, dequantized
 from training.tensors import LazyTensors, lazy, load_pickle, open_safetensors, read_json, read_sizes, with_prefix
+from training.weight_files import weight_files
 
 # openai/whisper's names -> transformers'; both describe the same encoder.
 OPENAI_NAMES = (
@@ -38,7 +41,7 @@ def read_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
     raw = read_json(path / "config.json")
     sizes = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
     config = WhisperConfig(*read_sizes(raw, (*sizes, "max_source_positions"), f"{path / 'config.json'}"))
-    tensors = open_safetensors(path)
+    tensors = open_weights(path)
     encoder = with_prefix(tensors, "model.encoder.") or with_prefix(tensors, "encoder.")
     if not encoder:
         raise CheckpointError(f"{path} has no tensors named model.encoder.*; expected a Whisper folder")
@@ -72,19 +75,6 @@ def read_audio_encoder(path: Path) -> tuple[AudioEncoderConfig, LazyTensors]:
     return config, tensors
 
 
-def read_beats(path: Path) -> tuple[BeatsConfig, LazyTensors]:
-    """A published BEATs .pt, which published SALMONN files were trained with.
-
-    Raises:
-        CheckpointError: it is none, or damaged.
-    """
-    published = open_published(path)
-    if not beats.recognises(published):
-        raise CheckpointError(f"{path} has no tensor patch_embedding.weight; expected a BEATs file")
-    config, tensors, _ = beats.read(published)
-    return config, tensors
-
-
 def open_published(path: Path) -> Published:
     """A published audio encoder: what it says of itself, and its tensors."""
     if path.is_dir():
@@ -106,9 +96,24 @@ def read_llm(folder: Path) -> tuple[dict[str, Any], LazyTensors]:
     config = read_json(folder / "config.json")
     quantization = config.pop("quantization_config", None)  # what is given back is not quantized
     if not quantization:
-        return config, open_safetensors(folder)
+        return config, open_weights(folder)
     check_method(quantization, str(folder))
-    return config, dequantized(open_safetensors(folder), str(folder))
+    return config, dequantized(open_weights(folder), str(folder))
+
+
+def open_weights(folder: Path) -> LazyTensors:
+    """The tensors of a transformers folder: safetensors, or where it has none, PyTorch files (Vicuna).
+
+    Raises:
+        CheckpointError: it has neither, or a file is damaged or holds more than tensors.
+    """
+    files = weight_files(folder)
+    if not files or files[0].suffix != ".bin":
+        return open_safetensors(folder)
+    tensors: LazyTensors = {}
+    for file in files:
+        tensors |= as_lazy(load_pickle(file))
+    return tensors
 
 
 def as_lazy(state: dict[str, Any]) -> LazyTensors:
@@ -116,29 +121,41 @@ def as_lazy(state: dict[str, Any]) -> LazyTensors:
     return lazy({name: value for name, value in state.items() if isinstance(value, Tensor)})
 
 
-def describe_source(path: Path) -> PartSource:
-    """Path and hashes of a part, to be written into a checkpoint's config."""
-    folder = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json"), path / "config.json"]
-    files = [path] if path.is_file() else sorted(folder)
-    return PartSource(str(path), {file.name: file_sha256(file) for file in files})
+def describe_source(path: Path, hub: str | None = None) -> PartSource:
+    """Path and hashes of a part, to be written into a checkpoint's config; `hub` is its id there, with the commit."""
+    files = [path] if path.is_file() else source_files(path)
+    return PartSource(str(path), {file.name: file_sha256(file) for file in files}, hub)
 
 
-def resolve_source(source: PartSource, checkpoint: Path, verify: bool = True) -> Path:
-    """The part's path on this machine, its hashes checked.
+def source_files(folder: Path) -> list[Path]:
+    """The files that are read of a transformers or PEFT folder: the config and the weights, without other copies."""
+    names = ["config.json", "adapter_config.json", "adapter_model.safetensors"]
+    weights = weight_files(folder)
+    if weights:
+        names.append("pytorch_model.bin.index.json" if weights[0].suffix == ".bin" else "model.safetensors.index.json")
+    return sorted({*(folder / name for name in names if (folder / name).is_file()), *weights})
+
+
+def resolve_source(source: PartSource, checkpoint: Path, verify: bool = True) -> PartSource:
+    """The source with absolute paths of this machine, its hashes checked; from the hub's cache if it has moved there.
 
     Raises:
         CheckpointError: it is not there, or its bytes are not those the checkpoint was made with.
     """
     path = Path(source.path) if Path(source.path).is_absolute() else checkpoint / source.path
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist; the checkpoint {checkpoint} refers to it: put it there")
+        if source.hub is None:
+            raise CheckpointError(f"{path} does not exist; the checkpoint {checkpoint} refers to it: put it there")
+        path = find_cached(source.hub, list(source.sha256))
     for name, expected in source.sha256.items():
         file = path if path.is_file() else path / name
         if not file.is_file():
             raise CheckpointError(f"{file} does not exist; the checkpoint {checkpoint} was made with it")
         if verify and file_sha256(file) != expected:
             raise CheckpointError(f"{file} has changed since the checkpoint {checkpoint} was made (sha256 differs)")
-    return path
+    adapter = resolve_source(source.adapter, checkpoint, verify) if source.adapter else None
+    # Absolute from here on: a copy of the checkpoint may be saved elsewhere. A link in the hub's cache stays one.
+    return replace(source, path=os.path.abspath(path), adapter=adapter)
 
 
 def file_sha256(path: Path) -> str:

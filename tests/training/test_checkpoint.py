@@ -17,7 +17,7 @@ from runtime.errors import CheckpointError, ConfigError
 from training import ModelConfig, load
 from training.checkpoint import open_checkpoint, save
 from training.config import LoraConfig, PartSource, Sources, load_config, save_config
-from training.convert import expected_shapes
+from training.conversion.checks import expected_shapes
 from training.init import init_checkpoint
 from training.lora import lora_parameters
 from training.presets import PRESETS, preset

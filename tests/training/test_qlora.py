@@ -22,7 +22,7 @@ from runtime.errors import CheckpointError, ConfigError, MissingExtraError
 from tests.runs import logged, write_noises
 from training import ModelConfig, load
 from training.config import LoraConfig, Sources, load_config, save_config
-from training.convert import rename_salmonn
+from training.conversion.names import rename_salmonn
 from training.data.config import DataConfig, DataSet
 from training.finetuning.finetune import finetune
 from training.finetuning.recipe import Recipe, RunConfig, TrainedParts, load_recipe
@@ -31,7 +31,7 @@ from training.llm import build_llm
 from training.lora import lora_parameters
 from training.presets import preset
 from training.qlora import hold_in_4_bits
-from training.quantized import dequantized
+from training.quantized import dequantized, rounded
 from training.sources import describe_source, read_llm
 from training.tensors import lazy
 
@@ -52,7 +52,7 @@ def four_bit(values: Tensor, **options: Any) -> tuple[dict[str, Tensor], Any]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_values_are_those_of_bitsandbytes_bit_by_bit(kind: str, nested: bool, dtype: torch.dtype) -> None:
     rng = np.random.default_rng(len(kind) + nested)
-    for blocksize in (32, 64, 128, 512, 1024):
+    for blocksize in (32, 64, 128, 256, 512, 1024, 2048, 4096):
         rows, columns = int(rng.integers(1, 70)), blocksize * int(rng.integers(1, 4))
         values = torch.from_numpy(rng.standard_normal((rows, columns)) * rng.uniform(1e-3, 30, (rows, 1))).to(dtype)
         options = {"blocksize": blocksize, "compress_statistics": nested, "quant_type": kind}
@@ -64,17 +64,31 @@ def test_values_are_those_of_bitsandbytes_bit_by_bit(kind: str, nested: bool, dt
         assert (get() - values).abs().max() <= 0.25 * values.abs().max()  # and those are near what went in
 
 
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("shape", [(48, 96), (7, 10), (3, 5), (256, 688), (1, 1), (130,)])
 @pytest.mark.parametrize("nested", [False, True])
-def test_rows_that_are_not_whole_blocks(shape: tuple[int, ...], nested: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rows_that_are_not_whole_blocks(kind: str, shape: tuple[int, ...], nested: bool, dtype: torch.dtype) -> None:
     """Blocks run on over rows. bitsandbytes' CPU kernel has that wrong, unless it is given one block a row."""
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    tensors, state = four_bit(values, blocksize=64, compress_statistics=nested, quant_type="nf4")
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tensors, state = four_bit(values, blocksize=64, compress_statistics=nested, quant_type=kind)
     blocks = -(-values.numel() // 64)
     state.shape = torch.Size((blocks, 64))
     packed = nn.functional.pad(tensors["m"].flatten(), (0, 32 * blocks - tensors["m"].numel()))
     expected = functional.dequantize_4bit(packed, state).flatten()[: values.numel()].reshape(shape)
     assert torch.equal(dequantized(lazy(tensors), "file")["m"](), expected)
+
+
+def test_rounding_is_pytorchs() -> None:
+    """To the nearest, halves to even: every float32 pattern of the upper half, with lower halves around the middle."""
+    upper = np.arange(0, 0x7F80, dtype=np.uint32) << 16  # all finite, from subnormal on
+    for sign in (0, 0x80000000):
+        for lower in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
+            values = (upper | lower | sign).astype(np.uint32).view(np.float32)
+            for dtype in (torch.bfloat16, torch.float16, torch.float32):
+                with np.errstate(over="ignore"):
+                    got = rounded(values, dtype)
+                assert torch.equal(got, torch.from_numpy(values).to(dtype))
 
 
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])

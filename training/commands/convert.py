@@ -1,6 +1,7 @@
 """`python -m training convert`: its options, and what it does with them."""
 
 import argparse
+import sys
 
 from training.convert import convert_salmonn, format_report
 
@@ -10,17 +11,33 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     convert = commands.add_parser(
         "convert",
         help="a published SALMONN .pth becomes a checkpoint",
-        description="Turn a SALMONN or Nota .pth, and the frozen parts it was trained on, into a checkpoint folder.",
+        description="Turn a SALMONN or Nota .pth, and the frozen parts it was trained on, into a checkpoint folder "
+        "that refers to them. Each is a path or an id on the hub: org/name or org/name/file, or with @revision.",
         epilog="example: python -m training convert salmonn_7b_v0.pth checkpoint/ --whisper whisper-large-v2/ "
-        "--beats BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt --llm vicuna-7b-v1.5/",
+        "--audio-encoder BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt --llm lmsys/vicuna-7b-v1.5",
     )
     convert.add_argument("pth", metavar="PTH", help="the published or self-trained file")
     convert.add_argument("out", metavar="OUT", help="folder to create")
-    convert.add_argument("--whisper", required=True, help="transformers folder or OpenAI .pt")
-    convert.add_argument("--beats", help="BEATs .pt; leave out if the model was trained without")
-    convert.add_argument("--llm", required=True, help="transformers folder with safetensors and tokenizer.json")
+    convert.add_argument("--whisper", required=True, help="transformers folder or OpenAI .pt, or a hub id")
+    convert.add_argument(
+        "--audio-encoder",
+        "--beats",  # as SALMONN's config calls it
+        help="BEATs or EAT: .pt or folder; leave out if the model was trained without",
+    )
+    convert.add_argument(
+        "--llm", required=True, help="transformers folder with safetensors and a tokenizer, or a hub id"
+    )
     convert.add_argument("--prompts", help="JSON of task -> prompt or prompts (default: our own)")
     convert.add_argument("--end-symbol", help="text that ends an answer (default: the file's own)")
+    convert.add_argument("--adapter", help="PEFT folder: the LLM's adapters, where the file has none of its own")
+    convert.add_argument(
+        "--merge-adapter", action="store_true", help="add --adapter to the LLM's weights, under the file's own adapters"
+    )
+    convert.add_argument(
+        "--prune",
+        action="store_true",
+        help="leave out the layers that the file lists (default: only if its own config has `prune: True`)",
+    )
     convert.set_defaults(run=_run)
 
 
@@ -29,9 +46,14 @@ def _run(arguments: argparse.Namespace) -> str:
         arguments.pth,
         arguments.out,
         whisper=arguments.whisper,
-        beats=arguments.beats,
+        audio_encoder=arguments.audio_encoder,
         llm=arguments.llm,
         prompts=arguments.prompts,
         end_symbol=arguments.end_symbol,
+        adapter=arguments.adapter,
+        merge_adapter=arguments.merge_adapter,
+        prune=arguments.prune,
     )
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return f"{arguments.out}: {format_report(report)}"

@@ -10,7 +10,7 @@ from runtime.config import WindowConfig
 from runtime.errors import ConfigError
 from training.assemble import Parts, PromptOptions, assemble, format_assembly, qformer_config
 from training.config import LoraConfig, QFormerConfig
-from training.convert import seconds_to_frames
+from training.conversion.published import seconds_to_frames
 from training.data.annotation import read_annotation
 from training.init import init_checkpoint
 from training.new_tokenizer import FIRST_MERGE

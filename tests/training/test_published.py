@@ -1,0 +1,319 @@
+"""Each published layout: it converts, and the bundle made of it answers with PyTorch's tokens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import sentencepiece
+import torch
+import transformers
+from peft.tuners.lora import LoraLayer
+
+from export import ExportOptions, export_bundle
+from runtime import Engine, GenerationConfig
+from runtime.bundle import open_bundle
+from runtime.errors import CheckpointError, ConfigError, MissingExtraError
+from runtime.prompt import prompt_halves, prompt_ids
+from runtime.tokenizer import Tokenizer
+from tests import published
+from tests.parts import write_openai_whisper
+from training import load
+from training.adapters import read_adapter
+from training.chat import tokenizer_file
+from training.checkpoint import open_checkpoint
+from training.config import load_config
+from training.convert import ConversionReport, convert_salmonn
+from training.presets import TASKS
+from training.sources import read_llm
+
+LORA = f"llama_model.{published.PEFT}"
+VICUNA = {"end_sym": "</s>", "llama_path": "lmsys/vicuna-7b-v1.5", "whisper_path": "openai/whisper-large-v2"}
+
+
+@dataclass
+class Published:
+    """A file, its parts, and what is converted of them."""
+
+    folder: Path
+    beats: Path | None
+
+    @property
+    def llm(self) -> Path:
+        return self.folder / "llm"
+
+    @property
+    def whisper(self) -> Path:
+        pt = self.folder / "whisper.pt"
+        return pt if pt.is_file() else self.folder / "whisper"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "checkpoint"
+
+    def write(
+        self,
+        extra: dict[str, torch.Tensor] | None = None,
+        options: dict[str, Any] | None = None,
+        targets: tuple[str, ...] = ("q_proj", "v_proj"),
+        dtype: torch.dtype = torch.float32,
+        plain_llm: Path | None = None,
+    ) -> None:
+        torch.manual_seed(5)
+        state = published.qformer_state(48, published.BEATS if self.beats else 0, 64)
+        state |= published.duplicate_tables() if self.beats else {}
+        if targets:
+            layers = range(read_llm(self.llm)[0]["num_hidden_layers"])
+            state |= published.lora_state(LORA, published.llm_targets(plain_llm or self.llm, layers, targets))
+        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+        published.write_salmonn(self.folder / "salmonn.pth", state | (extra or {}), options)
+
+    def convert(self, **options: Any) -> ConversionReport:
+        return convert_salmonn(
+            self.folder / "salmonn.pth",
+            self.out,
+            whisper=self.whisper,
+            audio_encoder=self.beats,
+            llm=self.llm,
+            **options,
+        )
+
+    def answers_like_pytorch(self, speech: Path, lora_scale: float | None = None) -> list[int]:
+        """Export in full precision; the bundle's greedy tokens, which are those of the checkpoint in PyTorch."""
+        bundle = export_bundle(self.out, self.folder / "bundle", ExportOptions(lora_scale=lora_scale))
+        config = GenerationConfig(max_new_tokens=12, min_new_tokens=12, no_repeat_ngram_size=1)
+        model = load(self.out)
+        if lora_scale is not None:
+            for module in model.llm.modules():
+                if isinstance(module, LoraLayer):
+                    module.scaling["default"] = lora_scale
+        result = Engine.load(bundle).generate(speech, prompt="What is heard?", config=config)
+        expected = model.generate(speech, prompt="What is heard?", config=config)
+        assert result.token_ids == expected
+        assert len(set(expected)) == 12
+        return result.token_ids
+
+
+@pytest.fixture
+def files(golden: Path, tmp_path: Path) -> Published:
+    return Published(tmp_path, golden / "beats" / "beats.pt")
+
+
+def vicuna(files: Published) -> None:
+    """SALMONN 7B and 13B: Llama 2 in fp16, untied, in shards of PyTorch's, with a SentencePiece model alone."""
+    published.write_llm(files.llm, max_position_embeddings=4096)
+    published.shard(files.llm)
+    published.as_bins(files.llm)
+    (files.llm / "tokenizer.json").unlink()
+    published.write_sentencepiece(
+        files.llm, [*(prompt for task in TASKS.values() for prompt in task), "USER: ASSISTANT:"]
+    )
+    published.write_whisper(files.whisper)
+    inv_freq = {f"{LORA}model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.zeros(8) for i in range(3)}
+    files.write(inv_freq, VICUNA)
+
+
+def llama_3b(files: Published) -> None:
+    """Nota 3B: Llama 3 in bf16, tied; its output layer is in the .pth, with a [PAD] row; Whisper in fp16, in shards."""
+    published.write_llm(files.llm, dtype=torch.bfloat16, tie_word_embeddings=True)
+    published.write_whisper(files.whisper, dtype=torch.float16)
+    published.shard(files.whisper)
+    files.write(published.padded_head(files.llm))
+
+
+def openai(files: Published) -> None:
+    """Whisper as OpenAI has it, in fp16; no BEATs; more adapters; the file in half precision."""
+    files.beats = None
+    published.write_llm(files.llm)
+    folder = published.write_whisper(files.folder / "openai", dtype=torch.float16)
+    write_openai_whisper(folder, files.folder / "whisper.pt")
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    files.write(targets=targets, dtype=torch.float16)
+
+
+def large_v3(files: Published) -> None:
+    """128 mels."""
+    published.write_llm(files.llm)
+    published.write_whisper(files.whisper, n_mels=128)
+    files.write(options={"whisper_path": "openai/whisper-large-v3-turbo"})
+
+
+def unsloth(files: Published) -> None:
+    """QLoRA on a folder of unsloth's: bitsandbytes' 4 bits, tied, keys of their own in config.json."""
+    pytest.importorskip("bitsandbytes")
+    plain = published.write_llm(files.folder / "plain", tie_word_embeddings=True, hidden_size=64, intermediate_size=128)
+    settings = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head", "multi_modal_projector", "merger", "modality_projection"],
+    )
+    llm = transformers.AutoModelForCausalLM.from_pretrained(plain, quantization_config=settings, dtype=torch.bfloat16)
+    llm.save_pretrained(files.llm)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (files.llm / name).write_bytes((plain / name).read_bytes())
+    config = transformers.AutoConfig.from_pretrained(files.llm).to_dict()
+    quantization = {"_load_in_4bit": True, "_load_in_8bit": False, "bnb_4bit_quant_storage": "uint8"}
+    published.edit_json(
+        files.llm / "config.json",
+        quantization_config=config["quantization_config"] | quantization,
+        unsloth_fixed=True,
+        unsloth_version="2024.9",
+        _name_or_path="meta-llama/Llama-3.2-3B-Instruct",
+        pad_token_id=3,
+    )
+    published.write_whisper(files.whisper)
+    states = [f"{LORA}model.layers.0.self_attn.q_proj.base_layer.weight.{name}" for name in ("absmax", "quant_map")]
+    files.write({name: torch.zeros(1) for name in states}, plain_llm=plain)
+
+
+@pytest.mark.parametrize("layout", [vicuna, llama_3b, openai, large_v3, unsloth])
+def test_a_layout_converts_and_its_bundle_answers_like_pytorch(
+    layout: Callable[[Published], None], files: Published, speech: Path
+) -> None:
+    layout(files)
+    report = files.convert()
+    assert report.warnings == ()
+    loaded = torch.load(files.folder / "salmonn.pth", weights_only=True)
+    assert report.used + len(report.leftovers) == len(loaded["model"]) + 3  # optimizer, scaler, epoch
+    files.answers_like_pytorch(speech)
+
+
+def test_what_is_hashed_of_pytorchs_shards(files: Published) -> None:
+    vicuna(files)
+    files.convert()
+    source = load_config(files.out).sources.llm
+    assert source
+    shards = {f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)}
+    assert source.sha256.keys() == {"config.json", "pytorch_model.bin.index.json", *shards}
+    loaded = torch.load(files.llm / min(shards), weights_only=True) | {"x": Trap()}
+    torch.save(loaded, files.llm / min(shards))
+    with pytest.raises(CheckpointError, match="weights_only=True"):
+        read_llm(files.llm)
+
+
+class Trap:
+    """Not a tensor, nor a plain value."""
+
+
+def test_prompt_halves_are_those_of_the_slow_tokenizer(files: Published) -> None:
+    """Llama's own SentencePiece, which upstream's use_fast=False asks, for every prompt of ours."""
+    vicuna(files)
+    files.convert()
+    config, tokenizer = load_config(files.out), Tokenizer(files.out / "tokenizer.json")
+    slow = sentencepiece.SentencePieceProcessor(model_file=str(files.llm / "tokenizer.model"))
+    assert tokenizer.vocab_size == slow.vocab_size()
+    assert (config.prompt.bos_token_id, config.prompt.stop_token_ids) == (slow.bos_id(), (slow.eos_id(),))
+    prompts = [prompt for task in TASKS.values() for prompt in task if "{}" not in prompt]
+    for prompt in [*prompts, "<Speech><SpeechHere></Speech> Wörter, 漢字 and 12,345 \U0001f600\n\ntwo  spaces"]:
+        before, after = prompt_halves(config.prompt, prompt)
+        ids = prompt_ids(config.prompt, tokenizer, prompt)
+        assert list(ids.before) == [slow.bos_id(), *slow.encode(before)]
+        assert list(ids.after) == slow.encode(after)
+        assert tokenizer.decode(slow.encode(after)) == after
+    # Where they differ, no prompt goes: a piece that begins with a space has one more from the slow tokenizer.
+    assert slow.encode(" a") != tokenizer.encode(" a")
+
+
+def test_without_sentencepiece_its_package_is_named(
+    files: Published, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    published.write_sentencepiece(tmp_path, ["USER: ASSISTANT:"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"sentencepiece.*salmonrun\[train\]"), tokenizer_file(tmp_path):
+        pass
+
+
+def test_a_tokenizer_model_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"nothing")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model cannot be converted"), tokenizer_file(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5])
+def test_another_scale_of_the_adapters(files: Published, speech: Path, scale: float) -> None:
+    """SALMONN's lora_scaling: at 0 it is the LLM alone."""
+    large_v3(files)
+    files.convert()
+    files.answers_like_pytorch(speech, scale)
+    assert open_bundle(files.folder / "bundle").manifest.provenance.lora_scale == scale
+
+
+def test_a_scale_needs_adapters(files: Published) -> None:
+    published.write_llm(files.llm)
+    published.write_whisper(files.whisper)
+    files.write(targets=())
+    files.convert()
+    with pytest.raises(ConfigError, match=r"lora_scale is 2\.0, but the checkpoint's LLM has no adapters"):
+        export_bundle(files.out, files.folder / "bundle", ExportOptions(lora_scale=2.0))
+
+
+def write_adapter(files: Published, **settings: Any) -> Path:
+    torch.manual_seed(6)
+    return published.write_peft(
+        files.folder / "adapter", published.llm_targets(files.llm, range(3), ("q_proj", "v_proj")), **settings
+    )
+
+
+@torch.inference_mode()
+def logits(llm: Any) -> torch.Tensor:
+    return llm(input_ids=torch.tensor([[5, 6, 7, 8]])).logits
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_peft_adapters_kept_apart(files: Published, speech: Path, rslora: bool) -> None:
+    published.write_llm(files.llm, dtype=torch.float32)
+    published.write_whisper(files.whisper)
+    files.write(targets=())
+    adapter = write_adapter(files, use_rslora=rslora)
+    files.convert(adapter=adapter)
+    config = load_config(files.out)
+    assert config.lora
+    assert (config.lora.r, config.lora.scale) == (4, 4.0 if rslora else 2.0)
+    llm = transformers.AutoModelForCausalLM.from_pretrained(files.llm)
+    reference = peft.PeftModel.from_pretrained(llm, adapter)
+    assert torch.allclose(logits(load(files.out).llm), logits(reference), atol=1e-4)
+    files.answers_like_pytorch(speech)
+
+
+def test_peft_adapters_merged_under_the_files_own(files: Published, speech: Path) -> None:
+    published.write_llm(files.llm, dtype=torch.float32)
+    published.write_whisper(files.whisper)
+    files.write()
+    adapter = write_adapter(files)
+    with pytest.raises(CheckpointError, match=r"has adapters of its own; merge those of .*--merge-adapter"):
+        files.convert(adapter=adapter)
+    files.convert(adapter=adapter, merge_adapter=True)
+    checkpoint = open_checkpoint(files.out)
+    llm = transformers.AutoModelForCausalLM.from_pretrained(files.llm)
+    merged = peft.PeftModel.from_pretrained(llm, adapter).merge_and_unload().state_dict()
+    for name, get in checkpoint.parts["llm"].items():
+        assert torch.allclose(get().float(), merged[name], atol=1e-6)
+    assert "llm/adapter_model.safetensors" in checkpoint.hashes()
+    files.answers_like_pytorch(speech)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"use_dora": True}, "use_dora is True"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"r": 8}, "shape .* at rank 8"),
+        ({"lora_alpha": None}, "lora_alpha None"),
+    ],
+)
+def test_adapters_that_are_more_than_two_matrices_are_refused(
+    files: Published, settings: dict[str, Any], message: str
+) -> None:
+    published.write_llm(files.llm)
+    adapter = write_adapter(files)
+    published.edit_json(adapter / "adapter_config.json", **settings)
+    with pytest.raises(CheckpointError, match=message):
+        read_adapter(adapter)

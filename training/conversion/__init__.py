@@ -1,0 +1,1 @@
+"""What a SALMONN `.pth` holds, said in our terms."""

@@ -1,0 +1,53 @@
+"""How a converted model is spoken to: the file's template and end symbol, published task prompts, the LLM's tokens."""
+
+from pathlib import Path
+from typing import Any
+
+from runtime.config import SPEECH_PLACEHOLDER, PromptConfig
+from runtime.errors import CheckpointError
+from runtime.tokenizer import Tokenizer
+from training.chat import read_bos, stop_ids
+from training.presets import TASKS
+from training.tensors import read_json
+
+
+def prompt_config(
+    llm: Path,
+    llm_config: dict[str, Any],
+    tokenizer: Tokenizer,
+    options: dict[str, Any],
+    prompts: Path | None,
+    end_symbol: str | None,
+) -> PromptConfig:
+    """The prompt's settings.
+
+    Args:
+        llm: the LLM's folder.
+        llm_config: its config.json.
+        tokenizer: its tokenizer.
+        options: the .pth's own settings.
+        prompts: a published prompt JSON; None for our own prompts.
+        end_symbol: None for the file's own `end_sym`.
+    """
+    end = end_symbol if end_symbol is not None else str(options.get("end_sym", "</s>"))
+    return PromptConfig(
+        template=str(options.get("prompt_template", "USER: {}\nASSISTANT:")),
+        tasks=read_prompts(prompts) if prompts else TASKS,
+        bos_token_id=read_bos(llm, llm_config, tokenizer),
+        stop_token_ids=stop_ids(llm, llm_config, tokenizer, end),
+        end_symbol=end,
+    )
+
+
+def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
+    """A published prompt JSON: task -> prompt or prompts, word for word; those without the placeholder are refused."""
+    tasks = {}
+    for task, value in read_json(path).items():
+        prompts = tuple(value) if isinstance(value, list) else (value,)
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise CheckpointError(f"{path}: task {task!r} is {value!r}; expected a prompt or a list of prompts")
+        bad = [prompt for prompt in prompts if SPEECH_PLACEHOLDER not in prompt]
+        if bad:
+            raise CheckpointError(f"{path}: task {task!r} has a prompt without {SPEECH_PLACEHOLDER}: {bad[0]!r}")
+        tasks[task] = prompts
+    return tasks
