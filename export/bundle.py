@@ -117,9 +117,9 @@ def export_bundle(
 
 def _write(source: Checkpoint, options: ExportOptions, folder: Path, golden_audio: Audio | None, show: bool) -> None:
     """Fill the folder. Parts are built one after the other, so that memory holds one at a time."""
-    with Progress(show) as progress:
+    parts = 4 if source.config.beats else 3
+    with Progress(2 * parts, show) as progress:
         builders = _builders(source, options, progress)
-        progress.begin(2 * len(builders))
         graphs = {}
         for name, (file, build) in builders.items():
             progress(f"building {name}")

@@ -15,8 +15,9 @@ def mixture(
 ) -> str:
     """Weighted sum of the top_k experts of each position.
 
-    onnxruntime's fused operators do not serve: `MoE` gives wrong values on the CPU where it stands between other nodes
-    (microsoft/onnxruntime#33866), `QMoE` has no float weights. Products of no rows cost next to nothing.
+    Plain nodes, and not onnxruntime's fused MoE (float weights only) and QMoE (other blocks and rounding): an expert's
+    matrices are stored and multiplied as all others of the graph are, in every precision. The price is about a dozen
+    small nodes for every expert, chosen or not; their products of no rows cost next to nothing.
 
     Args:
         graph: to add nodes to.

@@ -13,9 +13,9 @@ from training.tensors import LazyTensors
 class Progress:
     """A bar of steps, and one below it with an estimate while a step goes through weights."""
 
-    def __init__(self, show: bool) -> None:
+    def __init__(self, steps: int, show: bool) -> None:
         self._show = show
-        self._bar = tqdm(disable=not show, bar_format="{desc:<24}{bar}{n}/{total}")
+        self._bar = tqdm(total=steps, disable=not show, bar_format="{desc:<24}{bar}{n}/{total}")
 
     def __enter__(self) -> "Progress":
         return self
@@ -24,10 +24,6 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-
-    def begin(self, steps: int) -> None:
-        """So many steps there are."""
-        self._bar.reset(steps)
 
     def __call__(self, step: str) -> None:
         """A step begins."""

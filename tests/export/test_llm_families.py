@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from export import ExportOptions, export_bundle
 from export.llm_family import FAMILIES, LlmShape
 from runtime import ConfigError, Engine, GenerationConfig
 from runtime.check import check
 from runtime.decoder import F32
+from runtime.errors import CheckpointError
 from tests.exports import TINY, noise, parity
 from tests.llms import BASE, Pair
 from training import load
@@ -133,13 +135,22 @@ def llm(name: str) -> dict[str, Any]:
     return BASE | CASES[name] | {"vocab_size": TINY.llm["vocab_size"], "bos_token_id": 256, "eos_token_id": 257}
 
 
-WHOLE = ("llama with biases", "mistral", "qwen2 sliding, tied", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+EVERY_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+WHOLE = {
+    "llama with biases": EVERY_LINEAR,
+    "mistral": EVERY_LINEAR,
+    "qwen2 sliding, tied": EVERY_LINEAR,
+    "qwen3": EVERY_LINEAR,
+    "mixtral": ATTENTION,  # its experts are no linear layers to peft
+    "qwen2_moe": EVERY_LINEAR,
+    "qwen3_moe": ATTENTION,
+}
 
 
-@pytest.mark.parametrize("name", WHOLE)
-def test_a_whole_model_of_each_family(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "targets"), WHOLE.items())
+def test_a_whole_model_of_each_family(tmp_path: Path, name: str, targets: tuple[str, ...]) -> None:
     """Stored by us under the published names, adapters merged, proven, and asked."""
-    targets = ("q_proj", "v_proj", "o_proj")
     config = replace(TINY, llm=llm(name), lora=LoraConfig(r=4, alpha=16.0, targets=targets))
     init_checkpoint(config, tmp_path / "checkpoint")
     bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
@@ -161,6 +172,28 @@ def test_other_precisions(tmp_path: Path, name: str, options: dict[str, Any]) ->
     bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions(parity_budget=1.0, **options))
     assert parity(bundle)["stages"]["llm"]["relative"] > 1e-6
     assert check(Engine.load(bundle, device="cpu")).passed
+
+
+def test_adapters_on_a_tied_output_layer_are_refused(tmp_path: Path) -> None:
+    config = replace(TINY, llm=TINY.llm | {"tie_word_embeddings": True}, lora=LoraConfig(r=4, targets=("lm_head",)))
+    init_checkpoint(config, tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match=r"adapters of lm_head cannot be merged: there is no lm_head\.weight"):
+        export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3"])
+def test_tensors_are_checked_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    init_checkpoint(replace(TINY, llm=llm(model_type)), tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["llm.model.layers.1.post_attention_layernorm.weight"] = torch.ones(63)
+    save_file(tensors, file)
+    monkeypatch.setattr("export.bundle.build_whisper", None)  # would not be survived
+    with pytest.raises(CheckpointError, match=r"layernorm\.weight has shape \[63\], expected \[64\]"):
+        export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 @pytest.mark.parametrize(
