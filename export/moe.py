@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import helper
 
-from export.graph import FLOAT, GraphBuilder
+from export.graph import FLOAT, INT64, GraphBuilder
 
 Mlp = Callable[[str, str], str]  # (input [n, dim], prefix of its tensors) -> output [n, dim]
 
@@ -16,8 +16,8 @@ def mixture(
     """Weighted sum of the top_k experts of each position.
 
     Plain nodes, and not onnxruntime's fused MoE (float weights only) and QMoE (other blocks and rounding): an expert's
-    matrices are stored and multiplied as all others of the graph are, in every precision. The price is about a dozen
-    small nodes for every expert, chosen or not; their products of no rows cost next to nothing.
+    matrices are stored and multiplied as all others of the graph are, in every precision. The price is five
+    nodes for every expert, chosen or not, though products of no rows cost little.
 
     Args:
         graph: to add nodes to.
@@ -32,20 +32,22 @@ def mixture(
     weights, chosen = graph.op_n(2, "TopK", probabilities, graph.ints(top_k), axis=-1)  # [T, top_k]
     if normalised:
         weights = graph.op("Div", weights, graph.op("ReduceSum", weights, graph.ints(-1), keepdims=1))
-    places, outputs = [], []
-    for number, prefix in enumerate(experts):
-        hits = graph.op("NonZero", graph.op("Equal", chosen, graph.int_scalar(number)))  # [2, n]: positions, choices
-        places.append(graph.op("Transpose", hits, perm=[1, 0]))
-        positions = graph.op("Gather", hits, graph.int_scalar(0), axis=0)
-        outputs.append(mlp(graph.op("Gather", x, positions, axis=0), prefix))
-    # Every choice of every position is in exactly one expert's list, so that the scattered outputs leave no gap.
+    # One row for every choice of every position, sorted by expert, so that each expert's rows lie together.
+    numbers = graph.raw_weight("expert_numbers", np.arange(len(experts), dtype=np.int64)[:, None, None])
+    choices = graph.op("Equal", chosen, numbers)  # [experts, T, top_k]
+    counts = graph.op("ReduceSum", graph.op("Cast", choices, to=INT64), graph.ints(1, 2), keepdims=0)
+    hits = graph.op("NonZero", choices)  # [3, T * top_k]: expert, position, which of the position's choices
+    rows = graph.op("Gather", x, graph.op("Gather", hits, graph.int_scalar(1), axis=0), axis=0)
+    parts = graph.op_n(len(experts), "Split", rows, counts, axis=0)
+    outputs = [mlp(part, prefix) for part, prefix in zip(parts, experts, strict=True)]
+    places = graph.op("Transpose", graph.op("Gather", hits, graph.ints(1, 2), axis=0), perm=[1, 0])
+    zero = helper.make_tensor("zero", graph.dtype, [1], [0.0])
     size = graph.op("Concat", graph.op("Shape", chosen), graph.dim(x, 1), axis=0)
-    zero = helper.make_tensor("zero", graph.dtype, [1], np.zeros(1, np.float32).tolist())
     outcome = graph.op(
         "ScatterND",
         graph.op("ConstantOfShape", size, value=zero),
-        graph.op("Concat", *places, axis=0),
+        places,
         graph.op("Concat", *outputs, axis=0),
-    )  # [T, top_k, dim]
+    )  # [T, top_k, dim]: every place is written once
     weights = graph.op("Cast", graph.op("Unsqueeze", weights, graph.ints(-1)), to=graph.dtype)
     return graph.op("ReduceSum", graph.op("Mul", outcome, weights), graph.ints(1), keepdims=0)
