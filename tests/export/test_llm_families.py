@@ -60,6 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
         **SLIDING,
     },
     "qwen3_moe": {"model_type": "qwen3_moe", **EXPERTS, "num_experts": 6, "norm_topk_prob": True, "head_dim": 32},
+    "qwen3_moe sliding": {"model_type": "qwen3_moe", **EXPERTS, "num_experts": 6, **SLIDING},
 }
 
 

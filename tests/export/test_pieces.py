@@ -69,11 +69,11 @@ def test_pieces_compute_what_the_whole_does(pair: Pair) -> None:
     assert sum(done) == 4 * sum(piece.size for piece in pieces)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("kind", [{}, {"llm_precision": "int4"}, {"target": "cuda"}], ids=["fp32", "int4", "float16"])
 def test_an_export_in_pieces(
-    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, kind: dict[str, Any]
 ) -> None:
-    options = ExportOptions(llm_precision=precision, parity_budget=1.0)
+    options = ExportOptions(parity_budget=1.0, **kind)
     whole = export_bundle(tiny_checkpoint, tmp_path / "whole", options)
     monkeypatch.setattr("export.parity_llm.PIECE_BYTES", 1)
     parts = export_bundle(tiny_checkpoint, tmp_path / "parts", options)
@@ -81,8 +81,10 @@ def test_an_export_in_pieces(
     assert parity(parts)["llm_pieces"] == open_bundle(parts).manifest.llm.layers + 1
     golden = [np.load(folder / "golden.npz") for folder in (whole, parts)]
     assert np.array_equal(golden[0]["tokens"], golden[1]["tokens"])
-    np.testing.assert_allclose(golden[0]["logits"], golden[1]["logits"], atol=1e-4, rtol=0)
-    assert check(Engine.load(parts)).passed
+    np.testing.assert_allclose(
+        golden[0]["logits"], golden[1]["logits"], atol=3e-2 if "target" in kind else 1e-4, rtol=0
+    )
+    assert check(Engine.load(parts, device="cpu")).passed
 
 
 def test_a_wrong_graph_is_refused_in_pieces_too(
