@@ -14,7 +14,7 @@ from torch import nn
 from runtime.errors import CheckpointError
 from runtime.tokenizer import Tokenizer
 from training.config import SOURCED, ModelConfig, load_config, save_config
-from training.llm import build_llm, load_base
+from training.llm import build_llm, load_base, published_parameters
 from training.lora import base_parameters, load_lora, lora_parameters, merged_weights
 from training.model import SalmonnModel
 from training.qformer import QFormer
@@ -134,10 +134,11 @@ def load_qformer(checkpoint: Checkpoint) -> QFormer:
     return _filled(QFormer(checkpoint.config), checkpoint, "qformer")
 
 
-def load_llm(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The LLM alone, its adapters attached and not merged."""
+def load_llm(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+    """The LLM alone, its adapters attached and not merged. On the device "meta" it takes no memory, but is checked."""
     config = checkpoint.config
-    llm = build_llm(config.llm, config.lora, dtype)
+    with torch.device(device):
+        llm = build_llm(config.llm, config.lora, dtype)
     load_base(llm, checkpoint.parts["llm"], tied=bool(config.llm.get("tie_word_embeddings", False)))
     load_lora(llm, checkpoint.parts["lora"], "lora")
     return llm
@@ -176,7 +177,7 @@ def save(
     if config.sources.audio_encoder is None and model.audio_encoder is not None:
         parts["audio_encoder"] = model.audio_encoder.state_dict()
     if config.sources.llm is None:
-        parts["llm"] = base_parameters(model.llm)
+        parts["llm"] = published_parameters(model.llm)
     tensors: dict[str, torch.Tensor] = {}
     for part, named in parts.items():
         prefix = stored_prefix(config, part)

@@ -71,8 +71,8 @@ def random_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> Sa
                 parameter.normal_(std=2 / parameter.shape[1] ** 0.5)  # logits of a spread of about 2
             elif ".lora_" in name:
                 parameter.normal_(std=0.02)
-            elif parameter.ndim == 2 and "embed" not in name:
-                parameter.normal_(std=_gain(name) * parameter.shape[1] ** -0.5)
+            elif (parameter.ndim == 2 or ".experts." in name) and "embed" not in name:
+                parameter.normal_(std=_gain(name) * parameter.shape[-1] ** -0.5)
             elif parameter.ndim == 1 and name.endswith("bias"):
                 parameter.add_(torch.empty_like(parameter).normal_(std=0.02))
     return model

@@ -22,8 +22,8 @@ def open_safetensors(path: Path) -> LazyTensors:
     if path.is_dir():
         return _open_folder(path)
     try:
-        file = safe_open(str(path), framework="pt")
-        return {name: _getter(file, name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        with safe_open(str(path), framework="pt") as file:
+            return {name: _getter(path, name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
 
@@ -48,8 +48,14 @@ def _open_folder(folder: Path) -> LazyTensors:
     return open_safetensors(single)
 
 
-def _getter(file: "safe_open", name: str) -> Callable[[], Tensor]:
-    return lambda: file.get_tensor(name)
+def _getter(path: Path, name: str) -> Callable[[], Tensor]:
+    def get() -> Tensor:
+        # Opened anew for every tensor: pages of a mapping that have been read stay resident until it is closed.
+        with safe_open(str(path), framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    return get
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """python -m export."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,11 @@ def test_export_with_a_recording_and_a_progress_bar(
     assert parity["audio_s"] == pytest.approx(1.3, abs=1e-3)
     assert parity["budget"] is None
     printed = capsys.readouterr()
-    assert "checking llm" in printed.err
+    for line in ("building llm", "reading weights", "checking llm", "the bundle's tokens", "PyTorch's logits"):
+        assert line in printed.err
+    assert "8/8" in printed.err
+    # How many of how many weights, and how long it has taken and will take.
+    assert re.search(r"PyTorch's logits .*/[\d.]+k weights \[\d\d:\d\d<", printed.err)
     assert f"{parity['tokens_agreeing']} of {parity['tokens_compared']}" in printed.out
 
 
