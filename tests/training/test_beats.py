@@ -17,7 +17,7 @@ from runtime.features import fbank
 from training.blocks import valid_positions
 from training.encoders.beats import BeatsConfig, BeatsEncoder, relative_buckets
 from training.features import count_tokens
-from training.sources import read_beats
+from training.sources import read_audio_encoder
 from training.tensors import load_strict
 
 TOLERANCE = 1e-4
@@ -172,7 +172,7 @@ def layer_norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
 
 def load_published(path: Path, cfg: dict[str, Any], state: dict[str, Tensor]) -> BeatsEncoder:
     torch.save({"cfg": cfg, "model": state}, path)
-    config, tensors = read_beats(path)
+    config, tensors = read_audio_encoder(path)
     encoder = BeatsEncoder(config).eval()
     load_strict(dict(encoder.named_parameters()), tensors, "beats")
     return encoder
@@ -185,7 +185,7 @@ def random_bank(frames: int, seed: int = 1) -> Tensor:
 @torch.inference_mode()
 def test_golden_features(golden: Path) -> None:
     expected = np.load(golden / "beats" / "expected.npz")
-    config, tensors = read_beats(golden / "beats" / "beats.pt")
+    config, tensors = read_audio_encoder(golden / "beats" / "beats.pt")
     encoder = BeatsEncoder(config).eval()
     load_strict(dict(encoder.named_parameters()), tensors, "beats")
     got = encoder(torch.from_numpy(expected["fbank"])[None])[0].numpy()
@@ -198,7 +198,7 @@ def test_golden_features_from_the_recording(golden: Path, speech: Path) -> None:
     expected = np.load(golden / "beats" / "expected.npz")
     bank = fbank(load_audio(speech).pcm, FbankConfig())
     assert np.abs(bank - expected["fbank"]).max() <= 1e-3
-    config, tensors = read_beats(golden / "beats" / "beats.pt")
+    config, tensors = read_audio_encoder(golden / "beats" / "beats.pt")
     encoder = BeatsEncoder(config).eval()
     load_strict(dict(encoder.named_parameters()), tensors, "beats")
     assert np.abs(encoder(torch.from_numpy(bank)[None])[0].numpy() - expected["features"]).max() <= 5e-4
@@ -328,5 +328,5 @@ def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
 
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match=r"no tensor patch_embedding\.weight; expected a BEATs file"):
-        read_beats(tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=r"other\.pt is no audio encoder that is known; expected BEATs or EAT"):
+        read_audio_encoder(tmp_path / "other.pt")

@@ -19,7 +19,7 @@ from training.config import ModelConfig, load_config, save_config
 from training.encoders.eat import EatConfig, EatEncoder, rename, sincos_positions
 from training.encoders.published import Published
 from training.presets import preset
-from training.sources import read_audio_encoder, read_beats
+from training.sources import read_audio_encoder
 from training.tensors import lazy, load_strict
 
 CONFIG = EatConfig(dim=48, layers=2, heads=3, ffn=64, max_patches=200)
@@ -231,11 +231,6 @@ def test_stand_ins_are_for_one_file_only(tmp_path: Path) -> None:
     read_audio_encoder(path)
     with pytest.raises(pickle.UnpicklingError, match="omegaconf"):
         torch.load(path, weights_only=True)
-
-
-def test_an_eat_is_no_beats(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"eat\.pt has no tensor patch_embedding\.weight; expected a BEATs file"):
-        read_beats(published.write_pretrained(tmp_path / "eat.pt", published_state()))
 
 
 # In a model

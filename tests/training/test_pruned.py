@@ -20,7 +20,7 @@ from training.checkpoint import save
 from training.config import PartSource, load_config
 from training.convert import ConversionReport, convert_salmonn, format_report
 from training.referred import as_referred
-from training.sources import read_beats
+from training.sources import read_audio_encoder
 
 LLM_LAYERS, PRUNED = 6, [1, 3, 4]
 WHISPER_LAYERS, WHISPER_PRUNED = 4, [2]
@@ -253,8 +253,8 @@ def test_other_llms_go_without_layers_too(golden: Path, tmp_path: Path, kind: st
 
 def test_beats_layers_and_llms_that_count_their_layers_are_refused(golden: Path, tmp_path: Path) -> None:
     source = PartSource(str(golden / "beats" / "beats.pt"), {}, left_out_layers=(1,))
-    with pytest.raises(CheckpointError, match="BEATs' first layer holds what all share"):
-        as_referred(source, *read_beats(Path(source.path)))
+    with pytest.raises(CheckpointError, match="layers of an audio encoder cannot be left out"):
+        as_referred(source, *read_audio_encoder(Path(source.path)))
     for setting in ({"mlp_only_layers": [0]}, {"decoder_sparse_step": 2}, {"use_sliding_window": True}):
         with pytest.raises(CheckpointError, match=f"{next(iter(setting))}.* cannot be left out"):
             as_referred(source, {"num_hidden_layers": 3, **setting}, {})
