@@ -282,6 +282,8 @@ def test_peft_adapters_merged_under_the_files_own(files: Published, speech: Path
     adapter = write_adapter(files)
     with pytest.raises(CheckpointError, match=r"has adapters of its own; merge those of .*--merge-adapter"):
         files.convert(adapter=adapter)
+    with pytest.raises(ConfigError, match="merge_adapter"):
+        files.convert(merge_adapter=True)
     files.convert(adapter=adapter, merge_adapter=True)
     checkpoint = open_checkpoint(files.out)
     llm = transformers.AutoModelForCausalLM.from_pretrained(files.llm)
