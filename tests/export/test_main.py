@@ -21,12 +21,23 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_export(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bundle"
-    options = ["--llm-precision", "int8", "--window", "trimmed", "--max-length", "512", "--quiet"]
+    options = [
+        "--llm-precision",
+        "int8",
+        "--window",
+        "trimmed",
+        "--max-length",
+        "512",
+        "--quiet",
+        "--lora-scale",
+        "2.5",
+    ]
     assert main([str(tiny_checkpoint), str(out), *options]) == 0
     manifest = open_bundle(out).manifest
     assert (manifest.precision.whisper, manifest.precision.llm) == ("fp32", "int8")
     assert manifest.audio.window == "trimmed"
     assert manifest.llm.max_length == 512
+    assert manifest.provenance.lora_scale == 2.5
     printed = capsys.readouterr()
     assert printed.err == ""
     assert f"{out}: " in printed.out
@@ -54,6 +65,7 @@ def test_export_with_a_recording_and_a_progress_bar(
         (["{checkpoint}", "{tmp}/bundle", "--golden-audio", "{tmp}/none.wav"], "none.wav' does not exist"),
         (["{checkpoint}", "{tmp}/bundle", "--target", "cuda", "--encoder-precision", "int8"], "int8 encoders"),
         (["{checkpoint}", "{tmp}/bundle", "--max-length", "3"], "max_length is 3"),
+        (["{checkpoint}", "{tmp}/bundle", "--lora-scale", "nan"], "lora_scale is nan"),
         (["{checkpoint}", "{tmp}/bundle", "--llm-precision", "int4", "--parity-budget", "1e-6"], "exceeds the budget"),
     ],
 )
