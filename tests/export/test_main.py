@@ -37,12 +37,16 @@ def test_export(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFix
     assert (manifest.precision.whisper, manifest.precision.llm) == ("fp32", "int8")
     assert manifest.audio.window == "trimmed"
     assert manifest.llm.max_length == 512
-    assert manifest.provenance.lora_scale == 2.5
     printed = capsys.readouterr()
     assert printed.err == ""
     assert f"{out}: " in printed.out
     for line in ("MiB", "whisper", "beats", "qformer", "llm", "end to end", "tokens"):
         assert line in printed.out
+
+
+def test_export_with_another_scale_of_the_adapters(tmp_path: Path, golden_checkpoint: Path) -> None:
+    assert main([str(golden_checkpoint), str(tmp_path / "bundle"), "--lora-scale", "2.5", "--quiet"]) == 0
+    assert open_bundle(tmp_path / "bundle").manifest.provenance.lora_scale == 2.5
 
 
 def test_export_with_a_recording_and_a_progress_bar(
