@@ -21,17 +21,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_export(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bundle"
-    options = [
-        "--llm-precision",
-        "int8",
-        "--window",
-        "trimmed",
-        "--max-length",
-        "512",
-        "--quiet",
-        "--lora-scale",
-        "2.5",
-    ]
+    options = ["--llm-precision", "int8", "--window", "trimmed", "--max-length", "512", "--quiet"]
     assert main([str(tiny_checkpoint), str(out), *options]) == 0
     manifest = open_bundle(out).manifest
     assert (manifest.precision.whisper, manifest.precision.llm) == ("fp32", "int8")
