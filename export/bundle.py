@@ -1,5 +1,6 @@
 """Checkpoint to bundle: every part built, compared with PyTorch, described, hashed, and moved into place at once."""
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -69,6 +70,8 @@ class ExportOptions:
             raise ConfigError(f"max_length is {self.max_length}; it must be at least {MIN_MAX_LENGTH}")
         if not self.parity_budget > 0:
             raise ConfigError(f"parity_budget is {self.parity_budget}; it must be above 0")
+        if self.lora_scale is not None and not math.isfinite(self.lora_scale):
+            raise ConfigError(f"lora_scale is {self.lora_scale}; it must be a number")
 
     @property
     def exact(self) -> bool:

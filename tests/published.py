@@ -70,7 +70,7 @@ def write_whisper(folder: Path, layers: int = 2, n_mels: int = 80, dtype: torch.
     return folder
 
 
-def write_sentencepiece(folder: Path, texts: Sequence[str], **settings: Any) -> Path:
+def write_sentencepiece(folder: Path, texts: Sequence[str], add_dummy_prefix: bool = True) -> Path:
     """tokenizer.model as Llama 2's (BPE with bytes, a space in front) and tokenizer_config.json as Vicuna's."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(list(texts) * 10),
@@ -80,6 +80,7 @@ def write_sentencepiece(folder: Path, texts: Sequence[str], **settings: Any) -> 
         model_type="bpe",
         byte_fallback=True,
         split_digits=True,
+        add_dummy_prefix=add_dummy_prefix,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         allow_whitespace_only_pieces=True,
@@ -98,7 +99,7 @@ def write_sentencepiece(folder: Path, texts: Sequence[str], **settings: Any) -> 
     raw = {"add_bos_token": True, "add_eos_token": False, "bos_token": token("<s>"), "eos_token": token("</s>")}
     raw |= {"unk_token": token("<unk>"), "pad_token": None, "tokenizer_class": "LlamaTokenizer", "sp_model_kwargs": {}}
     raw |= {"clean_up_tokenization_spaces": False, "model_max_length": 4096}
-    (folder / "tokenizer_config.json").write_text(json.dumps(raw | settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(raw))
     return folder / "tokenizer.model"
 
 

@@ -22,6 +22,9 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "target_parameters": ([],),
     "layer_replication": ([],),
     "trainable_token_indices": ([], {}),
+    "alora_invocation_tokens": ([],),
+    # PiSSA, OLoRA, CorDA and LoftQ change the weights beneath, too.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
 WEIGHT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
@@ -34,11 +37,7 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, LazyTensors]:
     """
     config, file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     raw = read_json(config)
-    if raw.get("peft_type") != "LORA":
-        raise CheckpointError(f"{config} has peft_type {raw.get('peft_type')!r}; only LORA is read")
-    for key, neutral in UNSUPPORTED.items():
-        if raw.get(key) not in (None, *neutral):
-            raise CheckpointError(f"{config}: {key} is {raw[key]!r}, which is not read; merge the adapter with peft")
+    check_adapter(raw, str(config))
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist; save the adapter with safe_serialization=True")
     tensors: LazyTensors = {}
@@ -50,6 +49,19 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, LazyTensors]:
     if not tensors:
         raise CheckpointError(f"{file} is empty; expected lora_A and lora_B weights")
     return _config(raw, tensors, str(config)), tensors
+
+
+def check_adapter(raw: dict[str, Any], where: str) -> None:
+    """Refuse an adapter_config.json that says more than rank, scale and targets.
+
+    Raises:
+        CheckpointError: names the setting.
+    """
+    if raw.get("peft_type") != "LORA":
+        raise CheckpointError(f"{where} has peft_type {raw.get('peft_type')!r}; only LORA is read")
+    for key, neutral in UNSUPPORTED.items():
+        if raw.get(key) not in (None, *neutral):
+            raise CheckpointError(f"{where}: {key} is {raw[key]!r}, which is not read; merge the adapter with peft")
 
 
 def _config(raw: dict[str, Any], tensors: LazyTensors, where: str) -> LoraConfig:

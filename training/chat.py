@@ -1,6 +1,5 @@
 """How an LLM takes turns, as its folder says: tokenizer, beginning and end symbols, chat template."""
 
-import importlib.util
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import transformers
 
 from runtime.config import PromptConfig
-from runtime.errors import CheckpointError, MissingExtraError
+from runtime.errors import CheckpointError
 from runtime.tokenizer import Tokenizer
+from training.slow_tokenizer import convert_sentencepiece
 from training.tensors import read_json
 
 
@@ -61,7 +60,7 @@ def tokenizer_file(llm: Path) -> Iterator[Path]:
     """The LLM's tokenizer.json, or one made of its SentencePiece model, which is gone afterwards.
 
     Raises:
-        CheckpointError: there is neither, or transformers cannot convert the model.
+        CheckpointError: there is neither, or the model cannot be converted.
         MissingExtraError: converting it takes a package that is not installed.
     """
     if (llm / "tokenizer.json").is_file():
@@ -74,23 +73,8 @@ def tokenizer_file(llm: Path) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tokenizer.json"
-        _convert_sentencepiece(llm).save(str(path))
+        convert_sentencepiece(llm).save(str(path))
         yield path
-
-
-def _convert_sentencepiece(llm: Path) -> tokenizers.Tokenizer:
-    """The SentencePiece model of a Llama or Mistral folder as transformers converts it."""
-    if importlib.util.find_spec("sentencepiece") is None:
-        raise MissingExtraError(
-            f"{llm / 'tokenizer.model'} is a SentencePiece model, and sentencepiece, which reads it, is not installed; "
-            "pip install 'salmonrun[train]'"
-        )
-    try:
-        # The class is named: what the folder says (LlamaTokenizerFast, GPT...) says nothing about its file.
-        fast = transformers.LlamaTokenizer.from_pretrained(llm, legacy=True)
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{llm / 'tokenizer.model'} cannot be converted by transformers: {error}") from error
-    return fast.backend_tokenizer
 
 
 def read_bos(llm: Path, llm_config: dict[str, Any], tokenizer: Tokenizer) -> int | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.config import AudioConfig, PromptConfig
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, ConfigError
 from runtime.tokenizer import Tokenizer
 from training.adapters import read_adapter
 from training.chat import tokenizer_file
@@ -82,9 +82,12 @@ def convert_salmonn(
 
     Raises:
         CheckpointError: a key is missing, unknown or misshapen, or a part does not fit.
+        ConfigError: `merge_adapter` without `adapter`, or settings in the file that make no model.
     """
     if Path(out).exists():  # found out now, and not after gigabytes of hashing
         raise CheckpointError(f"{out} exists; choose another name or remove it")
+    if merge_adapter and not adapter:
+        raise ConfigError("merge_adapter (--merge-adapter) says what to do with an adapter; pass one (--adapter DIR)")
     file = open_salmonn(locate(pth, SALMONN).path)
     parts = _Parts(
         locate(whisper, WHISPER),

@@ -35,6 +35,11 @@ def test_export(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFix
         assert line in printed.out
 
 
+def test_export_with_another_scale_of_the_adapters(tmp_path: Path, golden_checkpoint: Path) -> None:
+    assert main([str(golden_checkpoint), str(tmp_path / "bundle"), "--lora-scale", "2.5", "--quiet"]) == 0
+    assert open_bundle(tmp_path / "bundle").manifest.provenance.lora_scale == 2.5
+
+
 def test_export_with_a_recording_and_a_progress_bar(
     tmp_path: Path, tiny_checkpoint: Path, speech: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,6 +64,7 @@ def test_export_with_a_recording_and_a_progress_bar(
         (["{checkpoint}", "{tmp}/bundle", "--golden-audio", "{tmp}/none.wav"], "none.wav' does not exist"),
         (["{checkpoint}", "{tmp}/bundle", "--target", "cuda", "--encoder-precision", "int8"], "int8 encoders"),
         (["{checkpoint}", "{tmp}/bundle", "--max-length", "3"], "max_length is 3"),
+        (["{checkpoint}", "{tmp}/bundle", "--lora-scale", "nan"], "lora_scale is nan"),
         (["{checkpoint}", "{tmp}/bundle", "--llm-precision", "int4", "--parity-budget", "1e-6"], "exceeds the budget"),
     ],
 )

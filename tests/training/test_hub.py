@@ -1,8 +1,11 @@
 """Parts by their hub ids: a cache laid out as huggingface_hub lays it out, offline."""
 
+import fnmatch
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -16,7 +19,7 @@ from training.__main__ import main
 from training.checkpoint import open_checkpoint
 from training.config import load_config
 from training.convert import convert_salmonn
-from training.hub import BEATS, LLM, SALMONN, WHISPER, HubId, locate, parse_id
+from training.hub import AUDIO_ENCODER, LLM, SALMONN, WHISPER, HubId, locate, parse_id
 from training.inspect import inspect_path
 from training.sources import read_llm
 
@@ -34,7 +37,8 @@ def add_to_cache(cache: Path, repo: str, files: list[Path], commit: str | None =
     for file in files:
         blob = root / "blobs" / f"{commit[:4]}{len(list((root / 'blobs').iterdir())):036}"
         shutil.copyfile(file, blob)
-        (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
+        if not (snapshot / file.name).exists():
+            (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
     return snapshot
 
 
@@ -79,7 +83,7 @@ def test_ids_become_paths_in_the_cache(cache: Path) -> None:
     assert locate(f"acme/llm@{COMMITS['acme/llm']}", LLM) == locate("acme/llm@main", LLM) == llm
     pth = locate("acme/SALMONN", SALMONN)
     assert (pth.path.name, pth.hub) == ("salmonn.pth", f"acme/SALMONN/salmonn.pth@{COMMITS['acme/SALMONN']}")
-    assert locate("acme/BEATs/beats.pt", BEATS).path.name == "beats.pt"
+    assert locate("acme/BEATs/beats.pt", AUDIO_ENCODER).path.name == "beats.pt"
 
 
 def test_a_local_path_comes_first(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +144,61 @@ def test_one_of_several_files_must_be_named(cache: Path, golden: Path) -> None:
     with pytest.raises(CheckpointError, match=r"\['other\.pth', 'salmonn\.pth'\].*acme/two/FILE"):
         locate("acme/two", SALMONN)
     assert locate("acme/two/salmonn.pth", SALMONN).path.name == "salmonn.pth"
+
+
+class Online:
+    """snapshot_download on a hub that can be reached: copies what the patterns ask for, and remembers it."""
+
+    def __init__(self, cache: Path, files: dict[str, list[Path]]) -> None:
+        self.cache, self.files, self.got = cache, files, set[str]()
+
+    def __call__(
+        self,
+        repo: str,
+        *,
+        revision: str | None,
+        allow_patterns: list[str],
+        local_files_only: bool = False,
+        dry_run: bool = False,
+    ) -> str | list[Any]:
+        wanted = [f for f in self.files[repo] if any(fnmatch.fnmatch(f.name, pattern) for pattern in allow_patterns)]
+        if dry_run:
+            return [SimpleNamespace(filename=file.name) for file in wanted]
+        self.got |= {file.name for file in wanted}
+        return str(add_to_cache(self.cache, repo, wanted, "7" * 40))
+
+
+def test_only_what_is_needed_is_downloaded(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repositories hold weights several times over; a PyTorch file is fetched only where there are no safetensors."""
+    whisper, llm = (sorted((golden / "salmonn" / part).iterdir()) for part in ("whisper", "llm"))
+    names = (
+        "model.fp32-00001-of-00002.safetensors",
+        "consolidated.safetensors",
+        "pytorch_model.bin",
+        "flax_model.msgpack",
+    )
+    copies = [tmp_path / name for name in names]
+    for file in copies:
+        file.write_bytes(b"large")
+    vicuna = [file for file in llm if file.suffix != ".safetensors"]
+    online = Online(
+        tmp_path / "hub",
+        {
+            "acme/whisper": [*whisper, *copies],
+            "acme/llm": [*llm, *copies],
+            "acme/vicuna": [*vicuna, tmp_path / "pytorch_model.bin"],
+            "acme/SALMONN": [golden / "salmonn" / "salmonn.pth", golden / "README.md"],
+        },
+    )
+    monkeypatch.setattr("training.hub.snapshot_download", online)
+    for repo, wanted in (("acme/whisper", WHISPER), ("acme/llm", LLM)):
+        assert locate(repo, wanted).hub == f"{repo}@{'7' * 40}"
+    assert online.got.isdisjoint(file.name for file in copies)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= online.got
+    locate("acme/vicuna", LLM)
+    assert "pytorch_model.bin" in online.got
+    assert locate("acme/SALMONN", SALMONN).path.name == "salmonn.pth"
+    assert "README.md" not in online.got
 
 
 @pytest.fixture

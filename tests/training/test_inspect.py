@@ -168,6 +168,8 @@ def test_adapters_checkpoints_bundles_and_tokenizers(
     assert (
         usable(inspect_path(adapter), "PEFT adapter", "training convert").facts["adapters"].startswith("LORA of rank 4")
     )
+    published.edit_json(adapter / "adapter_config.json", use_dora=True)
+    assert "use_dora is True" in inspect_path(adapter).problems[0]
     finding = usable(inspect_path(golden_checkpoint), "checkpoint", "export")
     assert finding.facts["LLM"] == "llama, 3 layers of 64"
     usable(inspect_path(golden_bundle), "bundle", "runtime check")

@@ -1,5 +1,6 @@
 """Each published layout: it converts, and the bundle made of it answers with PyTorch's tokens."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,12 +219,20 @@ def test_prompt_halves_are_those_of_the_slow_tokenizer(files: Published) -> None
     assert slow.encode(" a") != tokenizer.encode(" a")
 
 
-def test_without_sentencepiece_its_package_is_named(
-    files: Published, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_sentencepiece_its_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     published.write_sentencepiece(tmp_path, ["USER: ASSISTANT:"])
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(MissingExtraError, match=r"sentencepiece.*salmonrun\[train\]"), tokenizer_file(tmp_path):
+        pass
+
+
+def test_a_conversion_that_gives_other_tokens_is_refused(tmp_path: Path) -> None:
+    """A model that puts no space in front is not as Llama's."""
+    published.write_sentencepiece(tmp_path, ["USER: ASSISTANT:"], add_dummy_prefix=False)
+    with (
+        pytest.raises(CheckpointError, match="gives other tokens than SentencePiece for 'USER"),
+        tokenizer_file(tmp_path),
+    ):
         pass
 
 
@@ -287,6 +296,8 @@ def test_peft_adapters_merged_under_the_files_own(files: Published, speech: Path
     adapter = write_adapter(files)
     with pytest.raises(CheckpointError, match=r"has adapters of its own; merge those of .*--merge-adapter"):
         files.convert(adapter=adapter)
+    with pytest.raises(ConfigError, match="merge_adapter"):
+        files.convert(merge_adapter=True)
     files.convert(adapter=adapter, merge_adapter=True)
     checkpoint = open_checkpoint(files.out)
     llm = transformers.AutoModelForCausalLM.from_pretrained(files.llm)
@@ -302,6 +313,7 @@ def test_peft_adapters_merged_under_the_files_own(files: Published, speech: Path
     [
         ({"peft_type": "IA3"}, "peft_type 'IA3'"),
         ({"use_dora": True}, "use_dora is True"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),

@@ -18,11 +18,11 @@ from export.graph import WeightFile
 from export.qformer import build_qformer
 from runtime.config import PromptConfig, WindowConfig
 from training.config import ModelConfig, QFormerConfig, WhisperConfig
-from training.convert import _qformer_config, rename_salmonn
+from training.conversion.names import rename_salmonn
+from training.conversion.published import open_salmonn, qformer_config
 from training.encoders.beats import BeatsConfig
 from training.qformer import QFormer, slice_windows
-from training.sources import as_lazy
-from training.tensors import lazy, load_pickle, load_strict, with_prefix
+from training.tensors import lazy, load_strict, with_prefix
 
 TOLERANCE = 1e-4
 GOLDEN_TOLERANCE = 2e-4
@@ -62,15 +62,14 @@ def test_golden_cases(golden: Path, tmp_path: Path, name: str) -> None:
     folder = golden / "qformer"
     case = json.loads((folder / "cases.json").read_text())[name]
     inputs, expected = np.load(folder / "inputs.npz"), np.load(folder / "expected.npz")[name]
-    loaded: dict[str, Any] = load_pickle(folder / case["file"])
-    tensors, leftovers = rename_salmonn(as_lazy(loaded["model"]), folder / case["file"])
-    assert set(leftovers) == {"speech_Qformer.bert.embeddings.position_ids"}
-    qformer_config = _qformer_config(tensors, loaded["config"]["model"])
-    assert qformer_config == QFormerConfig(
+    file = open_salmonn(folder / case["file"])
+    assert set(file.leftovers) == {"speech_Qformer.bert.embeddings.position_ids", "optimizer", "scaler", "epoch"}
+    found = qformer_config(file)
+    assert found == QFormerConfig(
         dim=case["hidden"], layers=case["layers"], heads=case["heads"], ffn=case["ffn"], window=WindowConfig(17, 17, 1)
     )
-    config = model_config(qformer_config, case["whisper"], case["beats"], case["llm"])
-    qformer = filled(config, with_prefix(tensors, "qformer."))
+    config = model_config(found, case["whisper"], case["beats"], case["llm"])
+    qformer = filled(config, with_prefix(file.tensors, "qformer."))
     speech = torch.from_numpy(inputs["whisper"].astype(np.float32))
     audio = torch.from_numpy(inputs["beats"][:, : case["beats_tokens"]].astype(np.float32)) if case["beats"] else None
     got = qformer(speech, audio).numpy()

@@ -18,7 +18,7 @@ from tests.runs import write_noises
 from training import ModelConfig, load
 from training.checkpoint import load_whisper, open_checkpoint, save
 from training.config import LoraConfig, load_config
-from training.convert import expected_shapes
+from training.conversion.checks import expected_shapes
 from training.data.config import DataConfig, DataSet
 from training.finetuning.finetune import finetune
 from training.finetuning.parts import choose_parts

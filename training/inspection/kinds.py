@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 
 from runtime.errors import CheckpointError, ConfigError
-from training.adapters import WEIGHT
+from training.adapters import WEIGHT, check_adapter
 from training.config import ModelConfig, load_config
 from training.conversion.published import SalmonnFile, lora_config, qformer_config, read_salmonn
 from training.inspection.contents import TensorTable, folder_table, summary, table
@@ -97,8 +97,14 @@ def peft_adapter(folder: Path) -> Finding:
         "adapters": f"{raw.get('peft_type')} of rank {raw.get('r')}, alpha {raw.get('lora_alpha')}",
         "made for": str(raw.get("base_model_name_or_path")),
     }
+    problems = []
+    try:
+        check_adapter(raw, "adapter_config.json")
+    except CheckpointError as error:
+        problems.append(str(error))
     unknown = [name for name in tensors if not WEIGHT.fullmatch(name)]
-    problems = [f"{len(unknown)} tensors are no adapters of linear layers: {', '.join(unknown[:3])}"] if unknown else []
+    if unknown:
+        problems.append(f"{len(unknown)} tensors are no adapters of linear layers: {', '.join(unknown[:3])}")
     if not tensors:
         problems.append("adapter_model.safetensors does not exist")
     return Finding(
