@@ -11,20 +11,11 @@ import onnxruntime
 import pytest
 
 from runtime import Engine, __version__
-from runtime.latency import request
-from runtime.latency.config import PROTOCOLS
-from runtime.latency.outcome import Outcome, ProtocolOutcome, Ratio, interval, quantiles, write_json
+from runtime.latency.config import PROTOCOLS, ProtocolName
+from runtime.latency.outcome import ProtocolOutcome, Ratio, interval, quantiles, write_json
 from runtime.latency.run import measure
 from runtime.latency.table import format_outcome
 from tests.latencies import MEMORY, QUICK, measured, outcome
-
-
-@pytest.fixture
-def everything(script: Callable[..., None], tiny_engine: Engine) -> Outcome:
-    """What all protocols find."""
-    script(0, 1000)
-    config = replace(QUICK, protocols=PROTOCOLS, num_beams=(1, 2), concurrency=(1, 2))
-    return measure(tiny_engine, 0.5, config)
 
 
 def strict(path: Path) -> Any:
@@ -36,17 +27,27 @@ def strict(path: Path) -> Any:
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-def test_everything_is_stored_and_shown(everything: Outcome, tiny_engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "protocols"), [("tiny", ("reference",)), ("streaming", PROTOCOLS[1:])])
+def test_everything_is_stored_and_shown(
+    request: pytest.FixtureRequest,
+    script: Callable[..., None],
+    tmp_path: Path,
+    model: str,
+    protocols: tuple[ProtocolName, ...],
+) -> None:
+    script(0, 1000)
+    engine: Engine = request.getfixturevalue(f"{model}_engine")
+    everything = measure(engine, 0.5, replace(QUICK, protocols=protocols, num_beams=(1, 2), concurrency=(1, 2)))
     write_json(everything, tmp_path / "found.json")
     stored = strict(tmp_path / "found.json")
     assert stored["format"] == 1
-    assert stored["manifest_sha256"] == tiny_engine.bundle.manifest.manifest_sha256
+    assert stored["manifest_sha256"] == engine.bundle.manifest.manifest_sha256
     assert stored["config"] == json.loads(json.dumps(asdict(everything.config)))
     assert stored["machine"]["onnxruntime"] == onnxruntime.__version__
     assert stored["machine"]["salmonrun"] == __version__
     assert stored["load_s"] == 0.5
     assert stored["baseline"] is None
-    assert [protocol["name"] for protocol in stored["protocols"]] == list(PROTOCOLS)
+    assert [protocol["name"] for protocol in stored["protocols"]] == list(protocols)
     table = format_outcome(everything)
     for protocol, written in zip(everything.protocols, stored["protocols"], strict=True):
         assert written["definition"] == protocol.definition
@@ -60,10 +61,11 @@ def test_everything_is_stored_and_shown(everything: Outcome, tiny_engine: Engine
             assert entry["summary"][case.headline]["p50"] == np.median(case.values(case.headline))
             assert entry["baseline_ratio"] == {}
             assert f"  {case.name}: once, until the time was up; of so few, the interval is the range" in table
-    assert "tiny: whisper fp32" in table
+    assert f"{engine.report().model}: whisper fp32" in table
     assert stored["manifest_sha256"][:12] in table
-    assert set(stored["protocols"][3]["keeps_real_time"]) == {"1 stream", "2 streams"}
-    assert "the most that keep real time: " in table
+    streams = {"1 stream", "2 streams"} if "load" in protocols else set()
+    assert set(stored["protocols"][-1]["keeps_real_time"]) == streams
+    assert ("the most that keep real time: " in table) == bool(streams)
 
 
 def test_what_is_no_number_is_not_stored(tiny_engine: Engine, tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_cases_in_the_table(tiny_engine: Engine) -> None:
     few = measured("2 s, greedy", *[sample(2.0, prefill=1.5), sample(3.0, prefill=3.0)], cold=sample(8.0))
     theirs = [measured("1 s, greedy", *[sample(1.25)] * 7), measured("2 s, greedy", *[sample(1.0)] * 2)]
     protocol = ProtocolOutcome(
-        "request", request.DEFINITION, [known, few], MEMORY, theirs, {"steady_mb": 1, "peak_mb": 480}
+        "request", "Long words. " * 30, [known, few], MEMORY, theirs, {"steady_mb": 1, "peak_mb": 480}
     )
     lines = format_outcome(outcome(tiny_engine, protocol)).splitlines()
     assert all(len(line) <= 140 for line in lines)
