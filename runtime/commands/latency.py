@@ -135,6 +135,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.slow_down is not None:
         slow_down(engine, *_stage_and_seconds(arguments.slow_down))
     line = ProgressLine()
+    line.show("starting", 0.0)
     try:
         outcome = measure(
             engine,
