@@ -1,8 +1,10 @@
 """`python -m runtime latency`: its options, and what it does with them."""
 
 import argparse
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from runtime.commands.options import add_engine_arguments, load_engine
 from runtime.commands.progress import ProgressLine
@@ -10,7 +12,7 @@ from runtime.errors import ConfigError
 from runtime.latency.config import PROTOCOLS, LatencyConfig
 from runtime.latency.limits import exceeded, parse_limits
 from runtime.latency.outcome import write_json
-from runtime.latency.plot import plot
+from runtime.latency.plot import load_matplotlib, plot
 from runtime.latency.run import Progress, measure
 from runtime.latency.sampling import StopRule
 from runtime.latency.slow import slow_down
@@ -118,21 +120,22 @@ def _add_sampling_arguments(latency: argparse.ArgumentParser, rule: StopRule) ->
     found.add_argument(
         "--slow-down",
         metavar="STAGE=SECONDS",
-        help="a test hook: sleep in this stage, to see that it shows there alone",
+        help="a test hook: sleep in this stage of request, to see that it shows there alone",
     )
 
 
 def _run(arguments: argparse.Namespace) -> int:
     """Measure, and show; 1 if a limit is exceeded."""
     config = _config(arguments)
-    limits = parse_limits(arguments.fail_over) if arguments.fail_over else {}
+    limits = {} if arguments.fail_over is None else parse_limits(arguments.fail_over)
+    _check_outputs(arguments)
     started = time.perf_counter()
     engine = load_engine(arguments)
     load_s = time.perf_counter() - started
-    if arguments.slow_down:
-        stage, _, seconds = arguments.slow_down.partition("=")
-        slow_down(engine, stage, _number(seconds, "--slow-down"))
+    if arguments.slow_down is not None:
+        slow_down(engine, *_stage_and_seconds(arguments.slow_down))
     line = ProgressLine()
+    line.show("starting", 0.0)
     try:
         outcome = measure(
             engine,
@@ -144,15 +147,24 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     finally:
         line.close()
+    print(format_outcome(outcome))
     if arguments.json:
         write_json(outcome, arguments.json)
     if arguments.plot:
         plot(outcome, arguments.plot)
-    print(format_outcome(outcome))
     too_much = exceeded(outcome, limits)
     for one in too_much:
         print(f"EXCEEDED: {one.figure} is {one.value:.4g}, the limit is {one.limit:g}")
     return 1 if too_much else 0
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse before, and not after, minutes of measuring what cannot be written."""
+    for path in map(Path, filter(None, (arguments.json, arguments.plot))):
+        if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigError(f"{str(path)!r} cannot be written; expected a file in a folder that exists")
+    if arguments.plot:
+        load_matplotlib()
 
 
 def _config(arguments: argparse.Namespace) -> LatencyConfig:
@@ -197,11 +209,12 @@ def _listed(kind: Callable[[str], object]) -> Callable[[str], tuple[object, ...]
     return parse
 
 
-def _number(text: str, option: str) -> float:
+def _stage_and_seconds(text: str) -> tuple[str, float]:
+    stage, _, seconds = text.partition("=")
     try:
-        return float(text)
+        return stage, float(seconds)
     except ValueError:
-        raise ConfigError(f"{option} has {text!r}; expected STAGE=SECONDS, such as whisper=0.05") from None
+        raise ConfigError(f"--slow-down has {text!r}; expected STAGE=SECONDS, such as whisper=0.05") from None
 
 
 def _commas(values: tuple[float, ...]) -> str:

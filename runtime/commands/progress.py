@@ -1,16 +1,17 @@
 """A line on a terminal that says how far long work is."""
 
+import os
 import sys
 import time
 from typing import TextIO
 
 
 class ProgressLine:
-    """One line that is written anew; nothing where nobody looks on."""
+    """One line that is written anew; nothing where nobody looks on, or the terminal cannot erase."""
 
     def __init__(self, out: TextIO = sys.stderr) -> None:
         self._out = out
-        self._shown = out.isatty()
+        self._shown = out.isatty() and os.environ.get("TERM") != "dumb"
         self._started = time.perf_counter()
 
     def show(self, text: str, share: float) -> None:

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -118,13 +118,19 @@ class BaselineProcess:
         if not line:
             self._errors.seek(0)
             said = self._errors.read().strip().splitlines()
+            reason = said[-1] if said else f"it ended with {self._process.wait()} and said nothing"
             raise BaselineError(
-                f"python -m training baseline failed: {said[-1] if said else 'it said nothing'}; --baseline needs a "
+                f"python -m training baseline failed: {reason}; --baseline needs a "
                 "checkpoint that can be loaded, and pip install 'salmonrun[train]'"
             )
         return json.loads(line)
 
     def _stop(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
+        """Whatever it is doing: nobody waits for the answer any more."""
+        self._process.kill()
         self._process.wait()
+        assert self._process.stdin
+        assert self._process.stdout
+        with suppress(BrokenPipeError):  # a question that it did not take any more
+            self._process.stdin.close()
+        self._process.stdout.close()

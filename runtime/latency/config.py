@@ -1,5 +1,6 @@
 """What is measured, and how long."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -8,6 +9,7 @@ from runtime.latency.sampling import StopRule
 
 ProtocolName = Literal["reference", "request", "stream", "load"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+LENGTHS_S = (2.0, 5.0, 10.0, 20.0, 30.0)
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class LatencyConfig:
     """Settings of all protocols."""
 
     protocols: tuple[ProtocolName, ...] = ("request",)
-    lengths_s: tuple[float, ...] = (2.0, 5.0, 10.0, 20.0, 30.0)  # of `request`'s recordings
+    lengths_s: tuple[float, ...] = LENGTHS_S  # of `request`'s recordings; the default as far as the bundle hears
     num_beams: tuple[int, ...] = (1, 4)  # of `request`'s searches
     tokens: int = 32  # of every answer; stop tokens are ignored, so that the work is the same each time
     utterance_s: float = 10.0  # of `stream`'s and `load`'s recordings
@@ -35,11 +37,14 @@ class LatencyConfig:
                 raise ConfigError(f"{name} is {values}; expected at least one value, each once")
         if unknown := [name for name in self.protocols if name not in PROTOCOLS]:
             raise ConfigError(f"protocol {unknown[0]!r} is not known; expected {', '.join(PROTOCOLS)}")
-        if min(self.lengths_s) <= 0 or self.utterance_s <= 0:
-            raise ConfigError("lengths of recordings must be above 0 seconds")
-        if min(self.num_beams) < 1 or min(self.concurrency) < 1:
-            raise ConfigError("num_beams and concurrency must be at least 1")
+        above_0 = {"utterance_s": self.utterance_s, "max_lag_s": self.max_lag_s, "precision": self.rule.precision}
+        for name, value in [*above_0.items(), *(("lengths_s", length) for length in self.lengths_s)]:
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{name} has {value:g}; it must be above 0, and finite")
+        for name in ("num_beams", "concurrency"):
+            if (least := min(getattr(self, name))) < 1:
+                raise ConfigError(f"{name} has {least}; it must be at least 1")
         if self.tokens < 2:
             raise ConfigError(f"tokens is {self.tokens}; at least 2 are needed for a time between tokens")
-        if not (self.rule.precision > 0 and self.rule.time_limit_s >= 0 and self.max_lag_s > 0):
-            raise ConfigError("precision and max_lag_s must be above 0, time_limit_s at least 0")
+        if not 0 <= self.rule.time_limit_s < math.inf:
+            raise ConfigError(f"time_limit_s is {self.rule.time_limit_s:g}; it must be at least 0, and finite")

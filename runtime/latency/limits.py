@@ -1,9 +1,10 @@
 """Latency as a test: figures that must not be exceeded."""
 
+import math
 from dataclasses import dataclass
 
 from runtime.errors import ConfigError
-from runtime.latency.outcome import QUANTILES, Outcome
+from runtime.latency.outcome import MORE_IS_BETTER, QUANTILES, Outcome
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,22 @@ def parse_limits(text: str) -> dict[str, float]:
     """'ttft_p50=0.8,rtf=0.5' as a mapping; without a quantile it is the median.
 
     Raises:
-        ConfigError: it does not read like that.
+        ConfigError: it does not read like that, or limits a figure of which more is better.
     """
-    limits = {}
+    limits: dict[str, float] = {}
     for part in text.split(","):
-        name, equals, value = part.partition("=")
+        name, _, value = (half.strip() for half in part.partition("="))
         try:
-            limits[name.strip()] = float(value)
+            limit = float(value)
         except ValueError:
-            equals = ""
-        if not equals or not name.strip():
+            limit = math.nan
+        if not name or not math.isfinite(limit):
             raise ConfigError(f"--fail-over has {part.strip()!r}; expected figure=limit, such as ttft_p50=0.8")
+        if name in limits:
+            raise ConfigError(f"--fail-over has {name!r} twice; expected each figure once")
+        if name.startswith(MORE_IS_BETTER):
+            raise ConfigError(f"--fail-over names {name!r}, of which more is better; limit total or final instead")
+        limits[name] = limit
     return limits
 
 
@@ -44,13 +50,14 @@ def exceeded(outcome: Outcome, limits: dict[str, float]) -> list[Exceeded]:
     for name, limit in limits.items():
         values = figures.get(name) or figures.get(f"{name}_p50")
         if values is None:
-            metrics = sorted(
-                {figure.rsplit("_", 1)[0] if figure.endswith(tuple(QUANTILES)) else figure for figure in figures}
-            )
-            raise ConfigError(
-                f"--fail-over names {name!r}, which was not measured; there are {', '.join(metrics)}, each as it is "
-                f"(the median) or with {', '.join('_' + quantile for quantile in QUANTILES)}"
-            )
+            raise ConfigError(f"--fail-over names {name!r}, which was not measured; there are {_listed(figures)}")
         if (worst := max(values)) > limit:
             found.append(Exceeded(name, worst, limit))
     return found
+
+
+def _listed(figures: dict[str, list[float]]) -> str:
+    whole = [name for name in figures if not name.endswith(tuple(QUANTILES))]
+    metrics = dict.fromkeys(name.rsplit("_", 1)[0] for name in figures if name.endswith(tuple(QUANTILES)))
+    suffixes = ", ".join(f"_{quantile}" for quantile in QUANTILES)
+    return f"{', '.join(whole)}; and, as it is (the median) or with {suffixes}: {', '.join(metrics)}"

@@ -11,7 +11,7 @@ from runtime.audio import F32
 from runtime.engine import Engine
 from runtime.latency.config import LatencyConfig
 from runtime.latency.recording import Recording, wav
-from runtime.latency.request import generation
+from runtime.latency.request import answer, generation
 from runtime.latency.sampling import Case, Measured, Sample
 from runtime.latency.stream import hear
 
@@ -84,7 +84,7 @@ def _requests(engine: Engine, config: LatencyConfig, pcm: F32) -> Sample:
     source, search = wav(pcm), generation(config, 1)
     sample: Sample = {"ttft": [], "tpot": [], "total": []}
     for _ in range(2):
-        timings = engine.generate(source, task=config.task, prompt=config.prompt, config=search).timings
+        timings = answer(engine, source, config, search)
         sample["ttft"].append(timings.ttft_s)
         sample["tpot"] += np.diff(timings.token_s).tolist()
         sample["total"].append(timings.total_s)

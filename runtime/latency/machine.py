@@ -86,11 +86,12 @@ def _reset_peak() -> bool:
 
 
 def _device_mb() -> float | None:
-    """GPU memory of this process, as the driver tells it."""
+    """GPU memory of this process, as the driver tells it; it may not, in a container."""
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         return None
-    rows = [line.split(",") for line in lines if line.count(",") == 1]
-    return sum(float(used) for pid, used in rows if int(pid) == os.getpid())
+    rows = [line.split(", ") for line in lines]
+    own = [row[1] for row in rows if row[0] == str(os.getpid())]
+    return sum(map(float, own)) if own and all(used.isdigit() for used in own) else None

@@ -13,6 +13,7 @@ from runtime.latency.sampling import Measured, median_interval
 from runtime.report import Report
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
+MORE_IS_BETTER = ("audio_per_s", "requests_per_s", "tokens_per_s")  # no limit can be set on them
 FORMAT = 1
 
 
@@ -70,7 +71,7 @@ class Outcome:
             found.setdefault("rss_peak_mb", []).append(protocol.memory.peak_mb)
             found.setdefault("rss_steady_mb", []).append(protocol.memory.steady_mb)
             for case in protocol.cases:
-                for metric in case.metrics:
+                for metric in (metric for metric in case.metrics if metric not in MORE_IS_BETTER):
                     for quantile, value in quantiles(case.values(metric)).items():
                         found.setdefault(f"{metric}_{quantile}", []).append(value)
         return found
@@ -101,4 +102,4 @@ def write_json(outcome: Outcome, path: str | Path) -> None:
             }
             ratios = {metric: protocol.ratio(case, metric) for metric in case.metrics}
             entry["baseline_ratio"] = {metric: asdict(ratio) for metric, ratio in ratios.items() if ratio}
-    Path(path).write_text(json.dumps(found, indent=1) + "\n")
+    Path(path).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")

@@ -16,17 +16,27 @@ def plot(outcome: Outcome, path: str | Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("--plot needs matplotlib: pip install 'salmonrun[plot]'") from error
+    figure_class = load_matplotlib()
     panels = [panel for protocol in outcome.protocols for panel in _panels(protocol)]
-    figure = Figure(figsize=(6.5 * len(panels), 4.8), layout="constrained")
+    figure = figure_class(figsize=(6.5 * len(panels), 4.8), layout="constrained")
     for axes, (draw, protocol) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         draw(axes, protocol)
     engine = outcome.engine
     figure.suptitle(f"{engine.model}, {engine.threads} threads of {outcome.machine['processor']}", fontsize=10)
     figure.savefig(path, dpi=120, format="png")
+
+
+def load_matplotlib() -> Any:
+    """Its Figure.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("--plot needs matplotlib: pip install 'salmonrun[plot]'") from error
+    return Figure
 
 
 def _panels(protocol: ProtocolOutcome) -> list[tuple[Any, ProtocolOutcome]]:
@@ -52,7 +62,7 @@ def _stages(axes: Any, protocol: ProtocolOutcome) -> None:
 def _lengths(axes: Any, protocol: ProtocolOutcome) -> None:
     searches = dict.fromkeys(case.name.split(", ")[1] for case in protocol.cases)
     for search in searches:
-        cases = [case for case in protocol.cases if case.name.endswith(search)]
+        cases = [case for case in protocol.cases if case.name.endswith(f", {search}")]
         seconds = [float(case.name.split(" s")[0]) for case in cases]
         for metric, style in (("total", "-"), ("ttft", "--")):
             medians = [float(np.median(case.values(metric))) for case in cases]

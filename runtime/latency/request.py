@@ -7,9 +7,11 @@ import numpy as np
 
 from runtime.config import GenerationConfig
 from runtime.engine import Engine
+from runtime.errors import AudioError
 from runtime.latency.config import LatencyConfig
 from runtime.latency.recording import Recording, wav
 from runtime.latency.sampling import Case, Sample
+from runtime.result import Timings
 
 STAGES = ("prompt", "audio", "features", "whisper", "audio_encoder", "qformer", "prefill", "decode")
 DEFINITION = (
@@ -39,6 +41,21 @@ def generation(config: LatencyConfig, beams: int) -> GenerationConfig:
     return GenerationConfig(max_new_tokens=config.tokens, num_beams=beams, stop_token_ids=())
 
 
+def answer(engine: Engine, source: bytes, config: LatencyConfig, search: GenerationConfig) -> Timings:
+    """How long an answer took.
+
+    Raises:
+        AudioError: there is none, because the recording is silent.
+    """
+    result = engine.generate(source, task=config.task, prompt=config.prompt, config=search)
+    if len(result.token_ids) != search.max_new_tokens:
+        raise AudioError(
+            f"{result.timings.audio_s:g} s of the recording cannot be measured ({'; '.join(result.notes)}): choose "
+            "another one, with speech from its beginning on"
+        )
+    return result.timings
+
+
 def _runner(
     engine: Engine, config: LatencyConfig, recording: Recording, seconds: float, beams: int
 ) -> Callable[[], Sample]:
@@ -46,7 +63,7 @@ def _runner(
 
     def run() -> Sample:
         started = time.perf_counter()
-        timings = engine.generate(source, task=config.task, prompt=config.prompt, config=search).timings
+        timings = answer(engine, source, config, search)
         total = time.perf_counter() - started
         gaps = [timings.tpot_s] if beams > 1 else np.diff(timings.token_s).tolist()
         stages = {stage: [taken] for stage, taken in timings.stages.items()}

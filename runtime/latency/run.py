@@ -6,12 +6,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
-from runtime.audio import AudioSource
+from runtime.audio import SAMPLE_RATE, Audio, AudioSource
 from runtime.engine import Engine
-from runtime.errors import ConfigError
+from runtime.errors import AudioError, ConfigError
 from runtime.latency import load, reference, request, stream
 from runtime.latency.baseline import BaselineProcess
-from runtime.latency.config import LatencyConfig, ProtocolName
+from runtime.latency.config import LENGTHS_S, LatencyConfig, ProtocolName
 from runtime.latency.machine import MemoryMeter, describe_machine
 from runtime.latency.outcome import Outcome, ProtocolOutcome
 from runtime.latency.recording import Recording
@@ -48,13 +48,14 @@ def measure(
         progress: told after every repetition.
 
     Raises:
+        AudioError: the recording cannot be read, or is silent.
         BaselineError: PyTorch cannot run the checkpoint.
         ConfigError: a protocol cannot be run with this bundle or these settings.
     """
     _check_baseline(config, baseline)
     config, notes = _fitted(engine, config)
     meter = MemoryMeter(_device(engine))
-    speech = Recording.load(recording)
+    speech = _load_speech(engine, recording)
     with ExitStack() as resources:
         report = engine.report()
         beside = resources.enter_context(BaselineProcess(baseline, report.threads)) if baseline else None
@@ -79,24 +80,53 @@ def _check_baseline(config: LatencyConfig, baseline: str | None) -> None:
 
 
 def _fitted(engine: Engine, config: LatencyConfig) -> tuple[LatencyConfig, tuple[str, ...]]:
-    """The same settings, with a task, and without recordings that are too long for this bundle; what was left out."""
-    longest = engine.bundle.manifest.audio.max_s
-    lengths = tuple(seconds for seconds in config.lengths_s if seconds <= longest)
-    shortest = {"request": min(config.lengths_s), "stream": config.utterance_s, "load": config.utterance_s}
-    if any(shortest.get(name, 0.0) > longest for name in config.protocols):
-        raise ConfigError(
-            f"this bundle hears {longest:g} s at once; ask for shorter recordings (--lengths, --utterance-s)"
-        )
-    notes: tuple[str, ...] = ()
-    if "request" in config.protocols and len(lengths) < len(config.lengths_s):
-        notes = (f"requests of more than {longest:g} s were left out: it is what this bundle hears at once",)
+    """The same settings, with a task, and lengths that the bundle hears; and what was left out.
+
+    Raises:
+        ConfigError: the bundle cannot do what is asked.
+    """
     task = config.task
     if task is None and config.prompt is None:
         if not engine.tasks:
             raise ConfigError("this bundle has no task prompts; pass a prompt")
         task = "asr" if "asr" in engine.tasks else engine.tasks[0]
-    engine.prompt_ids(task, config.prompt, None)  # refused now, if at all
-    return replace(config, lengths_s=lengths or config.lengths_s, task=task), notes
+    engine.prompt_ids(task, config.prompt, None)
+    for beams in config.num_beams:
+        engine.check(request.generation(config, beams))
+    lengths = _lengths(engine, config)
+    notes: tuple[str, ...] = ()
+    if "request" in config.protocols and lengths != config.lengths_s:
+        notes = (f"requests of more than {lengths[-1]:g} s were left out: this bundle hears no more at once",)
+    return replace(config, lengths_s=lengths, task=task), notes
+
+
+def _lengths(engine: Engine, config: LatencyConfig) -> tuple[float, ...]:
+    """Of `request`'s recordings: those asked for, or as many of the default's as the bundle hears."""
+    longest = engine.bundle.manifest.audio.max_s
+    lengths = config.lengths_s
+    if lengths == LENGTHS_S:
+        lengths = tuple(seconds for seconds in lengths if seconds <= longest) or (longest,)
+    needed: dict[ProtocolName, float] = {
+        "reference": reference.SECONDS,
+        "request": max(lengths),
+        "stream": config.utterance_s,
+        "load": config.utterance_s,
+    }
+    for name in config.protocols:
+        if needed[name] > longest:
+            remedy = "leave it out" if name == "reference" else "ask for shorter ones"
+            raise ConfigError(
+                f"protocol {name!r} has recordings of {needed[name]:g} s; this bundle hears {longest:g} s at once: "
+                f"{remedy}"
+            )
+    return lengths
+
+
+def _load_speech(engine: Engine, source: AudioSource | None) -> Recording:
+    speech = Recording.load(source)
+    if note := engine.silence(Audio(speech.pcm, SAMPLE_RATE, 1, len(speech.pcm) / SAMPLE_RATE)):
+        raise AudioError(f"the recording is no speech to measure with ({note}); choose another one")
+    return speech
 
 
 def _device(engine: Engine) -> Device:
@@ -136,7 +166,7 @@ def _cases(name: ProtocolName, engine: Engine, config: LatencyConfig, speech: Re
     made: dict[ProtocolName, Callable[[], tuple[list[Case], str]]] = {
         "reference": lambda: (reference.cases(engine, config), reference.DEFINITION),
         "request": lambda: (request.cases(engine, config, speech), request.DEFINITION),
-        "stream": lambda: (stream.cases(engine, config, speech), stream.DEFINITION),
+        "stream": lambda: (stream.cases(engine, config, speech), stream.definition(config)),
         "load": lambda: (load.cases(engine, config, speech), load.DEFINITION.format(max_lag_s=config.max_lag_s)),
     }
     return made[name]()

@@ -1,12 +1,11 @@
 """Repeat until it is known: medians with intervals, measured in turn."""
 
-import math
+import functools
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
-
-import numpy as np
 
 Sample = dict[str, list[float]]  # metric -> the values of one repetition: one total, many gaps between tokens
 LEAST = 6  # repetitions of which smallest and largest enclose the median at 95 %: 1 - 2 * 0.5 ** 6 = 0.97
@@ -22,7 +21,7 @@ class StopRule:
     def narrow(self, values: Sequence[float]) -> bool:
         """Whether the median of so many independent values is known."""
         low, high = median_interval(values)
-        return len(values) >= LEAST and high - low <= 2 * self.precision * float(np.median(values))
+        return len(values) >= LEAST and high - low <= 2 * self.precision * statistics.median(values)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Measured:
 
     def medians(self, metric: str) -> list[float]:
         """One value for each repetition that has any."""
-        return [float(np.median(sample[metric])) for sample in self.samples if sample.get(metric)]
+        return [statistics.median(sample[metric]) for sample in self.samples if sample.get(metric)]
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -64,12 +63,22 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     (Conover 1999, Practical Nonparametric Statistics, 3.2: ranks from the binomial distribution of p = 1/2.) Of fewer
     than `LEAST` values it is their range, which holds the median less often.
     """
-    ordered, count = sorted(values), len(values)
-    rank, tail = 0, 0.5**count  # probability that at most `rank` values lie below the median
-    while tail + math.comb(count, rank + 1) * 0.5**count <= 0.025:
-        rank += 1
-        tail += math.comb(count, rank) * 0.5**count
-    return ordered[rank], ordered[count - 1 - rank]
+    ordered, rank = sorted(values), _outside(len(values))
+    return ordered[rank], ordered[len(values) - 1 - rank]
+
+
+@functools.cache
+def _outside(count: int) -> int:
+    """How many of so many values may lie outside at either end: the most of which P(B <= rank) <= 0.025.
+
+    In whole numbers of outcomes, of which there are 2 ** count: probabilities of thousands of values would underflow.
+    """
+    rank, outcomes, tail = 0, 1, 1  # outcomes in which exactly, and in which at most, `rank` values lie below
+    while True:
+        outcomes = outcomes * (count - rank) // (rank + 1)
+        if 40 * (tail + outcomes) > 1 << count:
+            return rank
+        rank, tail = rank + 1, tail + outcomes
 
 
 def repeat(

@@ -13,12 +13,18 @@ from runtime.streaming.config import StreamConfig
 
 PIECE = SAMPLE_RATE // 10  # pushed at once
 DEFINITION = (
-    "Speech in pieces of 100 ms, each at the time at which it would have been recorded, with the stream's defaults. "
-    "first_partial: from where speech begins in it to the first text, stable or not. update: from the last sample "
-    "that an update needs to the update. final: from the last sample to the whole text. lag: how far an update is "
-    "behind real time. updates: how many there were. rtf: time spent / length of the recording. at_once: "
-    "the same recording to Engine.generate."
+    "Speech in pieces of 100 ms, {pace}, with the stream's defaults. first_partial: from where speech begins in it to "
+    "the first text, stable or not. update: from where the last sample that an update needs is looked at to the "
+    "update. final: from the last sample to the whole text. lag: how far an update is behind real time. updates: how "
+    "many there were. rtf: time spent / length of the recording. at_once: the same recording to "
+    "Engine.generate."
 )
+
+
+def definition(config: LatencyConfig) -> str:
+    """What is measured, with these settings."""
+    paced = "each at the time at which it would have been recorded"
+    return DEFINITION.format(pace=paced if config.paced else "each as soon as the one before was heard")
 
 
 def cases(engine: Engine, config: LatencyConfig, recording: Recording) -> list[Case]:
@@ -45,7 +51,7 @@ def hear(engine: Engine, config: LatencyConfig, pcm: F32) -> Sample:
     """One utterance through a stream of its own."""
     answer = GenerationConfig(max_new_tokens=config.tokens)
     sample: Sample = {"first_partial": [], "update": [], "lag": []}
-    begin, busy, updates = onset_s(pcm), 0.0, 0
+    begin, busy, updates, spoken = onset_s(pcm), 0.0, 0, 0.0
     with engine.stream(
         task=config.task, prompt=config.prompt, config=StreamConfig(block_s=config.block_s), generation=answer
     ) as stream:
@@ -56,12 +62,14 @@ def hear(engine: Engine, config: LatencyConfig, pcm: F32) -> Sample:
             if config.paced and (wait := recorded - time.perf_counter()) > 0:
                 time.sleep(wait)
             pushed = time.perf_counter()
+            if start <= begin * SAMPLE_RATE:  # until the piece in which speech begins
+                spoken = opened + begin if config.paced else pushed
             for update in stream.push(piece):
                 updates += 1
                 sample["update"].append(update.latency_s)
                 sample["lag"].append(update.lag_s)
-                if config.paced and not sample["first_partial"] and (update.stable or update.partial):
-                    sample["first_partial"].append(time.perf_counter() - opened - begin)
+                if not sample["first_partial"] and (update.stable or update.partial):
+                    sample["first_partial"].append(time.perf_counter() - spoken)
             busy += time.perf_counter() - pushed
         ended = time.perf_counter()
         stream.finish()

@@ -2,12 +2,12 @@
 
 import textwrap
 
-from runtime.latency.outcome import Outcome, ProtocolOutcome, interval, quantiles
+from runtime.latency.outcome import MORE_IS_BETTER, Outcome, ProtocolOutcome, interval, quantiles
 from runtime.latency.request import STAGES
 from runtime.latency.sampling import LEAST, Measured
 
 COUNTS = ("updates",)
-RATES = ("rtf", "audio_per_s", "requests_per_s", "tokens_per_s")
+RATES = ("rtf", *MORE_IS_BETTER)
 
 
 def format_outcome(outcome: Outcome) -> str:
@@ -104,4 +104,5 @@ def _real_time(protocol: ProtocolOutcome) -> list[str]:
     if not protocol.keeps_real_time:
         return []
     kept = [case for case, keeps in protocol.keeps_real_time.items() if keeps]
-    return [f"  the most that keep real time: {kept[-1] if kept else 'none of these'}"]
+    most = max(kept, key=lambda case: int(case.split()[0]), default="none of these")
+    return [f"  the most that keep real time: {most}"]

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from training.checkpoint import load
-from training.evaluation.timing import Work, memory_mb, take_time
+from training.evaluation.timing import Work, forget_peak, memory_mb, take_time
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,6 +31,7 @@ def _run(arguments: argparse.Namespace) -> str:
     torch.set_num_threads(arguments.threads)
     started = time.perf_counter()
     model = load(arguments.checkpoint, verify=False)
+    forget_peak()
     loaded = {"load_s": time.perf_counter() - started, "loaded_mb": memory_mb()["steady_mb"]}
     _say({**loaded, "versions": {"torch": torch.__version__, "transformers": transformers.__version__}})
     for line in sys.stdin:

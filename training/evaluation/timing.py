@@ -1,6 +1,7 @@
 """How long a model takes in PyTorch, measured as `python -m runtime latency` measures a bundle."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +40,7 @@ def take_time(model: SalmonnModel, work: Work) -> dict[str, list[float]]:
     if work.beams > 1:
         found = _beams(model, embeds, work, started)
     else:
-        token_s = [at - started for at in _greedy(model, embeds, work.tokens)]
+        token_s = [at - started for _, at in greedy(model, embeds, work.tokens)]
         found = {"ttft": token_s[:1], "tpot": np.diff(token_s).tolist(), "total": token_s[-1:]}
     return {**found, "rtf": [found["total"][0] / audio.source_s]}
 
@@ -52,7 +53,7 @@ def _reference(model: SalmonnModel, work: Work) -> dict[str, list[float]]:
     if model.config.audio_encoder is not None:
         fbank(audio.pcm, model.config.audio_encoder.fbank)
     (audio_embeds,) = model.fuse(model.encode_states(collate([features])))
-    first, second = (at - started for at in _greedy(model, _prompt(model, audio_embeds, work), 2))
+    first, second = (at - started for _, at in greedy(model, _prompt(model, audio_embeds, work), 2))
     return {"ttft": [first], "tpot": [second - first], "latency": [second]}
 
 
@@ -60,32 +61,38 @@ def _prompt(model: SalmonnModel, audio_embeds: Tensor, work: Work) -> Tensor:
     return model.embed_prompt(audio_embeds, choose_prompt(model.prompts, work.task, work.prompt, None))
 
 
-def _greedy(model: SalmonnModel, embeds: Tensor, tokens: int) -> list[float]:
-    """When each of so many tokens was known."""
+def greedy(model: SalmonnModel, embeds: Tensor, tokens: int) -> list[tuple[int, float]]:
+    """So many tokens behind the prompt [1, P, llm_dim], whatever they are, and when each was known."""
     output: Any = model.llm(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
-    token = output.logits[:, -1:].argmax(-1)
-    times = [time.perf_counter()]
-    while len(times) < tokens:
-        output = model.llm(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+    found: list[tuple[int, float]] = []
+    while True:
         token = output.logits[:, -1:].argmax(-1)
-        times.append(time.perf_counter())
-    return times
+        found.append((int(token), time.perf_counter()))
+        if len(found) == tokens:
+            return found
+        output = model.llm(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
 
 
 def _beams(model: SalmonnModel, embeds: Tensor, work: Work, started: float) -> dict[str, list[float]]:
-    """transformers' own beam search; its first token is not seen, so a prefill of its own says when that would be."""
-    encoded = time.perf_counter()
-    model.llm(inputs_embeds=embeds, logits_to_keep=1)
-    prefill = time.perf_counter() - encoded
-    begun = time.perf_counter()
-    model.generate_from(embeds, GenerationConfig(work.tokens, num_beams=work.beams, stop_token_ids=()))
-    searched = time.perf_counter() - begun
-    ttft = encoded - started + prefill
-    tpot = (searched - prefill) / (work.tokens - 1)
-    return {"ttft": [ttft], "tpot": [tpot], "total": [encoded - started + searched]}
+    """transformers' own beam search. It does not say when it has the first token: the LLM's first pass does."""
+    passes: list[float] = []
+    watch = model.llm.register_forward_hook(lambda *_: passes.append(time.perf_counter()))
+    try:
+        model.generate_from(embeds, GenerationConfig(work.tokens, num_beams=work.beams, stop_token_ids=()))
+    finally:
+        watch.remove()
+    ended = time.perf_counter()
+    tpot = (ended - passes[0]) / (work.tokens - 1)
+    return {"ttft": [passes[0] - started], "tpot": [tpot], "total": [ended - started]}
+
+
+def forget_peak() -> None:
+    """Have Linux count the peak anew, as for a loaded bundle; where it may not, loading counts for both."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5)
 
 
 def memory_mb() -> dict[str, float]:
-    """Resident memory of this process in MiB: now, and the most since it began (Linux)."""
+    """Resident memory of this process in MiB: now, and the most since `forget_peak` (Linux)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return {name: int(status[key].split()[0]) / 1024 for name, key in (("steady_mb", "VmRSS"), ("peak_mb", "VmHWM"))}
