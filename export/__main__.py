@@ -80,7 +80,7 @@ def _print_summary(out: Path) -> None:
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 2**20:.1f} MiB")
     for name, error in {**parity["stages"], "end to end": parity["end_to_end"]}.items():
-        print(f"  {name:<11} largest difference {error['max_abs']:.1e}, relative {error['relative']:.1e}")
+        print(f"  {name:<13} largest difference {error['max_abs']:.1e}, relative {error['relative']:.1e}")
     print(f"  tokens      {parity['tokens_agreeing']} of {parity['tokens_compared']} are PyTorch's choice")
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tqdm import tqdm
 
-from export.beats import build_beats
+from export.encoders import BUILDERS
 from export.graph import FLOAT, FLOAT16, GraphBuilder, WeightFile
-from export.llm import LlmShape, build_llm_graph
+from export.llm import build_llm_graph
+from export.llm_family import LlmShape
 from export.parity import prove
+from export.progress import Progress, counted
 from export.qformer import build_qformer
 from export.quantize import ENCODER_LINEARS, EncoderPrecision, LlmPrecision
 from export.whisper import build_whisper
@@ -37,8 +38,8 @@ from runtime.bundle import (
 from runtime.config import AudioConfig
 from runtime.errors import BundleError, CheckpointError, ConfigError
 from runtime.tokenizer import Tokenizer
-from training.checkpoint import Checkpoint, load_qformer, open_checkpoint
-from training.llm import EMBEDDING
+from training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
+from training.llm import EMBEDDING, published_parameters
 
 DEFAULT_MAX_LENGTH = 4096
 MIN_MAX_LENGTH = 256  # 30 s of audio, a prompt and a short answer
@@ -134,62 +135,64 @@ def _rescaled(source: Checkpoint, scale: float | None) -> Checkpoint:
     return replace(source, config=replace(source.config, lora=replace(lora, alpha=scale * lora.r)))
 
 
-def _write(
-    source: Checkpoint, options: ExportOptions, folder: Path, golden_audio: Audio | None, progress: bool
-) -> None:
+def _write(source: Checkpoint, options: ExportOptions, folder: Path, golden_audio: Audio | None, show: bool) -> None:
     """Fill the folder. Parts are built one after the other, so that memory holds one at a time."""
-    builders = _builders(source, options)
-    with tqdm(
-        total=2 * len(builders), disable=not progress, unit="step", bar_format="{desc:<24}{bar}{n}/{total}"
-    ) as bar:
+    parts = 4 if source.config.audio_encoder else 3
+    with Progress(2 * parts, show) as progress:
+        builders = _builders(source, options, progress)
         graphs = {}
         for name, (file, build) in builders.items():
-            bar.set_description(f"building {name}")
+            progress(f"building {name}")
             graphs[name] = _write_graph(folder, file, build)
-            bar.update()
         _write_embedding(source, folder / EMBEDDING_FILE)
         shutil.copyfile(source.tokenizer_file, folder / "tokenizer.json")
         manifest = _manifest(source, options, graphs, folder)
         _write_manifest(manifest, folder)
-
-        def proving(name: str) -> None:
-            bar.set_description(f"checking {name}")
-            bar.update()
-
-        budget = None if options.exact else options.parity_budget
-        prove(source, folder, golden_audio, budget, proving)
+        prove(source, folder, golden_audio, None if options.exact else options.parity_budget, progress)
     _write_manifest(replace(manifest, files=_files(folder)), folder)
 
 
 def _builders(
-    source: Checkpoint, options: ExportOptions
+    source: Checkpoint, options: ExportOptions, progress: Progress
 ) -> dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]]:
     """Part -> its file and how to build it."""
     config, parts = source.config, source.parts
     linear = ENCODER_LINEARS[options.encoder_precision]
     blocks = config.streaming is not None
-    dtype = FLOAT16 if options.target == "cuda" else FLOAT
-    whisper, llm = source.merged_whisper(), source.merged_llm()
+    whisper = source.merged_whisper()
     builders: dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]] = {
         "whisper": ("whisper.onnx", lambda weights: build_whisper(config.whisper, whisper, weights, linear, blocks))
     }
-    beats = config.beats
-    if beats is not None:
+    encoder = config.audio_encoder
+    if encoder is not None:
         frames = round(config.audio.max_s * SAMPLE_RATE) // 160
-        builders["beats"] = (
-            "beats.onnx",
-            lambda weights: build_beats(beats, parts["beats"], weights, linear, frames, blocks),
+        build, tensors = BUILDERS[encoder.kind], parts["audio_encoder"]
+        builders["audio_encoder"] = (
+            "audio_encoder.onnx",
+            lambda weights: build(encoder, tensors, weights, linear, frames, blocks),
         )
     builders["qformer"] = (
         "qformer.onnx",
         lambda weights: build_qformer(config.qformer, load_qformer(source), weights, config.llm_dim),
     )
-    length = _max_length(source, options)
-    builders["llm"] = (
-        "llm/decoder.onnx",
-        lambda weights: build_llm_graph(config.llm, llm, weights, options.llm_precision, length, dtype),
-    )
+    builders["llm"] = ("llm/decoder.onnx", _llm_builder(source, options, progress))
     return builders
+
+
+def _llm_builder(
+    source: Checkpoint, options: ExportOptions, progress: Progress
+) -> Callable[[WeightFile], GraphBuilder]:
+    """The LLM's graph, its tensors' names and shapes checked before anything is built."""
+    shape, length = LlmShape.from_config(source.config.llm), _max_length(source, options)
+    size = sum(parameter.numel() for parameter in published_parameters(load_llm(source, device="meta")).values())
+    dtype = FLOAT16 if options.target == "cuda" else FLOAT
+
+    def build(weights: WeightFile) -> GraphBuilder:
+        with progress.weights("reading weights", size) as step:
+            tensors = counted(source.merged_llm(), step)
+            return build_llm_graph(shape, tensors, weights, options.llm_precision, length, dtype)
+
+    return build
 
 
 def _write_graph(folder: Path, file: str, build: Callable[[WeightFile], GraphBuilder]) -> GraphSpec:
@@ -235,12 +238,13 @@ def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, Grap
         manifest_sha256="",
         target=options.target,
         audio=_audio(source, options),
+        fbank=config.audio_encoder.fbank if config.audio_encoder else None,
         window=config.qformer.window,
         prompt=config.prompt,
         llm=llm,
         precision=Precision(
             whisper=options.encoder_precision,
-            beats=options.encoder_precision if config.beats else None,
+            audio_encoder=options.encoder_precision if config.audio_encoder else None,
             qformer="fp32",
             llm=options.llm_precision if quantized else plain,
             lm_head="int8" if quantized else plain,

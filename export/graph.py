@@ -1,6 +1,7 @@
 """Building ONNX graphs node by node, with their weights streamed to a page-aligned external file."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,17 +43,24 @@ class WeightFile:
 
     def add(self, name: str, array: Array) -> TensorProto:
         """An initializer named `name`: inline if small, else a reference to bytes appended to the file."""
-        array = np.ascontiguousarray(array)
-        if array.nbytes <= INLINE_BYTES:
-            return onnx.numpy_helper.from_array(array, name)
+        return self.stream(name, array.dtype, array.shape, [array])
+
+    def stream(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], pieces: Iterable[Array]) -> TensorProto:
+        """The same of an array that comes in pieces, in the order of its rows."""
+        size = math.prod(shape) * dtype.itemsize
+        if size <= INLINE_BYTES:
+            whole = np.concatenate([piece.ravel() for piece in pieces]).reshape(shape)
+            return onnx.numpy_helper.from_array(whole, name)
         offset = -(-self._file.tell() // PAGE) * PAGE
         self._file.seek(offset)
-        array.tofile(self._file)
+        for piece in pieces:
+            np.ascontiguousarray(piece).tofile(self._file)
+        assert self._file.tell() == offset + size, f"{name}: the pieces are not {shape} of {dtype}"
         tensor = TensorProto(
-            name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), data_location=TensorProto.EXTERNAL
+            name=name, data_type=helper.np_dtype_to_tensor_dtype(dtype), data_location=TensorProto.EXTERNAL
         )
-        tensor.dims.extend(array.shape)
-        for key, value in (("location", self.path.name), ("offset", offset), ("length", array.nbytes)):
+        tensor.dims.extend(shape)
+        for key, value in (("location", self.path.name), ("offset", offset), ("length", size)):
             tensor.external_data.add(key=key, value=str(value))
         return tensor
 
@@ -96,6 +104,12 @@ class GraphBuilder:
         """Store an array in its own dtype."""
         if name not in self._initializers:
             self._initializers[name] = self._weights.add(name, array)
+        return name
+
+    def streamed_weight(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], pieces: Iterable[Array]) -> str:
+        """Store an array that comes in pieces, in the order of its rows."""
+        if name not in self._initializers:
+            self._initializers[name] = self._weights.stream(name, dtype, shape, pieces)
         return name
 
     def ints(self, *values: int) -> str:

@@ -5,37 +5,32 @@ Each side of a stage is loaded, run and freed in turn, so that memory holds one 
 
 import json
 import platform
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
-from transformers import PreTrainedModel
 
+from export.parity_llm import GOLDEN_PROMPT, reference_logits, run_llm
+from export.progress import Progress
 from runtime.audio import SAMPLE_RATE, Audio, load_audio
 from runtime.bundle import Bundle, open_bundle
-from runtime.check import GOLDEN, GOLDEN_TOKENS, save_golden
+from runtime.check import GOLDEN, save_golden
 from runtime.config import AudioConfig, Block, BlockConfig
 from runtime.encoder import AudioEncoder, hear_speech
 from runtime.errors import ParityError
 from runtime.features import fbank, log_mel, whisper_frames
-from runtime.onnx_decoder import OnnxDecoder
-from runtime.prompt import PromptIds, prompt_ids
 from runtime.session import load_graph, usable_cores
 from runtime.streaming.block_encoder import FRAME, BlockEncoder
-from runtime.tokenizer import Tokenizer
-from training.checkpoint import Checkpoint, load_beats, load_llm, load_qformer, load_whisper
+from training.checkpoint import Checkpoint, load_audio_encoder, load_qformer, load_whisper
 
 F32 = npt.NDArray[np.float32]
 PARITY = "parity.json"
 EXACT_TOLERANCE = 1e-4  # max abs difference of an fp32 bundle, for activations of order one
 ROUNDING = 2e-5  # relative error that float32 rounding alone reaches where attention is peaked
 BLOCKS_COMPARED = 4  # of each size
-GOLDEN_PROMPT = "Describe the recording."
 
 
 @dataclass(frozen=True)
@@ -66,12 +61,13 @@ class Parity:
     greedy_tokens_equal: bool
     audio_s: float
     budget: float | None  # None: exact
+    llm_pieces: int  # 1: the LLM ran as a whole; else its layers in so many pieces, one after the other
     window: StageError | None  # where the bundle trims and the checkpoint pads: what that does to PyTorch's own logits
     measured_with: dict[str, str]
 
 
 def prove(
-    source: Checkpoint, folder: Path, golden_audio: Audio | None, budget: float | None, progress: Callable[[str], None]
+    source: Checkpoint, folder: Path, golden_audio: Audio | None, budget: float | None, progress: Progress
 ) -> Parity:
     """Measure, write parity.json and golden.npz into the bundle folder, and refuse a bundle that is off.
 
@@ -80,7 +76,7 @@ def prove(
         folder: a bundle whose manifest does not yet list these two files.
         golden_audio: recording to compare on; None for a synthetic one.
         budget: largest relative error of any stage; None demands the exact tolerance and equal tokens.
-        progress: told each stage's name when it begins.
+        progress: shows the stages.
 
     Raises:
         ParityError: names the stage and its error.
@@ -105,20 +101,17 @@ def synthetic_audio(source: Checkpoint) -> Audio:
     return load_audio(pcm, SAMPLE_RATE, min_s=source.config.audio.min_s)
 
 
-def _measure(
-    source: Checkpoint, bundle: Bundle, audio: Audio, budget: float | None, progress: Callable[[str], None]
-) -> Parity:
+def _measure(source: Checkpoint, bundle: Bundle, audio: Audio, budget: float | None, progress: Progress) -> Parity:
     stages, got_embeds, reference_embeds = _measure_encoders(source, bundle, audio, progress)
     if bundle.manifest.streaming:
         stages |= _measure_blocks(source, bundle, bundle.manifest.streaming, audio)
-    progress("llm")
-    ran = _run_llm(bundle, got_embeds, reference_embeds)
-    window = None
-    llm = load_llm(source)
-    expected = _reference_logits(llm, ran, reference_embeds)
+    progress("checking llm")
+    ran = run_llm(bundle, got_embeds, reference_embeds, progress)
+    contexts = [reference_embeds]
     if bundle.manifest.audio.window != source.config.audio.window:
-        as_trained = _reference_embeds(source, source.config.audio, audio)
-        window = StageError.between(expected, _reference_logits(llm, ran, as_trained))
+        contexts.append(_reference_embeds(source, source.config.audio, audio))
+    expected, *as_trained = reference_logits(source, ran, contexts, progress)
+    window = StageError.between(expected, as_trained[0]) if as_trained else None
     stages["llm"] = StageError.between(ran.stage_logits, expected)
     agreeing = int((expected.argmax(axis=-1) == np.array(ran.tokens)).sum())
     save_golden(bundle.folder / GOLDEN, audio.pcm, GOLDEN_PROMPT, ran.tokens, ran.logits, exact=budget is None)
@@ -130,24 +123,25 @@ def _measure(
         greedy_tokens_equal=agreeing == len(ran.tokens),
         audio_s=audio.duration_s,
         budget=budget,
+        llm_pieces=ran.pieces,
         window=window,
         measured_with=_versions(),
     )
 
 
 def _measure_encoders(
-    source: Checkpoint, bundle: Bundle, audio: Audio, progress: Callable[[str], None]
+    source: Checkpoint, bundle: Bundle, audio: Audio, progress: Progress
 ) -> tuple[dict[str, StageError], F32, F32]:
     """Errors of the encoder stages, and the audio embeddings [N, dim] of the bundle's own chain and of PyTorch's."""
     reference: dict[str, F32] = {}
     got: dict[str, F32] = {}
     features = _features(source, bundle.manifest.audio, audio.pcm)
     for part in features:
-        progress(part)
+        progress(f"checking {part}")
         got[part] = _run_graph(bundle, part, features[part])
         reference[part] = _reference_states(source, part, features[part])
     stages = {part: StageError.between(got[part], reference[part]) for part in features}
-    progress("qformer")
+    progress("checking qformer")
     alone = _run_graph(bundle, "qformer", *reference.values())
     embeds = _run_module(load_qformer(source), *reference.values())
     stages["qformer"] = StageError.between(alone, embeds)
@@ -158,7 +152,7 @@ def _measure_blocks(source: Checkpoint, bundle: Bundle, trained: BlockConfig, au
     """The audio embeddings of blocks, encoded one after the other, against PyTorch's masked single pass."""
     encoder = AudioEncoder(bundle, "cpu", usable_cores())
     whisper, qformer = load_whisper(source), load_qformer(source)
-    beats = load_beats(source) if source.config.beats else None
+    audio_encoder = load_audio_encoder(source) if source.config.audio_encoder else None
     longest = round(source.config.audio.max_s * SAMPLE_RATE)
     stages = {}
     for block in (Block(trained.sizes[0], trained.lookbacks[0]), Block(trained.sizes[-1], trained.lookbacks[-1])):
@@ -167,7 +161,7 @@ def _measure_blocks(source: Checkpoint, bundle: Bundle, trained: BlockConfig, au
         features = {name: torch.from_numpy(a) for name, a in _features(source, bundle.manifest.audio, pcm).items()}
         with torch.inference_mode():
             speech = whisper(features["whisper"], None, block)
-            sounds = beats(features["beats"], None, block) if beats else None
+            sounds = audio_encoder(features["audio_encoder"], None, block) if audio_encoder else None
             reference = qformer(speech, sounds)[0].numpy()
         blocks = BlockEncoder(encoder, block)
         got = np.concatenate([*blocks.encode(pcm), *blocks.finish(pcm)])
@@ -179,14 +173,14 @@ def _features(source: Checkpoint, config: AudioConfig, pcm: F32) -> dict[str, F3
     """Batched input of each encoder."""
     frames = whisper_frames(len(pcm), config, source.config.qformer.window)
     features = {"whisper": log_mel(pcm, config, 2 * frames)[None]}
-    if source.config.beats:
-        features["beats"] = fbank(pcm, config)[None]
+    if source.config.audio_encoder:
+        features["audio_encoder"] = fbank(pcm, source.config.audio_encoder.fbank)[None]
     return features
 
 
 def _reference_states(source: Checkpoint, part: str, features: F32) -> F32:
     """PyTorch's states of one encoder, which is freed on return."""
-    return _run_module(load_whisper(source) if part == "whisper" else load_beats(source), features)
+    return _run_module(load_whisper(source) if part == "whisper" else load_audio_encoder(source), features)
 
 
 def _reference_embeds(source: Checkpoint, config: AudioConfig, audio: Audio) -> F32:
@@ -194,54 +188,6 @@ def _reference_embeds(source: Checkpoint, config: AudioConfig, audio: Audio) -> 
     states = [_reference_states(source, part, array) for part, array in _features(source, config, audio.pcm).items()]
     embeds: F32 = _run_module(load_qformer(source), *states)[0]
     return embeds
-
-
-@dataclass(frozen=True)
-class _LlmRun:
-    """What the bundle's LLM did."""
-
-    tokens: list[int]  # greedy, after the bundle's own audio embeddings
-    logits: F32  # [n, V] they were chosen from
-    stage_logits: F32  # [n, V] of the same tokens after PyTorch's audio embeddings
-    prompt: PromptIds
-
-
-def _run_llm(bundle: Bundle, got_embeds: F32, reference_embeds: F32) -> _LlmRun:
-    """Decode greedily with the bundle; its session is freed on return.
-
-    PyTorch then scores these tokens in one pass: if its best token after every prefix is the bundle's, its own greedy
-    search gives the same tokens.
-    """
-    ids = prompt_ids(bundle.manifest.prompt, Tokenizer(bundle.path("tokenizer.json")), GOLDEN_PROMPT)
-    decoder = OnnxDecoder(bundle, "cpu", usable_cores())
-    before, after = decoder.embed(ids.before), decoder.embed(ids.after)
-    tokens, logits = greedy_path(decoder, np.concatenate([before, got_embeds, after]))
-    prompt = np.concatenate([before, reference_embeds, after])
-    with decoder.open(1, len(prompt) + len(tokens)) as (slot,):
-        stage = np.concatenate([decoder.prefill(slot, prompt)[None], decoder.verify(slot, tokens[:-1])])
-    return _LlmRun(tokens, logits, stage, ids)
-
-
-def _reference_logits(llm: torch.nn.Module, ran: _LlmRun, audio_embeds: F32) -> F32:
-    """PyTorch's logits [n, V] before each token of a run, with its own token embeddings around the audio's [N, dim]."""
-    embed = cast(PreTrainedModel, llm).get_input_embeddings()
-    with torch.inference_mode():
-        before, after = (
-            embed(torch.tensor([ids])) for ids in (ran.prompt.before, (*ran.prompt.after, *ran.tokens[:-1]))
-        )
-        context = torch.cat([before, torch.from_numpy(audio_embeds)[None], after], dim=1)
-        output = llm(inputs_embeds=context, logits_to_keep=len(ran.tokens))
-    logits: F32 = output.logits[0].float().numpy()
-    return logits
-
-
-def greedy_path(decoder: OnnxDecoder, inputs_embeds: F32) -> tuple[list[int], F32]:
-    """GOLDEN_TOKENS greedy tokens, stop tokens ignored, and the logits [n, V] each was chosen from."""
-    with decoder.open(1, len(inputs_embeds) + GOLDEN_TOKENS) as (slot,):
-        logits = [decoder.prefill(slot, inputs_embeds)]
-        while len(logits) < GOLDEN_TOKENS:
-            logits.append(decoder.step([slot], [int(np.argmax(logits[-1]))])[0])
-    return np.argmax(logits, axis=1).tolist(), np.stack(logits)
 
 
 def _run_graph(bundle: Bundle, name: str, *inputs: F32) -> F32:

@@ -21,7 +21,7 @@ LN_EPS = 1e-5
 
 
 def build_qformer(config: QFormerConfig, qformer: QFormer, weights: WeightFile, llm_dim: int) -> GraphBuilder:
-    """speech [1, S, Ds] and, with BEATs, audio [1, A, Da] -> audio_embeds [1, N, llm_dim]."""
+    """speech [1, S, Ds] and, with an audio encoder, audio [1, A, Da] -> audio_embeds [1, N, llm_dim]."""
     graph = GraphBuilder("qformer", weights)
     windows = _windows(graph, config, _fuse(graph, qformer))  # [L, frames, width]
     x = _first_layer(graph, config, qformer, windows)

@@ -1,34 +1,72 @@
 """Matrix products in the precisions a bundle can have, as graph nodes: weights in, quantized weights and a node out."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from export.graph import FLOAT, MICROSOFT, GraphBuilder
+from export.graph import FLOAT, MICROSOFT, NUMPY_TYPES, GraphBuilder
 
 F32 = npt.NDArray[np.float32]
-Linear = Callable[[GraphBuilder, str, str, F32, "F32 | None"], str]  # (graph, input, name, [out, in], [out]) -> output
+
+
+class Matrix(Protocol):
+    """Weights [out, in] of which pieces are read as float32: an array, or tensors that stay where they are stored."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in)."""
+        ...
+
+    def __getitem__(self, piece: tuple[slice, slice]) -> F32: ...
+
+
+Linear = Callable[[GraphBuilder, str, str, Matrix, "F32 | None"], str]  # (graph, input, name, weight, [out]) -> output
 
 EncoderPrecision = Literal["fp32", "int8"]
 LlmPrecision = Literal["fp32", "int8", "int4"]
 
 BLOCK = 32  # the block size that is fast on both CPU and CUDA
 ACCURACY_INT8 = 4  # MatMulNBits quantizes activations to int8 per block: the level with VNNI kernels
-ROWS_AT_ONCE = 8192  # large matrices are quantized in slices, to bound the memory
+PIECE = 2**22  # values of a matrix that are read at once, to bound the memory
+ALL = slice(None)
 
 
-def plain_linear(graph: GraphBuilder, x: str, name: str, weight: F32, bias: F32 | None) -> str:
+class Stacked:
+    """Matrices [out_i, in] of any floating dtype on top of each other; in memory only as far as they are read."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self._parts = parts
+        self.shape: tuple[int, ...] = (sum(len(part) for part in parts), parts[0].shape[1])
+
+    def __getitem__(self, piece: tuple[slice, slice]) -> F32:
+        rows, columns = piece
+        first, end, _ = rows.indices(self.shape[0])
+        found, start = [], 0
+        for part in self._parts:
+            here = part[max(first - start, 0) : max(end - start, 0), columns]
+            if len(here):
+                found.append(to_numpy(here))
+            start += len(part)
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def plain_linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
     """x @ weight.T + bias in the activations' precision."""
-    product = graph.op("MatMul", x, graph.weight(f"{name}.weight", weight.T))
+    rows, columns = weight.shape
+    dtype = np.dtype(NUMPY_TYPES[graph.dtype])
+    transposed = (weight[ALL, piece].T.astype(dtype) for piece in _pieces(columns, rows))
+    product = graph.op("MatMul", x, graph.streamed_weight(f"{name}.weight", dtype, (columns, rows), transposed))
     return product if bias is None else graph.op("Add", product, graph.weight(f"{name}.bias", bias))
 
 
-def dynamic_int8_linear(graph: GraphBuilder, x: str, name: str, weight: F32, bias: F32 | None) -> str:
+def dynamic_int8_linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
     """int8 weights with a scale per output; activations are quantized to uint8 as they come (per tensor)."""
-    scale = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / 127  # [out]
-    quantized = np.rint(weight / scale[:, None]).astype(np.int8)
+    values = weight[ALL, ALL]
+    scale = np.maximum(np.abs(values).max(axis=1), np.finfo(np.float32).tiny) / 127  # [out]
+    quantized = np.rint(values / scale[:, None]).astype(np.int8)
     inputs = [
         x,
         graph.raw_weight(f"{name}.weight", quantized.T),
@@ -42,16 +80,25 @@ def dynamic_int8_linear(graph: GraphBuilder, x: str, name: str, weight: F32, bia
 def blockwise_linear(bits: int) -> Linear:
     """MatMulNBits: symmetric blocks of 32 along the input, one scale each."""
 
-    def linear(graph: GraphBuilder, x: str, name: str, weight: F32, bias: F32 | None) -> str:
-        packed, scales = quantize_blocks(weight, bits)
+    def linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
+        rows, columns = weight.shape
+        scales: list[F32] = []
+
+        def packed() -> Iterator[npt.NDArray[np.uint8]]:
+            for piece in _pieces(rows, columns):
+                values, steps = quantize_blocks(weight[piece, ALL], bits)
+                scales.append(steps)
+                yield values
+
+        shape = (rows, -(-columns // BLOCK), BLOCK * bits // 8)
         product = graph.op(
             "MatMulNBits",
             x,
-            graph.raw_weight(f"{name}.weight", packed),
-            graph.weight(f"{name}.scale", scales),
+            graph.streamed_weight(f"{name}.weight", np.dtype(np.uint8), shape, packed()),
+            graph.weight(f"{name}.scale", np.concatenate(scales)),
             domain=MICROSOFT,
-            K=weight.shape[1],
-            N=weight.shape[0],
+            K=columns,
+            N=rows,
             bits=bits,
             block_size=BLOCK,
             accuracy_level=ACCURACY_INT8 if graph.dtype == FLOAT else 0,
@@ -61,11 +108,10 @@ def blockwise_linear(bits: int) -> Linear:
     return linear
 
 
-def quantize_blocks(weight: F32, bits: int) -> tuple[npt.NDArray[np.uint8], F32]:
-    """MatMulNBits' layout: packed [out, blocks, 32 * bits / 8] (low nibble first) and scales [out, blocks]."""
-    pieces = [_quantize_rows(weight[i : i + ROWS_AT_ONCE], bits) for i in range(0, len(weight), ROWS_AT_ONCE)]
-    packed, scales = zip(*pieces, strict=True)
-    return np.concatenate(packed), np.concatenate(scales)
+def _pieces(count: int, width: int) -> Iterator[slice]:
+    """Slices of `count` rows (or columns) of `width` values each, about PIECE values long."""
+    step = max(1, PIECE // width)
+    return (slice(i, i + step) for i in range(0, count, step))
 
 
 def dequantize_blocks(packed: npt.NDArray[np.uint8], scales: F32, bits: int) -> F32:
@@ -75,7 +121,8 @@ def dequantize_blocks(packed: npt.NDArray[np.uint8], scales: F32, bits: int) -> 
     return (centred * scales[..., None]).reshape(len(packed), -1)
 
 
-def _quantize_rows(weight: F32, bits: int) -> tuple[npt.NDArray[np.uint8], F32]:
+def quantize_blocks(weight: F32, bits: int) -> tuple[npt.NDArray[np.uint8], F32]:
+    """MatMulNBits' layout: packed [out, blocks, 32 * bits / 8] (low nibble first) and scales [out, blocks]."""
     rows, columns = weight.shape
     blocks = np.pad(weight, ((0, 0), (0, -columns % BLOCK))).reshape(rows, -1, BLOCK)
     zero_point = 2 ** (bits - 1)

@@ -1,4 +1,4 @@
-"""Commands of the engine: python -m runtime {transcribe,stream,check}."""
+"""Commands of the engine: python -m runtime {transcribe,stream,latency,check}."""
 
 import argparse
 import io
@@ -6,14 +6,14 @@ import os
 import sys
 
 from runtime import SalmonrunError
-from runtime.commands import check, stream, transcribe
+from runtime.commands import check, latency, stream, transcribe
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the arguments and run a command; 1 on an error the user can mend, 2 on wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m runtime", description="Run an exported audio language model.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (transcribe, stream, check):
+    for command in (transcribe, stream, latency, check):
         command.add(commands)
     arguments = parser.parse_args(argv)
     for output in (sys.stdout, sys.stderr):

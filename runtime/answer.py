@@ -9,6 +9,7 @@ from typing import TypeVar
 from runtime.config import GenerationConfig
 from runtime.decoder import F32, Decoder
 from runtime.search import FinishReason, StopRules, beam_search, decode_one_by_one
+from runtime.stopwatch import Stopwatch
 from runtime.tokenizer import StreamingDetokenizer, Tokenizer
 
 S = TypeVar("S")
@@ -21,9 +22,7 @@ class Answer:
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
-    prefill_s: float
-    first_token_at: float  # time.perf_counter(); with beams the end of the prefill
-    tpot_s: float
+    token_at: list[float]  # time.perf_counter() of each token; with beams of the end of the prefill and of the answer
 
 
 def answer(
@@ -33,19 +32,21 @@ def answer(
     inputs_embeds: F32,
     config: GenerationConfig,
     stop_ids: tuple[int, ...],
+    watch: Stopwatch,
     cancel: threading.Event | None = None,
 ) -> Generator[str, None, Answer]:
     """Append inputs_embeds [P, dim] to the first of num_beams slots and decode; yields text as it becomes certain."""
     stop = StopRules(frozenset(stop_ids), config.stop_strings, tokenizer.decode)
     cancelled = (cancel or threading.Event()).is_set
-    started = time.perf_counter()
     logits = decoder.prefill(slots[0], inputs_embeds)
-    prefilled = time.perf_counter()
+    watch.lap("prefill")
     text = _GrowingText(tokenizer, config.stop_strings)
     token_ids: list[int] = []
-    first_token_at = prefilled
+    token_at: list[float] = []
     if config.num_beams > 1:
+        token_at.append(time.perf_counter())
         token_ids, reason = beam_search(decoder, slots, logits, config, stop, cancelled)
+        token_at.append(time.perf_counter())
         yield from filter(None, map(text.add, token_ids))
     else:
         search = decode_one_by_one(decoder, slots[0], logits, config, stop, cancelled)
@@ -55,15 +56,13 @@ def answer(
             except StopIteration as end:
                 reason = end.value
                 break
-            if len(token_ids) == 1:
-                first_token_at = time.perf_counter()
+            token_at.append(time.perf_counter())
             if piece := text.add(token_ids[-1]):
                 yield piece
     if piece := text.finish():
         yield piece
-    steps = max(1, len(token_ids) - 1)
-    tpot_s = (time.perf_counter() - first_token_at) / steps if len(token_ids) > 1 else 0.0
-    return Answer(text.emitted, token_ids, reason, prefilled - started, first_token_at, tpot_s)
+    watch.lap("decode")
+    return Answer(text.emitted, token_ids, reason, token_at)
 
 
 class _GrowingText:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from runtime.config import AudioConfig, BlockConfig, PromptConfig, WindowConfig
+from runtime.config import AudioConfig, BlockConfig, FbankConfig, PromptConfig, WindowConfig
 from runtime.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
 from runtime.schema import from_dict, to_dict
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
 _OWN_HASH = re.compile(rb'("manifest_sha256":\s*)"[0-9a-f]{64}"')
@@ -86,7 +86,7 @@ class Precision:
     """What the weights of each part are stored as."""
 
     whisper: WeightPrecision
-    beats: WeightPrecision | None
+    audio_encoder: WeightPrecision | None
     qformer: WeightPrecision
     llm: WeightPrecision
     lm_head: WeightPrecision
@@ -118,9 +118,10 @@ class Manifest:
     llm: LlmSpec
     precision: Precision
     provenance: Provenance
-    graphs: dict[str, GraphSpec]  # whisper, beats (if any), qformer, llm
+    graphs: dict[str, GraphSpec]  # whisper, audio_encoder (if any), qformer, llm
     files: dict[str, FileSpec]  # every file but bundle.json
     streaming: BlockConfig | None = None  # encoders that also hear in blocks; None: recordings at once only
+    fbank: FbankConfig | None = None  # the front end of the audio encoder; None: there is none
 
 
 @dataclass(frozen=True)
@@ -246,14 +247,16 @@ def _check_consistency(manifest: Manifest, folder: Path) -> None:
         if not 0 <= token_id < llm.vocab_size:
             raise BundleError(f"{folder}/{MANIFEST}: prompt has token id {token_id}, the LLM has {llm.vocab_size}")
     hears = any(spec.name == "audio" for spec in manifest.graphs["qformer"].inputs)
-    if hears != ("beats" in manifest.graphs):
-        raise BundleError(f"{folder}/{MANIFEST}: the qformer graph's inputs and the beats graph do not fit together")
+    if hears != ("audio_encoder" in manifest.graphs):
+        raise BundleError(f"{folder}/{MANIFEST}: the inputs of qformer and the graph audio_encoder do not fit together")
+    if hears != (manifest.fbank is not None):
+        raise BundleError(f"{folder}/{MANIFEST}: fbank and the graph audio_encoder do not fit together")
     if manifest.streaming:
         try:
             manifest.streaming.check(manifest.audio, manifest.window)
         except ConfigError as error:
             raise BundleError(f"{folder}/{MANIFEST}: {error}") from error
-    for name in ("whisper", "beats"):
+    for name in ("whisper", "audio_encoder"):
         if name in manifest.graphs and bool(manifest.graphs[name].past) != bool(manifest.streaming):
             raise BundleError(f"{folder}/{MANIFEST}: streaming and the inputs of the {name} graph do not fit together")
     buffers = [spec for spec in manifest.graphs["llm"].inputs if spec.name.startswith("past_")]

@@ -84,7 +84,7 @@ def _replay(engine: Engine, golden: dict[str, npt.NDArray[Any]], tokens: list[in
     audio = load_audio(golden["pcm"], SAMPLE_RATE, min_s=engine.bundle.manifest.audio.min_s)
     ids = prompt_ids(engine.bundle.manifest.prompt, engine.tokenizer, golden["prompt"].tobytes().decode())
     embed = engine.decoder.embed
-    embeds = np.concatenate([embed(ids.before), engine.encoder.encode(audio).audio_embeds, embed(ids.after)])
+    embeds = np.concatenate([embed(ids.before), engine.encoder.encode(audio), embed(ids.after)])
     with engine.decoder.open(1, len(embeds) + len(tokens)) as (slot,):
         logits = [engine.decoder.prefill(slot, embeds)]
         logits += [engine.decoder.step([slot], [token])[0] for token in tokens[:-1]]

@@ -24,16 +24,39 @@ class AudioConfig:
     # The log-mel is floored 8 below this. None: below the recording's own maximum, as Whisper does it; before a stream
     # ends, it is not known.
     log_mel_max: float | None = None
-    fbank_mean: float = 15.41663  # BEATs' normalisation: (fbank - mean) / scale (microsoft/unilm, beats/BEATs.py)
-    fbank_scale: float = 2 * 6.55582
 
     def __post_init__(self) -> None:
         if self.n_mels not in (80, 128):
             raise ConfigError(f"n_mels is {self.n_mels}; Whisper encoders take 80 or 128")
         if self.sample_rate != 16000:
-            raise ConfigError(f"sample_rate is {self.sample_rate}; Whisper and BEATs take 16000")
+            raise ConfigError(f"sample_rate is {self.sample_rate}; the encoders take 16000")
         if not 0 < self.min_s <= self.max_s < math.inf:
             raise ConfigError(f"min_s {self.min_s} and max_s {self.max_s} must satisfy 0 < min_s <= max_s < infinity")
+
+
+@dataclass(frozen=True)
+class FbankConfig:
+    """The front end of an audio encoder: Kaldi's filter bank, 25 ms windows every 10 ms, cut into patches.
+
+    Defaults are BEATs' (microsoft/unilm, beats/BEATs.py).
+    """
+
+    window: Literal["povey", "hanning"] = "povey"
+    waveform_scale: float = 2.0**15  # of samples in -1 to 1: Kaldi works on integers
+    subtract_mean: bool = False  # of the whole recording
+    bins: int = 128
+    mean: float = 15.41663  # features are (log energy - mean) / scale
+    scale: float = 2 * 6.55582
+    patch_frames: int = 16
+    patch_tokens: int = 8  # states that the encoder yields for a patch's frames
+    last_patch: Literal["dropped", "padded"] = "dropped"  # if frames do not fill it; "padded": with log energies of 0
+
+    def __post_init__(self) -> None:
+        for name in ("bins", "patch_frames", "patch_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not (self.scale > 0 and self.waveform_scale > 0):
+            raise ConfigError(f"scale {self.scale} and waveform_scale {self.waveform_scale} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -53,7 +76,7 @@ class WindowConfig:
         return max(0, (total_frames - self.frames) // self.stride + 1)
 
 
-BEATS_PATCH_FRAMES = 8  # Whisper frames (20 ms) that one of BEATs' patches (160 ms) lasts
+PATCH_FRAMES = 8  # Whisper frames (20 ms) that a patch of an audio encoder that hears in blocks (160 ms) lasts
 
 
 @dataclass(frozen=True)
@@ -75,9 +98,9 @@ class BlockConfig:
         for name, values in (("sizes", self.sizes), ("lookbacks", self.lookbacks)):
             if not values or list(values) != sorted(set(values)) or values[0] < 1:
                 raise ConfigError(f"streaming.{name} is {values}; expected numbers of frames, at least 1, ascending")
-            wrong = [value for value in values if value % BEATS_PATCH_FRAMES]
+            wrong = [value for value in values if value % PATCH_FRAMES]
             if wrong:
-                raise ConfigError(f"streaming.{name} has {wrong[0]}; expected multiples of {BEATS_PATCH_FRAMES} frames")
+                raise ConfigError(f"streaming.{name} has {wrong[0]}; expected multiples of {PATCH_FRAMES} frames")
 
     def check(self, audio: AudioConfig, window: WindowConfig) -> None:
         """Whether a model with these settings can hear in blocks.

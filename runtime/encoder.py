@@ -1,65 +1,67 @@
-"""Recording to audio embeddings: features, Whisper, BEATs, Q-Former."""
-
-import time
-from dataclasses import dataclass
+"""Recording to audio embeddings: features, Whisper, the audio encoder, Q-Former."""
 
 import numpy as np
 
 from runtime.audio import F32, Audio
 from runtime.bundle import Bundle
-from runtime.features import beats_tokens, fbank, log_mel, whisper_frames
+from runtime.features import audio_tokens, fbank, log_mel, whisper_frames
 from runtime.session import Device, Graph, load_graph
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Audio embeddings and what they took."""
-
-    audio_embeds: F32  # [N, dim of the LLM]
-    features_s: float
-    encode_s: float
+from runtime.stopwatch import Stopwatch
 
 
 class AudioEncoder:
-    """The three encoder graphs of a bundle."""
+    """The encoder graphs of a bundle: Whisper, the audio encoder if there is one, the Q-Former."""
 
     def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
         self.audio = bundle.manifest.audio
+        self.fbank = bundle.manifest.fbank
         self.window = bundle.manifest.window
         self.graphs: dict[str, Graph] = {
             name: load_graph(bundle, name, device, threads)
-            for name in ("whisper", "beats", "qformer")
+            for name in ("whisper", "audio_encoder", "qformer")
             if name in bundle.manifest.graphs
         }
 
-    def encode(self, audio: Audio) -> Encoded:
-        """Embed one recording of at most the window's length."""
-        started = time.perf_counter()
+    def encode(self, audio: Audio, watch: Stopwatch | None = None) -> F32:
+        """Embed one recording of at most the window's length: [N, dim of the LLM]."""
+        watch = watch or Stopwatch()
         mel, bank = self.features(audio.pcm)
-        featured = time.perf_counter()
-        embeds = self.join(self.speech(mel), None if bank is None else self.sounds(bank))
-        return Encoded(embeds, featured - started, time.perf_counter() - featured)
+        watch.lap("features")
+        speech = self.speech(mel)
+        watch.lap("whisper")
+        sounds = None if bank is None else self.sounds(bank)
+        if sounds is not None:
+            watch.lap("audio_encoder")
+        embeds = self.join(speech, sounds)
+        watch.lap("qformer")
+        return embeds
 
     def count(self, samples: int) -> int:
         """Audio embeddings that a recording of so many samples yields."""
         frames = whisper_frames(samples, self.audio, self.window)
-        if "beats" in self.graphs:
-            frames = max(frames, beats_tokens(samples))
+        if self.fbank is not None:
+            frames = max(frames, audio_tokens(samples, self.fbank))
         return self.window.count(frames) * self.window.num_queries
 
     def features(self, pcm: F32) -> tuple[F32, F32 | None]:
-        """log-mel [n_mels, 2 T] and, for BEATs, the filter bank [F, 128]."""
-        frames = whisper_frames(len(pcm), self.audio, self.window)
-        mel = log_mel(pcm, self.audio, 2 * frames)
-        return mel, fbank(pcm, self.audio) if "beats" in self.graphs else None
+        """log-mel [n_mels, 2 T] and, for an audio encoder, the filter bank [F, bins]."""
+        return self.log_mel(pcm), self.filter_bank(pcm)
+
+    def log_mel(self, pcm: F32) -> F32:
+        """Whisper's input [n_mels, 2 T]."""
+        return log_mel(pcm, self.audio, 2 * whisper_frames(len(pcm), self.audio, self.window))
+
+    def filter_bank(self, pcm: F32) -> F32 | None:
+        """The audio encoder's input [F, bins]; None without one."""
+        return None if self.fbank is None else fbank(pcm, self.fbank)
 
     def speech(self, mel: F32) -> F32:
         """Whisper states [T, d_model]."""
         return hear_speech(self.graphs["whisper"], mel)
 
     def sounds(self, bank: F32) -> F32:
-        """BEATs states [tokens, dim]."""
-        states: F32 = self.graphs["beats"].run(fbank=bank[None])[0]
+        """States of the audio encoder [tokens, dim]."""
+        states: F32 = self.graphs["audio_encoder"].run(fbank=bank[None])[0]
         return states
 
     def join(self, speech: F32, audio: F32 | None) -> F32:

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +22,7 @@ from runtime.prompt import PromptIds
 from runtime.report import Report, describe
 from runtime.result import Result, drain, empty_result, make_result
 from runtime.session import resolve_device, usable_cores
+from runtime.stopwatch import Stopwatch
 from runtime.streaming.batch import BatchAnswerer
 from runtime.streaming.config import StreamConfig, TranscribeConfig
 from runtime.streaming.reader import PcmReader
@@ -124,12 +124,14 @@ class Engine(Model):
         Bad input is refused here, before the first piece is asked for. Closing the generator frees its memory. Beam
         search yields its text at the end.
         """
-        started = time.perf_counter()
+        watch = Stopwatch()
         config = self.check(config or GenerationConfig())
         ids = self.prompt_ids(task, prompt, question)
+        watch.lap("prompt")
         heard = self.load_audio(audio, sample_rate)
+        watch.lap("audio")
         self.decoder.check_capacity(self.positions(ids, len(heard.pcm), config))
-        return self._answer(heard, ids, config, cancel, started)
+        return self._answer(heard, ids, config, cancel, watch)
 
     @contextmanager
     def listen(self, audio: AudioSource | Audio, *, sample_rate: int | None = None) -> Iterator["Heard"]:
@@ -213,19 +215,20 @@ class Engine(Model):
         return describe(self.bundle, self.encoder, self.decoder)
 
     def _answer(
-        self, heard: Audio, ids: PromptIds, config: GenerationConfig, cancel: threading.Event | None, started: float
+        self, heard: Audio, ids: PromptIds, config: GenerationConfig, cancel: threading.Event | None, watch: Stopwatch
     ) -> Generator[str, None, Result]:
         """The data path behind the features: encoders, prompt, LLM, search, text."""
         if note := self.silence(heard):
-            return empty_result(heard, "stop", note, started)
+            return empty_result(heard, "stop", note, watch)
         if cancel and cancel.is_set():
-            return empty_result(heard, "cancelled", "cancelled before encoding", started)
-        encoded = self.encoder.encode(heard)
+            return empty_result(heard, "cancelled", "cancelled before encoding", watch)
+        audio_embeds = self.encoder.encode(heard, watch)
         if cancel and cancel.is_set():
-            return empty_result(heard, "cancelled", "cancelled before decoding", started)
+            return empty_result(heard, "cancelled", "cancelled before decoding", watch)
         embed = self.decoder.embed
-        inputs_embeds = np.concatenate([embed(ids.before), encoded.audio_embeds, embed(ids.after)])
+        inputs_embeds = np.concatenate([embed(ids.before), audio_embeds, embed(ids.after)])
         with self.decoder.open(config.num_beams, len(inputs_embeds) + config.max_new_tokens) as slots:
             stops = self.stop_ids(config)
-            said = yield from answer(self.decoder, self.tokenizer, slots, inputs_embeds, config, stops, cancel)
-        return make_result(said, heard, encoded, started)
+            watch.lap("prompt")
+            said = yield from answer(self.decoder, self.tokenizer, slots, inputs_embeds, config, stops, watch, cancel)
+        return make_result(said, heard, watch)

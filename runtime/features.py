@@ -1,16 +1,17 @@
-"""Features without torch: Whisper's log-mel spectrogram and BEATs' Kaldi filter bank.
+"""Features without torch: Whisper's log-mel spectrogram and the Kaldi filter bank of the audio encoder.
 
 Both are computed in float64 and returned in float32: in float32 arithmetic, quiet bands next to loud ones are off by up
 to 4e-3.
 """
 
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.audio import F32, SAMPLE_RATE
-from runtime.config import AudioConfig, WindowConfig
+from runtime.config import AudioConfig, FbankConfig, WindowConfig
 
 F64 = npt.NDArray[np.float64]
 
@@ -19,15 +20,12 @@ N_FFT = 400
 HOP = 160
 MELS_PER_FRAME = 2  # the encoder's second convolution has stride 2
 
-# Kaldi's filter bank as BEATs uses it: 25 ms povey windows every 10 ms, 128 bins from 20 Hz to Nyquist.
-FBANK_BINS = 128
+# Kaldi's filter bank: 25 ms windows every 10 ms, bins from 20 Hz to Nyquist.
 FBANK_LENGTH = 400
 FBANK_FFT = 512
 FBANK_LOW_HZ = 20.0
 FBANK_FLOOR = float(np.finfo(np.float32).eps)
 PREEMPHASIS = 0.97
-BEATS_PATCH = 16  # frames and bins of one patch
-INT16_SCALE = 2.0**15  # Kaldi works on the integer scale
 
 
 def whisper_frames(samples: int, config: AudioConfig, window: WindowConfig) -> int:
@@ -40,9 +38,11 @@ def whisper_frames(samples: int, config: AudioConfig, window: WindowConfig) -> i
     return min(window.frames + (windows - 1) * window.stride, longest)
 
 
-def beats_tokens(samples: int) -> int:
-    """States BEATs yields for this many samples: 8 bands for every 16 frames of the filter bank."""
-    return FBANK_BINS // BEATS_PATCH * ((1 + (samples - FBANK_LENGTH) // HOP) // BEATS_PATCH)
+def audio_tokens(samples: int, config: FbankConfig) -> int:
+    """States the audio encoder yields for this many samples."""
+    frames = 1 + (samples - FBANK_LENGTH) // HOP
+    patches = -(-frames // config.patch_frames) if config.last_patch == "padded" else frames // config.patch_frames
+    return config.patch_tokens * patches
 
 
 def log_mel(pcm: F32, config: AudioConfig, frames: int, first: int = 0, end: int | None = None) -> F32:
@@ -72,16 +72,24 @@ def _reflected(pcm: F32, first: int, end: int, length: int) -> F64:
     return np.pad(inside, (max(0, -first), max(0, end - length)), mode="reflect")
 
 
-def fbank(pcm: F32, config: AudioConfig) -> F32:
-    """BEATs' normalised Kaldi filter bank of `pcm` [N >= 400]: [1 + (N - 400) // 160, 128]."""
-    frames = np.lib.stride_tricks.sliding_window_view(pcm.astype(np.float64) * INT16_SCALE, FBANK_LENGTH)[::HOP]
+def fbank(pcm: F32, config: FbankConfig) -> F32:
+    """The normalised Kaldi filter bank of `pcm` [N >= 400]: [F, bins].
+
+    F is 1 + (N - 400) // 160, rounded up to whole patches if the last one is padded.
+    """
+    samples = pcm.astype(np.float64)
+    if config.subtract_mean:
+        samples -= samples.mean()
+    frames = np.lib.stride_tricks.sliding_window_view(samples * config.waveform_scale, FBANK_LENGTH)[::HOP]
     frames = frames - frames.mean(axis=1, keepdims=True)
     previous = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
-    windowed = (frames - PREEMPHASIS * previous) * _povey(FBANK_LENGTH)
+    windowed = (frames - PREEMPHASIS * previous) * _kaldi_window(config.window)
     power = np.abs(np.fft.rfft(windowed, n=FBANK_FFT)) ** 2  # [frames, FBANK_FFT // 2 + 1]
-    energies = power[:, :-1] @ _kaldi_filters()  # Kaldi leaves the Nyquist bin out
+    energies = power[:, :-1] @ _kaldi_filters(config.bins)  # Kaldi leaves the Nyquist bin out
     features = np.log(np.maximum(energies, FBANK_FLOOR))
-    return np.asarray((features - config.fbank_mean) / config.fbank_scale, np.float32)
+    if config.last_patch == "padded":
+        features = np.pad(features, ((0, -len(features) % config.patch_frames), (0, 0)))
+    return np.asarray((features - config.mean) / config.scale, np.float32)
 
 
 @cache
@@ -90,9 +98,10 @@ def _hann(length: int) -> F64:
 
 
 @cache
-def _povey(length: int) -> F64:
-    """Kaldi's default window: a symmetric Hann raised to 0.85."""
-    return np.asarray((0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length - 1))) ** 0.85)
+def _kaldi_window(name: Literal["povey", "hanning"]) -> F64:
+    """Kaldi's windows: a symmetric Hann, for "povey", the default, raised to 0.85."""
+    hanning = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FBANK_LENGTH) / (FBANK_LENGTH - 1))
+    return np.asarray(hanning**0.85 if name == "povey" else hanning)
 
 
 @cache
@@ -105,11 +114,11 @@ def _slaney_filters(n_mels: int) -> F64:
 
 
 @cache
-def _kaldi_filters() -> F64:
-    """Triangles on Kaldi's mel scale, 1127 ln(1 + f / 700): [FBANK_FFT // 2, FBANK_BINS]."""
+def _kaldi_filters(count: int) -> F64:
+    """Triangles on Kaldi's mel scale, 1127 ln(1 + f / 700): [FBANK_FFT // 2, count]."""
     low, high = (1127.0 * np.log(1.0 + hz / 700.0) for hz in (FBANK_LOW_HZ, SAMPLE_RATE / 2))
     bins = 1127.0 * np.log(1.0 + np.arange(FBANK_FFT // 2) * (SAMPLE_RATE / FBANK_FFT) / 700.0)
-    return _triangles(bins, np.linspace(low, high, FBANK_BINS + 2))
+    return _triangles(bins, np.linspace(low, high, count + 2))
 
 
 def _triangles(bins: F64, edges: F64) -> F64:

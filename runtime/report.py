@@ -3,6 +3,7 @@
 import resource
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnxruntime
 
@@ -43,19 +44,26 @@ def describe(bundle: Bundle, encoder: AudioEncoder, decoder: OnnxDecoder) -> Rep
         threads=decoder.graph.session.get_session_options().intra_op_num_threads,
         onnxruntime=onnxruntime.__version__,
         bundle_bytes=sum(file.size for file in manifest.files.values()),
-        resident_bytes=_resident_bytes(),
-        peak_resident_bytes=_peak_bytes(),
+        resident_bytes=resident_bytes(),
+        peak_resident_bytes=peak_resident_bytes(),
     )
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Memory of this process that is resident now."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
     except OSError:  # no /proc: the peak is the best that is known
-        return _peak_bytes()
+        return peak_resident_bytes()
 
 
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def peak_resident_bytes() -> int:
+    """The most that was resident since the process started, or since Linux was told to count anew."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    # Not ru_maxrss: it also counts what the process was before it was replaced by this one (exec).
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))

@@ -85,6 +85,13 @@ def _parse(hint: Any, value: Any, where: str, complete: bool) -> Any:
 def _parse_union(options: tuple[Any, ...], value: Any, where: str, complete: bool) -> Any:
     if value is None and type(None) in options:
         return None
+    kinds = _kinds(options)
+    if kinds:
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if kind not in kinds:
+            expected = " or ".join(map(repr, kinds))
+            raise ConfigError(f"{where}: expected an object whose kind is {expected}, got {_show(value)}")
+        return _parse(kinds[kind], value, where, complete)
     errors = []
     for option in options:
         if option is not type(None):
@@ -93,6 +100,14 @@ def _parse_union(options: tuple[Any, ...], value: Any, where: str, complete: boo
             except ConfigError as error:
                 errors.append(error)
     raise errors[0]
+
+
+def _kinds(options: tuple[Any, ...]) -> dict[str, Any]:
+    """The dataclasses of a union, by the value of the field `kind` that tells them apart; none if there is only one."""
+    classes = [option for option in options if dataclasses.is_dataclass(option)]
+    if len(classes) < 2:
+        return {}
+    return {typing.get_args(typing.get_type_hints(option)["kind"])[0]: option for option in classes}
 
 
 def _show(value: Any) -> str:

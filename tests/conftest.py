@@ -80,7 +80,7 @@ def golden_checkpoint(golden: Path, tmp_path_factory: pytest.TempPathFactory) ->
         salmonn / "salmonn.pth",
         folder,
         whisper=salmonn / "whisper",
-        beats=golden / "beats" / "beats.pt",
+        audio_encoder=golden / "beats" / "beats.pt",
         llm=salmonn / "llm",
     )
     return folder

@@ -36,13 +36,13 @@ def cut_at(**changes: Any) -> TranscribeConfig:
     return TranscribeConfig(**{"part_pause_s": 0.5} | changes)
 
 
-def block_causal(window: int = 16, beats: bool = True, max_s: float = 30.0) -> ModelConfig:
+def block_causal(window: int = 16, sounds: bool = True, max_s: float = 30.0) -> ModelConfig:
     """The tiny preset, to be trained for blocks of one and two units of 16 (or of 8 x 17) frames."""
     config = preset("tiny")
     blocks = {16: BlockConfig((16, 32), (16, 160)), 17: BlockConfig((136, 272), (136, 272))}[window]
     return replace(
         config,
-        beats=config.beats if beats else None,
+        audio_encoder=config.audio_encoder if sounds else None,
         audio=replace(config.audio, window="trimmed", log_mel_max=1.5, min_s=0.32, max_s=max_s),
         qformer=replace(config.qformer, window=WindowConfig(window, window, 2)),
         streaming=blocks,

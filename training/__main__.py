@@ -1,4 +1,4 @@
-"""Commands around checkpoints: python -m training {init,convert,inspect,synthesize,data,finetune,evaluate}."""
+"""Commands around checkpoints: python -m training {init,convert,inspect,synthesize,data,finetune,evaluate,baseline}."""
 
 import argparse
 import sys
@@ -6,14 +6,14 @@ import sys
 import transformers
 
 from runtime.errors import SalmonrunError
-from training.commands import convert, data, evaluate, finetune, init, inspect, synthesize
+from training.commands import baseline, convert, data, evaluate, finetune, init, inspect, synthesize
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the arguments and run a command; 1 on an error the user can mend, 2 on wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m training", description="Make, train and measure checkpoints.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (init, convert, inspect, synthesize, data, finetune, evaluate):
+    for command in (init, convert, inspect, synthesize, data, finetune, evaluate, baseline):
         command.add(commands)
     arguments = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()

@@ -1,6 +1,7 @@
 """A checkpoint around pretrained parts: a new Q-Former and new adapters sized to them, ready to be trained."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,17 +14,18 @@ from torch import Tensor, nn
 from runtime.config import AudioConfig, PromptConfig, WindowConfig
 from runtime.errors import CheckpointError, ConfigError
 from runtime.tokenizer import Tokenizer
-from training.beats import BeatsEncoder
 from training.chat import ChatTemplate, read_bos, read_chat_template, read_end_symbol, stop_ids, tokenizer_file
-from training.checkpoint import write_checkpoint
-from training.config import BeatsConfig, LoraConfig, ModelConfig, PartSource, QFormerConfig, Sources
+from training.checkpoint import stored_prefix, write_checkpoint
+from training.config import LoraConfig, ModelConfig, PartSource, QFormerConfig, Sources
 from training.conversion.prompts import read_prompts
 from training.conversion.published import BERT_HEAD_DIM
+from training.encoders import AudioEncoderConfig, read_encoder
+from training.encoders.published import Leftovers
 from training.llm import build_llm, load_base
 from training.lora import lora_parameters
 from training.presets import TASKS
 from training.qformer import QFormer
-from training.sources import describe_source, read_beats, read_llm, read_whisper
+from training.sources import describe_source, open_published, read_llm, read_whisper
 from training.tensors import LazyTensors, load_strict, read_json
 from training.whisper import WhisperEncoder
 
@@ -33,7 +35,7 @@ class Parts:
     """Where the pretrained parts are."""
 
     whisper: Path  # transformers folder or OpenAI .pt; its decoder is not used
-    beats: Path | None  # BEATs .pt; None: the model hears with Whisper alone
+    audio_encoder: Path | None  # see training/encoders; None: the model hears with Whisper alone
     llm: Path  # transformers folder with safetensors and tokenizer.json
 
 
@@ -53,6 +55,7 @@ class Assembly:
     config: ModelConfig
     template_origin: str
     new_parameters: int  # of the Q-Former and the adapters
+    leftovers: Leftovers  # of the audio encoder's file
 
 
 def qformer_config(
@@ -107,38 +110,37 @@ def assemble(
     with _naming(parts.whisper):
         whisper_config, whisper = read_whisper(parts.whisper)
         audio = AudioConfig(n_mels=whisper_config.n_mels, window=audio_window)
-    beats_config, beats = _read_beats(parts.beats)
+    encoder_config, audio_encoder, leftovers = _read_audio_encoder(parts.audio_encoder)
     llm_config, llm = read_llm(parts.llm)
     prompt_config, origin = _prompt_config(parts.llm, llm_config, prompt or PromptOptions())
     config = ModelConfig(
         name=parts.llm.resolve().name,
         whisper=whisper_config,
-        beats=beats_config,
+        audio_encoder=encoder_config,
         qformer=qformer or QFormerConfig(),
         llm=llm_config,
         lora=lora,
         audio=audio,
         prompt=prompt_config,
-        sources=Sources() if copy else Sources(_source(parts.whisper), _source(parts.beats), _source(parts.llm)),
+        sources=Sources() if copy else _sources(parts),
     )
-    pretrained = {"whisper": whisper, "beats": beats, "llm": llm}
+    pretrained = {"whisper": whisper, "audio_encoder": audio_encoder, "llm": llm}
     new = _new_tensors(config, pretrained, seed)
     stored = dict(new)
     if copy:
-        stored |= {f"{part}.{name}": get() for part, tensors in pretrained.items() for name, get in tensors.items()}
+        for part, tensors in pretrained.items():
+            stored |= {f"{stored_prefix(config, part)}.{name}": get() for name, get in tensors.items()}
     stored = {name: tensor.contiguous() for name, tensor in stored.items()}
     with tokenizer_file(parts.llm) as file:
         write_checkpoint(config, stored, file, out)
-    return Assembly(config, origin, sum(tensor.numel() for tensor in new.values()))
+    return Assembly(config, origin, sum(tensor.numel() for tensor in new.values()), leftovers)
 
 
 def _check_kinds(parts: Parts) -> None:
     """Tell the parts apart by what they say they are, before their sizes are looked for in vain."""
-    for what, path in (("Whisper", parts.whisper), ("BEATs", parts.beats), ("LLM", parts.llm)):
+    for what, path in (("Whisper", parts.whisper), ("audio encoder", parts.audio_encoder), ("LLM", parts.llm)):
         if path is not None and not path.exists():
             raise CheckpointError(f"{path} does not exist; expected the {what} part")
-    if parts.beats is not None and parts.beats.is_dir():
-        raise CheckpointError(f"{parts.beats} is a folder; expected a BEATs .pt file")
     if not parts.llm.is_dir():
         raise CheckpointError(f"{parts.llm} is a file; expected the LLM's transformers folder")
     kind = read_json(parts.llm / "config.json").get("model_type")
@@ -160,15 +162,19 @@ def _naming(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _read_beats(path: Path | None) -> tuple[BeatsConfig | None, LazyTensors]:
+def _read_audio_encoder(path: Path | None) -> tuple[AudioEncoderConfig | None, LazyTensors, Leftovers]:
     if path is None:
-        return None, {}
+        return None, {}, {}
     with _naming(path):
-        return read_beats(path)
+        return read_encoder(open_published(path))
 
 
-def _source(path: Path | None) -> PartSource | None:
-    return None if path is None else describe_source(path.resolve())
+def _sources(parts: Parts) -> Sources:
+    def describe(path: Path) -> PartSource:
+        return describe_source(path.resolve())
+
+    audio_encoder = None if parts.audio_encoder is None else describe(parts.audio_encoder)
+    return Sources(describe(parts.whisper), audio_encoder, describe(parts.llm))
 
 
 def _prompt_config(llm: Path, llm_config: dict[str, Any], options: PromptOptions) -> tuple[PromptConfig, str]:
@@ -201,10 +207,10 @@ def _new_tensors(config: ModelConfig, pretrained: dict[str, LazyTensors], seed: 
     """
     with torch.device("meta"):
         whisper, llm = WhisperEncoder(config.whisper), build_llm(config.llm, config.lora)
-        beats = BeatsEncoder(config.beats) if config.beats else None
+        audio_encoder = config.audio_encoder.build() if config.audio_encoder else None
     load_strict(dict(whisper.named_parameters()), pretrained["whisper"], "whisper")
-    if beats is not None:
-        load_strict(dict(beats.named_parameters()), pretrained["beats"], "beats")
+    if audio_encoder is not None:
+        load_strict(audio_encoder.state_dict(), pretrained["audio_encoder"], "audio_encoder")
     load_base(llm, pretrained["llm"], tied=bool(config.llm.get("tie_word_embeddings", False)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -223,13 +229,16 @@ def format_assembly(assembly: Assembly) -> str:
     """The report as text: what was put together, and how the LLM is spoken to."""
     config, prompt = assembly.config, assembly.config.prompt
     window = config.qformer.window
-    beats = f"BEATs ({config.beats.layers} layers of {config.beats.dim})" if config.beats else "no BEATs"
+    encoder = config.audio_encoder
+    sounds = f"{encoder.kind} ({encoder.layers} layers of {encoder.dim})" if encoder else "no audio encoder"
+    reasons = Counter(assembly.leftovers.values())
     longest = window.count(round(config.audio.max_s * 50)) * window.num_queries
     stops = " ".join(map(str, prompt.stop_token_ids))
     return "\n".join(
         [
-            f"Whisper ({config.whisper.layers} layers of {config.whisper.d_model}), {beats}, LLM {config.name} "
+            f"Whisper ({config.whisper.layers} layers of {config.whisper.d_model}), {sounds}, LLM {config.name} "
             f"({config.llm['model_type']}, {config.llm_dim} wide)",
+            *(f"left out: {count} of {encoder.kind}'s keys ({reason})" for reason, count in reasons.items() if encoder),
             f"new: {assembly.new_parameters:,} parameters; {longest} embeddings for {config.audio.max_s:g} s of audio",
             f"prompt: {prompt.template!r} ({assembly.template_origin}); "
             + (

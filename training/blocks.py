@@ -27,6 +27,11 @@ def attended(length: int, valid: Tensor | None, block: Block | None, device: tor
     return ((seen & valid[:, None, :]) | itself)[:, None]
 
 
+def valid_positions(counts: Tensor, length: int) -> Tensor:
+    """Which of `length` positions are among a row's own `counts` [B]: bool [B, length]."""
+    return torch.arange(length, device=counts.device)[None, :] < counts[:, None]
+
+
 def draw_block(config: BlockConfig) -> Block | None:
     """One of the sizes to be trained with one of the look-backs, or, as often as each size, None: a recording at once.
 

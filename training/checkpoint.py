@@ -13,19 +13,18 @@ from torch import nn
 
 from runtime.errors import CheckpointError
 from runtime.tokenizer import Tokenizer
-from training.beats import BeatsEncoder
-from training.config import ModelConfig, load_config, save_config
-from training.llm import build_llm, load_base
+from training.config import SOURCED, ModelConfig, load_config, save_config
+from training.llm import build_llm, load_base, published_parameters
 from training.lora import base_parameters, load_lora, lora_parameters, merged_weights
 from training.model import SalmonnModel
 from training.qformer import QFormer
 from training.referred import as_referred
-from training.sources import file_sha256, read_beats, read_llm, read_whisper, resolve_source
+from training.sources import file_sha256, read_audio_encoder, read_llm, read_whisper, resolve_source
 from training.tensors import LazyTensors, load_strict, open_safetensors, with_prefix
 from training.whisper import WhisperEncoder, build_whisper
 
 M = TypeVar("M", bound=nn.Module)
-PARTS = ("whisper", "whisper_lora", "beats", "qformer", "llm", "lora")
+PARTS = ("whisper", "whisper_lora", "audio_encoder", "qformer", "llm", "lora")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Checkpoint:
     def hashes(self) -> dict[str, str]:
         """sha256 of the checkpoint's own files and of those it refers to."""
         own = {name: file_sha256(self.folder / name) for name in ("config.json", "model.safetensors", "tokenizer.json")}
-        for part in ("whisper", "beats", "llm"):
+        for part in SOURCED:
             source = getattr(self.config.sources, part)
             own |= {f"{part}/{name}": digest for name, digest in source.sha256.items()} if source else {}
             if source and source.adapter:
@@ -72,11 +71,13 @@ def open_checkpoint(folder: str | Path, verify: bool = True) -> Checkpoint:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} does not exist; a checkpoint folder needs it")
     stored = open_safetensors(folder / "model.safetensors")
-    unknown = sorted({name.split(".")[0] for name in stored} - set(PARTS))
+    prefixes = {part: stored_prefix(config, part) for part in PARTS}
+    unknown = sorted({name.split(".")[0] for name in stored} - set(prefixes.values()))
     if unknown:
-        raise CheckpointError(f"{folder}/model.safetensors has tensors of unknown parts {unknown}; known: {PARTS}")
-    parts = {part: with_prefix(stored, f"{part}.") for part in PARTS}
-    for part, read in (("whisper", read_whisper), ("beats", read_beats), ("llm", read_llm)):
+        known = sorted(prefixes.values())
+        raise CheckpointError(f"{folder}/model.safetensors has tensors of {unknown}; its config knows {known}")
+    parts = {part: with_prefix(stored, f"{prefix}.") for part, prefix in prefixes.items()}
+    for part, read in (("whisper", read_whisper), ("audio_encoder", read_audio_encoder), ("llm", read_llm)):
         source = getattr(config.sources, part)
         if source is None:
             continue
@@ -87,9 +88,12 @@ def open_checkpoint(folder: str | Path, verify: bool = True) -> Checkpoint:
         if found != getattr(config, part):
             raise CheckpointError(f"{source.path} does not match the checkpoint's {part} config")
         config = replace(config, sources=replace(config.sources, **{part: source}))
-    if config.beats is None and parts["beats"]:
-        raise CheckpointError(f"{folder}: model.safetensors has beats tensors, but the config has no beats")
     return Checkpoint(folder, config, parts)
+
+
+def stored_prefix(config: ModelConfig, part: str) -> str:
+    """The first word of a part's names in model.safetensors: an audio encoder goes by its kind."""
+    return config.audio_encoder.kind if part == "audio_encoder" and config.audio_encoder else part
 
 
 def load(folder: str | Path, verify: bool = True, dtype: torch.dtype = torch.float32) -> SalmonnModel:
@@ -104,7 +108,7 @@ def load(folder: str | Path, verify: bool = True, dtype: torch.dtype = torch.flo
         config,
         tokenizer,
         load_whisper(checkpoint),
-        load_beats(checkpoint) if config.beats else None,
+        load_audio_encoder(checkpoint) if config.audio_encoder else None,
         load_qformer(checkpoint),
         load_llm(checkpoint, dtype),
     )
@@ -118,11 +122,11 @@ def load_whisper(checkpoint: Checkpoint) -> WhisperEncoder:
     return whisper
 
 
-def load_beats(checkpoint: Checkpoint) -> BeatsEncoder:
-    """The BEATs encoder alone; the config must have one."""
-    if checkpoint.config.beats is None:
-        raise CheckpointError(f"{checkpoint.folder} has no BEATs encoder")
-    return _filled(BeatsEncoder(checkpoint.config.beats), checkpoint, "beats")
+def load_audio_encoder(checkpoint: Checkpoint) -> nn.Module:
+    """The audio encoder alone; the config must have one."""
+    if checkpoint.config.audio_encoder is None:
+        raise CheckpointError(f"{checkpoint.folder} has no audio encoder")
+    return _filled(checkpoint.config.audio_encoder.build(), checkpoint, "audio_encoder")
 
 
 def load_qformer(checkpoint: Checkpoint) -> QFormer:
@@ -130,17 +134,18 @@ def load_qformer(checkpoint: Checkpoint) -> QFormer:
     return _filled(QFormer(checkpoint.config), checkpoint, "qformer")
 
 
-def load_llm(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The LLM alone, its adapters attached and not merged."""
+def load_llm(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+    """The LLM alone, its adapters attached and not merged. On the device "meta" it takes no memory, but is checked."""
     config = checkpoint.config
-    llm = build_llm(config.llm, config.lora, dtype)
+    with torch.device(device):
+        llm = build_llm(config.llm, config.lora, dtype)
     load_base(llm, checkpoint.parts["llm"], tied=bool(config.llm.get("tie_word_embeddings", False)))
     load_lora(llm, checkpoint.parts["lora"], "lora")
     return llm
 
 
 def _filled(module: M, checkpoint: Checkpoint, part: str) -> M:
-    load_strict(dict(module.named_parameters()), checkpoint.parts[part], part)
+    load_strict(module.state_dict(), checkpoint.parts[part], part)
     return module.eval()
 
 
@@ -158,8 +163,8 @@ def save(
         folder: to be created.
         tokenizer_file: to be copied.
         dtype: of the floating-point tensors; None for their own.
-        kept: tensors of whole parts (whisper, beats, llm), to be stored as they are instead of the model's: of frozen
-            parts, which the model may hold in another precision or in 4 bits.
+        kept: tensors of whole parts (of SOURCED), to be stored as they are instead of the model's: of frozen parts,
+            which the model may hold in another precision or in 4 bits.
     """
     config = model.config
     parts: dict[str, Mapping[str, torch.Tensor]] = {
@@ -169,17 +174,18 @@ def save(
     }
     if config.sources.whisper is None:
         parts["whisper"] = base_parameters(model.whisper)
-    if config.sources.beats is None and model.beats is not None:
-        parts["beats"] = model.beats.state_dict()
+    if config.sources.audio_encoder is None and model.audio_encoder is not None:
+        parts["audio_encoder"] = model.audio_encoder.state_dict()
     if config.sources.llm is None:
-        parts["llm"] = base_parameters(model.llm)
+        parts["llm"] = published_parameters(model.llm)
     tensors: dict[str, torch.Tensor] = {}
     for part, named in parts.items():
+        prefix = stored_prefix(config, part)
         if kept and part in kept:
-            tensors |= {f"{part}.{name}": get().contiguous() for name, get in kept[part].items()}
+            tensors |= {f"{prefix}.{name}": get().contiguous() for name, get in kept[part].items()}
             continue
         assert all(value.is_floating_point() for value in named.values()), "4-bit weights are not saved: keep the part"
-        tensors |= {f"{part}.{n}": value.detach().to(dtype or value.dtype).contiguous() for n, value in named.items()}
+        tensors |= {f"{prefix}.{n}": value.detach().to(dtype or value.dtype).contiguous() for n, value in named.items()}
     write_checkpoint(config, tensors, tokenizer_file, folder)
 
 

@@ -1,13 +1,14 @@
 """What a checkpoint is made of: frozen dataclasses, read strictly from its config.json."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from runtime.config import AudioConfig, BlockConfig, PromptConfig, WindowConfig
 from runtime.errors import CheckpointError, ConfigError
 from runtime.schema import from_dict, to_dict
+from training.encoders import AudioEncoderConfig
 
 FORMAT_VERSION = 1
 
@@ -26,28 +27,6 @@ class WhisperConfig:
     def __post_init__(self) -> None:
         if self.d_model % self.heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of heads {self.heads}")
-
-
-@dataclass(frozen=True)
-class BeatsConfig:
-    """Dimensions of a BEATs encoder. Defaults are those of all published checkpoints."""
-
-    dim: int = 768
-    layers: int = 12
-    heads: int = 12
-    ffn: int = 3072
-    patch_dim: int = 512
-    patch_size: int = 16
-    conv_pos: int = 128
-    conv_pos_groups: int = 16
-    num_buckets: int = 320
-    max_distance: int = 800
-
-    def __post_init__(self) -> None:
-        if self.dim % self.heads:
-            raise ConfigError(f"dim {self.dim} is not a multiple of heads {self.heads}")
-        if self.dim % self.conv_pos_groups:
-            raise ConfigError(f"dim {self.dim} is not a multiple of conv_pos_groups {self.conv_pos_groups}")
 
 
 @dataclass(frozen=True)
@@ -96,8 +75,11 @@ class Sources:
     """Parts that are referenced rather than stored. None: the weights are in model.safetensors."""
 
     whisper: PartSource | None = None
-    beats: PartSource | None = None
+    audio_encoder: PartSource | None = None
     llm: PartSource | None = None
+
+
+SOURCED = tuple(part.name for part in fields(Sources))  # the parts that need not be stored
 
 
 @dataclass(frozen=True)
@@ -105,7 +87,7 @@ class ModelConfig:
     """A whole audio language model."""
 
     whisper: WhisperConfig
-    beats: BeatsConfig | None
+    audio_encoder: AudioEncoderConfig | None  # beside Whisper; None: the model hears with Whisper alone
     qformer: QFormerConfig
     llm: dict[str, Any]  # the LLM's config.json, as transformers writes it
     prompt: PromptConfig
@@ -129,9 +111,20 @@ class ModelConfig:
             raise ConfigError(f"a Q-Former window of {self.qformer.window.frames} frames does not fit into {frames}")
         if self.streaming:
             self.streaming.check(self.audio, self.qformer.window)
+        if self.audio_encoder:
+            self._check_audio_encoder(self.audio_encoder)
         for key in ("model_type", "hidden_size", "vocab_size"):
             if key not in self.llm:
                 raise ConfigError(f"llm has no {key!r}; it must be the LLM's config.json")
+
+    def _check_audio_encoder(self, encoder: AudioEncoderConfig) -> None:
+        if self.streaming and not encoder.hears_in_blocks:
+            raise ConfigError(f"streaming needs encoders that can hear in blocks, which {encoder.kind!r} cannot")
+        if self.audio.max_s > encoder.longest_s:
+            raise ConfigError(
+                f"audio.max_s is {self.audio.max_s:g}, but the audio encoder has positions for {encoder.longest_s:g} s "
+                "only: lower it, or take one with more"
+            )
 
     @property
     def llm_dim(self) -> int:

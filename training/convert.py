@@ -15,9 +15,9 @@ from training.config import LoraConfig, ModelConfig, PartSource, Sources
 from training.conversion.checks import check_named_parts, check_output_layer, check_shapes, check_tokenizer
 from training.conversion.prompts import prompt_config
 from training.conversion.published import SalmonnFile, left_out_layers, lora_config, open_salmonn, qformer_config
-from training.hub import ADAPTER, BEATS, LLM, SALMONN, WHISPER, Located, locate
+from training.hub import ADAPTER, AUDIO_ENCODER, LLM, SALMONN, WHISPER, Located, locate
 from training.referred import as_referred
-from training.sources import describe_source, read_beats, read_llm, read_whisper
+from training.sources import describe_source, read_audio_encoder, read_llm, read_whisper
 from training.tensors import LazyTensors
 
 
@@ -36,7 +36,7 @@ class _Parts:
     """Where everything is."""
 
     whisper: Located
-    beats: Located | None
+    audio_encoder: Located | None
     llm: Located
     adapter: Located | None
     merge_adapter: bool
@@ -47,7 +47,7 @@ class _Referred:
     """What the checkpoint refers to."""
 
     whisper: PartSource
-    beats: PartSource | None
+    audio_encoder: PartSource | None
     llm: PartSource
 
 
@@ -56,7 +56,7 @@ def convert_salmonn(
     out: str | Path,
     *,
     whisper: str | Path,
-    beats: str | Path | None,
+    audio_encoder: str | Path | None,
     llm: str | Path,
     prompts: str | Path | None = None,
     end_symbol: str | None = None,
@@ -72,7 +72,7 @@ def convert_salmonn(
         pth: the published or self-trained file.
         out: folder to be created.
         whisper: transformers folder or OpenAI .pt.
-        beats: BEATs .pt; None if the model was trained without.
+        audio_encoder: BEATs or EAT .pt, or EAT folder; None if the model was trained without.
         llm: transformers folder with config.json, safetensors and a tokenizer.
         prompts: JSON of task -> prompt or list of prompts; None for our own.
         end_symbol: text that ends an answer; None for the file's own `end_sym`.
@@ -91,7 +91,7 @@ def convert_salmonn(
     file = open_salmonn(locate(pth, SALMONN).path)
     parts = _Parts(
         locate(whisper, WHISPER),
-        locate(beats, BEATS) if beats else None,
+        locate(audio_encoder, AUDIO_ENCODER) if audio_encoder else None,
         locate(llm, LLM),
         locate(adapter, ADAPTER) if adapter else None,
         merge_adapter,
@@ -122,7 +122,7 @@ def _sources(file: SalmonnFile, parts: _Parts, prune: bool) -> _Referred:
     llm_layers, whisper_layers = left_out_layers(file, prune)
     return _Referred(
         replace(_source(parts.whisper), left_out_layers=whisper_layers),
-        _source(parts.beats) if parts.beats else None,
+        _source(parts.audio_encoder) if parts.audio_encoder else None,
         replace(
             _source(parts.llm),
             left_out_layers=llm_layers,
@@ -138,7 +138,7 @@ def _source(part: Located) -> PartSource:
 
 def _hashed(sources: _Referred) -> Sources:
     return Sources(
-        *(_with_hashes(source) if source else None for source in (sources.whisper, sources.beats, sources.llm))
+        *(_with_hashes(source) if source else None for source in (sources.whisper, sources.audio_encoder, sources.llm))
     )
 
 
@@ -172,7 +172,7 @@ def _model_config(
     return ModelConfig(
         name=parts.llm.name,
         whisper=whisper,
-        beats=read_beats(parts.beats.path)[0] if parts.beats else None,
+        audio_encoder=read_audio_encoder(parts.audio_encoder.path)[0] if parts.audio_encoder else None,
         qformer=qformer_config(file),
         llm=llm,
         prompt=prompt,

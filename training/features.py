@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from runtime.config import FbankConfig
+
 
 @dataclass(frozen=True)
 class Features:
     """Spectrograms of one recording."""
 
     log_mel: Tensor  # [n_mels, 2 T]
-    fbank: Tensor | None  # [F, 128]; None without BEATs
+    fbank: Tensor | None  # [F, bins]; None without an audio encoder
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class FeatureBatch:
 
     log_mel: Tensor  # [B, n_mels, 2 T]
     frames: Tensor  # [B] Whisper frames of each row
-    fbank: Tensor | None  # [B, F, 128]
+    fbank: Tensor | None  # [B, F, bins]
     fbank_frames: Tensor  # [B] filter-bank frames of each row
 
     def to(self, device: torch.device) -> "FeatureBatch":
@@ -43,12 +45,17 @@ def collate(features: Sequence[Features]) -> FeatureBatch:
     )
 
 
+def count_tokens(frames: Tensor, config: FbankConfig) -> Tensor:
+    """States that an audio encoder yields for recordings of `frames` [B] filter-bank frames: [B]."""
+    return frames // config.patch_frames * config.patch_tokens
+
+
 @dataclass(frozen=True)
 class States:
     """What the encoders make of one recording."""
 
     speech: Tensor  # [T, d_model]
-    audio: Tensor | None  # [A, dim]; None without BEATs
+    audio: Tensor | None  # [A, dim]; None without an audio encoder
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class StateBatch:
     speech: Tensor  # [B, T, d_model]
     frames: Tensor  # [B] Whisper frames of each row
     audio: Tensor | None  # [B, A, dim]
-    audio_tokens: Tensor  # [B] BEATs tokens of each row
+    audio_tokens: Tensor  # [B] states of the audio encoder of each row
 
     def to(self, device: torch.device) -> "StateBatch":
         """The batch on a device."""

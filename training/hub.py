@@ -40,7 +40,7 @@ LLM = Wanted(
 )
 ADAPTER = Wanted(("adapter_config.json", "adapter_model.safetensors"), (("adapter_config.json",),))
 SALMONN = Wanted(("*.pth",), single=True)
-BEATS = Wanted(("*.pt",), single=True)
+AUDIO_ENCODER = Wanted(("*.pt",), single=True)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 import torch
 
 from runtime.tokenizer import Tokenizer
-from training.beats import BeatsEncoder
 from training.checkpoint import save
 from training.config import ModelConfig
 from training.llm import build_llm
@@ -56,7 +55,7 @@ def fresh_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> Sal
             config,
             tokenizer,
             build_whisper(config.whisper, config.whisper_lora),
-            BeatsEncoder(config.beats) if config.beats else None,
+            config.audio_encoder.build() if config.audio_encoder else None,
             QFormer(config),
             build_llm(config.llm, config.lora),
         )
@@ -72,8 +71,8 @@ def random_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> Sa
                 parameter.normal_(std=2 / parameter.shape[1] ** 0.5)  # logits of a spread of about 2
             elif ".lora_" in name:
                 parameter.normal_(std=0.02)
-            elif parameter.ndim == 2 and "embed" not in name:
-                parameter.normal_(std=_gain(name) * parameter.shape[1] ** -0.5)
+            elif (parameter.ndim == 2 or ".experts." in name) and "embed" not in name:
+                parameter.normal_(std=_gain(name) * parameter.shape[-1] ** -0.5)
             elif parameter.ndim == 1 and name.endswith("bias"):
                 parameter.add_(torch.empty_like(parameter).normal_(std=0.02))
     return model

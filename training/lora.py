@@ -64,11 +64,17 @@ def load_lora(module: nn.Module, tensors: LazyTensors, what: str) -> None:
 
 
 def merged_weights(tensors: LazyTensors, lora: LazyTensors, config: LoraConfig | None) -> LazyTensors:
-    """The tensors with the adapters added in float32. Read one by one."""
+    """The tensors with the adapters added in float32. Read one by one.
+
+    Raises:
+        CheckpointError: an adapter's layer has no weights of its own: an output layer that is tied to the embeddings.
+    """
     merged = dict(tensors)
     if config is None:
         return merged
     for name in {name.rsplit(".", 1)[0] for name in lora}:
+        if f"{name}.weight" not in tensors:
+            raise CheckpointError(f"the adapters of {name} cannot be merged: there is no {name}.weight to add them to")
         merged[f"{name}.weight"] = _merge(tensors[f"{name}.weight"], lora[f"{name}.A"], lora[f"{name}.B"], config.scale)
     return merged
 

@@ -14,9 +14,9 @@ from runtime.errors import ConfigError
 from runtime.features import fbank, log_mel, whisper_frames
 from runtime.prompt import PromptIds, choose_prompt, prompt_ids
 from runtime.tokenizer import Tokenizer
-from training.beats import BeatsEncoder, valid_positions
+from training.blocks import valid_positions
 from training.config import ModelConfig
-from training.features import FeatureBatch, Features, StateBatch, collate
+from training.features import FeatureBatch, Features, StateBatch, collate, count_tokens
 from training.qformer import QFormer
 from training.whisper import WhisperEncoder
 
@@ -33,14 +33,14 @@ class Sample:
 
 
 class SalmonnModel(nn.Module):
-    """Whisper and BEATs, fused, read by a window-level Q-Former into the embeddings of an LLM."""
+    """Whisper and an audio encoder, fused, read by a window-level Q-Former into the embeddings of an LLM."""
 
     def __init__(
         self,
         config: ModelConfig,
         tokenizer: Tokenizer,
         whisper: WhisperEncoder,
-        beats: BeatsEncoder | None,
+        audio_encoder: nn.Module | None,
         qformer: QFormer,
         llm: nn.Module,
     ) -> None:
@@ -48,7 +48,7 @@ class SalmonnModel(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.whisper = whisper
-        self.beats = beats
+        self.audio_encoder = audio_encoder
         self.qformer = qformer
         self.llm = llm
         self.eval()
@@ -74,7 +74,8 @@ class SalmonnModel(nn.Module):
         """Spectrograms of one recording."""
         frames = whisper_frames(len(audio.pcm), self.config.audio, self.config.qformer.window)
         mel = torch.from_numpy(log_mel(audio.pcm, self.config.audio, 2 * frames))
-        return Features(mel, torch.from_numpy(fbank(audio.pcm, self.config.audio)) if self.beats is not None else None)
+        encoder = self.config.audio_encoder
+        return Features(mel, torch.from_numpy(fbank(audio.pcm, encoder.fbank)) if encoder else None)
 
     def states(self, features: FeatureBatch | StateBatch, block: Block | None = None) -> StateBatch:
         """Encoder states on the model's device, computed if they are not there already."""
@@ -88,20 +89,23 @@ class SalmonnModel(nn.Module):
     def encode_states(self, batch: FeatureBatch, block: Block | None = None) -> StateBatch:
         """States of both encoders."""
         heard = self.hear_speech(batch, block)
-        if self.beats is None or batch.fbank is None:
+        config = self.config.audio_encoder
+        if self.audio_encoder is None or config is None or batch.fbank is None:
             return heard
-        audio = self.beats(batch.fbank, batch.fbank_frames, block)
-        return replace(heard, audio=audio, audio_tokens=self.beats.count_tokens(batch.fbank_frames))
+        audio = self.audio_encoder(batch.fbank, batch.fbank_frames, block)
+        return replace(heard, audio=audio, audio_tokens=count_tokens(batch.fbank_frames, config.fbank))
 
     def fuse(self, states: StateBatch) -> list[Tensor]:
         """Audio embeddings of each row, [1, N, llm_dim]."""
         if states.audio is None:
             embeds = self.qformer(states.speech)
         else:
-            valid = valid_positions(states.audio_tokens, states.audio.shape[1])
-            embeds = self.qformer(states.speech, states.audio, valid)
+            audio_valid = valid_positions(states.audio_tokens, states.audio.shape[1])
+            speech_valid = valid_positions(states.frames, states.speech.shape[1])
+            embeds = self.qformer(states.speech, states.audio, audio_valid, speech_valid)
         window = self.config.qformer.window
-        counts = [window.count(frames) * window.num_queries for frames in states.frames.tolist()]
+        longer = states.frames if states.audio is None else torch.maximum(states.frames, states.audio_tokens)
+        counts = [window.count(frames) * window.num_queries for frames in longer.tolist()]
         return [row[None, :count] for row, count in zip(embeds, counts, strict=True)]
 
     @property

@@ -5,7 +5,8 @@ from typing import Any
 
 from runtime.config import AudioConfig, BlockConfig, PromptConfig, WindowConfig
 from runtime.errors import ConfigError
-from training.config import BeatsConfig, LoraConfig, ModelConfig, QFormerConfig, WhisperConfig
+from training.config import LoraConfig, ModelConfig, QFormerConfig, WhisperConfig
+from training.encoders.beats import BeatsConfig
 from training.new_tokenizer import FIRST_MERGE
 
 # Our own words; a published checkpoint brings its own prompts.
@@ -88,7 +89,7 @@ def _small(name: str, width: int, layers: int, ffn: int, **changes: Any) -> Mode
     config = ModelConfig(
         name=name,
         whisper=WhisperConfig(d_model=width, layers=layers, heads=width // 32, ffn=ffn),
-        beats=BeatsConfig(dim=width, layers=layers, heads=width // 32, ffn=ffn, patch_dim=width, conv_pos_groups=16),
+        audio_encoder=BeatsConfig(dim=width, layers=layers, heads=width // 32, ffn=ffn, patch_dim=width),
         qformer=QFormerConfig(dim=width, layers=2, heads=width // 32, ffn=ffn),
         llm={
             "model_type": "llama",
@@ -118,7 +119,7 @@ def _published(
     return ModelConfig(
         name=name,
         whisper=whisper,
-        beats=BeatsConfig(),
+        audio_encoder=BeatsConfig(),
         qformer=QFormerConfig(),
         llm=llm,
         lora=LoraConfig(),
@@ -135,7 +136,7 @@ PRESETS = {
         layers=4,
         ffn=512,
         audio=AudioConfig(min_s=0.32, window="trimmed"),
-        beats=BeatsConfig(dim=128, layers=2, heads=4, ffn=256, patch_dim=128, conv_pos_groups=16),
+        audio_encoder=BeatsConfig(dim=128, layers=2, heads=4, ffn=256, patch_dim=128, conv_pos_groups=16),
         qformer=QFormerConfig(
             dim=192, layers=2, heads=6, ffn=512, window=WindowConfig(frames=16, stride=16, num_queries=2)
         ),

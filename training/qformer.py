@@ -24,7 +24,7 @@ class QFormer(nn.Module):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         config = model.qformer
-        speech_dim, audio_dim = model.whisper.d_model, model.beats.dim if model.beats else 0
+        speech_dim, audio_dim = model.whisper.d_model, model.audio_encoder.dim if model.audio_encoder else 0
         self.window = config.window
         self.ln_speech = nn.LayerNorm(speech_dim)
         self.ln_audio = nn.LayerNorm(audio_dim) if audio_dim else None
@@ -33,12 +33,19 @@ class QFormer(nn.Module):
         self.layers = nn.ModuleList(QFormerLayer(config, speech_dim + audio_dim) for _ in range(config.layers))
         self.proj = nn.Linear(config.dim, model.llm_dim)
 
-    def forward(self, speech: Tensor, audio: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        speech: Tensor,
+        audio: Tensor | None = None,
+        audio_valid: Tensor | None = None,
+        speech_valid: Tensor | None = None,
+    ) -> Tensor:
         """Speech [B, S, speech_dim], audio [B, A, audio_dim] -> [B, windows * num_queries, llm_dim].
 
-        `valid` [B, A] marks the audio states that exist; the others become the zeros they would be in a row alone.
+        `audio_valid` [B, A] and `speech_valid` [B, S] mark the states that exist; with audio, the others become the
+        zeros they would be in a row alone.
         """
-        fused = self.fuse(speech, audio, valid)
+        fused = self.fuse(speech, audio, audio_valid, speech_valid)
         windows = slice_windows(fused, self.window)  # [B, L, frames, width]
         batch, count = windows.shape[:2]
         x = self.embed_norm(self.query_tokens).expand(batch * count, -1, -1)
@@ -46,14 +53,22 @@ class QFormer(nn.Module):
             x = layer(x, windows.flatten(0, 1))
         return self.proj(x).reshape(batch, count * self.window.num_queries, -1)
 
-    def fuse(self, speech: Tensor, audio: Tensor | None, valid: Tensor | None = None) -> Tensor:
+    def fuse(
+        self,
+        speech: Tensor,
+        audio: Tensor | None,
+        audio_valid: Tensor | None = None,
+        speech_valid: Tensor | None = None,
+    ) -> Tensor:
         """Normalise both, pad the shorter with zeros, join along features: [B, max(S, A), speech_dim + audio_dim]."""
         speech = self.ln_speech(speech)
         if self.ln_audio is None or audio is None:
             return speech
         audio = self.ln_audio(audio)
-        if valid is not None:
-            audio = audio * valid[..., None]
+        if audio_valid is not None:
+            audio = audio * audio_valid[..., None]
+        if speech_valid is not None:
+            speech = speech * speech_valid[..., None]
         length = max(speech.shape[1], audio.shape[1])
         return torch.cat([F.pad(x, (0, 0, 0, length - x.shape[1])) for x in (speech, audio)], dim=-1)
 

@@ -6,11 +6,12 @@ from typing import Any, TypeVar
 
 from runtime.errors import CheckpointError
 from training.adapters import read_adapter
-from training.config import BeatsConfig, PartSource, WhisperConfig
+from training.config import PartSource, WhisperConfig
+from training.encoders import AudioEncoderConfig
 from training.lora import merged_weights
 from training.tensors import LazyTensors
 
-C = TypeVar("C", WhisperConfig, BeatsConfig, dict[str, Any])
+C = TypeVar("C", WhisperConfig, AudioEncoderConfig, dict[str, Any])
 
 # Settings that give a layer another role by its number, and the values at which they do not.
 BY_NUMBER: dict[str, object] = {"mlp_only_layers": [], "decoder_sparse_step": 1, "first_k_dense_replace": 0}
@@ -33,8 +34,8 @@ def as_referred(source: PartSource, config: C, tensors: LazyTensors) -> tuple[C,
     if isinstance(config, WhisperConfig):
         left = kept_layers(config.layers, source)
         return replace(config, layers=len(left)), renumbered(tensors, "layers.", left)
-    if isinstance(config, BeatsConfig):
-        raise CheckpointError(f"{source.path}: BEATs' first layer holds what all share; no layers can be left out")
+    if isinstance(config, AudioEncoderConfig):
+        raise CheckpointError(f"{source.path}: layers of an audio encoder cannot be left out")
     left = kept_layers(int(config["num_hidden_layers"]), source)
     return shortened(config, left, source.path), renumbered(tensors, "model.layers.", left)
 

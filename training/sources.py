@@ -1,4 +1,4 @@
-"""Foreign files of the frozen parts, read under our names: Whisper, BEATs and LLM folders."""
+"""Foreign files of the frozen parts, read under our names: Whisper, audio encoders and LLM folders."""
 
 import hashlib
 import os
@@ -9,10 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from runtime.errors import CheckpointError
-from training.config import BeatsConfig, PartSource, WhisperConfig
+from training.config import PartSource, WhisperConfig
+from training.encoders import AudioEncoderConfig, read_encoder
+from training.encoders.published import Published
+from training.fairseq import STAND_INS, plain
 from training.hub import find_cached
 from training.quantized import check_method, dequantized
-from training.tensors import LazyTensors, lazy, load_pickle, open_safetensors, read_json, with_prefix
+from training.tensors import LazyTensors, lazy, load_pickle, open_safetensors, read_json, read_sizes, with_prefix
 from training.weight_files import weight_files
 
 # openai/whisper's names -> transformers'; both describe the same encoder.
@@ -37,7 +40,7 @@ def read_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
         return _read_openai_whisper(path)
     raw = read_json(path / "config.json")
     sizes = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
-    config = WhisperConfig(*_sizes(raw, (*sizes, "max_source_positions"), f"{path / 'config.json'}"))
+    config = WhisperConfig(*read_sizes(raw, (*sizes, "max_source_positions"), f"{path / 'config.json'}"))
     tensors = open_weights(path)
     encoder = with_prefix(tensors, "model.encoder.") or with_prefix(tensors, "encoder.")
     if not encoder:
@@ -51,7 +54,7 @@ def _read_openai_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
     if not isinstance(dims, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{path} has no 'dims' and 'model_state_dict'; expected an OpenAI Whisper file")
     names = ("n_audio_state", "n_audio_layer", "n_audio_head", "n_mels", "n_audio_ctx")
-    width, layers, heads, n_mels, max_frames = _sizes(dims, names, f"{path}: dims")
+    width, layers, heads, n_mels, max_frames = read_sizes(dims, names, f"{path}: dims")
     config = WhisperConfig(width, layers, heads, 4 * width, n_mels, max_frames)
     return config, {_openai_name(name): get for name, get in with_prefix(as_lazy(state), "encoder.").items()}
 
@@ -62,73 +65,26 @@ def _openai_name(name: str) -> str:
     return name
 
 
-def read_beats(path: Path) -> tuple[BeatsConfig, LazyTensors]:
-    """A published BEATs .pt: its weight norm folded, its repeated bias tables and its classifier left out."""
-    loaded = load_pickle(path)
-    cfg, state = loaded.get("cfg"), loaded.get("model")
-    if not isinstance(cfg, dict) or not isinstance(state, dict):
-        raise CheckpointError(f"{path} has no 'cfg' and 'model'; expected a BEATs file")
-    return beats_config(cfg, str(path)), beats_tensors(as_lazy(state), str(path))
+def read_audio_encoder(path: Path) -> tuple[AudioEncoderConfig, LazyTensors]:
+    """An audio encoder of any kind there is: a published .pt, or a folder with config.json and safetensors.
+
+    Raises:
+        CheckpointError: it is of no kind that is known, or damaged.
+    """
+    config, tensors, _ = read_encoder(open_published(path))
+    return config, tensors
 
 
-def beats_config(cfg: dict[str, Any], where: str) -> BeatsConfig:
-    """Our config from the published one; the switches that change the maths must be as in every published file."""
-    expected = {
-        "layer_norm_first": False,
-        "deep_norm": True,
-        "relative_position_embedding": True,
-        "gru_rel_pos": True,
-        "conv_bias": False,
-        "activation_fn": "gelu",
-    }
-    for key, value in expected.items():
-        if cfg.get(key, value) != value:
-            raise CheckpointError(f"{where}: cfg.{key} is {cfg[key]!r}; only {value!r} is supported")
-    names: tuple[str, ...] = (
-        "encoder_embed_dim",
-        "encoder_layers",
-        "encoder_attention_heads",
-        "encoder_ffn_embed_dim",
-        "embed_dim",
-    )
-    names += ("input_patch_size", "conv_pos", "conv_pos_groups", "num_buckets", "max_distance")
-    return BeatsConfig(*_sizes(cfg, names, f"{where}: cfg"))
-
-
-def _sizes(raw: dict[str, Any], names: tuple[str, ...], where: str) -> list[int]:
-    """The integers under these names, in their order."""
-    for name in names:
-        if not isinstance(raw.get(name), int):
-            raise CheckpointError(f"{where} has no integer {name!r}: {raw.get(name)!r}; the model's size is not known")
-    return [raw[name] for name in names]
-
-
-def beats_tensors(state: LazyTensors, where: str) -> LazyTensors:
-    """Published names to ours. Both weight-norm namings are read; the classifier and the tables' copies are dropped."""
-    table = "self_attn.relative_attention_bias.weight"
-    tensors: LazyTensors = {}
-    for name, get in state.items():
-        if name.startswith(("predictor.", "encoder.pos_conv.0.weight", "encoder.pos_conv.0.parametrizations.")):
-            continue
-        if name.endswith(table):
-            if name == f"encoder.layers.0.{table}":
-                tensors["encoder.relative_attention_bias.weight"] = get
-            continue
-        tensors[name.replace("encoder.pos_conv.0.bias", "encoder.pos_conv.bias")] = get
-    for magnitude, direction in (
-        ("weight_g", "weight_v"),
-        ("parametrizations.weight.original0", "parametrizations.weight.original1"),
-    ):
-        g, v = state.get(f"encoder.pos_conv.0.{magnitude}"), state.get(f"encoder.pos_conv.0.{direction}")
-        if g and v:
-            tensors |= lazy({"encoder.pos_conv.weight": fold_weight_norm(g(), v())})
-            return tensors
-    raise CheckpointError(f"{where}: encoder.pos_conv.0 has neither weight_g/weight_v nor parametrizations.weight.*")
-
-
-def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
-    """torch's weight_norm(dim=2): g [1, 1, K] scales each kernel tap of v [out, in, K] to unit norm."""
-    return g * v / v.norm(dim=(0, 1), keepdim=True)
+def open_published(path: Path) -> Published:
+    """A published audio encoder: what it says of itself, and its tensors."""
+    if path.is_dir():
+        return Published(path, read_json(path / "config.json"), open_safetensors(path))
+    loaded = load_pickle(path, STAND_INS)
+    state = loaded.pop("model", None)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} has no 'model'; expected a published audio encoder")
+    tensors = as_lazy(state)
+    return Published(path, plain(loaded), tensors, tuple(name for name in state if name not in tensors))
 
 
 def read_llm(folder: Path) -> tuple[dict[str, Any], LazyTensors]:

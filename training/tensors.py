@@ -2,7 +2,8 @@
 
 import json
 import pickle
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ def open_safetensors(path: Path) -> LazyTensors:
     if path.is_dir():
         return _open_folder(path)
     try:
-        file = safe_open(str(path), framework="pt")
-        return {name: _getter(file, name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        with safe_open(str(path), framework="pt") as file:
+            return {name: _getter(path, name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
 
@@ -47,8 +48,14 @@ def _open_folder(folder: Path) -> LazyTensors:
     return open_safetensors(single)
 
 
-def _getter(file: "safe_open", name: str) -> Callable[[], Tensor]:
-    return lambda: file.get_tensor(name)
+def _getter(path: Path, name: str) -> Callable[[], Tensor]:
+    def get() -> Tensor:
+        # Opened anew for every tensor: pages of a mapping that have been read stay resident until it is closed.
+        with safe_open(str(path), framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    return get
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -70,8 +77,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_pickle(path: Path) -> dict[str, object]:
+def read_sizes(raw: dict[str, Any], names: tuple[str, ...], where: str) -> list[int]:
+    """The integers under these names, in their order.
+
+    Raises:
+        CheckpointError: one is missing or no integer.
+    """
+    for name in names:
+        if not isinstance(raw.get(name), int):
+            raise CheckpointError(f"{where} has no integer {name!r}: {raw.get(name)!r}; the model's size is not known")
+    return [raw[name] for name in names]
+
+
+def load_pickle(path: Path, stand_ins: Sequence[tuple[Callable[..., Any], str]] = ()) -> dict[str, Any]:
     """A PyTorch file, memory-mapped, weights only: no code in it is ever run.
+
+    Args:
+        path: of the file.
+        stand_ins: what to make instead of objects of foreign classes, by their full names.
 
     Raises:
         CheckpointError: it is not a PyTorch file, or it holds more than tensors and plain values.
@@ -79,9 +102,12 @@ def load_pickle(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with torch.serialization.safe_globals(list(stand_ins)):
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        text = str(error) or type(error).__name__
+        found = re.search(r"WeightsUnpickler error: (.+?)(?:\. |\n|$)", text)  # what torch's own advice stands around
+        reason = found[1] if found else text.splitlines()[0]
         raise CheckpointError(
             f"{path} cannot be loaded with weights_only=True: {reason}; "
             "files that need arbitrary code are refused: save tensors and plain values only"

@@ -87,5 +87,5 @@ class BatchAnswerer:
 
     def _inputs_embeds(self, audio: Audio) -> F32:
         embed = self.model.decoder.embed
-        audio_embeds = self.model.encoder.encode(audio).audio_embeds
+        audio_embeds = self.model.encoder.encode(audio)
         return np.concatenate([embed(self._prompt.before), audio_embeds, embed(self._prompt.after)])

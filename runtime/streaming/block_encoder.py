@@ -5,18 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.audio import F32, SAMPLE_RATE
-from runtime.config import BEATS_PATCH_FRAMES, Block
+from runtime.config import Block, FbankConfig
 from runtime.encoder import AudioEncoder
-from runtime.features import (
-    BEATS_PATCH,
-    FBANK_LENGTH,
-    HOP,
-    MELS_PER_FRAME,
-    beats_tokens,
-    fbank,
-    log_mel,
-    whisper_frames,
-)
+from runtime.features import FBANK_LENGTH, HOP, MELS_PER_FRAME, audio_tokens, fbank, log_mel, whisper_frames
 
 FRAME = HOP * MELS_PER_FRAME  # samples of one of Whisper's frames
 # Samples behind a block that its features need: the filter bank's last frame starts a hop before the block's end.
@@ -30,7 +21,7 @@ class _Kept:
 
     frames: int  # encoded so far
     whisper: dict[str, F32]
-    beats: dict[str, F32]
+    audio: dict[str, F32]
 
 
 class BlockEncoder:
@@ -45,7 +36,9 @@ class BlockEncoder:
         self._block = block
         graphs = encoder.graphs
         self._kept = _Kept(
-            0, graphs["whisper"].nothing_past(), graphs["beats"].nothing_past() if "beats" in graphs else {}
+            0,
+            graphs["whisper"].nothing_past(),
+            graphs["audio_encoder"].nothing_past() if "audio_encoder" in graphs else {},
         )
 
     @property
@@ -75,7 +68,7 @@ class BlockEncoder:
     def finish(self, pcm: F32) -> list[F32]:
         """The same of all that is left, now that the recording is `pcm` and nothing follows."""
         total = whisper_frames(len(pcm), self._encoder.audio, self._encoder.window)
-        tokens = beats_tokens(len(pcm))
+        tokens = audio_tokens(len(pcm), self._encoder.fbank) if self._encoder.fbank else 0
         embeds = []
         while self._kept.frames < total:
             end = min(self._kept.frames + self._block.size, total)
@@ -85,11 +78,11 @@ class BlockEncoder:
         return embeds
 
     def _encode(self, pcm: F32, end: int, tokens_end: int, total: int) -> F32:
-        """Embeddings of the frames up to `end` of `total`, of which BEATs has the tokens up to `tokens_end`."""
+        """Embeddings of the frames up to `end` of `total`; the audio encoder has tokens up to `tokens_end`."""
         start = self._kept.frames
         speech, whisper = self._hear_speech(pcm, start, end, total)
-        sounds, beats = self._hear_sounds(pcm, start, tokens_end) if "beats" in self._encoder.graphs else (None, {})
-        self._kept = _Kept(end, self._within_lookback(whisper), self._within_lookback(beats))
+        sounds, audio = self._hear_sounds(pcm, start, tokens_end, self._encoder.fbank)
+        self._kept = _Kept(end, self._within_lookback(whisper), self._within_lookback(audio))
         return self._encoder.join(speech, sounds)
 
     def _hear_speech(self, pcm: F32, start: int, end: int, total: int) -> tuple[F32, dict[str, F32]]:
@@ -101,14 +94,18 @@ class BlockEncoder:
         states, kept = graph.run_on(self._kept.whisper, log_mel=mel[None], start=np.array([start], np.int64))
         return states[0], kept
 
-    def _hear_sounds(self, pcm: F32, start: int, end: int) -> tuple[F32, dict[str, F32]]:
-        graph = self._encoder.graphs["beats"]
+    def _hear_sounds(
+        self, pcm: F32, start: int, end: int, config: FbankConfig | None
+    ) -> tuple[F32 | None, dict[str, F32]]:
+        if config is None:
+            return None, {}
+        graph = self._encoder.graphs["audio_encoder"]
         if end <= start:  # the recording ends before a patch is full
             dim = next(spec.dims[2] for spec in graph.spec.outputs if spec.name == graph.spec.result)
-            return np.zeros((0, int(dim)), np.float32), self._kept.beats
-        first, last = (frame // BEATS_PATCH_FRAMES * BEATS_PATCH * HOP for frame in (start, end))
-        bank = fbank(pcm[first : last + LOOK_AHEAD], self._encoder.audio)
-        states, kept = graph.run_on(self._kept.beats, fbank=bank[None])
+            return np.zeros((0, int(dim)), np.float32), self._kept.audio
+        first, last = (token // config.patch_tokens * config.patch_frames * HOP for token in (start, end))
+        bank = fbank(pcm[first : last + LOOK_AHEAD], config)
+        states, kept = graph.run_on(self._kept.audio, fbank=bank[None])
         return states[0], kept
 
     def _within_lookback(self, kept: dict[str, F32]) -> dict[str, F32]:

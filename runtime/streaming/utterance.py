@@ -6,7 +6,6 @@ import numpy as np
 
 from runtime.audio import F32, SAMPLE_RATE, Audio
 from runtime.config import Block, GenerationConfig
-from runtime.encoder import Encoded
 from runtime.heard import Heard, listen
 from runtime.kv_cache import Slot
 from runtime.model import Model
@@ -128,7 +127,7 @@ class Utterance:
             decoder.fork(self._slot, slot, decoder.length(self._slot))
             for piece in rest:
                 decoder.prefill(slot, piece)
-            heard = Heard(self._model, audio, Encoded(embeds, 0.0, 0.0), self._ids.before, slot)
+            heard = Heard(self._model, audio, embeds, self._ids.before, slot)
             return heard.ask(prompt, task=task, question=question, config=config)
 
     def _encode(self, pcm: F32, final: bool) -> None:
@@ -137,7 +136,7 @@ class Utterance:
         if self._blocks is None:
             if final and len(pcm) == self._encoded:
                 return
-            self._embeds = self._model.encoder.encode(self._padded(pcm)).audio_embeds
+            self._embeds = self._model.encoder.encode(self._padded(pcm))
             decoder.truncate(self._slot, len(self._ids.before))
             decoder.prefill(self._slot, self._embeds)
         else:

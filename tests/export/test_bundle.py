@@ -30,8 +30,8 @@ F32 = npt.NDArray[np.float32]
 @pytest.mark.parametrize(
     ("encoder", "llm", "inexact"),
     [
-        ("int8", "int8", {"whisper", "beats", "llm"}),
-        ("int8", "int4", {"whisper", "beats", "llm"}),
+        ("int8", "int8", {"whisper", "audio_encoder", "llm"}),
+        ("int8", "int4", {"whisper", "audio_encoder", "llm"}),
         ("fp32", "int4", {"llm"}),
     ],
 )
@@ -48,7 +48,7 @@ def test_quantized_bundles(tmp_path: Path, tiny_checkpoint: Path, encoder: Any, 
     report = check(engine)
     assert report.passed
     precision = engine.bundle.manifest.precision
-    assert (precision.whisper, precision.beats, precision.qformer) == (encoder, encoder, "fp32")
+    assert (precision.whisper, precision.audio_encoder, precision.qformer) == (encoder, encoder, "fp32")
     assert (precision.llm, precision.lm_head) == (llm, "int8")
     assert engine.generate(noise(1.5, 0), task="asr", config=GenerationConfig(max_new_tokens=5)).token_ids
 
@@ -75,7 +75,7 @@ def test_large_weights_lie_on_pages_and_small_ones_in_the_graph(tiny_bundle: Pat
     assert external > 10
 
 
-@pytest.mark.parametrize("name", ["whisper", "beats", "qformer"])
+@pytest.mark.parametrize("name", ["whisper", "audio_encoder", "qformer"])
 def test_encoder_graphs_are_valid_onnx(tiny_bundle: Path, name: str) -> None:
     # The LLM's has SimplifiedLayerNormalization, which onnxruntime puts into the standard domain, and the standard not.
     onnx.checker.check_model(str(tiny_bundle / f"{name}.onnx"), full_check=True)
@@ -93,13 +93,13 @@ def test_what_the_manifest_says(golden_bundle: Path, golden_checkpoint: Path) ->
     assert manifest.target == "cpu"
     assert manifest.provenance.model == "llm"
     assert manifest.provenance.lora_scale == 4.0
-    assert manifest.provenance.sources["beats/beats.pt"]
+    assert manifest.provenance.sources["audio_encoder/beats.pt"]
     own = file_sha256(golden_checkpoint / "model.safetensors")
     assert manifest.provenance.sources["model.safetensors"] == own
     assert manifest.llm.max_length == 1024  # what the LLM has, though the default is more
     assert (manifest.llm.layers, manifest.llm.kv_heads, manifest.llm.head_dim) == (3, 2, 16)
     assert manifest.prompt.stop_token_ids == (513, 517, 518)
-    assert set(manifest.graphs) == {"whisper", "beats", "qformer", "llm"}
+    assert set(manifest.graphs) == {"whisper", "audio_encoder", "qformer", "llm"}
 
 
 def test_exporting_twice_gives_the_same_bytes(tmp_path: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> None:
@@ -130,7 +130,9 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(folder / "checkpoint", folder / "bundle")
 
 
-@pytest.mark.parametrize("part", ["whisper.onnx", "beats.onnx", "qformer.onnx", "llm/decoder.onnx", "llm/embed"])
+@pytest.mark.parametrize(
+    "part", ["whisper.onnx", "audio_encoder.onnx", "qformer.onnx", "llm/decoder.onnx", "llm/embed"]
+)
 def test_a_check_finds_swapped_weights(tmp_path: Path, tiny_bundle: Path, other_bundle: Path, part: str) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     names = [name for name in open_bundle(bundle).manifest.files if name.startswith(part)]
@@ -159,7 +161,7 @@ def test_a_bundle_for_cuda_has_a_float16_llm(tmp_path: Path, tiny_checkpoint: Pa
     decoder = OnnxDecoder(bundle, "cpu", 2)
     exact = tiny_engine.decoder
     ids = prompt_ids(bundle.manifest.prompt, tiny_engine.tokenizer, "What is said?")
-    audio_embeds = tiny_engine.encoder.encode(noise(2.0, 5)).audio_embeds
+    audio_embeds = tiny_engine.encoder.encode(noise(2.0, 5))
     inputs = np.concatenate([exact.embed(ids.before), audio_embeds, exact.embed(ids.after)])
     tokens = list(b"an answer")
     got, expected = (all_logits(each, inputs, tokens) for each in (decoder, exact))
@@ -185,7 +187,7 @@ def test_the_window_may_be_overridden(tmp_path: Path, tiny_checkpoint: Path, tin
     folder = export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions(window="trimmed"))
     assert open_bundle(folder).manifest.audio.window == "trimmed"
     engine = Engine.load(folder)
-    assert len(engine.encoder.encode(noise(1.0, 0)).audio_embeds) == 3  # windows of 17 frames over 50
+    assert len(engine.encoder.encode(noise(1.0, 0))) == 3  # windows of 17 frames over 50
     assert check(engine).passed
 
 

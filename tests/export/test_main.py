@@ -1,6 +1,7 @@
 """python -m export."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_export(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr()
     assert printed.err == ""
     assert f"{out}: " in printed.out
-    for line in ("MiB", "whisper", "beats", "qformer", "llm", "end to end", "tokens"):
+    for line in ("MiB", "whisper", "audio_encoder", "qformer", "llm", "end to end", "tokens"):
         assert line in printed.out
 
 
@@ -47,7 +48,11 @@ def test_export_with_a_recording_and_a_progress_bar(
     assert parity["audio_s"] == pytest.approx(1.3, abs=1e-3)
     assert parity["budget"] is None
     printed = capsys.readouterr()
-    assert "checking llm" in printed.err
+    for line in ("building llm", "reading weights", "checking llm", "the bundle's tokens", "PyTorch's logits"):
+        assert line in printed.err
+    assert "8/8" in printed.err
+    # How many of how many weights, and how long it has taken and will take.
+    assert re.search(r"PyTorch's logits .*/[\d.]+k weights \[\d\d:\d\d<", printed.err)
     assert f"{parity['tokens_agreeing']} of {parity['tokens_compared']}" in printed.out
 
 

@@ -16,7 +16,8 @@ from runtime.config import AudioConfig, PromptConfig, WindowConfig
 from tests.exports import TINY, TOLERANCE, noise, parity
 from training import ModelConfig, load
 from training.checkpoint import save
-from training.config import BeatsConfig, LoraConfig, QFormerConfig, WhisperConfig
+from training.config import LoraConfig, QFormerConfig, WhisperConfig
+from training.encoders.beats import BeatsConfig
 from training.init import init_checkpoint
 from training.presets import TASKS
 
@@ -53,7 +54,7 @@ def random_config(seed: int) -> ModelConfig:
             ffn=pick(48, 64),
             n_mels=n_mels,
         ),
-        beats=pick(beats, beats, None),
+        audio_encoder=pick(beats, beats, None),
         qformer=QFormerConfig(
             dim=16 * qformer_heads * pick(1, 2),
             layers=int(rng.integers(1, 4)),
@@ -121,7 +122,9 @@ def test_any_small_model_says_in_a_bundle_what_it_says_in_pytorch(tmp_path: Path
     init_checkpoint(config, tmp_path / "checkpoint", seed)
     bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
     measured = parity(bundle)
-    assert set(measured["stages"]) == {"whisper", "qformer", "llm"} | ({"beats"} if config.beats else set())
+    assert set(measured["stages"]) == {"whisper", "qformer", "llm"} | (
+        {"audio_encoder"} if config.audio_encoder else set()
+    )
     for name, error in (measured["stages"] | {"end to end": measured["end_to_end"]}).items():
         assert error["max_abs"] <= TOLERANCE * max(1.0, error["scale"]), name
     assert measured["greedy_tokens_equal"]
@@ -141,13 +144,13 @@ def test_a_quiet_beats(tmp_path: Path) -> None:
     """States so small that the epsilon of every norm matters: the graph folds DeepNorm's factor into it."""
     init_checkpoint(TINY, tmp_path / "loud", 0)
     model = load(tmp_path / "loud")
-    assert model.beats is not None
+    assert model.audio_encoder is not None
     with torch.no_grad():
-        for name, parameter in model.beats.named_parameters():
+        for name, parameter in model.audio_encoder.named_parameters():
             if "norm" in name or name.split(".")[-2] in ("out_proj", "fc2"):
                 parameter.mul_(3e-3)
     save(model, tmp_path / "quiet", tmp_path / "loud" / "tokenizer.json")
-    error = parity(export_bundle(tmp_path / "quiet", tmp_path / "bundle"))["stages"]["beats"]
+    error = parity(export_bundle(tmp_path / "quiet", tmp_path / "bundle"))["stages"]["audio_encoder"]
     assert error["scale"] < 0.01
     assert error["relative"] <= 1e-4
 
@@ -159,7 +162,7 @@ def test_audio_embeds_of_any_length(tiny_checkpoint: Path, tiny_engine: Engine, 
     audio = model.load_audio(noise(seconds, 9).pcm, 16000)
     expected = model.encode(audio)[0].numpy()
     assert expected.shape == (88, 64)
-    assert np.abs(tiny_engine.encoder.encode(audio).audio_embeds - expected).max() <= TOLERANCE
+    assert np.abs(tiny_engine.encoder.encode(audio) - expected).max() <= TOLERANCE
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +172,7 @@ def golden_engine(golden_bundle: Path) -> Engine:
 
 def test_golden_audio_embeds(golden: Path, golden_engine: Engine, speech: Path) -> None:
     expected = np.load(golden / "salmonn" / "expected.npz")["w1_audio_embeds"]
-    got = golden_engine.encoder.encode(load_audio(speech)).audio_embeds
+    got = golden_engine.encoder.encode(load_audio(speech))
     assert got.shape == (88, 64)
     assert np.abs(got - expected).max() <= 5e-4
 

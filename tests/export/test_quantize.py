@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from export.graph import GraphBuilder, WeightFile
 from export.quantize import (
@@ -14,6 +15,9 @@ from export.quantize import (
     LLM_LINEARS,
     LM_HEAD_LINEARS,
     Linear,
+    LlmPrecision,
+    Matrix,
+    Stacked,
     blockwise_linear,
     dequantize_blocks,
     dynamic_int8_linear,
@@ -44,13 +48,15 @@ def activations(rows: int, size: int, seed: int = 1) -> F32:
     return np.random.default_rng(seed).normal(0, 1, (rows, size)).astype(np.float32)
 
 
-def run(linear: Linear, x: F32, weight: F32, bias: F32 | None, folder: Path, accuracy_level: int | None = None) -> F32:
+def run(
+    linear: Linear, x: F32, weight: Matrix, bias: F32 | None, folder: Path, accuracy_level: int | None = None
+) -> F32:
     """x [rows, in] through a graph of this one product, as ONNX Runtime computes it."""
     path = folder / "linear.onnx"
     with WeightFile(folder / "linear.onnx.data") as file:
         graph = GraphBuilder("linear", file)
         product = linear(graph, graph.input("x", ["rows", x.shape[1]]), "proj", weight, bias)
-        graph.output(product, "y", ["rows", len(weight)])
+        graph.output(product, "y", ["rows", weight.shape[0]])
     graph.save(path)
     if accuracy_level is not None:
         model = onnx.load(path, load_external_data=False)
@@ -112,12 +118,29 @@ def test_four_bits_are_packed_low_nibble_first() -> None:
     assert packed[0, 0, :3].tolist() == [0xF0, 0x69, 0x88]
 
 
-def test_large_matrices_are_quantized_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = weights(50, 64)
-    whole = quantize_blocks(weight, 4)
-    monkeypatch.setattr("export.quantize.ROWS_AT_ONCE", 16)
-    for sliced, expected in zip(quantize_blocks(weight, 4), whole, strict=True):
-        np.testing.assert_array_equal(sliced, expected)
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stacked_tensors_in_pieces_make_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: LlmPrecision, dtype: torch.dtype
+) -> None:
+    parts = [torch.from_numpy(weights(rows, 96, seed=rows)).to(dtype) for rows in (50, 7, 33)]
+    whole = torch.cat(parts).float().numpy()
+    x = activations(2, 96)
+    expected, files = run(LLM_LINEARS[precision], x, whole, None, tmp_path), []
+    files.append((tmp_path / "linear.onnx.data").read_bytes())
+    monkeypatch.setattr("export.quantize.PIECE", 10 * 96)
+    np.testing.assert_array_equal(run(LLM_LINEARS[precision], x, Stacked(parts), None, tmp_path), expected)
+    assert (tmp_path / "linear.onnx.data").read_bytes() == files[0]
+
+
+def test_pieces_of_stacked_tensors() -> None:
+    parts = [torch.from_numpy(weights(rows, 6, seed=rows)) for rows in (3, 1, 4)]
+    whole, stacked = torch.cat(parts).numpy(), Stacked(parts)
+    assert stacked.shape == (8, 6)
+    for start in range(8):
+        for end in range(start + 1, 10):
+            for columns in (slice(None), slice(2, 5)):
+                np.testing.assert_array_equal(stacked[start:end, columns], whole[start:end, columns])
 
 
 @pytest.mark.parametrize("rows", [1, 6])

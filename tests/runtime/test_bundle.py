@@ -14,8 +14,8 @@ from runtime.errors import BundleError, BundleIntegrityError, ConfigError, Devic
 from tests.damage import flipped, reseal
 
 LISTED = (
-    "beats.onnx",
-    "beats.onnx.data",
+    "audio_encoder.onnx",
+    "audio_encoder.onnx.data",
     "golden.npz",
     "llm/decoder.onnx",
     "llm/decoder.onnx.data",
@@ -138,7 +138,9 @@ def replace_file(folder: Path, name: str, stored: bytes) -> None:
     reseal(folder, lambda data: data["files"].update({name: spec}))
 
 
-@pytest.mark.parametrize("name", ["whisper.onnx", "beats.onnx", "qformer.onnx", "llm/decoder.onnx", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["whisper.onnx", "audio_encoder.onnx", "qformer.onnx", "llm/decoder.onnx", "tokenizer.json"]
+)
 def test_engine_refuses_a_listed_file_that_is_nonsense(bundle: Path, name: str) -> None:
     replace_file(bundle, name, b"nonsense")
     with pytest.raises(BundleError, match=Path(name).name):

@@ -89,7 +89,7 @@ def test_length_penalty_is_finite(value: float) -> None:
     ("options", "message"),
     [
         ({"n_mels": 64}, "n_mels is 64; Whisper encoders take 80 or 128"),
-        ({"sample_rate": 8000}, "sample_rate is 8000; Whisper and BEATs take 16000"),
+        ({"sample_rate": 8000}, "sample_rate is 8000; the encoders take 16000"),
         ({"min_s": 0.0}, "min_s 0.0 and max_s 30.0 must satisfy 0 < min_s <= max_s"),
         ({"min_s": 31.0}, "min_s 31.0 and max_s 30.0 must satisfy 0 < min_s <= max_s"),
         ({"max_s": math.nan}, "min_s 1.0 and max_s nan must satisfy"),

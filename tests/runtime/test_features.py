@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor
 
 from runtime.audio import load_audio
-from runtime.config import AudioConfig, WindowConfig
-from runtime.features import fbank, log_mel, whisper_frames
+from runtime.config import AudioConfig, FbankConfig, WindowConfig
+from runtime.features import audio_tokens, fbank, log_mel, whisper_frames
+from training.encoders.eat import EAT_FBANK
 
 F32 = npt.NDArray[np.float32]
 WINDOW = 480_000  # samples in 30 s
 CONFIG = AudioConfig()
+BEATS = FbankConfig()
 
 
 def noise(samples: int, level: float, seed: int = 0) -> F32:
@@ -76,14 +78,16 @@ def test_log_mel_of_silence_is_the_floor() -> None:
 # fbank
 
 
-def kaldi_fbank(pcm: F32) -> npt.NDArray[np.float64]:
-    """torchaudio.compliance.kaldi.fbank(num_mel_bins=128, frame_length=25, frame_shift=10), in float64."""
-    wave = torch.from_numpy(pcm).double() * 2**15
+def kaldi_fbank(wave: torch.Tensor, exponent: float = 0.85) -> npt.NDArray[np.float64]:
+    """torchaudio.compliance.kaldi.fbank(num_mel_bins=128, frame_length=25, frame_shift=10), in float64.
+
+    The window is "hanning" with an exponent of 1.
+    """
     frames = wave.unfold(0, 400, 160)  # snip_edges: whole frames only
     frames = frames - frames.mean(dim=1, keepdim=True)  # remove_dc_offset
     shifted = torch.nn.functional.pad(frames[None], (1, 0), mode="replicate")[0]
     frames = frames - 0.97 * shifted[:, :-1]
-    frames = frames * torch.hann_window(400, periodic=False, dtype=torch.float64).pow(0.85)  # povey
+    frames = frames * torch.hann_window(400, periodic=False, dtype=torch.float64).pow(exponent)
     frames = torch.nn.functional.pad(frames, (0, 112))  # round_to_power_of_two
     spectrum = torch.fft.rfft(frames).abs().pow(2.0)  # [frames, 257]
 
@@ -115,36 +119,52 @@ def kaldi_banks() -> torch.Tensor:
 @pytest.mark.parametrize("samples", [400, 559, 560, 16_000, 20_123])
 def test_fbank_is_kaldis(samples: int, level: float) -> None:
     pcm = noise(samples, level)
-    found = fbank(pcm, CONFIG)
-    expected = (kaldi_fbank(pcm) - 15.41663) / (2 * 6.55582)
+    found = fbank(pcm, BEATS)
+    expected = (kaldi_fbank(torch.from_numpy(pcm).double() * 2**15) - 15.41663) / (2 * 6.55582)
     assert found.dtype == np.float32
     assert found.shape == expected.shape == (1 + (samples - 400) // 160, 128)
     assert np.abs(found - expected).max() <= 1e-3
 
 
+@pytest.mark.parametrize("level", [1.0, 0.3, 1e-2, 1e-4])
+@pytest.mark.parametrize(("samples", "frames"), [(400, 16), (2800, 16), (2960, 32), (16_000, 112), (160_000, 1008)])
+def test_eats_fbank_is_kaldis_behind_its_own_front_end(samples: int, frames: int, level: float) -> None:
+    """As cwx-worst-one/EAT's feature_extract.py: the mean taken off, zeros behind, then normalised."""
+    pcm = noise(samples, level) + np.float32(0.01)
+    wave = torch.from_numpy(pcm).double()
+    bank = kaldi_fbank(wave - wave.mean(), exponent=1.0)
+    padded = np.concatenate([bank, np.zeros((frames - len(bank), 128))])
+    found = fbank(pcm, EAT_FBANK)
+    assert found.dtype == np.float32
+    assert found.shape == (frames, 128)
+    assert np.abs(found - (padded + 4.268) / (2 * 4.569)).max() <= 1e-4
+    assert audio_tokens(samples, EAT_FBANK) == frames // 2
+    assert audio_tokens(samples, BEATS) == 8 * (len(bank) // 16)
+
+
 def test_fbank_of_a_loud_tone_with_a_dc_offset_is_kaldis() -> None:
     seconds = np.arange(16_000) / 16_000
     pcm = (0.3 + 0.6 * np.sin(2 * np.pi * 1000 * seconds)).astype(np.float32)
-    expected = (kaldi_fbank(pcm) - 15.41663) / (2 * 6.55582)
-    assert np.abs(fbank(pcm, CONFIG) - expected).max() <= 1e-3
+    expected = (kaldi_fbank(torch.from_numpy(pcm).double() * 2**15) - 15.41663) / (2 * 6.55582)
+    assert np.abs(fbank(pcm, BEATS) - expected).max() <= 1e-3
 
 
 def test_fbank_of_silence_is_the_floor() -> None:
     floor = (math.log(np.finfo(np.float32).eps) - 15.41663) / (2 * 6.55582)
-    assert np.allclose(fbank(np.zeros(16_000, np.float32), CONFIG), floor, atol=1e-6)
+    assert np.allclose(fbank(np.zeros(16_000, np.float32), BEATS), floor, atol=1e-6)
 
 
 def test_fbank_is_the_published_codes(golden: Path, speech: Path) -> None:
     with np.load(golden / "beats" / "expected.npz") as expected:
-        found = fbank(load_audio(speech).pcm, CONFIG)
+        found = fbank(load_audio(speech).pcm, BEATS)
         assert found.shape == expected["fbank"].shape
         assert np.abs(found - expected["fbank"]).max() <= 1e-3
 
 
 def test_fbank_normalisation_is_the_configs() -> None:
     pcm = noise(16_000, 0.3)
-    plain = fbank(pcm, AudioConfig(fbank_mean=0.0, fbank_scale=1.0))
-    assert np.allclose(fbank(pcm, CONFIG), (plain - 15.41663) / (2 * 6.55582), atol=1e-5)
+    plain = fbank(pcm, FbankConfig(mean=0.0, scale=1.0))
+    assert np.allclose(fbank(pcm, BEATS), (plain - 15.41663) / (2 * 6.55582), atol=1e-5)
 
 
 # Frame counts

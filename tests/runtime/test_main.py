@@ -14,6 +14,7 @@ import soundfile
 from runtime import Engine, GenerationConfig
 from runtime.__main__ import main
 from runtime.bundle import MANIFEST, FileSpec, file_sha256, manifest_bytes, open_bundle
+from runtime.latency.recording import STORY
 
 FEW = ["--max-new-tokens", "8"]
 
@@ -72,7 +73,7 @@ def test_prompt_and_question_reach_the_engine(
 def test_long_recordings_are_answered_about_part_by_part(
     capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tiny_engine: Engine, tmp_path: Path, as_json: bool
 ) -> None:
-    story, rate = soundfile.read(Path(__file__).parents[2] / "benchmarks" / "recordings" / "story.flac")
+    story, rate = soundfile.read(STORY, stop=10 * 16000)
     path = tmp_path / "long.wav"
     soundfile.write(path, np.concatenate([story, np.zeros(2 * rate)] * 4), rate)
     segments, info = tiny_engine.transcribe(path, generation=GenerationConfig(max_new_tokens=8))

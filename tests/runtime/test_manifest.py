@@ -130,15 +130,15 @@ def test_manifest_without_a_format_version(bundle: Path, stored: str) -> None:
 
 
 def test_newer_format_is_told_apart_from_damage(bundle: Path) -> None:
-    reseal(bundle, lambda data: data.update(format_version=3, something="new"))
-    with pytest.raises(BundleVersionError, match=r"format_version 3, this salmonrun reads 2: update salmonrun"):
+    reseal(bundle, lambda data: data.update(format_version=4, something="new"))
+    with pytest.raises(BundleVersionError, match=r"format_version 4, this salmonrun reads 3: update salmonrun"):
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("version", [1, 0, -1])
+@pytest.mark.parametrize("version", [2, 1, 0, -1])
 def test_older_and_impossible_formats_are_to_be_exported_again(bundle: Path, version: int) -> None:
     reseal(bundle, lambda data: data.update(format_version=version))
-    with pytest.raises(BundleVersionError, match=rf"format_version {version}, this salmonrun reads 2: export"):
+    with pytest.raises(BundleVersionError, match=rf"format_version {version}, this salmonrun reads 3: export"):
         open_bundle(bundle)
 
 
@@ -270,7 +270,10 @@ def resealed(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:
         (lambda data: data["files"].pop("whisper.onnx.data"), r"whisper\.onnx\.data is there, but .* does not list it"),
         (lambda data: data["prompt"].update(bos_token_id=10**9), "token id 1000000000"),
         (lambda data: data["llm"].update(head_dim=16), "KV buffers"),
-        (lambda data: data["graphs"].pop("beats"), "qformer graph's inputs and the beats graph"),
+        (lambda data: data["graphs"].pop("audio_encoder"), "inputs of qformer and the graph audio_encoder"),
+        (lambda data: data.update(fbank=None), "fbank and the graph audio_encoder"),
+        (lambda data: data["fbank"].update(scale=0.0), "scale 0.0 and waveform_scale"),
+        (lambda data: data["fbank"].update(window="hamming"), "'povey', 'hanning'"),
         (lambda data: data["precision"].update(whisper="banana"), "'fp32', 'fp16', 'int8', 'int4'"),
         (lambda data: data["audio"].pop("max_s"), "'max_s' is missing"),
         (lambda data: data["files"].update({"./golden.npz": data["files"].pop("golden.npz")}), "expected it as"),

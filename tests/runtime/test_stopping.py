@@ -19,6 +19,7 @@ from runtime.answer import Answer, answer
 from runtime.config import GenerationConfig
 from runtime.decoder import F32
 from runtime.search import StopRules, decode_one_by_one
+from runtime.stopwatch import Stopwatch
 from runtime.tokenizer import Tokenizer
 from tests.fakes import FakeDecoder, random_logits, scripted
 from tests.searches import TorchDecoder, our_tokens, prompt_embeds, their_tokens, tiny_llama
@@ -110,7 +111,7 @@ def test_streamed_text_never_shows_a_part_of_a_stop_string(data: st.DataObject, 
     config = GenerationConfig(max_new_tokens=len(tokens), stop_strings=tuple(strings))
     decoder = FakeDecoder(scripted(tokens, tokenizer.vocab_size, prompt=2))
     with decoder.open(1, 2 + len(tokens)) as slots:
-        shown, result = drained(answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, ()))
+        shown, result = drained(answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, (), Stopwatch()))
     assert result.token_ids == tokens[: len(result.token_ids)]
     text = tokenizer.decode(result.token_ids)
     assert result.finish_reason == ("stop" if any(string in whole for string in strings) else "length")
@@ -124,7 +125,7 @@ def test_beams_are_cut_at_a_stop_string(tokenizer: Tokenizer) -> None:
     config = GenerationConfig(max_new_tokens=len(tokens), num_beams=2, stop_strings=("ef",))
     decoder = FakeDecoder(scripted(tokens, tokenizer.vocab_size, prompt=2))
     with decoder.open(2, 20) as slots:
-        shown, result = drained(answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, ()))
+        shown, result = drained(answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, (), Stopwatch()))
     assert "".join(shown) == result.text == "abcde"
     assert result.finish_reason == "stop"
 
@@ -145,7 +146,9 @@ def test_cancelling_during_a_step_is_the_last_step(num_beams: int, tokenizer: To
     decoder = FakeDecoder(cancelling)
     config = GenerationConfig(max_new_tokens=30, num_beams=num_beams)
     with decoder.open(num_beams, 40) as slots:
-        _, result = drained(answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, (), cancel))
+        _, result = drained(
+            answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, (), Stopwatch(), cancel)
+        )
     assert result.finish_reason == "cancelled"
     assert decoder.calls.count("step") == 4
     assert len(result.token_ids) == 4
@@ -174,6 +177,8 @@ def test_cancelled_before_the_first_token(num_beams: int, tokenizer: Tokenizer) 
     decoder = FakeDecoder(random_logits(tokenizer.vocab_size, 0))
     with decoder.open(num_beams, 40) as slots:
         config = GenerationConfig(num_beams=num_beams)
-        shown, result = drained(answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, (), cancel))
+        shown, result = drained(
+            answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, (), Stopwatch(), cancel)
+        )
     assert (shown, result.text, result.token_ids, result.finish_reason) == ([], "", [], "cancelled")
     assert "step" not in decoder.calls

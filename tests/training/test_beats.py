@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.audio import load_audio
-from runtime.config import AudioConfig
+from runtime.config import FbankConfig
 from runtime.errors import CheckpointError
 from runtime.features import fbank
-from training.beats import BeatsEncoder, relative_buckets, valid_positions
-from training.config import BeatsConfig
+from training.blocks import valid_positions
+from training.encoders.beats import BeatsConfig, BeatsEncoder, relative_buckets
+from training.features import count_tokens
 from training.sources import read_beats
 from training.tensors import load_strict
 
@@ -195,7 +196,7 @@ def test_golden_features(golden: Path) -> None:
 @torch.inference_mode()
 def test_golden_features_from_the_recording(golden: Path, speech: Path) -> None:
     expected = np.load(golden / "beats" / "expected.npz")
-    bank = fbank(load_audio(speech).pcm, AudioConfig())
+    bank = fbank(load_audio(speech).pcm, FbankConfig())
     assert np.abs(bank - expected["fbank"]).max() <= 1e-3
     config, tensors = read_beats(golden / "beats" / "beats.pt")
     encoder = BeatsEncoder(config).eval()
@@ -238,7 +239,7 @@ def test_a_padded_batch_gives_what_each_clip_gives_alone(tmp_path: Path) -> None
     banks = [random_bank(frames, seed=frames) for frames in (130, 98, 16, 47)]
     lengths = torch.tensor([len(bank) for bank in banks])
     states = encoder(torch.nn.utils.rnn.pad_sequence(banks, batch_first=True, padding_value=3.0), lengths)
-    valid = valid_positions(encoder.count_tokens(lengths), states.shape[1])
+    valid = valid_positions(count_tokens(lengths, FbankConfig()), states.shape[1])
     for bank, row, own in zip(banks, states, valid, strict=True):
         alone = encoder(bank[None])[0]
         assert own.sum() == len(alone) == 8 * (len(bank) // 16)
@@ -327,5 +328,5 @@ def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
 
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match=r"no 'cfg' and 'model'"):
+    with pytest.raises(CheckpointError, match=r"no tensor patch_embedding\.weight; expected a BEATs file"):
         read_beats(tmp_path / "other.pt")

@@ -17,10 +17,10 @@ from runtime.config import AudioConfig, Block, BlockConfig, WindowConfig
 from runtime.errors import ConfigError
 from tests.runs import logged, write_noises
 from tests.streams import block_causal, noise
-from training.beats import BeatsEncoder
 from training.blocks import attended, draw_block
 from training.checkpoint import load
 from training.config import load_config
+from training.encoders.beats import BeatsEncoder
 from training.finetuning.finetune import finetune
 from training.finetuning.recipe import load_recipe
 from training.init import init_checkpoint
@@ -59,8 +59,8 @@ def whisper(streaming_model: SalmonnModel) -> WhisperEncoder:
 
 @pytest.fixture(scope="module")
 def beats(streaming_model: SalmonnModel) -> BeatsEncoder:
-    assert streaming_model.beats
-    return streaming_model.beats
+    assert streaming_model.audio_encoder
+    return streaming_model.audio_encoder
 
 
 # Who sees whom
@@ -154,7 +154,7 @@ def test_padded_rows_are_as_alone(
 @pytest.fixture(scope="module")
 def without_beats(tmp_path_factory: pytest.TempPathFactory) -> SalmonnModel:
     folder = tmp_path_factory.mktemp("without-beats") / "checkpoint"
-    init_checkpoint(block_causal(beats=False), folder, seed=2)
+    init_checkpoint(block_causal(sounds=False), folder, seed=2)
     return load(folder)
 
 
@@ -190,10 +190,12 @@ def test_gradients_are_finite(streaming_checkpoint: Path, block: Block | None) -
     audios = [load_audio(noise(samples, samples), 16000, min_s=0.32) for samples in (4000, 60_000)]
     torch.cat(model.encode_batch(audios, block), dim=1).square().mean().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert {name.split(".")[0] for name in gradients} == {"whisper", "beats", "qformer"}
+    assert {name.split(".")[0] for name in gradients} == {"whisper", "audio_encoder", "qformer"}
     assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
     assert any(
-        bool(gradient.any()) for name, gradient in gradients.items() if name.startswith("beats.encoder.pos_conv")
+        bool(gradient.any())
+        for name, gradient in gradients.items()
+        if name.startswith("audio_encoder.encoder.pos_conv")
     )
 
 
@@ -203,7 +205,7 @@ data:
   train:
     - annotation: {annotation}
 run: {{out: {out}, steps: 3, batch_size: 2, lr: 1e-3, warmup_steps: 1, log_every: 1, save_every: 3, ctc_weight: 0.3}}
-train: {{whisper: true, beats: true, qformer: true}}
+train: {{whisper: true, audio_encoder: true, qformer: true}}
 augment: {{pause_p: 0.5, pause_s: 0.4}}
 streaming:
   sizes: [136, 272]

@@ -17,6 +17,7 @@ from training.config import LoraConfig
 from training.data.annotation import read_annotation
 from training.data.cache import FeatureCache
 from training.data.config import Augmentation, DataConfig, DataSet
+from training.encoders.eat import EAT_FBANK
 from training.features import Features, States
 from training.finetuning.finetune import finetune
 from training.finetuning.parts import choose_parts
@@ -134,6 +135,17 @@ def test_another_model_or_recording_is_computed_anew(checkpoint: Path, annotatio
     recorded_anew = cache.read(entries[1])
     assert isinstance(recorded_anew, States)
     assert len(recorded_anew.speech) > len(before.speech)
+
+
+def test_another_front_end_is_computed_anew(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    entries, _ = read_annotation(annotation)
+    model = frozen(checkpoint, WHISPER)
+    FeatureCache(tmp_path / "cache", model, Augmentation()).fill(entries)
+    assert model.config.audio_encoder
+    encoder = replace(model.config.audio_encoder, fbank=EAT_FBANK)
+    model.config = replace(model.config, audio_encoder=encoder)
+    with pytest.raises(CheckpointError, match="has changed"):
+        FeatureCache(tmp_path / "cache", model, Augmentation()).read(entries[0])
 
 
 def test_augmentation_that_the_cache_would_undo_is_refused(checkpoint: Path, tmp_path: Path) -> None:

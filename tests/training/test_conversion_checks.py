@@ -68,7 +68,7 @@ class Case:
         torch.manual_seed(7)
         state = published.qformer_state(48, 0, 64) | (extra or {})
         pth = published.write_salmonn(self.folder / name, state, named)
-        return convert_salmonn(pth, self.folder / "out", whisper=self.whisper, beats=None, llm=self.llm)
+        return convert_salmonn(pth, self.folder / "out", whisper=self.whisper, audio_encoder=None, llm=self.llm)
 
 
 def test_parts_of_the_names_in_the_file(tmp_path: Path) -> None:

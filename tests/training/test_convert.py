@@ -62,7 +62,12 @@ class Published:
 
     def convert(self, **options: Any) -> ConversionReport:
         return convert_salmonn(
-            self.folder / "salmonn.pth", self.out, whisper=self.whisper, beats=self.beats, llm=self.llm, **options
+            self.folder / "salmonn.pth",
+            self.out,
+            whisper=self.whisper,
+            audio_encoder=self.beats,
+            llm=self.llm,
+            **options,
         )
 
     def refuses(self, message: str, **options: Any) -> None:
@@ -110,7 +115,7 @@ def test_what_the_config_says(published: Published) -> None:
     assert config.prompt.stop_token_ids == (513, 517, 518)  # end_sym first, then the LLM's own
     assert config.prompt.end_symbol == "<|end_of_text|>"
     assert config.audio.window == "padded"
-    for source in (config.sources.whisper, config.sources.beats, config.sources.llm):
+    for source in (config.sources.whisper, config.sources.audio_encoder, config.sources.llm):
         assert source is not None
         assert Path(source.path).is_absolute()
     tokenizer = (published.llm / "tokenizer.json").read_bytes()
@@ -338,8 +343,8 @@ def test_a_model_without_beats(published: Published, speech: Path) -> None:
     report = published.convert()
     assert not any(name.startswith("beats.") for name in report.leftovers)
     config = load_config(published.out)
-    assert config.beats is None
-    assert config.sources.beats is None
+    assert config.audio_encoder is None
+    assert config.sources.audio_encoder is None
     model = load(published.out)
     assert model.encode(model.load_audio(speech)).shape == (1, 88, 64)
 

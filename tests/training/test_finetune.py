@@ -26,7 +26,7 @@ from training.init import init_checkpoint
 from training.llm import attention_kernel
 from training.presets import preset
 
-EVERYTHING = TrainedParts(whisper=True, beats=True, qformer=True, llm=True)
+EVERYTHING = TrainedParts(whisper=True, audio_encoder=True, qformer=True, llm=True)
 TEXTS = ("one", "two three", "four", "five six seven")
 
 

@@ -97,7 +97,7 @@ def test_frozen_parts_are_referred_to(bench: Bench) -> None:
     stored = load_file(bench.out / "model.safetensors")
     assert {name.split(".")[0] for name in stored} == {"qformer", "lora"}
     assert sum(value.numel() for value in stored.values()) == assembly.new_parameters
-    for part in ("whisper", "beats", "llm"):
+    for part in ("whisper", "audio_encoder", "llm"):
         source = getattr(load_config(bench.out).sources, part)
         assert Path(source.path) == getattr(bench.parts, part).resolve()
         assert source.sha256
@@ -133,7 +133,7 @@ def test_a_whisper_of_128_mels_without_its_head_and_no_beats(bench: Bench, speec
     assemble(Parts(whisper, None, bench.parts.llm), bench.out, qformer=SMALL)
     model = load(bench.out)
     assert model.config.audio.n_mels == 128
-    assert model.config.beats is None
+    assert model.config.audio_encoder is None
     assert model.config.lora is None
     assert model.encode(model.load_audio(speech)).shape == (1, 88, 64)
 
@@ -268,11 +268,14 @@ def test_parts_of_the_wrong_kind_are_named(bench: Bench, golden: Path) -> None:
     llm, whisper, beats = bench.parts.llm, bench.parts.whisper, golden / "beats" / "beats.pt"
     bench.refuses(r"llm/config\.json has model_type 'llama'; expected 'whisper'", Parts(llm, beats, llm))
     bench.refuses(r"whisper/config\.json has model_type 'whisper'; expected an LLM's", Parts(whisper, beats, whisper))
-    bench.refuses(r"whisper is a folder; expected a BEATs \.pt", Parts(whisper, whisper, llm))
-    bench.refuses(r"whisper\.pt has no 'cfg' and 'model'", Parts(whisper, bench.folder / "whisper.pt", llm))
+    bench.refuses(r"whisper is no audio encoder that is known; expected BEATs or EAT", Parts(whisper, whisper, llm))
+    bench.refuses(
+        r"whisper\.pt has no 'model'; expected a published audio encoder",
+        Parts(whisper, bench.folder / "whisper.pt", llm),
+    )
     bench.refuses(r"beats\.pt has no 'dims'", Parts(beats, beats, llm))
     bench.refuses(r"beats\.pt is a file; expected the LLM's transformers folder", Parts(whisper, beats, beats))
-    for part in ("whisper", "beats", "llm"):
+    for part in ("whisper", "audio_encoder", "llm"):
         bench.refuses(r"gone does not exist", replace(bench.parts, **{part: bench.folder / "gone"}))
 
 
@@ -320,7 +323,7 @@ def test_an_existing_folder_is_refused(bench: Bench) -> None:
 
 
 def arguments(bench: Bench, *more: str) -> list[str]:
-    beats = ["--beats", str(bench.parts.beats)]
+    beats = ["--audio-encoder", str(bench.parts.audio_encoder)]
     return ["init", str(bench.out), "--whisper", f"{bench.parts.whisper}", *beats, "--llm", f"{bench.parts.llm}", *more]
 
 
@@ -360,11 +363,11 @@ def test_the_command_with_everything(bench: Bench) -> None:
 
 
 def test_the_command_without_beats_and_adapters(bench: Bench) -> None:
-    bench.parts = replace(bench.parts, beats=None)
+    bench.parts = replace(bench.parts, audio_encoder=None)
     wanted = [word if word != "None" else "none" for word in arguments(bench, "--no-lora", "--window-frames", "25")]
     assert main(wanted) == 0
     config = load_config(bench.out)
-    assert config.beats is None
+    assert config.audio_encoder is None
     assert config.lora is None
     assert config.qformer.window == WindowConfig(25, 25)
 
@@ -387,7 +390,7 @@ def test_options_that_contradict_are_refused(
 
 def test_a_part_that_is_left_out_is_asked_for(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", str(bench.out), "--whisper", "w", "--llm", "l"]) == 1
-    assert "--beats is missing; give a .pt or none" in capsys.readouterr().err
+    assert "--audio-encoder is missing; give a .pt, a folder or none" in capsys.readouterr().err
 
 
 def test_a_window_that_is_no_length(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

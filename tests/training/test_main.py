@@ -17,7 +17,10 @@ def test_help(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
     assert " ".join(["usage: python -m training", *command]) in text
-    expected = {"init": ("--preset", "--seed", "--dtype"), "convert": ("--whisper", "--beats", "--llm", "--end-symbol")}
+    expected = {
+        "init": ("--preset", "--seed", "--dtype"),
+        "convert": ("--whisper", "--audio-encoder", "--llm", "--end-symbol"),
+    }
     for word in expected[command[0]] if command else ("init", "convert"):
         assert word in text
 
@@ -34,7 +37,14 @@ def test_init(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def convert_arguments(golden: Path, out: Path) -> list[str]:
     salmonn = golden / "salmonn"
-    frozen = ["--whisper", salmonn / "whisper", "--beats", golden / "beats" / "beats.pt", "--llm", salmonn / "llm"]
+    frozen = [
+        "--whisper",
+        salmonn / "whisper",
+        "--audio-encoder",
+        golden / "beats" / "beats.pt",
+        "--llm",
+        salmonn / "llm",
+    ]
     return ["convert", *map(str, [salmonn / "salmonn.pth", out, *frozen])]
 
 
@@ -77,7 +87,7 @@ def test_init_into_an_existing_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     ("option", "value", "message"),
     [
         ("--whisper", "none", "none/config.json does not exist"),
-        ("--beats", "none.pt", "none.pt does not exist"),
+        ("--audio-encoder", "none.pt", "none.pt does not exist"),
         ("--llm", "none", "none/config.json does not exist"),
         ("--prompts", "none.json", "none.json does not exist"),
         ("--end-symbol", "</s>", "end symbol '</s>' is no token"),
@@ -92,7 +102,7 @@ def test_convert_with_what_does_not_fit(
 
 def test_convert_without_beats(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = convert_arguments(golden, tmp_path / "out")
-    at = arguments.index("--beats")
+    at = arguments.index("--audio-encoder")
     fails(capsys, arguments[:at] + arguments[at + 2 :], "qformer.ln_audio.bias")
 
 

@@ -132,7 +132,7 @@ def test_a_batch_gives_what_each_clip_gives_alone(name: str, request: pytest.Fix
 @torch.inference_mode()
 def test_a_batch_of_trimmed_windows_gives_what_each_clip_gives_alone(tiny: SalmonnModel) -> None:
     config = replace(tiny.config, audio=replace(tiny.config.audio, window="trimmed"))
-    model = SalmonnModel(config, tiny.tokenizer, tiny.whisper, tiny.beats, tiny.qformer, tiny.llm)
+    model = SalmonnModel(config, tiny.tokenizer, tiny.whisper, tiny.audio_encoder, tiny.qformer, tiny.llm)
     clips = [noise(1.0), noise(1.01, seed=1), noise(3.3, seed=2)]
     batch = model.encode_batch(clips)
     assert [embeds.shape[1] for embeds in batch] == [3, 3, 10]  # windows of 17 frames over 50, 51 and 165

@@ -38,7 +38,7 @@ def test_eight_utterances_are_learnt_by_heart(tmp_path: Path) -> None:
         log_every=STEPS // 4,
         save_every=STEPS,
     )
-    everything = TrainedParts(whisper=True, beats=True, qformer=True, llm=True)
+    everything = TrainedParts(whisper=True, audio_encoder=True, qformer=True, llm=True)
     data = DataConfig((DataSet(str(annotation)),), cache=str(tmp_path / "cache"))
     final = finetune(Recipe(str(tmp_path / "start"), data, run, everything))
     history = json.loads((tmp_path / "run" / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["log_history"]

@@ -20,7 +20,7 @@ from training.checkpoint import save
 from training.config import PartSource, load_config
 from training.convert import ConversionReport, convert_salmonn, format_report
 from training.referred import as_referred
-from training.sources import read_beats
+from training.sources import read_audio_encoder
 
 LLM_LAYERS, PRUNED = 6, [1, 3, 4]
 WHISPER_LAYERS, WHISPER_PRUNED = 4, [2]
@@ -49,7 +49,7 @@ class Nota09:
         arguments = {name: entries.pop(name) for name in ("prune",) if name in entries}
         pruned = {"pruned_layers": PRUNED, "whisper_prune": WHISPER_PRUNED, **entries}
         pth = published.write_salmonn(out.with_suffix(".pth"), self.state, options, **pruned)
-        return convert_salmonn(pth, out, whisper=self.whisper, beats=self.beats, llm=self.llm, **arguments)
+        return convert_salmonn(pth, out, whisper=self.whisper, audio_encoder=self.beats, llm=self.llm, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_other_llms_go_without_layers_too(golden: Path, tmp_path: Path, kind: st
     prefix = f"llama_model.{published.PEFT}"
     state |= published.lora_state(prefix, published.llm_targets(folder, [0, 3]))
     pth = published.write_salmonn(tmp_path / "x.pth", state, {"prune": True}, pruned_layers=[1, 2])
-    convert_salmonn(pth, tmp_path / "out", whisper=tmp_path / "whisper", beats=None, llm=folder)
+    convert_salmonn(pth, tmp_path / "out", whisper=tmp_path / "whisper", audio_encoder=None, llm=folder)
     model = load(tmp_path / "out")
     reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     del reference.model.layers[1:3]
@@ -253,8 +253,8 @@ def test_other_llms_go_without_layers_too(golden: Path, tmp_path: Path, kind: st
 
 def test_beats_layers_and_llms_that_count_their_layers_are_refused(golden: Path, tmp_path: Path) -> None:
     source = PartSource(str(golden / "beats" / "beats.pt"), {}, left_out_layers=(1,))
-    with pytest.raises(CheckpointError, match="BEATs' first layer holds what all share"):
-        as_referred(source, *read_beats(Path(source.path)))
+    with pytest.raises(CheckpointError, match="layers of an audio encoder cannot be left out"):
+        as_referred(source, *read_audio_encoder(Path(source.path)))
     for setting in ({"mlp_only_layers": [0]}, {"decoder_sparse_step": 2}, {"use_sliding_window": True}):
         with pytest.raises(CheckpointError, match=f"{next(iter(setting))}.* cannot be left out"):
             as_referred(source, {"num_hidden_layers": 3, **setting}, {})

@@ -73,7 +73,12 @@ class Published:
 
     def convert(self, **options: Any) -> ConversionReport:
         return convert_salmonn(
-            self.folder / "salmonn.pth", self.out, whisper=self.whisper, beats=self.beats, llm=self.llm, **options
+            self.folder / "salmonn.pth",
+            self.out,
+            whisper=self.whisper,
+            audio_encoder=self.beats,
+            llm=self.llm,
+            **options,
         )
 
     def answers_like_pytorch(self, speech: Path, lora_scale: float | None = None) -> list[int]:

@@ -17,9 +17,10 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
 from export.graph import WeightFile
 from export.qformer import build_qformer
 from runtime.config import PromptConfig, WindowConfig
-from training.config import BeatsConfig, ModelConfig, QFormerConfig, WhisperConfig
+from training.config import ModelConfig, QFormerConfig, WhisperConfig
 from training.conversion.names import rename_salmonn
 from training.conversion.published import open_salmonn, qformer_config
+from training.encoders.beats import BeatsConfig
 from training.qformer import QFormer, slice_windows
 from training.tensors import lazy, load_strict, with_prefix
 
@@ -32,7 +33,7 @@ def model_config(qformer: QFormerConfig, speech: int, audio: int, llm: int) -> M
     """A config whose neighbours have the widths a Q-Former test needs; nothing else of it matters."""
     return ModelConfig(
         whisper=WhisperConfig(d_model=speech, layers=1, heads=1, ffn=8),
-        beats=BeatsConfig(dim=audio, heads=1, conv_pos_groups=1) if audio else None,
+        audio_encoder=BeatsConfig(dim=audio, heads=1, conv_pos_groups=1) if audio else None,
         qformer=qformer,
         llm={"model_type": "llama", "hidden_size": llm, "vocab_size": 10},
         prompt=PromptConfig(),
@@ -83,7 +84,11 @@ class Reference(nn.Module):
     def __init__(self, config: ModelConfig, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        own, speech, audio = config.qformer, config.whisper.d_model, config.beats.dim if config.beats else 0
+        own, speech, audio = (
+            config.qformer,
+            config.whisper.d_model,
+            config.audio_encoder.dim if config.audio_encoder else 0,
+        )
         self.window = own.window
         self.ln_speech = nn.LayerNorm(speech)
         self.ln_audio = nn.LayerNorm(audio) if audio else None

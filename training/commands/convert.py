@@ -14,12 +14,16 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         description="Turn a SALMONN or Nota .pth, and the frozen parts it was trained on, into a checkpoint folder "
         "that refers to them. Each is a path or an id on the hub: org/name or org/name/file, or with @revision.",
         epilog="example: python -m training convert salmonn_7b_v0.pth checkpoint/ --whisper whisper-large-v2/ "
-        "--beats BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt --llm lmsys/vicuna-7b-v1.5",
+        "--audio-encoder BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt --llm lmsys/vicuna-7b-v1.5",
     )
     convert.add_argument("pth", metavar="PTH", help="the published or self-trained file")
     convert.add_argument("out", metavar="OUT", help="folder to create")
     convert.add_argument("--whisper", required=True, help="transformers folder or OpenAI .pt, or a hub id")
-    convert.add_argument("--beats", help="BEATs .pt; leave out if the model was trained without")
+    convert.add_argument(
+        "--audio-encoder",
+        "--beats",  # as SALMONN's config calls it
+        help="BEATs or EAT: .pt or folder; leave out if the model was trained without",
+    )
     convert.add_argument(
         "--llm", required=True, help="transformers folder with safetensors and a tokenizer, or a hub id"
     )
@@ -42,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> str:
         arguments.pth,
         arguments.out,
         whisper=arguments.whisper,
-        beats=arguments.beats,
+        audio_encoder=arguments.audio_encoder,
         llm=arguments.llm,
         prompts=arguments.prompts,
         end_symbol=arguments.end_symbol,

@@ -28,7 +28,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="a new checkpoint, around pretrained parts or of random weights",
         description="Write a checkpoint to be trained: pretrained parts around a new Q-Former. With --preset, or "
         "without any option, random weights in the given size, to try the tools with: they know nothing.",
-        epilog="example: python -m training init start/ --whisper whisper-large-v3/ --beats BEATs_iter3_plus_AS2M.pt "
+        epilog="example: python -m training init start/ --whisper whisper-large-v3/ --audio-encoder BEATs.pt "
         "--llm Llama-3.2-1B-Instruct/ --queries 2",
         argument_default=argparse.SUPPRESS,  # what was not given is not there: see run_init
     )
@@ -36,7 +36,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     init.add_argument("--seed", type=int, default=0, help="of the new weights (default: 0)")
     parts = init.add_argument_group("pretrained parts")
     parts.add_argument("--whisper", type=Path, help="transformers folder or OpenAI .pt; only its encoder is used")
-    parts.add_argument("--beats", type=_path_or_none, help="BEATs .pt, or none")
+    parts.add_argument(
+        "--audio-encoder", type=_path_or_none, help="BEATs .pt, EAT .pt or transformers folder, or none: Whisper alone"
+    )
     parts.add_argument("--llm", type=Path, help="transformers folder with safetensors and tokenizer.json")
     parts.add_argument(
         "--copy",
@@ -126,16 +128,18 @@ def _texts(file: Path) -> list[str]:
 
 
 def _init_from_parts(arguments: argparse.Namespace, given: dict[str, Any]) -> str:
-    for part, what in (("whisper", "a folder or .pt"), ("beats", "a .pt or none"), ("llm", "a folder")):
+    needed = {"whisper": "a folder or .pt", "audio_encoder": "a .pt, a folder or none", "llm": "a folder"}
+    for part, what in needed.items():
         if part not in given:
-            raise ConfigError(f"--{part} is missing; give {what} (or only --preset, for random weights)")
+            option = part.replace("_", "-")
+            raise ConfigError(f"--{option} is missing; give {what} (or only --preset, for random weights)")
     adapters = {name: given[f"lora_{name}"] for name in ("r", "alpha", "targets") if f"lora_{name}" in given}
     if adapters and "no_lora" in given:
         raise ConfigError(f"--no-lora and --lora-{min(adapters)} contradict each other; leave one out")
     frames = given.get("window_frames", WindowConfig().frames)
     window = WindowConfig(frames, given.get("stride", frames), given.get("queries", WindowConfig().num_queries))
     assembly = assemble(
-        Parts(given["whisper"], given["beats"], given["llm"]),
+        Parts(given["whisper"], given["audio_encoder"], given["llm"]),
         arguments.out,
         qformer=qformer_config(given.get("qformer_dim"), given.get("qformer_layers"), window),
         lora=None if "no_lora" in given else LoraConfig(**adapters),

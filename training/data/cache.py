@@ -88,12 +88,15 @@ class FeatureCache:
 
     def _key(self) -> str:
         config = self._model.config
-        settings = {"audio": to_dict(config.audio), "window": to_dict(config.qformer.window)}
+        settings = {
+            "audio": to_dict(config.audio),
+            "fbank": to_dict(config.audio_encoder.fbank) if config.audio_encoder else None,
+            "window": to_dict(config.qformer.window),
+        }
         if self.holds_states:
-            encoders = {name: to_dict(getattr(config, name)) for name in ("whisper", "beats", "whisper_lora")}
+            encoders = {name: to_dict(getattr(config, name)) for name in ("whisper", "audio_encoder", "whisper_lora")}
             settings |= encoders | {"dtype": str(self._dtype)}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        digest.update(str(self._model.beats is not None).encode())
         if self.holds_states:
             for name, value in _encoders(self._model).state_dict().items():
                 digest.update(name.encode())
@@ -107,4 +110,4 @@ class FeatureCache:
 
 
 def _encoders(model: SalmonnModel) -> nn.ModuleList:
-    return nn.ModuleList([model.whisper, *([model.beats] if model.beats is not None else [])])
+    return nn.ModuleList([model.whisper, *([model.audio_encoder] if model.audio_encoder is not None else [])])

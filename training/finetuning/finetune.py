@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from runtime.errors import ConfigError, MissingExtraError
 from runtime.schema import to_dict
 from training.checkpoint import load, open_checkpoint, save
+from training.config import SOURCED
 from training.data.cache import FeatureCache
 from training.data.config import Augmentation, DataSet
 from training.data.dataset import SpeechDataset, load_entries
@@ -88,7 +89,7 @@ def _save(wrapped: TrainedModel, snapshot: str | Path, recipe: Recipe, folder: P
     """Write the checkpoint of a snapshot; what is frozen is stored as it was, whatever the run held it in."""
     load_trained(wrapped, snapshot)
     start = open_checkpoint(recipe.checkpoint, verify=False)
-    frozen = {part: start.parts[part] for part in ("whisper", "beats", "llm") if not getattr(recipe.train, part)}
+    frozen = {part: start.parts[part] for part in SOURCED if not getattr(recipe.train, part)}
     save(wrapped.model, folder, start.tokenizer_file, getattr(torch, recipe.run.save_dtype), frozen)
 
 

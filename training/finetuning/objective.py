@@ -28,7 +28,7 @@ class TrainedModel(nn.Module):
     def train(self, mode: bool = True) -> "TrainedModel":
         """As every module's, but what is frozen stays as in inference: its adapters' dropout would be noise."""
         super().train(mode)
-        for part in (self.model.whisper, self.model.beats, self.model.qformer, self.model.llm):
+        for part in (self.model.whisper, self.model.audio_encoder, self.model.qformer, self.model.llm):
             if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
                 part.eval()
         return self

@@ -5,6 +5,7 @@ from dataclasses import replace
 from torch import nn
 
 from runtime.errors import ConfigError
+from training.config import SOURCED
 from training.finetuning.recipe import TrainedParts
 from training.lora import base_parameters, lora_parameters
 from training.model import SalmonnModel
@@ -21,7 +22,7 @@ def choose_parts(model: SalmonnModel, parts: TrainedParts) -> None:
     chosen: list[tuple[bool, list[nn.Parameter]]] = [
         (parts.whisper, list(base_parameters(model.whisper).values())),
         (parts.whisper_lora, list(lora_parameters(model.whisper).values())),
-        (parts.beats, list(model.beats.parameters()) if model.beats is not None else []),
+        (parts.audio_encoder, list(model.audio_encoder.parameters()) if model.audio_encoder else []),
         (parts.qformer, list(model.qformer.parameters())),
         (parts.llm, list(base_parameters(model.llm).values())),
         (parts.lora, list(lora_parameters(model.llm).values())),
@@ -30,7 +31,7 @@ def choose_parts(model: SalmonnModel, parts: TrainedParts) -> None:
         for tensor in parameters if trained else []:
             tensor.requires_grad_(True)
     model.whisper.embed_positions.weight.requires_grad_(False)  # a fixed table
-    changed = {part: None for part in ("whisper", "beats", "llm") if getattr(parts, part)}
+    changed = {part: None for part in SOURCED if getattr(parts, part)}
     model.config = replace(model.config, sources=replace(model.config.sources, **changed))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"nothing is trained: all of {parts} are off or absent")

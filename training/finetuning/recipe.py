@@ -20,7 +20,7 @@ class TrainedParts:
 
     whisper: bool = False  # its own weights
     whisper_lora: bool = True  # its adapters, where there are any
-    beats: bool = False
+    audio_encoder: bool = False
     qformer: bool = True
     llm: bool = False  # the LLM's own weights
     lora: bool = True  # its adapters, where there are any

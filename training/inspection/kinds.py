@@ -16,8 +16,8 @@ from training.quantized import check_method
 from training.tensors import read_json
 from training.weight_files import weight_files
 
-CONVERT = "python -m training convert SALMONN.pth checkpoint/ --whisper WHISPER --beats BEATS.pt --llm LLM"
-INIT = "python -m training init start/ --whisper WHISPER --beats BEATS.pt --llm LLM"
+CONVERT = "python -m training convert SALMONN.pth checkpoint/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm LLM"
+INIT = "python -m training init start/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm LLM"
 # Width and number of layers of the LLMs that published files are for.
 LLM_SIZES = {(5120, 40): "13B", (4096, 32): "7B or 8B", (3072, 28): "3B", (2048, 16): "1B", (3584, 28): "7B"}
 
@@ -30,7 +30,7 @@ def salmonn(path: Path, loaded: dict[str, Any]) -> Finding:
         facts = _salmonn_facts(file)
     except (CheckpointError, ConfigError) as error:
         return Finding("SALMONN .pth", contents=contents, problems=(str(error),))
-    beats = " --beats BEATS.pt" if "qformer.ln_audio.weight" in file.tensors else ""
+    beats = " --audio-encoder AUDIO_ENCODER" if "qformer.ln_audio.weight" in file.tensors else ""
     prune = " --prune" if (file.pruned_layers or file.whisper_prune) and not file.prunes else ""
     named = {key: file.options.get(f"{key}_path") for key in ("whisper", "llama", "beats")}
     needed = [f"{key} ({named[key] or 'not named in the file'})" for key in ("whisper", "llama")]
@@ -81,13 +81,14 @@ def beats(path: Path, loaded: dict[str, Any]) -> Finding:
     facts = {"encoder": f"{cfg.get('encoder_layers')} layers of {cfg.get('encoder_embed_dim')}"}
     if any(name.startswith("predictor.") for name in tensors):
         facts["not needed"] = "its classifier, and the copies of its shared bias table"
-    return Finding("BEATs .pt", facts, summary(tensors), command=INIT.replace("BEATS.pt", str(path)))
+    return Finding("BEATs .pt", facts, summary(tensors), command=INIT.replace("AUDIO_ENCODER", str(path)))
 
 
-def eat(tensors: TensorTable | None, needs_code: bool = False) -> Finding:
-    """EAT, told by its key names."""
-    problems = ("it holds more than tensors and plain values: save its weights as safetensors",) if needs_code else ()
-    return Finding("EAT", contents=summary(tensors or {}), problems=problems)
+def eat(path: Path, tensors: TensorTable | None) -> Finding:
+    """EAT, a fairseq .pt or a folder; None: the file is one that must not be unpickled."""
+    problems = () if tensors else ("it holds more than tensors and plain values: save its weights as safetensors",)
+    command = INIT.replace("AUDIO_ENCODER", str(path))
+    return Finding("EAT", contents=summary(tensors or {}), problems=problems, command=command)
 
 
 def peft_adapter(folder: Path) -> Finding:
@@ -155,7 +156,7 @@ def checkpoint(folder: Path) -> Finding:
     """A checkpoint of ours."""
     config = load_config(folder)
     problems = []
-    for part in ("whisper", "beats", "llm"):
+    for part in ("whisper", "audio_encoder", "llm"):
         source = getattr(config.sources, part)
         if source and not (folder / source.path).exists():  # an absolute path stays what it is
             problems.append(f"{part} is not at {source.path}" + (f"; it is from {source.hub}" if source.hub else ""))
@@ -169,7 +170,7 @@ def _checkpoint_facts(config: ModelConfig) -> dict[str, str]:
         "Whisper": f"{config.whisper.layers} layers of {config.whisper.d_model}",
         "LLM": f"{config.llm['model_type']}, {config.llm.get('num_hidden_layers')} layers of {config.llm_dim}",
     }
-    for part in ("whisper", "beats", "llm"):
+    for part in ("whisper", "audio_encoder", "llm"):
         source = getattr(config.sources, part)
         if source:
             facts[f"{part} from"] = source.hub or source.path

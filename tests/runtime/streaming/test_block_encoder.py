@@ -118,7 +118,7 @@ def test_only_the_lookback_is_kept(streaming_engine: Engine) -> None:
     encoder = BlockEncoder(streaming_engine.encoder, Block(32, 16))
     encoder.encode(noise(60_000))
     lengths = {value.shape[1] for name, value in encoder._kept.whisper.items() if name != "past_conv"}
-    assert lengths == {value.shape[1] for name, value in encoder._kept.beats.items() if name != "past_conv"} == {16}
+    assert lengths == {value.shape[1] for name, value in encoder._kept.audio.items() if name != "past_conv"} == {16}
 
 
 # Features

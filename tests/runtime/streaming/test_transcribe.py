@@ -24,7 +24,6 @@ from runtime import (
     TranscriptInfo,
 )
 from runtime.audio import F32, Audio
-from runtime.encoder import Encoded
 from runtime.streaming import transcribe as module
 from runtime.streaming.batch import Said
 from runtime.streaming.reader import PcmReader
@@ -311,7 +310,7 @@ def test_nothing_is_encoded_after_cancelling(tiny_engine: Engine, monkeypatch: p
     encoded = []
     plain = tiny_engine.encoder.encode
 
-    def encode(audio: Audio) -> Encoded:
+    def encode(audio: Audio) -> F32:
         encoded.append(audio)
         cancel.set()
         return plain(audio)

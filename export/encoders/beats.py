@@ -5,8 +5,7 @@ import torch
 
 from export.graph import END, MICROSOFT, GraphBuilder, WeightFile, with_past
 from export.quantize import F32, Linear, to_numpy
-from training.beats import FBANK_BINS, deepnorm_alpha, relative_buckets
-from training.config import BeatsConfig
+from training.encoders.beats import BeatsConfig, deepnorm_alpha, relative_buckets
 from training.tensors import LazyTensors
 
 EPS = 1e-5
@@ -20,13 +19,13 @@ def build_beats(
     max_frames: int,
     blocks: bool = False,
 ) -> GraphBuilder:
-    """fbank [1, F, 128] -> audio [1, 8 * (F // 16), dim], F up to `max_frames`.
+    """See BUILDERS; with a front end of 128 bins and patches of 16 x 16, audio is [1, 8 * (F // 16), dim].
 
     With `blocks` the F frames come behind others: past_conv [1, conv_pos // 2, dim] is what the convolution heard last
     (zeros at the beginning), past_key.N and past_value.N [1, P, dim] are what layer N sees of the past; present_...
     are the same with the new ones added.
     """
-    graph = GraphBuilder("beats", weights)
+    graph = GraphBuilder("audio_encoder", weights)
 
     def w(name: str) -> str:
         return graph.weight(name, to_numpy(tensors[name]()))
@@ -34,7 +33,7 @@ def build_beats(
     def norm(x: str, name: str, epsilon: float = EPS) -> str:
         return graph.op("LayerNormalization", x, w(f"{name}.weight"), w(f"{name}.bias"), epsilon=epsilon)
 
-    fbank = graph.input("fbank", [1, "fbank_frames", FBANK_BINS])
+    fbank = graph.input("fbank", [1, "fbank_frames", config.fbank.bins])
     patch = config.patch_size
     x = graph.op("Unsqueeze", fbank, graph.ints(1))
     x = graph.op("Conv", x, w("patch_embedding.weight"), strides=[patch, patch])  # [1, patch_dim, T, 8]
@@ -42,7 +41,7 @@ def build_beats(
     x = norm(graph.op("Transpose", x, perm=[0, 2, 1]), "layer_norm")  # tokens: time-major, 8 bands each
     x = _named_linear(graph, x, "post_extract_proj", tensors, linear)
     x = norm(graph.op("Add", x, _position_conv(graph, x, config, tensors, blocks)), "encoder.layer_norm")
-    longest = FBANK_BINS // patch * (max_frames // patch)
+    longest = config.fbank.bins // patch * (max_frames // patch)
     bias = _position_bias(graph, x, graph.dim("past_key.0", 1) if blocks else None, config, tensors, longest)
     # LN(alpha x + f) with epsilon e equals LN(x + f / alpha) with e / alpha^2: the factor moves into f's weights.
     alpha = deepnorm_alpha(config.layers)

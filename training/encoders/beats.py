@@ -6,16 +6,66 @@ bias table, which the published files repeat in every layer.
 """
 
 import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.config import Block
-from training.blocks import attended
-from training.config import BeatsConfig
+from runtime.config import Block, FbankConfig
+from runtime.errors import CheckpointError, ConfigError
+from training.blocks import attended, valid_positions
+from training.encoders.published import Leftovers, Published, check_patches
+from training.features import count_tokens
+from training.tensors import LazyTensors, lazy, read_sizes
 
-FBANK_BINS = 128
+BIAS_TABLE = "self_attn.relative_attention_bias.weight"
+# Our name of a size -> the published one.
+CFG_NAMES = {
+    "dim": "encoder_embed_dim",
+    "layers": "encoder_layers",
+    "heads": "encoder_attention_heads",
+    "ffn": "encoder_ffn_embed_dim",
+    "patch_dim": "embed_dim",
+    "patch_size": "input_patch_size",
+    "conv_pos": "conv_pos",
+    "conv_pos_groups": "conv_pos_groups",
+    "num_buckets": "num_buckets",
+    "max_distance": "max_distance",
+}
+
+
+@dataclass(frozen=True)
+class BeatsConfig:
+    """Dimensions of a BEATs encoder. Defaults are those of all published checkpoints."""
+
+    hears_in_blocks: ClassVar[bool] = True
+    longest_s: ClassVar[float] = math.inf
+
+    kind: Literal["beats"] = "beats"
+    dim: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn: int = 3072
+    patch_dim: int = 512
+    patch_size: int = 16
+    conv_pos: int = 128
+    conv_pos_groups: int = 16
+    num_buckets: int = 320
+    max_distance: int = 800
+    fbank: FbankConfig = field(default_factory=FbankConfig)
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ConfigError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        if self.dim % self.conv_pos_groups:
+            raise ConfigError(f"dim {self.dim} is not a multiple of conv_pos_groups {self.conv_pos_groups}")
+        check_patches(self.fbank, self.patch_size)
+
+    def build(self) -> "BeatsEncoder":
+        """An encoder of random weights."""
+        return BeatsEncoder(self)
 
 
 class BeatsEncoder(nn.Module):
@@ -44,16 +94,7 @@ class BeatsEncoder(nn.Module):
         x = self.post_extract_proj(self.layer_norm(patches))
         if frames is None or bool((frames == fbank.shape[1]).all()):
             return self.encoder(x, None, block)
-        return self.encoder(x, valid_positions(self.count_tokens(frames), x.shape[1]), block)
-
-    def count_tokens(self, frames: Tensor) -> Tensor:
-        """Tokens of recordings of `frames` [B] filter-bank frames."""
-        return FBANK_BINS // self.config.patch_size * (frames // self.config.patch_size)
-
-
-def valid_positions(counts: Tensor, length: int) -> Tensor:
-    """Which of `length` positions are among a row's own `counts` [B]: bool [B, length]."""
-    return torch.arange(length, device=counts.device)[None, :] < counts[:, None]
+        return self.encoder(x, valid_positions(count_tokens(frames, self.config.fbank), x.shape[1]), block)
 
 
 class BeatsLayers(nn.Module):
@@ -164,3 +205,70 @@ def relative_buckets(relative: Tensor, config: BeatsConfig) -> Tensor:
     far = torch.log(distance.clamp(min=exact).float() / exact) / math.log(config.max_distance / exact) * (half - exact)
     far = (exact + far.long()).clamp(max=half - 1)
     return torch.where(relative > 0, half, 0) + torch.where(distance < exact, distance, far)
+
+
+def recognises(published: Published) -> bool:
+    """Whether this is a BEATs .pt."""
+    return "patch_embedding.weight" in published.tensors
+
+
+def read(published: Published) -> tuple[BeatsConfig, LazyTensors, Leftovers]:
+    """A published BEATs .pt: its weight norm folded, its repeated bias tables and its classifier left out."""
+    cfg, where = published.options.get("cfg"), str(published.path)
+    if not isinstance(cfg, dict):
+        raise CheckpointError(f"{where} has no 'cfg'; expected a BEATs file")
+    if published.others:
+        raise CheckpointError(f"{where}: {', '.join(published.others[:5])} are no tensors; expected a BEATs file")
+    used = {name: get for name, get in published.tensors.items() if not _leftover(name)}
+    leftovers = {name: reason for name in published.tensors if (reason := _leftover(name))}
+    return beats_config(cfg, where), beats_tensors(used, where), leftovers
+
+
+def _leftover(name: str) -> str | None:
+    """Why a published tensor is not needed, if it is not."""
+    if name.startswith("predictor."):
+        return "classifier of the fine-tuning"
+    if name.endswith(BIAS_TABLE) and not name.startswith("encoder.layers.0."):
+        return "copy of the shared bias table"
+    return None
+
+
+def beats_config(cfg: dict[str, Any], where: str) -> BeatsConfig:
+    """Our config from the published one; the switches that change the maths must be as in every published file."""
+    expected = {
+        "layer_norm_first": False,
+        "deep_norm": True,
+        "relative_position_embedding": True,
+        "gru_rel_pos": True,
+        "conv_bias": False,
+        "activation_fn": "gelu",
+    }
+    for key, value in expected.items():
+        if cfg.get(key, value) != value:
+            raise CheckpointError(f"{where}: cfg.{key} is {cfg[key]!r}; only {value!r} is supported")
+    sizes = read_sizes(cfg, tuple(CFG_NAMES.values()), f"{where}: cfg")
+    return replace(BeatsConfig(), **dict[str, Any](zip(CFG_NAMES, sizes, strict=True)))
+
+
+def beats_tensors(state: LazyTensors, where: str) -> LazyTensors:
+    """Published names to ours. Both weight-norm namings are read."""
+    ours = {
+        f"encoder.layers.0.{BIAS_TABLE}": "encoder.relative_attention_bias.weight",
+        "encoder.pos_conv.0.bias": "encoder.pos_conv.bias",
+    }
+    normed = ("encoder.pos_conv.0.weight", "encoder.pos_conv.0.parametrizations.")
+    tensors = {ours.get(name, name): get for name, get in state.items() if not name.startswith(normed)}
+    for magnitude, direction in (
+        ("weight_g", "weight_v"),
+        ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+    ):
+        g, v = state.get(f"encoder.pos_conv.0.{magnitude}"), state.get(f"encoder.pos_conv.0.{direction}")
+        if g and v:
+            tensors |= lazy({"encoder.pos_conv.weight": fold_weight_norm(g(), v())})
+            return tensors
+    raise CheckpointError(f"{where}: encoder.pos_conv.0 has neither weight_g/weight_v nor parametrizations.weight.*")
+
+
+def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    """torch's weight_norm(dim=2): g [1, 1, K] scales each kernel tap of v [out, in, K] to unit norm."""
+    return g * v / v.norm(dim=(0, 1), keepdim=True)

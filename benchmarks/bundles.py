@@ -1,0 +1,214 @@
+"""What bundles take on this machine: python -m benchmarks.bundles makes tables and pictures of docs/performance.md.
+
+The demo, and two of random weights in published sizes: one that hears the whole window, beside PyTorch, and one that
+hears in blocks. Each is measured by `python -m runtime latency`; its JSON stays in build/bench. The last line is JSON.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.marked import replace_marked
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+STAGES = ("features", "whisper", "audio_encoder", "qformer", "prefill", "decode")
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One latency command: what it measures, with which options, and how its figures are shown."""
+
+    name: str  # of its files, and of its place in the page
+    bundle: str
+    options: str
+    table: Callable[[Found], str]
+
+
+def main() -> None:
+    """Make what is missing, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=ROOT / "build" / "bench", help="default: build/bench")
+    parser.add_argument("--only", help="names of runs, with commas (default: all)")
+    arguments = parser.parse_args()
+    arguments.root.mkdir(parents=True, exist_ok=True)
+    chosen = arguments.only.split(",") if arguments.only else [run.name for run in RUNS]
+    summary = {}
+    for run in RUNS:
+        if run.name in chosen:
+            summary[run.name] = measure(run, arguments.root)
+    print(json.dumps(summary))
+
+
+def measure(run: Run, root: Path) -> Found:
+    """Run it, and put its table and picture into the page."""
+    bundle, checkpoint = make_bundle(run.bundle, root)
+    options = run.options.replace("CHECKPOINT", str(checkpoint))
+    output = root / f"{run.name}.json"
+    picture = DOCS / "images" / f"latency-{run.name}.png"
+    picture.parent.mkdir(exist_ok=True)
+    command = ["-m", "runtime", "latency", str(bundle), *shlex.split(options)]
+    subprocess.run([sys.executable, *command, "--json", str(output), "--plot", str(picture)], cwd=ROOT, check=True)
+    found: Found = json.loads(output.read_text())
+    shown = f"```sh\npython -m runtime latency {run.bundle}/ {run.options}\n```\n\n{where(found)}\n\n{run.table(found)}"
+    replace_marked(DOCS / "performance.md", f"latency-{run.name}", shown)
+    return {
+        protocol["name"]: {case["name"]: case["summary"] for case in protocol["cases"]}
+        for protocol in found["protocols"]
+    }
+
+
+def make_bundle(name: str, root: Path) -> tuple[Path, Path]:
+    """The bundle, int8 encoders and int4 LLM, and the checkpoint it is made from; both are made once."""
+    preset, checkpoint, bundle = PRESETS[name], root / f"{name}-checkpoint", root / name
+    if preset is None:
+        checkpoint = ROOT / "demo" / "checkpoint"
+    elif not checkpoint.exists():
+        call("training", "init", str(checkpoint), "--preset", preset, "--dtype", "bfloat16")
+    if not bundle.exists():
+        budget = [] if preset is None else ["--parity-budget", "2"]  # random weights amplify what 4 bits round off
+        precisions = ["--encoder-precision", "int8", "--llm-precision", "int4"]
+        call("export", str(checkpoint), str(bundle), *precisions, *budget)
+    return bundle, checkpoint
+
+
+def call(module: str, *arguments: str) -> None:
+    """One of the project's commands."""
+    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True)
+
+
+def where(found: Found) -> str:
+    """Machine, date and size in a sentence."""
+    machine, engine, date = found["machine"], found["engine"], found["date"][:10]
+    memory = found["protocols"][-1]["memory"]
+    return (
+        f"{engine['model']}, {engine['bundle_bytes'] / 2**20:.0f} MiB, loaded and verified in {found['load_s']:.1f} s; "
+        f"{machine['processor']}, {engine['threads']} threads, onnxruntime {engine['onnxruntime']}, {date}. "
+        f"Resident memory: {memory['loaded_mb']:.0f} MiB when loaded, at most {memory['peak_mb']:.0f} MiB since."
+    )
+
+
+def cases(found: Found, protocol: str) -> list[Found]:
+    """What a protocol found."""
+    (one,) = (entry for entry in found["protocols"] if entry["name"] == protocol)
+    return list(one["cases"])
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
+
+
+def seconds(summary: Found, quantile: str = "p50") -> str:
+    """A figure in three digits with its unit; nothing of a metric that has no value."""
+    value = summary.get(quantile)
+    if value is None:
+        return "-"
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def with_interval(summary: Found) -> str:
+    """A median and its 95 % interval."""
+    low, high = summary["median_interval"]
+    return f"{seconds(summary)} ({seconds({'p50': low})} - {seconds({'p50': high})})"
+
+
+def request_table(found: Found) -> str:
+    """Stages of requests."""
+    header = ["", *STAGES, "first token", "per token", "total (95 % interval)", "RTF"]
+    rows = []
+    for case in cases(found, "request"):
+        summary = case["summary"]
+        stages = [seconds(summary.get(stage, {})) for stage in STAGES]
+        total = with_interval(summary["total"])
+        rtf = f"{summary['rtf']['p50']:.3f}"
+        rows.append([case["name"], *stages, seconds(summary["ttft"]), seconds(summary["tpot"]), total, rtf])
+    return table(header, rows)
+
+
+def stream_table(found: Found, protocol: str = "stream") -> str:
+    """Streams, one or many at once."""
+    header = [
+        "",
+        "first text",
+        "update p50 / p95",
+        "last sample to whole text p50 / p95",
+        "lag p95",
+        "RTF",
+        "real time",
+    ]
+    real_time = next(entry["keeps_real_time"] for entry in found["protocols"] if entry["name"] == protocol)
+    rows = []
+    for case in cases(found, protocol):
+        summary = case["summary"]
+        pairs = [f"{seconds(summary[m])} / {seconds(summary[m], 'p95')}" for m in ("update", "final")]
+        keeps = {True: "yes", False: "no", None: ""}[real_time.get(case["name"])]
+        rtf = f"{summary['rtf']['p50']:.3f}"
+        rows.append(
+            [case["name"], seconds(summary["first_partial"]), *pairs, seconds(summary["lag"], "p95"), rtf, keeps]
+        )
+    return table(header, rows)
+
+
+def demo_table(found: Found) -> str:
+    """All of the demo."""
+    return "\n\n".join([request_table(found), stream_table(found), stream_table(found, "load")])
+
+
+def streaming_table(found: Found) -> str:
+    """Streams alone and many at once."""
+    at_once = cases(found, "stream")[0]["summary"]["at_once"]
+    whole = f"The same recording at once takes {with_interval(at_once)}."
+    return "\n\n".join([stream_table(found), whole, stream_table(found, "load")])
+
+
+def reference_table(found: Found) -> str:
+    """The bundle beside PyTorch."""
+    (protocol,) = found["protocols"]
+    (ours,), (theirs,) = protocol["cases"], protocol["baseline"]
+    rows = []
+    for metric, label in (("ttft", "first token"), ("tpot", "one further token"), ("latency", "both")):
+        values = sorted(value for sample in theirs["samples"] for value in sample[metric])
+        ratio = ours["baseline_ratio"][metric]
+        spread = f"{ratio['median']:.2f} ({ratio['low']:.2f} - {ratio['high']:.2f})"
+        median = seconds({"p50": values[len(values) // 2]})
+        rows.append([label, with_interval(ours["summary"][metric]), median, spread])
+    peak, other = protocol["memory"]["peak_mb"], protocol["baseline_memory_mb"]["peak_mb"]
+    rows.append(["most resident memory", f"{peak:.0f} MiB", f"{other:.0f} MiB", f"{other / peak:.2f}"])
+    header = ["", "bundle (95 % interval)", "PyTorch fp32, eager", "ratio (quartiles)"]
+    return table(header, rows) + f"\n\n{len(ours['samples'])} repetitions of each, in turn."
+
+
+PRESETS: dict[str, str | None] = {
+    "demo": None,
+    "v3-turbo-llama-1b": "v3-turbo-llama-1b",
+    "v3-turbo-llama-1b-streaming": "v3-turbo-llama-1b-streaming",
+}
+# A random model's tokenizer has a token for each byte: as many make a prompt as a real tokenizer makes of a real one.
+SHORT = "--prompt '<SpeechHere>?' --tokens 12"
+RUNS = (
+    Run("demo", "demo", "--protocol request,stream,load --time-limit 120", demo_table),
+    Run(
+        "reference",
+        "v3-turbo-llama-1b",
+        "--protocol reference --baseline CHECKPOINT --time-limit 240",
+        reference_table,
+    ),
+    Run("request", "v3-turbo-llama-1b", "--protocol request --time-limit 240", request_table),
+    Run(
+        "streaming",
+        "v3-turbo-llama-1b-streaming",
+        f"--protocol stream,load {SHORT} --block-s 0.32 --time-limit 120",
+        streaming_table,
+    ),
+)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""`python -m runtime latency`: its options, and what it does with them."""
+
+import argparse
+import time
+from collections.abc import Callable
+
+from runtime.commands.options import add_engine_arguments, load_engine
+from runtime.commands.progress import ProgressLine
+from runtime.errors import ConfigError
+from runtime.latency.config import PROTOCOLS, LatencyConfig
+from runtime.latency.limits import exceeded, parse_limits
+from runtime.latency.outcome import write_json
+from runtime.latency.plot import plot
+from runtime.latency.run import Progress, measure
+from runtime.latency.sampling import StopRule
+from runtime.latency.slow import slow_down
+from runtime.latency.table import format_outcome
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    latency = commands.add_parser(
+        "latency",
+        help="measure time, memory and how sure that is",
+        description="Measure a bundle on this machine. Each figure is a median with its 95 % interval, repeated until "
+        "that is narrow or the time is up. Close other programs first.",
+        epilog="example: python -m runtime latency bundle/ --protocol request,stream --plot latency.png "
+        '--fail-over "ttft_p50=0.8,rtf=0.5"',
+    )
+    default = LatencyConfig()
+    add_engine_arguments(latency)
+    latency.add_argument(
+        "--protocol",
+        type=_listed(str),
+        default=default.protocols,
+        metavar="NAMES",
+        help="one or more of reference (10 s of noise, as the reference competition measured), request (recordings, "
+        "stage by stage), stream (speech as it is spoken), load (many at once), with commas; or all (default: request)",
+    )
+    latency.add_argument("--recording", metavar="FILE", help="speech to measure with (default: 30 s that come along)")
+    latency.add_argument("--task", help="default: asr, or the bundle's first")
+    latency.add_argument("--prompt", help="an instruction instead of a task")
+    latency.add_argument("--tokens", type=int, default=default.tokens, help=f"of an answer (default: {default.tokens})")
+    _add_case_arguments(latency, default)
+    _add_sampling_arguments(latency, default.rule)
+    latency.set_defaults(run=_run)
+
+
+def _add_case_arguments(latency: argparse.ArgumentParser, default: LatencyConfig) -> None:
+    cases = latency.add_argument_group("cases")
+    cases.add_argument(
+        "--lengths",
+        type=_listed(float),
+        default=default.lengths_s,
+        metavar="SECONDS",
+        help=f"of request's recordings (default: {_commas(default.lengths_s)}, as far as the bundle hears)",
+    )
+    cases.add_argument(
+        "--num-beams",
+        type=_listed(int),
+        default=default.num_beams,
+        metavar="NUMBERS",
+        help=f"of request's searches (default: {_commas(default.num_beams)})",
+    )
+    cases.add_argument(
+        "--utterance-s",
+        type=float,
+        default=default.utterance_s,
+        help=f"seconds of stream's and load's recordings (default: {default.utterance_s:g})",
+    )
+    cases.add_argument("--block-s", type=float, help="of streams; one of the bundle's (default: its longest)")
+    cases.add_argument(
+        "--pace", choices=("realtime", "fast"), default="realtime", help="of streams (default: realtime)"
+    )
+    cases.add_argument(
+        "--concurrency",
+        type=_listed(int),
+        default=default.concurrency,
+        metavar="NUMBERS",
+        help=f"of load (default: {_commas(default.concurrency)})",
+    )
+    cases.add_argument(
+        "--load-of", choices=("streams", "requests"), default=default.load_of, help=f"default: {default.load_of}"
+    )
+    cases.add_argument(
+        "--max-lag-s",
+        type=float,
+        default=default.max_lag_s,
+        help=f"of streams that keep real time (default: {default.max_lag_s:g})",
+    )
+
+
+def _add_sampling_arguments(latency: argparse.ArgumentParser, rule: StopRule) -> None:
+    found = latency.add_argument_group("how long, beside what, and what becomes of it")
+    found.add_argument(
+        "--precision",
+        type=float,
+        default=rule.precision,
+        help=f"repeat until a median is known to this share of it, either way (default: {rule.precision:g})",
+    )
+    found.add_argument(
+        "--time-limit",
+        type=float,
+        default=rule.time_limit_s,
+        metavar="SECONDS",
+        help=f"of a protocol (default: {rule.time_limit_s:g})",
+    )
+    found.add_argument(
+        "--baseline", metavar="CHECKPOINT", help="run it in PyTorch beside the bundle, in turn (reference, request)"
+    )
+    found.add_argument("--json", metavar="FILE", help="write everything, with every sample")
+    found.add_argument("--plot", metavar="FILE", help="write a picture (PNG)")
+    found.add_argument(
+        "--fail-over",
+        metavar="LIMITS",
+        help="exit with 1 if one is exceeded, e.g. ttft_p50=0.8,rtf=0.5,rss_peak_mb=900",
+    )
+    found.add_argument(
+        "--slow-down",
+        metavar="STAGE=SECONDS",
+        help="a test hook: sleep in this stage, to see that it shows there alone",
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Measure, and show; 1 if a limit is exceeded."""
+    config = _config(arguments)
+    limits = parse_limits(arguments.fail_over) if arguments.fail_over else {}
+    started = time.perf_counter()
+    engine = load_engine(arguments)
+    load_s = time.perf_counter() - started
+    if arguments.slow_down:
+        stage, _, seconds = arguments.slow_down.partition("=")
+        slow_down(engine, stage, _number(seconds, "--slow-down"))
+    line = ProgressLine()
+    try:
+        outcome = measure(
+            engine,
+            load_s,
+            config,
+            recording=arguments.recording,
+            baseline=arguments.baseline,
+            progress=_shown(line, config),
+        )
+    finally:
+        line.close()
+    if arguments.json:
+        write_json(outcome, arguments.json)
+    if arguments.plot:
+        plot(outcome, arguments.plot)
+    print(format_outcome(outcome))
+    too_much = exceeded(outcome, limits)
+    for one in too_much:
+        print(f"EXCEEDED: {one.figure} is {one.value:.4g}, the limit is {one.limit:g}")
+    return 1 if too_much else 0
+
+
+def _config(arguments: argparse.Namespace) -> LatencyConfig:
+    return LatencyConfig(
+        protocols=PROTOCOLS if arguments.protocol == ("all",) else arguments.protocol,
+        lengths_s=arguments.lengths,
+        num_beams=arguments.num_beams,
+        tokens=arguments.tokens,
+        utterance_s=arguments.utterance_s,
+        block_s=arguments.block_s,
+        paced=arguments.pace == "realtime",
+        concurrency=arguments.concurrency,
+        load_of=arguments.load_of,
+        max_lag_s=arguments.max_lag_s,
+        task=arguments.task,
+        prompt=arguments.prompt,
+        rule=StopRule(arguments.precision, arguments.time_limit),
+    )
+
+
+def _shown(line: ProgressLine, config: LatencyConfig) -> Progress:
+    """Progress by time: a protocol takes its limit at most, and often less."""
+    begun: dict[str, float] = {}
+
+    def progress(protocol: str, repetitions: int, settled: int, cases: int) -> None:
+        spent = time.perf_counter() - begun.setdefault(protocol, time.perf_counter())
+        share = max(settled / cases, min(1.0, spent / max(config.rule.time_limit_s, 1e-9)))
+        done = len(begun) - 1
+        text = f"{protocol}: {repetitions} repetitions, {settled} of {cases} cases known"
+        line.show(text, (done + share) / len(config.protocols))
+
+    return progress
+
+
+def _listed(kind: Callable[[str], object]) -> Callable[[str], tuple[object, ...]]:
+    """Parses values with commas between them."""
+
+    def parse(text: str) -> tuple[object, ...]:
+        return tuple(kind(part.strip()) for part in text.split(","))
+
+    parse.__name__ = f"list of {kind.__name__}"  # argparse shows it
+    return parse
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{option} has {text!r}; expected STAGE=SECONDS, such as whisper=0.05") from None
+
+
+def _commas(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)

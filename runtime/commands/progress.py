@@ -1,0 +1,28 @@
+"""A line on a terminal that says how far long work is."""
+
+import sys
+import time
+from typing import TextIO
+
+
+class ProgressLine:
+    """One line that is written anew; nothing where nobody looks on."""
+
+    def __init__(self, out: TextIO = sys.stderr) -> None:
+        self._out = out
+        self._shown = out.isatty()
+        self._started = time.perf_counter()
+
+    def show(self, text: str, share: float) -> None:
+        """A bar of so large a share, how long it has taken, and what is done."""
+        if self._shown:
+            filled = round(24 * min(1.0, share))
+            elapsed = time.perf_counter() - self._started
+            self._out.write(f"\r\x1b[K{'█' * filled}{'░' * (24 - filled)} {elapsed:4.0f} s  {text}")
+            self._out.flush()
+
+    def close(self) -> None:
+        """Erase it."""
+        if self._shown:
+            self._out.write("\r\x1b[K")
+            self._out.flush()

@@ -1,0 +1,45 @@
+"""What is measured, and how long."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from runtime.errors import ConfigError
+from runtime.latency.sampling import StopRule
+
+ProtocolName = Literal["reference", "request", "stream", "load"]
+PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    """Settings of all protocols."""
+
+    protocols: tuple[ProtocolName, ...] = ("request",)
+    lengths_s: tuple[float, ...] = (2.0, 5.0, 10.0, 20.0, 30.0)  # of `request`'s recordings
+    num_beams: tuple[int, ...] = (1, 4)  # of `request`'s searches
+    tokens: int = 32  # of every answer; stop tokens are ignored, so that the work is the same each time
+    utterance_s: float = 10.0  # of `stream`'s and `load`'s recordings
+    block_s: float | None = None  # as in StreamConfig
+    paced: bool = True  # streams come as if they were being recorded; else as fast as they are heard
+    concurrency: tuple[int, ...] = (1, 2, 4, 8)  # of `load`
+    load_of: Literal["streams", "requests"] = "streams"
+    max_lag_s: float = 1.0  # a stream whose lag stays below it (p95) keeps real time
+    task: str | None = None  # None: "asr", or the bundle's first
+    prompt: str | None = None  # instead of a task
+    rule: StopRule = field(default_factory=StopRule)
+
+    def __post_init__(self) -> None:
+        for name in ("protocols", "lengths_s", "num_beams", "concurrency"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ConfigError(f"{name} is {values}; expected at least one value, each once")
+        if unknown := [name for name in self.protocols if name not in PROTOCOLS]:
+            raise ConfigError(f"protocol {unknown[0]!r} is not known; expected {', '.join(PROTOCOLS)}")
+        if min(self.lengths_s) <= 0 or self.utterance_s <= 0:
+            raise ConfigError("lengths of recordings must be above 0 seconds")
+        if min(self.num_beams) < 1 or min(self.concurrency) < 1:
+            raise ConfigError("num_beams and concurrency must be at least 1")
+        if self.tokens < 2:
+            raise ConfigError(f"tokens is {self.tokens}; at least 2 are needed for a time between tokens")
+        if not (self.rule.precision > 0 and self.rule.time_limit_s >= 0 and self.max_lag_s > 0):
+            raise ConfigError("precision and max_lag_s must be above 0, time_limit_s at least 0")

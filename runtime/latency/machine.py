@@ -1,0 +1,96 @@
+"""Where it was measured, and how much memory it took."""
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from runtime import __version__
+from runtime.report import peak_resident_bytes, resident_bytes
+from runtime.session import Device, usable_cores
+
+
+def describe_machine() -> dict[str, str | int]:
+    """Processor, memory, system and versions."""
+    return {
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "memory_mb": _memory_bytes() // 2**20,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "salmonrun": __version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of this process, in MiB."""
+
+    loaded_mb: float  # resident when the bundle was loaded
+    load_peak_mb: float  # at most until then
+    steady_mb: float  # resident after the last repetition
+    peak_mb: float  # at most since the bundle was loaded, where that can be told apart, else at all
+    peak_is_since_load: bool
+    device_mb: float | None = None  # of the GPU, after the last repetition: the arena of ONNX Runtime never shrinks
+
+
+class MemoryMeter:
+    """Resident memory from here on; make one when the bundle is loaded."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._loaded, self._load_peak = resident_bytes(), peak_resident_bytes()
+        self._reset = _reset_peak()
+
+    def read(self) -> Memory:
+        """What was taken until now."""
+        return Memory(
+            loaded_mb=self._loaded / 2**20,
+            load_peak_mb=self._load_peak / 2**20,
+            steady_mb=resident_bytes() / 2**20,
+            peak_mb=peak_resident_bytes() / 2**20,
+            peak_is_since_load=self._reset,
+            device_mb=_device_mb() if self._device == "cuda" else None,
+        )
+
+
+def _reset_peak() -> bool:
+    """Have Linux count the peak anew (proc(5), clear_refs); whether it does."""
+    if sys.platform != "linux":
+        return False
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _device_mb() -> float | None:
+    """GPU memory of this process, as the driver tells it."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    rows = [line.split(",") for line in lines if line.count(",") == 1]
+    return sum(float(used) for pid, used in rows if int(pid) == os.getpid())

@@ -1,0 +1,47 @@
+"""Protocol `reference`: what the reference competition measured, so that figures can be set beside published ones."""
+
+import time
+
+import numpy as np
+
+from runtime.audio import SAMPLE_RATE
+from runtime.decoder import F32
+from runtime.engine import Engine
+from runtime.latency.config import LatencyConfig
+from runtime.latency.sampling import Case, Sample
+
+SECONDS = 10
+DEFINITION = (
+    "10 s of fixed Gaussian noise (numpy, seed 0), batch 1, greedy. ttft: filter bank, encoders, Q-Former, prompt and"
+    " one prefill; loading and the log-mel spectrogram are not in it. tpot: exactly one cached step behind it. "
+    "latency = ttft + tpot. The competition took the mean of 100 iterations after 10; here it is the median, until it"
+    " is known. Its script read the clock before the GPU was done; here the work is done."
+)
+
+
+def noise() -> F32:
+    """The recording: numpy.random.randn(160000), of a fixed seed."""
+    return np.random.default_rng(0).standard_normal(SECONDS * SAMPLE_RATE).astype(np.float32)
+
+
+def cases(engine: Engine, config: LatencyConfig) -> list[Case]:
+    """One."""
+    pcm = engine.load_audio(noise(), SAMPLE_RATE).pcm
+    return [Case("10 s of noise", "latency", lambda: _run(engine, pcm, config.task, config.prompt))]
+
+
+def _run(engine: Engine, pcm: F32, task: str | None, prompt: str | None) -> Sample:
+    encoder, decoder = engine.encoder, engine.decoder
+    mel = encoder.log_mel(pcm)
+    started = time.perf_counter()
+    bank = encoder.filter_bank(pcm)
+    audio_embeds = encoder.join(encoder.speech(mel), None if bank is None else encoder.sounds(bank))
+    ids = engine.prompt_ids(task, prompt, None)
+    embeds = np.concatenate([decoder.embed(ids.before), audio_embeds, decoder.embed(ids.after)])
+    with decoder.open(1, len(embeds) + 1) as (slot,):
+        logits = decoder.prefill(slot, embeds)
+        token = int(np.argmax(logits))
+        first = time.perf_counter()
+        decoder.step([slot], [token])
+        second = time.perf_counter()
+    return {"ttft": [first - started], "tpot": [second - first], "latency": [second - started]}

@@ -1,0 +1,55 @@
+"""Protocol `request`: recordings of several lengths, answered one after the other, stage by stage."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from runtime.config import GenerationConfig
+from runtime.engine import Engine
+from runtime.latency.config import LatencyConfig
+from runtime.latency.recording import Recording, wav
+from runtime.latency.sampling import Case, Sample
+
+STAGES = ("prompt", "audio", "features", "whisper", "audio_encoder", "qformer", "prefill", "decode")
+DEFINITION = (
+    "The bytes of a 16-bit WAV file of speech to Engine.generate, one at a time; stop tokens are ignored, so that "
+    "every answer has the same number of tokens. Stages: prompt (text to embeddings), audio (read, resampled), "
+    "features, each encoder graph, prefill, decode. ttft: from the call to the first token; with beams to the end of "
+    "the prefill. tpot: between tokens; with beams the mean of an answer. rtf: total / length of the recording."
+)
+
+
+def cases(engine: Engine, config: LatencyConfig, recording: Recording) -> list[Case]:
+    """One for each length and search."""
+    return [
+        Case(name(seconds, beams), "total", _runner(engine, config, recording, seconds, beams))
+        for seconds in config.lengths_s
+        for beams in config.num_beams
+    ]
+
+
+def name(seconds: float, beams: int) -> str:
+    """Of a case."""
+    return f"{seconds:g} s, " + ("greedy" if beams == 1 else f"{beams} beams")
+
+
+def generation(config: LatencyConfig, beams: int) -> GenerationConfig:
+    """An answer of exactly `config.tokens` tokens."""
+    return GenerationConfig(max_new_tokens=config.tokens, num_beams=beams, stop_token_ids=())
+
+
+def _runner(
+    engine: Engine, config: LatencyConfig, recording: Recording, seconds: float, beams: int
+) -> Callable[[], Sample]:
+    source, search = wav(recording.cut(seconds)), generation(config, beams)
+
+    def run() -> Sample:
+        started = time.perf_counter()
+        timings = engine.generate(source, task=config.task, prompt=config.prompt, config=search).timings
+        total = time.perf_counter() - started
+        gaps = [timings.tpot_s] if beams > 1 else np.diff(timings.token_s).tolist()
+        stages = {stage: [taken] for stage, taken in timings.stages.items()}
+        return {**stages, "ttft": [timings.ttft_s], "tpot": gaps, "total": [total], "rtf": [total / seconds]}
+
+    return run

@@ -1,0 +1,70 @@
+"""Protocol `stream`: speech that comes while it is spoken, one stream at a time."""
+
+import time
+from collections.abc import Iterator
+
+from runtime.audio import F32, SAMPLE_RATE
+from runtime.config import GenerationConfig
+from runtime.engine import Engine
+from runtime.latency.config import LatencyConfig
+from runtime.latency.recording import Recording, onset_s
+from runtime.latency.sampling import Case, Sample
+from runtime.streaming.config import StreamConfig
+
+PIECE = SAMPLE_RATE // 10  # pushed at once
+DEFINITION = (
+    "Speech in pieces of 100 ms, each at the time at which it would have been recorded, with the stream's defaults. "
+    "first_partial: from where speech begins in it to the first text, stable or not. update: from the last sample "
+    "that an update needs to the update. final: from the last sample to the whole text. lag: how far an update is "
+    "behind real time. updates: how many there were. rtf: time spent / length of the recording. at_once: "
+    "the same recording to Engine.generate."
+)
+
+
+def cases(engine: Engine, config: LatencyConfig, recording: Recording) -> list[Case]:
+    """One; each repetition hears another part of the recording."""
+    parts = _parts(config.utterance_s, recording)
+    return [Case(f"{config.utterance_s:g} s", "final", lambda: _run(engine, config, next(parts)))]
+
+
+def _parts(seconds: float, recording: Recording) -> Iterator[F32]:
+    start_s = 0.0
+    while True:
+        yield recording.cut(seconds, start_s)
+        start_s += seconds / 2
+
+
+def _run(engine: Engine, config: LatencyConfig, pcm: F32) -> Sample:
+    answer = GenerationConfig(max_new_tokens=config.tokens)
+    sample = hear(engine, config, pcm)
+    whole = engine.generate(pcm, task=config.task, prompt=config.prompt, config=answer, sample_rate=SAMPLE_RATE)
+    return {**sample, "at_once": [whole.timings.total_s]}
+
+
+def hear(engine: Engine, config: LatencyConfig, pcm: F32) -> Sample:
+    """One utterance through a stream of its own."""
+    answer = GenerationConfig(max_new_tokens=config.tokens)
+    sample: Sample = {"first_partial": [], "update": [], "lag": []}
+    begin, busy, updates = onset_s(pcm), 0.0, 0
+    with engine.stream(
+        task=config.task, prompt=config.prompt, config=StreamConfig(block_s=config.block_s), generation=answer
+    ) as stream:
+        opened = time.perf_counter()
+        for start in range(0, len(pcm), PIECE):
+            piece = pcm[start : start + PIECE]
+            recorded = opened + (start + len(piece)) / SAMPLE_RATE
+            if config.paced and (wait := recorded - time.perf_counter()) > 0:
+                time.sleep(wait)
+            pushed = time.perf_counter()
+            for update in stream.push(piece):
+                updates += 1
+                sample["update"].append(update.latency_s)
+                sample["lag"].append(update.lag_s)
+                if config.paced and not sample["first_partial"] and (update.stable or update.partial):
+                    sample["first_partial"].append(time.perf_counter() - opened - begin)
+            busy += time.perf_counter() - pushed
+        ended = time.perf_counter()
+        stream.finish()
+        final = time.perf_counter() - ended
+    length_s = len(pcm) / SAMPLE_RATE
+    return {**sample, "final": [final], "updates": [float(updates)], "rtf": [(busy + final) / length_s]}

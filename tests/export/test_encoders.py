@@ -1,0 +1,136 @@
+"""Whole models with each audio encoder, or none: exported exactly, and answering as PyTorch does at any length."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export import ExportOptions, export_bundle
+from export.encoders import BUILDERS
+from runtime import Engine, GenerationConfig
+from runtime.audio import load_audio
+from runtime.bundle import open_bundle
+from runtime.config import AudioConfig, WindowConfig
+from tests import eat as published
+from tests.answers import noise
+from tests.parts import write_llm, write_whisper
+from training.assemble import Parts, assemble, format_assembly
+from training.checkpoint import load, open_checkpoint
+from training.config import ModelConfig
+from training.encoders import AudioEncoderConfig
+from training.encoders.beats import BeatsConfig
+from training.encoders.eat import EatConfig
+from training.init import init_checkpoint
+from training.model import SalmonnModel, Sample
+from training.presets import preset
+
+EAT = EatConfig(dim=48, layers=2, heads=3, ffn=64, max_patches=200)
+BEATS = BeatsConfig(dim=64, layers=2, heads=2, ffn=128, patch_dim=64)
+GREEDY = GenerationConfig(max_new_tokens=12, stop_token_ids=())
+Pair = tuple[SalmonnModel, Engine]
+
+
+def config(encoder: AudioEncoderConfig | None) -> ModelConfig:
+    return replace(preset("tiny"), audio_encoder=encoder)
+
+
+def make(folder: Path, model: ModelConfig, options: ExportOptions | None = None) -> Pair:
+    init_checkpoint(model, folder / "checkpoint", seed=3)
+    return load(folder / "checkpoint"), Engine.load(export_bundle(folder / "checkpoint", folder / "bundle", options))
+
+
+@pytest.fixture(scope="module", params=["eat", "beats", "none"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    encoder = {"eat": EAT, "beats": BEATS, "none": None}[request.param]
+    return make(tmp_path_factory.mktemp(request.param), config(encoder))
+
+
+@pytest.fixture(scope="module")
+def trimmed(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """With windows that overlap, EAT's last, padded patch may reach further than Whisper's frames."""
+    qformer = replace(preset("tiny").qformer, window=WindowConfig(17, 3, 1))
+    model = replace(config(EAT), qformer=qformer, audio=AudioConfig(window="trimmed"))
+    return make(tmp_path_factory.mktemp("trimmed"), model)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.2, 10.0, 12.3])
+def test_greedy_tokens_are_pytorchs(pair: Pair, seconds: float) -> None:
+    model, engine = pair
+    pcm = noise(seconds)
+    expected = model.generate(pcm, prompt="What is heard?", sample_rate=16_000, config=GREEDY)
+    assert list(engine.generate(pcm, prompt="What is heard?", sample_rate=16_000, config=GREEDY).token_ids) == expected
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1.63, 2.2, 2.61, 10.0, 12.3, 30.0])
+def test_embeddings_of_padded_patches_are_pytorchs(trimmed: Pair, seconds: float) -> None:
+    model, engine = trimmed
+    audio = load_audio(noise(seconds), 16_000)
+    expected = model.encode(audio)[0].detach().numpy()
+    encoder = engine.encoder
+    found = encoder.encode(audio).audio_embeds
+    assert len(found) == len(expected) == encoder.count(len(audio.pcm))
+    assert np.abs(found - expected).max() <= 1e-4 * max(1.0, float(np.abs(expected).max()))
+
+
+def test_a_batch_gives_what_each_recording_gives_alone(trimmed: Pair) -> None:
+    model, _ = trimmed
+    audios = [load_audio(noise(seconds), 16_000) for seconds in (2.61, 1.0, 5.3)]
+    with torch.inference_mode():
+        batch, single = model.encode_batch(audios), [model.encode(audio) for audio in audios]
+    for found, alone in zip(batch, single, strict=True):
+        assert found.shape == alone.shape
+        assert (found - alone).abs().max() <= 1e-4 * max(1.0, float(alone.abs().max()))
+
+
+def test_the_manifest_has_the_front_end(pair: Pair) -> None:
+    model, engine = pair
+    manifest, encoder = engine.bundle.manifest, model.config.audio_encoder
+    assert manifest.fbank == (encoder.fbank if encoder else None)
+    assert ("audio_encoder" in manifest.graphs) == (encoder is not None)
+
+
+def test_int8_shows_an_error_within_the_budget(tmp_path: Path) -> None:
+    options = ExportOptions(encoder_precision="int8")
+    _, engine = make(tmp_path, config(EAT), options)
+    manifest = engine.bundle.manifest
+    assert manifest.precision.audio_encoder == "int8"
+    error = json.loads((tmp_path / "bundle" / "parity.json").read_text())["stages"]["audio_encoder"]["relative"]
+    assert 1e-4 < error < options.parity_budget
+
+
+def test_every_kind_has_a_graph() -> None:
+    assert set(BUILDERS) == {BEATS.kind, EAT.kind}
+
+
+def test_a_published_eat_becomes_a_bundle(tmp_path: Path) -> None:
+    """From the parts on disk: referred to and copied, as fairseq's file and as a folder, they are one bundle."""
+    state = published.published_state()
+    whisper, llm = write_whisper(tmp_path / "whisper"), write_llm(tmp_path / "llm")
+    sources = [
+        published.write_pretrained(tmp_path / "eat.pt", state),
+        published.write_folder(tmp_path / "eat", state),
+    ]
+    hashes = set()
+    for number, (source, copy) in enumerate([(sources[0], False), (sources[0], True), (sources[1], False)]):
+        checkpoint = tmp_path / f"checkpoint-{number}"
+        report = format_assembly(assemble(Parts(whisper, source, llm), checkpoint, copy=copy))
+        assert ("left out: 4 of eat's keys (decoder that pre-training predicts" in report) == (source.suffix == ".pt")
+        assert open_checkpoint(checkpoint).config.audio_encoder == EAT
+        bundle = export_bundle(checkpoint, tmp_path / f"bundle-{number}")
+        files = open_bundle(bundle).manifest.files
+        hashes.add(files["audio_encoder.onnx.data"].sha256)
+    assert len(hashes) == 1
+
+
+def test_a_model_with_eat_learns(tmp_path: Path) -> None:
+    init_checkpoint(config(EAT), tmp_path / "checkpoint", seed=3)
+    model = load(tmp_path / "checkpoint")
+    loss = model([Sample(load_audio(noise(1.5), 16_000), "What is heard?", "noise")])
+    loss.backward()
+    assert model.audio_encoder is not None
+    for name, parameter in model.audio_encoder.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.any(), name
