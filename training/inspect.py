@@ -49,7 +49,7 @@ def _inspect_folder(folder: Path) -> Finding:
         return kinds.whisper_folder(folder, config)
     tensors = folder_table(folder)
     if kinds.looks_like_eat(set(tensors)):
-        return kinds.eat(tensors)
+        return kinds.eat(folder, tensors)
     if "model_type" in config:
         return kinds.llm_folder(folder, config)
     for name in ("tokenizer.json", "tokenizer.model"):
@@ -66,14 +66,14 @@ def _inspect_file(path: Path) -> Finding:
     if path.suffix == ".safetensors":
         tensors = safetensors_table(path)
         if kinds.looks_like_eat(set(tensors)):
-            return kinds.eat(tensors)
+            return kinds.eat(path.parent, tensors)
         neighbours = any((path.parent / name).is_file() for name in ("config.json", "adapter_config.json"))
         return _inspect_folder(path.parent) if neighbours else replace(_unknown(path, ""), contents=summary(tensors))
     try:
         loaded = pickle_entries(path)
     except CheckpointError as error:
         if kinds.looks_like_eat(pickled_words(path)):
-            return kinds.eat(None, needs_code=True)
+            return kinds.eat(path, None)
         return _unknown(path, str(error))
     return _pickled(path, loaded)
 
@@ -85,7 +85,7 @@ def _pickled(path: Path, loaded: dict[str, object]) -> Finding:
     if isinstance(loaded.get("dims"), dict) and "model_state_dict" in loaded:
         return kinds.openai_whisper(path, loaded)
     if kinds.looks_like_eat(names | set(table(loaded))):
-        return kinds.eat(table(loaded.get("model")) or table(loaded))
+        return kinds.eat(path, table(loaded.get("model")) or table(loaded))
     if isinstance(loaded.get("cfg"), dict) and "patch_embedding.weight" in names:
         return kinds.beats(path, loaded)
     contents = summary(table(loaded.get("model")) or table(loaded))

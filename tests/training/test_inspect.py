@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from tests import published
+from tests import eat, published
 from tests.parts import write_openai_whisper, write_whisper
 from training.__main__ import main
 from training.inspect import inspect_path
@@ -113,14 +113,17 @@ class Options(dict):  # as fairseq's Namespace: a class that weights_only refuse
 
 
 def test_eat_is_told_by_its_names(tmp_path: Path) -> None:
-    names = ["modality_encoders.IMAGE.extra_tokens", "blocks.0.attn.qkv.weight"]
-    save_file({f"model.{name}": torch.zeros(2) for name in names}, tmp_path / "model.safetensors")
-    finding = inspect_path(tmp_path)
-    assert (finding.kind, finding.contents["tensors"]) == ("EAT", 2)
-    torch.save({"cfg": {}, "model": {name: torch.zeros(2) for name in names}}, tmp_path / "eat.pt")
-    assert inspect_path(tmp_path / "eat.pt").kind == "EAT"
-    torch.save({"cfg": Options(), "model": {name: torch.zeros(2) for name in names}}, tmp_path / "fairseq.pt")
-    finding = inspect_path(tmp_path / "fairseq.pt")
+    state = eat.published_state()
+    for path in (
+        eat.write_folder(tmp_path / "folder", state),
+        eat.write_pretrained(tmp_path / "pretrained.pt", state),
+        eat.write_fine_tuned(tmp_path / "fine-tuned.pt", state),
+    ):
+        finding = usable(inspect_path(path), "EAT", "training init")
+        assert f"--audio-encoder {path}" in finding.command
+        assert finding.contents["tensors"] >= len(state) // 2
+    torch.save({"cfg": Options(), "model": state}, tmp_path / "other.pt")
+    finding = inspect_path(tmp_path / "other.pt")
     assert finding.kind == "EAT"
     assert "more than tensors" in finding.problems[0]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import CheckpointError
+from training.fairseq import STAND_INS
 from training.weight_files import weight_files
 
 # The names of safetensors' dtypes, as PyTorch says them.
@@ -71,7 +72,8 @@ def pickle_entries(path: Path) -> dict[str, Any]:
         CheckpointError: it is none, or it holds more than tensors and plain values.
     """
     try:
-        loaded = torch.load(path, map_location="meta", weights_only=True)
+        with torch.serialization.safe_globals(list(STAND_INS)):
+            loaded = torch.load(path, map_location="meta", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} cannot be read with weights_only=True: {reason}") from error

@@ -84,10 +84,11 @@ def beats(path: Path, loaded: dict[str, Any]) -> Finding:
     return Finding("BEATs .pt", facts, summary(tensors), command=INIT.replace("AUDIO_ENCODER", str(path)))
 
 
-def eat(tensors: TensorTable | None, needs_code: bool = False) -> Finding:
-    """EAT, told by its key names."""
-    problems = ("it holds more than tensors and plain values: save its weights as safetensors",) if needs_code else ()
-    return Finding("EAT", contents=summary(tensors or {}), problems=problems)
+def eat(path: Path, tensors: TensorTable | None) -> Finding:
+    """EAT, a fairseq .pt or a folder; None: the file is one that must not be unpickled."""
+    problems = () if tensors else ("it holds more than tensors and plain values: save its weights as safetensors",)
+    command = INIT.replace("AUDIO_ENCODER", str(path))
+    return Finding("EAT", contents=summary(tensors or {}), problems=problems, command=command)
 
 
 def peft_adapter(folder: Path) -> Finding:
