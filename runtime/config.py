@@ -127,7 +127,7 @@ class PromptConfig:
     tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)  # task -> prompts; the first one serves inference
     bos_token_id: int | None = None
     stop_token_ids: tuple[int, ...] = ()
-    end_symbol: str = ""  # appended to training targets; one of the stop tokens
+    end_symbol: str = ""  # appended to training targets; mostly the text of a stop token
 
     def __post_init__(self) -> None:
         if self.template.count("{}") != 1:

@@ -101,7 +101,7 @@ def convert_salmonn(
     with tokenizer_file(parts.llm.path) as tokenizer_json:
         tokenizer = Tokenizer(tokenizer_json)
         prompt_options = Path(prompts) if prompts else None, end_symbol
-        prompt = prompt_config(parts.llm.path, llm_config, tokenizer, file.options, *prompt_options)
+        prompt, ending = prompt_config(parts.llm.path, llm_config, tokenizer, file.options, *prompt_options)
         tensors, lora = _adapters(file, parts)
         config = _model_config(file, parts, sources, llm_config, lora, prompt)
         warnings = [
@@ -109,6 +109,7 @@ def convert_salmonn(
             *check_output_layer(file, llm_config, llm_tensors, tokenizer.vocab_size),
             *check_tokenizer(parts.llm.path, llm_config, tokenizer),
             *_pruning_not_done(file, prune),
+            *ending,
         ]
         check_shapes(tensors, config, file.path, warnings)
         config = replace(config, sources=_hashed(sources))

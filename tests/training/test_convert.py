@@ -219,11 +219,23 @@ def test_a_missing_tokenizer_is_named(published: Published) -> None:
     published.refuses(r"tokenizer\.json does not exist.*save_pretrained")
 
 
-def test_an_unknown_end_symbol_is_named(published: Published) -> None:
+def test_an_end_symbol_that_is_text_is_kept_and_warned_about(published: Published) -> None:
+    """As in the published stage-2 files for Llama 3: the model was trained to write it out."""
     published.edit(lambda loaded: loaded["config"]["model"].update(end_sym="</s>"))
-    published.refuses(r"end symbol '</s>' is no token.*--end-symbol")
-    published.convert(end_symbol="<|end_of_text|>")
-    assert load_config(published.out).prompt.stop_token_ids == (513, 517, 518)
+    report = published.convert()
+    assert any("end_sym '</s>' is no token" in warning and "--end-symbol" in warning for warning in report.warnings)
+    prompt = load_config(published.out).prompt
+    assert (prompt.end_symbol, prompt.stop_token_ids) == ("</s>", (513, 517, 518))
+
+
+def test_a_text_that_is_asked_for_as_end_symbol_is_refused(published: Published) -> None:
+    published.refuses(r"end symbol '</s>' is no token.*--end-symbol", end_symbol="</s>")
+
+
+def test_without_an_end_symbol_the_tokenizers_own_ends(published: Published) -> None:
+    published.edit(lambda loaded: loaded["config"]["model"].pop("end_sym"))
+    published.convert()
+    assert load_config(published.out).prompt.end_symbol == "<|end_of_text|>"
 
 
 def test_another_end_symbol_stops_too(published: Published) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from runtime.config import SPEECH_PLACEHOLDER, PromptConfig
 from runtime.errors import CheckpointError
 from runtime.tokenizer import Tokenizer
-from training.chat import read_bos, stop_ids
+from training.chat import read_bos, read_end_symbol, read_eos, stop_ids
 from training.presets import TASKS
 from training.tensors import read_json
 
@@ -18,8 +18,8 @@ def prompt_config(
     options: dict[str, Any],
     prompts: Path | None,
     end_symbol: str | None,
-) -> PromptConfig:
-    """The prompt's settings.
+) -> tuple[PromptConfig, list[str]]:
+    """The prompt's settings, and warnings.
 
     Args:
         llm: the LLM's folder.
@@ -27,16 +27,33 @@ def prompt_config(
         tokenizer: its tokenizer.
         options: the .pth's own settings.
         prompts: a published prompt JSON; None for our own prompts.
-        end_symbol: None for the file's own `end_sym`.
+        end_symbol: None for the file's own `end_sym`, or where it has none, the tokenizer's.
     """
-    end = end_symbol if end_symbol is not None else str(options.get("end_sym", "</s>"))
-    return PromptConfig(
+    warnings = []
+    if end_symbol is not None:
+        end, stops = end_symbol, stop_ids(llm, llm_config, tokenizer, end_symbol)
+    else:
+        end = str(options.get("end_sym") or read_end_symbol(llm, tokenizer))
+        stops = tuple(read_eos(llm, llm_config))
+        if (token := tokenizer.token_id(end)) is not None:
+            stops = tuple(dict.fromkeys([token, *stops]))
+        elif stops:  # the published stage-2 files for Llama 3 were trained with "</s>", which is plain text there
+            warnings.append(
+                f"end_sym {end!r} is no token of this tokenizer: answers stop at tokens {list(stops)}, and {end!r} "
+                f"may stand at their end as text; cut it with stop_strings=({end!r},), or name a token with --end-symbol"
+            )
+        else:
+            raise CheckpointError(
+                f"end_sym {end!r} is no token of the tokenizer, and {llm} names no eos_token_id: pass --end-symbol"
+            )
+    config = PromptConfig(
         template=str(options.get("prompt_template", "USER: {}\nASSISTANT:")),
         tasks=read_prompts(prompts) if prompts else TASKS,
         bos_token_id=read_bos(llm, llm_config, tokenizer),
-        stop_token_ids=stop_ids(llm, llm_config, tokenizer, end),
+        stop_token_ids=stops,
         end_symbol=end,
     )
+    return config, warnings
 
 
 def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
