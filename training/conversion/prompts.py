@@ -40,7 +40,7 @@ def prompt_config(
         elif stops:  # the published stage-2 files for Llama 3 were trained with "</s>", which is plain text there
             warnings.append(
                 f"end_sym {end!r} is no token of this tokenizer: answers stop at tokens {list(stops)}, and {end!r} "
-                f"may stand at their end as text; cut it with stop_strings=({end!r},), or name a token with --end-symbol"
+                f"may stand at their end as text; cut it with stop_strings=({end!r},), or name a token: --end-symbol"
             )
         else:
             raise CheckpointError(
