@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers.compare [--root build/peers] [--shape full] [--only salmonrun,pytorch] [--docs docs]
 
-Environments and models are made when they are not there, which takes long the first time. An engine that cannot be made or
-run has a row that says why. Tables go to stdout, and to DOCS/performance.md with --docs; the last line is JSON.
+Environments and models are made when they are not there, which takes long the first time. An engine that cannot be made
+or run has a row that says why. Tables go to stdout, and to DOCS/performance.md with --docs; the last line is JSON.
 """
 
 import argparse

@@ -101,7 +101,7 @@ LLMS = (
     ),
     Engine("PyTorch bf16", "pytorch", "llm", "torch", "pytorch_worker", "bf16", 3.0, options={"dtype": "bfloat16"}),
     Engine(
-        *("PyTorch bf16, compiled", "pytorch-compiled", "llm", "torch", "pytorch_worker", "bf16", 4.0),
+        *("PyTorch bf16, compiled steps", "pytorch-compiled", "llm", "torch", "pytorch_worker", "bf16", 4.0),
         options={"dtype": "bfloat16", "compiled": True},
     ),
     Engine(
@@ -168,10 +168,6 @@ ENCODERS = (
         *("PyTorch fp32", "pytorch", "encoder", "torch", "pytorch_worker", "fp32", 5.0),
         options={"dtype": "float32"},
         truth=True,
-    ),
-    Engine(
-        *("PyTorch fp32, compiled", "pytorch-compiled", "encoder", "torch", "pytorch_worker", "fp32", 6.0),
-        options={"dtype": "float32", "compiled": True},
     ),
 )
 ENGINES = LLMS + ENCODERS

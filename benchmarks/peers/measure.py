@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +70,7 @@ def measure(
 
 def start(workers: dict[str, Worker], group: list[Ready], rows: dict[str, Row], method: Method, root: Path) -> None:
     """Start and load the workers of a group, and the one that measures the machine."""
-    limits = next(item for item in group if item.engine.reference)
-    asked = [("limits", limits.python, "limits_worker", Path(), {})]
+    asked = [("limits", Path(sys.executable), "limits_worker", Path(), {})]
     asked += [(item.engine.name, item.python, item.engine.worker, item.model, item.engine.options) for item in group]
     for name, python, script, model, options in tqdm(asked, desc="loading", unit="engine"):
         row = rows.get(name)
@@ -85,7 +85,7 @@ def start(workers: dict[str, Worker], group: list[Ready], rows: dict[str, Row], 
 
 
 def groups(shape: Shape, ready: list[Ready]) -> Iterator[list[Ready]]:
-    """Engines that fit into memory beside each other, the reference with each group."""
+    """Engines that fit into memory beside each other, the reference (if it is ready) with each group."""
     weights = sum(math.prod(dims) for _, dims in shape.tensors())
     available = MEMORY_SHARE * _available_memory()
 

@@ -36,7 +36,7 @@ def replace_tables(text: str, made: dict[str, str]) -> str:
     """
     for name, table in made.items():
         pattern = re.compile(rf"(<!-- bench: {re.escape(name)} -->\n).*?(<!-- /bench -->)", re.DOTALL)
-        text, count = pattern.subn(lambda found, table=table: f"{found[1]}\n{table}\n{found[2]}", text)
+        text, count = pattern.subn(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
         if count != 1:
             raise ValueError(
                 f"{count} places for table {name!r}; expected one <!-- bench: {name} --> ... <!-- /bench -->"

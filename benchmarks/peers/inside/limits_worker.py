@@ -26,22 +26,19 @@ class Limits:
     def __init__(self, request: Json) -> None:
         torch.set_num_threads(request["threads"])
         self.threads = ThreadPoolExecutor(request["threads"])
-        self.parts = np.array_split(
-            np.ones(int(request["options"].get("size", SIZE)) // 4, np.int32), request["threads"]
-        )
-        side = request["options"].get("side", SIDE)
-        self.flop = 2.0 * side**3
-        self.matrices = {"fp32": torch.rand(side, side), "bf16": torch.rand(side, side).bfloat16()}
-        self.bytes = torch.randint(-128, 127, (side, side), dtype=torch.int8)
+        self.parts = np.array_split(np.ones(SIZE // 4, np.int32), request["threads"])
+        self.matrices = {"fp32": torch.rand(SIDE, SIDE), "bf16": torch.rand(SIDE, SIDE).bfloat16()}
+        self.bytes = torch.randint(-128, 127, (SIDE, SIDE), dtype=torch.int8)
 
     def measure(self) -> Json:
         """All, in turn."""
         read = sum(part.nbytes for part in self.parts) / _seconds(lambda: list(self.threads.map(np.max, self.parts)))
+        flop = 2.0 * SIDE**3
         rates = {
-            f"{name}_flop_s": self.flop / _seconds(lambda matrix=matrix: matrix @ matrix)
+            f"{name}_flop_s": flop / _seconds(lambda matrix=matrix: matrix @ matrix)
             for name, matrix in self.matrices.items()
         }
-        int8 = self.flop / _seconds(lambda: torch._int_mm(self.bytes, self.bytes.T))
+        int8 = flop / _seconds(lambda: torch._int_mm(self.bytes, self.bytes.T))
         return {"read_bytes_s": read, "int8_flop_s": int8, **rates}
 
 

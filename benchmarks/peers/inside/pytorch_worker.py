@@ -21,7 +21,7 @@ def load(request: Json) -> "Llm | Whisper":
 
 
 class Llm:
-    """The model's forward with transformers' caches: growing ones, or of fixed size when compiled."""
+    """The model's forward with transformers' caches: growing ones, or of fixed size when its steps are compiled."""
 
     def __init__(self, request: Json) -> None:
         self.compiled, dtype = request["options"].get("compiled", False), getattr(torch, request["options"]["dtype"])
@@ -33,7 +33,7 @@ class Llm:
             request["model"], dtype=dtype, attn_implementation="sdpa", **quantization
         ).eval()
         self.weight_bytes = sum(parameter.nbytes for parameter in self.model.parameters())
-        self.forward = torch.compile(self.model.forward, dynamic=False) if self.compiled else self.model.forward
+        self.step_forward = torch.compile(self.model.forward, dynamic=False) if self.compiled else self.model.forward
         self.caches: dict[int, StaticCache] = {}
 
     def reset(self, prompt: int, steps: int) -> None:
@@ -58,7 +58,8 @@ class Llm:
 
     def _run(self, token_ids: list[int]) -> F32:
         end = self.length + len(token_ids)
-        output = self.forward(
+        forward = self.step_forward if len(token_ids) == 1 else self.model.forward
+        output = forward(
             input_ids=torch.tensor([token_ids]),
             position_ids=torch.arange(self.length, end)[None],
             past_key_values=self.cache,
