@@ -68,8 +68,10 @@ class Worker:
         return reply
 
     def stop(self) -> None:
-        """No thread of it runs until the next request."""
+        """No thread of it runs until the next request; returns when that is so, or it has died."""
         self.process.send_signal(signal.SIGSTOP)
+        if self.process.returncode is None:
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def close(self) -> None:
         """End it."""
