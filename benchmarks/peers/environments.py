@@ -37,7 +37,14 @@ ENVIRONMENTS = {
         variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release"},
     ),
     "genai": Environment(
-        ("onnxruntime-genai==0.18.0", "onnxruntime==1.31.1", "onnx-ir==1.1.0", TORCH, "transformers==5.23.0"),
+        (
+            "onnxruntime-genai==0.18.0",
+            "onnxruntime==1.31.1",
+            "onnx==1.23.2",
+            "onnx-ir==1.1.0",
+            TORCH,
+            "transformers==5.23.0",
+        ),
     ),
     "openvino": Environment(
         ("openvino==2026.4.1", "optimum-intel==2.2.0", "nncf==3.4.0", TORCH),

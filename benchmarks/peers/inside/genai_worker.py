@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime_genai
 from protocol import F32, Json, serve
 
@@ -19,9 +20,7 @@ class Generator:
         config = onnxruntime_genai.Config(str(folder))
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.model = onnxruntime_genai.Model(config)
-        rows = json.loads((folder / "genai_config.json").read_text())["model"]
-        embedding = 4 * rows["vocab_size"] * rows["decoder"]["hidden_size"]  # float32 rows, of which a token reads one
-        self.weight_bytes = (folder / "model.onnx.data").stat().st_size - embedding
+        self.weight_bytes = weight_bytes(folder / "model.onnx")
 
     def reset(self, prompt: int, steps: int) -> None:
         """A new generator."""
@@ -44,6 +43,16 @@ class Generator:
     def logits(self, token_ids: list[int]) -> F32:  # noqa: ARG002
         """Of the prompt's end."""
         return self.prompt_logits
+
+
+def weight_bytes(path: Path) -> int:
+    """Of the products; not the rows of embeddings and rotations, of which a token reads one each."""
+    read = [
+        tensor
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        if not tensor.name.endswith("_cache") and "embed_tokens" not in tensor.name
+    ]
+    return sum(int(entry.value) for tensor in read for entry in tensor.external_data if entry.key == "length")
 
 
 if __name__ == "__main__":
