@@ -1,5 +1,6 @@
 """What is compared: each engine's environment, how its model is made, and how its worker is to load it."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from benchmarks.peers.shapes import SHAPES, LanguageShape, Shape
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
+OURS = ("export", "training", "runtime", "kernels")
 Command = tuple[str, ...]
 
 
@@ -180,7 +182,7 @@ def engines_for(shape: Shape, only: tuple[str, ...]) -> list[Engine]:
 
 
 def prepare_model(root: Path, shape: Shape, engine: Engine, python: Path) -> Path:
-    """Make what an engine loads, unless it is there.
+    """Make what an engine loads, unless it is there, made by the same commands and, for our own, by the same code.
 
     Raises:
         ConversionError: one of its commands failed.
@@ -190,7 +192,9 @@ def prepare_model(root: Path, shape: Shape, engine: Engine, python: Path) -> Pat
     if not engine.commands:
         return source
     out = folder / shape.name / engine.out
-    if not out.exists():
+    stamp, wanted = out / "made-by.txt", made_by(engine)
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(out, ignore_errors=True)
         scratch = out.with_name(f".{out.name}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
@@ -204,8 +208,18 @@ def prepare_model(root: Path, shape: Shape, engine: Engine, python: Path) -> Pat
         log = root / "logs" / f"model-{shape.name}-{engine.out}.log"
         for command in engine.commands:
             _run(python, tuple(part.format(**places) for part in command), engine, log)
+        (scratch / stamp.name).write_text(wanted)
         scratch.rename(out)
     return out / engine.model
+
+
+def made_by(engine: Engine) -> str:
+    """The commands that make an engine's model, and a hash of the packages behind them if they are ours."""
+    lines = [" ".join(command) for command in engine.commands]
+    if engine.environment == "salmonrun":
+        files = [file for package in OURS for file in sorted((REPOSITORY / package).rglob("*.py"))]
+        lines.append(hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest())
+    return "\n".join(lines)
 
 
 def _run(python: Path, command: Command, engine: Engine, log: Path) -> None:
