@@ -11,7 +11,6 @@ import datetime
 import json
 import platform
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +37,13 @@ def main() -> None:
     }
     ready = prepare(root, rows, dict(arguments.python))
     method = Method(arguments.rounds, arguments.min_rounds, arguments.seconds, arguments.threads, arguments.seed)
+    if arguments.prepare_only:
+        for row in (row for own in rows.values() for row in own.values() if row.failure):
+            print(f"{row.shape}, {row.engine.name}: {row.failure}")
+        return
     limits: list[dict[str, float]] = []
-    if not arguments.prepare_only:
-        for shape in shapes:
-            measure(shape, ready[shape.name], rows[shape.name], limits, method, root)
+    for shape in shapes:
+        measure(shape, ready[shape.name], rows[shape.name], limits, method, root)
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
@@ -133,8 +135,8 @@ def _python(text: str) -> tuple[str, Path]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected ENVIRONMENT=PYTHON, of {', '.join(environments.ENVIRONMENTS)}"
         )
-    return name, Path(path)
+    return name, Path(path).absolute()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
