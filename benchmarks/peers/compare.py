@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shape", choices=(*GROUPS, *SHAPES), default="full", help="one, or a group of them")
     parser.add_argument("--only", type=_peers, default=(), metavar="PEER,...", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--min-rounds", type=int, default=3, help="that every engine takes part in, however slow")
+    parser.add_argument("--min-rounds", type=int, default=2, help="that every engine takes part in, however slow")
     parser.add_argument("--seconds", type=float, default=12.0, help="after which an engine leaves a task (default: 12)")
     parser.add_argument(
         "--threads", type=int, default=usable_cores(), help="of each engine (default: all usable cores)"

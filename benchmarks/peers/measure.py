@@ -171,6 +171,7 @@ def _measure_group(
                 for case, seconds in times(request, reply).items():
                     rows[name].samples.setdefault(case, {})[number, turn] = seconds
                 spent[name] += reply.get("encode_s", 0.0) + reply.get("prefill_s", 0.0)
+                spent[name] += reply.get("steps", 0) * (reply.get("step_s") or 0.0)
 
 
 _NO_REPLY = {"encode_s": 0.0, "prefill_s": 0.0, "step_s": 0.0, "steps": 1}
