@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality test check lint types imports pytest clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke test check lint types imports pytest clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -50,6 +50,14 @@ demo-quality: $(VENV)/.export ## measure the demo checkpoint, and bundles of it,
 			--out $(QUALITY)/$$(basename $$model).jsonl || exit 1; \
 	done
 	$(BIN)/python demo/streaming_quality.py $(QUALITY)/int8-int8 $(QUALITY)/held-out/annotation.json
+
+PEERS_ROOT := build/peers
+bench: $(VENV)/.dev ## compare with other engines: environments and models are made first (an hour), then about 15 minutes
+	$(BIN)/python -m benchmarks.peers.compare --root $(PEERS_ROOT) --docs docs
+
+bench-smoke: $(VENV)/.dev ## the same in seconds: tiny models, PyTorch alone beside us
+	$(BIN)/python -m benchmarks.peers.compare --root $(PEERS_ROOT) --shape tiny --rounds 2 --only salmonrun,pytorch \
+		--python torch=$(BIN)/python
 
 test: lint types imports pytest ## everything that must pass
 

@@ -1,0 +1,49 @@
+"""salmonrun: a bundle in its engine."""
+
+from contextlib import ExitStack
+from importlib.metadata import version
+
+import numpy as np
+from protocol import F32, Json, serve
+
+from runtime import Engine, __version__
+
+
+class Bundle:
+    """The engine's own decoder and encoder."""
+
+    def __init__(self, request: Json) -> None:
+        self.engine = Engine.load(request["model"], threads=request["threads"], verify=False)
+        manifest = self.engine.bundle.manifest
+        self.weight_bytes = sum(
+            spec.size
+            for name, spec in manifest.files.items()
+            if name.startswith("llm/") and name != manifest.llm.embedding.file
+        )
+        self.open = ExitStack()
+
+    def reset(self, prompt: int, steps: int) -> None:
+        """A slot for the sequence."""
+        self.open.close()
+        self.slot = self.open.enter_context(self.engine.decoder.open(1, prompt + steps))[0]
+
+    def prefill(self, token_ids: list[int]) -> None:
+        """As the engine does it: embeddings in."""
+        decoder = self.engine.decoder
+        self.last = self.prompt_logits = decoder.prefill(self.slot, decoder.embed(token_ids))
+
+    def step(self) -> None:
+        """One token."""
+        self.last = self.engine.decoder.step([self.slot], [int(np.argmax(self.last))])[0]
+
+    def logits(self, token_ids: list[int]) -> F32:  # noqa: ARG002
+        """Of the prompt's end."""
+        return self.prompt_logits
+
+    def encode(self, log_mel: F32) -> F32:
+        """Whisper alone."""
+        return self.engine.encoder.speech(log_mel)
+
+
+if __name__ == "__main__":
+    serve(Bundle, {"salmonrun": __version__, "onnxruntime": version("onnxruntime")})

@@ -1,0 +1,172 @@
+"""Figures to Markdown tables between markers, and to plots.
+
+    python -m benchmarks.peers.report RESULTS.json --docs docs
+
+A table replaces what is between <!-- bench: NAME --> and <!-- /bench --> in DOCS/performance.md; plots go
+to DOCS/images.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+LIMITS = {
+    "read_bytes_s": ("reading memory", "GB/s"),
+    "fp32_flop_s": ("products of matrices, fp32", "GFLOP/s"),
+    "bf16_flop_s": ("products of matrices, bf16", "GFLOP/s"),
+    "int8_flop_s": ("products of matrices, int8", "GOP/s"),
+}
+TABLES = {"llm-decode": "llm", "llm-prefill": "llm", "whisper-encoder": "encoder"}
+
+
+def tables(results: Json) -> dict[str, str]:
+    """Marker -> Markdown."""
+    made = {name: _table(results["rows"], name) for name in TABLES}
+    return {"machine": _machine(results)} | {name: text for name, text in made.items() if text}
+
+
+def replace_tables(text: str, made: dict[str, str]) -> str:
+    """The document with its tables replaced.
+
+    Raises:
+        ValueError: it has no markers for one of them.
+    """
+    for name, table in made.items():
+        pattern = re.compile(rf"(<!-- bench: {re.escape(name)} -->\n).*?(<!-- /bench -->)", re.DOTALL)
+        text, count = pattern.subn(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+        if count != 1:
+            raise ValueError(
+                f"{count} places for table {name!r}; expected one <!-- bench: {name} --> ... <!-- /bench -->"
+            )
+    return text
+
+
+def _machine(results: Json) -> str:
+    machine, method = results["machine"], results["method"]
+    lines = [
+        f"{machine['cpu']}, {method['threads']} threads, {machine['memory_gib']:.0f} GiB, {machine['system']}, "
+        f"{results['date']}; {method['rounds']} rounds, at least {method['min_rounds']} of slow engines.",
+        "",
+        "| limit of the machine, measured beside | median | quartiles |",
+        "|---|---|---|",
+    ]
+    for key, (name, unit) in LIMITS.items():
+        if figures := results["limits"].get(key):
+            low, middle, high = (figures[part] / 1e9 for part in ("q1", "median", "q3"))
+            lines.append(f"| {name} | {middle:.0f} {unit} | {low:.0f} to {high:.0f} |")
+    return "\n".join(lines)
+
+
+def _table(rows: list[Json], name: str) -> str:
+    blocks = []
+    shapes = dict.fromkeys(row["shape"] for row in rows if row["kind"] == TABLES[name])
+    for shape in shapes:
+        own = [row for row in rows if row["shape"] == shape]
+        cases = [case for case in dict.fromkeys(case for row in own for case in row["cases"]) if _belongs(case, name)]
+        own.sort(key=lambda row: row["cases"][cases[-1]]["median"] if _measured(row, cases) else float("inf"))
+        head = [shape, *(_title(case) for case in cases), "error", "peak memory"]
+        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        lines += [_line(row, cases) for row in own]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _belongs(case: str, table: str) -> bool:
+    return (case == "decode") if table == "llm-decode" else case != "decode"
+
+
+def _measured(row: Json, cases: list[str]) -> bool:
+    return not row["failure"] and bool(cases) and all(case in row["cases"] for case in cases)
+
+
+def _title(case: str) -> str:
+    return {"decode": "a token", "prefill": f"{case.split()[-1]} tokens"}.get(
+        case.split()[0], case.removeprefix("encode ")
+    )
+
+
+def _line(row: Json, cases: list[str]) -> str:
+    name = f"**{row['name']}**" if row["peer"] == "salmonrun" else row["name"]
+    name += f" ({row['note']})" if row["note"] else ""
+    if not _measured(row, cases):
+        reason = row["failure"].replace("|", "\\|") or "not measured"
+        return f"| {name} | {reason} |" + " |" * (len(cases) + 1)
+    cells = [_cell(row["cases"][case]) for case in cases]
+    error = "" if row["error"] is None else f"{row['error']:.2g}"
+    return f"| {name} | {' | '.join(cells)} | {error} | {row['peak_rss'] / 2**30:.1f} GiB |"
+
+
+def _cell(figures: Json) -> str:
+    """Median; ratio to salmonrun's in the same round with its quartiles; share of the machine's limit."""
+    text = seconds(figures["median"])
+    if ratio := figures["ratio"]:
+        text += f"; {ratio['median']:.2f}x ({ratio['q1']:.2f} to {ratio['q3']:.2f})"
+    return text + (f"; {figures['share']:.0%}" if figures["share"] else "")
+
+
+def seconds(value: float) -> str:
+    """In seconds or milliseconds, three digits."""
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def plot(results: Json, folder: Path) -> list[Path]:
+    """A PNG for each table: medians as bars, quartiles as whiskers."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    paths = []
+    for name, kind in TABLES.items():
+        rows = [row for row in results["rows"] if row["kind"] == kind and not row["failure"]]
+        pairs = dict.fromkeys((row["shape"], case) for row in rows for case in row["cases"] if _belongs(case, name))
+        if not pairs:
+            continue
+        figure, axes = pyplot.subplots(1, len(pairs), figsize=(4.5 * len(pairs), 3.8), squeeze=False)
+        for axis, (shape, case) in zip(axes[0], pairs, strict=True):
+            _bars(axis, [row for row in rows if row["shape"] == shape and case in row["cases"]], case)
+            axis.set_title(f"{shape}, {_title(case)}", fontsize=9)
+        figure.tight_layout()
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.append(folder / f"peers-{name}.png")
+        figure.savefig(paths[-1], dpi=120)
+        pyplot.close(figure)
+    return paths
+
+
+def _bars(axis: Any, rows: list[Json], case: str) -> None:
+    rows = sorted(rows, key=lambda row: -row["cases"][case]["median"])
+    figures = [row["cases"][case] for row in rows]
+    medians = [1e3 * item["median"] for item in figures]
+    whiskers = [
+        [1e3 * (item["median"] - item["q1"]) for item in figures],
+        [1e3 * (item["q3"] - item["median"]) for item in figures],
+    ]
+    colours = ["tab:orange" if row["peer"] == "salmonrun" else "tab:blue" for row in rows]
+    axis.barh([row["name"] for row in rows], medians, xerr=whiskers, color=colours, error_kw={"linewidth": 1})
+    axis.tick_params(labelsize=7)
+    axis.set_xlabel("ms", fontsize=8)
+    axis.set_xlim(left=0)
+
+
+def write(results: Json, docs: Path) -> None:
+    """Replace the tables of DOCS/performance.md and draw the plots."""
+    page = docs / "performance.md"
+    page.write_text(replace_tables(page.read_text(), tables(results)))
+    plot(results, docs / "images")
+
+
+def main() -> None:
+    """From a file of results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    arguments = parser.parse_args()
+    write(json.loads(arguments.results.read_text()), arguments.docs)
+
+
+if __name__ == "__main__":
+    main()
