@@ -52,10 +52,11 @@ demo-quality: $(VENV)/.export ## measure the demo checkpoint, and bundles of it,
 	$(BIN)/python demo/streaming_quality.py $(QUALITY)/int8-int8 $(QUALITY)/held-out/annotation.json
 
 PEERS_ROOT := build/peers
-bench: $(VENV)/.dev ## compare with other engines: environments and models are made first (an hour), then about 15 minutes
+bench: $(VENV)/.dev ## measure bundles and other engines for docs/performance.md: making all of it takes an hour, measuring another
+	$(BIN)/python -m benchmarks.bundles
 	$(BIN)/python -m benchmarks.peers.compare --root $(PEERS_ROOT) --docs docs
 
-bench-smoke: $(VENV)/.dev ## the same in seconds: tiny models, PyTorch alone beside us
+bench-smoke: $(VENV)/.dev ## the comparison in seconds: tiny models, PyTorch alone beside us
 	$(BIN)/python -m benchmarks.peers.compare --root $(PEERS_ROOT) --shape tiny --rounds 2 --only salmonrun,pytorch \
 		--python torch=$(BIN)/python
 

@@ -8,9 +8,10 @@ to DOCS/images.
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
+
+from benchmarks.marked import replace_marked
 
 Json = dict[str, Any]
 LIMITS = {
@@ -26,22 +27,6 @@ def tables(results: Json) -> dict[str, str]:
     """Marker -> Markdown."""
     made = {name: _table(results["rows"], name) for name in TABLES}
     return {"machine": _machine(results)} | {name: text for name, text in made.items() if text}
-
-
-def replace_tables(text: str, made: dict[str, str]) -> str:
-    """The document with its tables replaced.
-
-    Raises:
-        ValueError: it has no markers for one of them.
-    """
-    for name, table in made.items():
-        pattern = re.compile(rf"(<!-- bench: {re.escape(name)} -->\n).*?(<!-- /bench -->)", re.DOTALL)
-        text, count = pattern.subn(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
-        if count != 1:
-            raise ValueError(
-                f"{count} places for table {name!r}; expected one <!-- bench: {name} --> ... <!-- /bench -->"
-            )
-    return text
 
 
 def _machine(results: Json) -> str:
@@ -155,7 +140,7 @@ def _bars(axis: Any, rows: list[Json], case: str) -> None:
 def write(results: Json, docs: Path) -> None:
     """Replace the tables of DOCS/performance.md and draw the plots."""
     page = docs / "performance.md"
-    page.write_text(replace_tables(page.read_text(), tables(results)))
+    page.write_text(replace_marked(page.read_text(), tables(results)))
     plot(results, docs / "images")
 
 

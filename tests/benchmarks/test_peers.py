@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.marked import replace_marked
 from benchmarks.peers import report
 from benchmarks.peers.processes import Worker, WorkerError
 from benchmarks.peers.shapes import SHAPES, EncoderShape, LanguageShape
@@ -94,19 +95,19 @@ def test_tables_replace_what_is_between_their_markers(run: tuple[dict[str, Any],
     )
     page = (docs / "performance.md").read_text()
     assert page == expected + PAGE.format("whisper-encoder")
-    assert report.replace_tables(page, tables) == page
+    assert replace_marked(page, tables) == page
     assert {path.name for path in (docs / "images").iterdir()} == {"peers-llm-decode.png", "peers-llm-prefill.png"}
 
 
 def test_a_table_without_a_place_is_an_error() -> None:
-    with pytest.raises(ValueError, match="0 places for table 'machine'"):
-        report.replace_tables("nothing here", {"machine": ""})
+    with pytest.raises(ValueError, match="0 places for 'machine'"):
+        replace_marked("nothing here", {"machine": ""})
 
 
 def test_our_page_has_a_place_for_every_table() -> None:
     made = dict.fromkeys(("machine", *report.TABLES), "| x |")
     page = (ROOT / "docs" / "performance.md").read_text()
-    assert report.replace_tables(page, made).count("| x |\n<!-- /bench -->") == 4
+    assert replace_marked(page, made).count("| x |\n<!-- /bench -->") == 4
 
 
 def test_a_worker_says_what_is_wrong_and_sleeps_between_requests(tmp_path: Path) -> None:
