@@ -45,7 +45,18 @@ class ConversionError(Exception):
 def _salmonrun(kind: str, precision: str) -> tuple[Command, ...]:
     """The other parts of the bundle are tiny ones. Random weights amplify rounding: hence the budget."""
     parts = ("{tiny_whisper}", "{source}") if kind == "llm" else ("{source}", "{tiny_llama}")
-    init = ("-m", "training", "init", "{out}/checkpoint", "--whisper", parts[0], "--beats", "none", "--llm", parts[1])
+    init = (
+        "-m",
+        "training",
+        "init",
+        "{out}/checkpoint",
+        "--whisper",
+        parts[0],
+        "--audio-encoder",
+        "none",
+        "--llm",
+        parts[1],
+    )
     export = ("-m", "export", "{out}/checkpoint", "{out}/bundle", "--quiet", "--parity-budget", "3")
     return (*init, "--no-lora"), (*export, f"--{'llm' if kind == 'llm' else 'encoder'}-precision", precision)
 

@@ -17,8 +17,8 @@ from benchmarks.peers.shapes import LanguageShape, Shape
 from runtime import load_audio
 from runtime.config import AudioConfig
 from runtime.features import HOP, log_mel
+from runtime.latency.recording import STORY
 
-RECORDING = Path(__file__).parents[1] / "recordings" / "story.flac"
 STEPS_LIMIT_S = 1.5  # decoding is measured over the shape's tokens, or as many as this takes
 MEMORY_SHARE = 0.75  # of what is available, for workers that are loaded at the same time
 WORKER_BYTES = 400e6  # a worker's libraries
@@ -118,7 +118,7 @@ def tasks(shape: Shape, root: Path) -> list[dict[str, Any]]:
             {"do": "answer", "prompt": ids[:count], "tokens": shape.tokens if i == 1 else 0, "limit_s": STEPS_LIMIT_S}
             for i, count in enumerate(shape.prompts)
         ]
-    pcm, config = np.tile(load_audio(str(RECORDING)).pcm, 3), AudioConfig(n_mels=shape.config["num_mel_bins"])
+    pcm, config = load_audio(STORY).pcm, AudioConfig(n_mels=shape.config["num_mel_bins"])
     requests = []
     for seconds in shape.seconds:
         path = root / "inputs" / f"{shape.name}-{seconds}.npy"
