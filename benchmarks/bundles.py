@@ -198,24 +198,24 @@ BUNDLES: dict[str, tuple[str | None, tuple[str, ...]]] = {
 # A random model's tokenizer has a token for each byte: as many make a prompt as a real tokenizer makes of a real one.
 SHORT = "--prompt '<SpeechHere>?' --tokens 12"
 RUNS = (
-    Run("demo", "demo", "--protocol request,stream,load --time-limit 120", demo_table),
+    Run("demo", "demo", "--protocol request,stream,load --time-limit 60", demo_table),
     Run(
         "reference",
         "v3-turbo-llama-1b",
-        "--protocol reference --baseline CHECKPOINT --time-limit 240",
+        "--protocol reference --baseline CHECKPOINT --time-limit 150",
         reference_table,
     ),
     Run(
         "reference-trimmed",
         "v3-turbo-llama-1b-trimmed",
-        "--protocol reference --baseline CHECKPOINT --time-limit 180",
+        "--protocol reference --baseline CHECKPOINT --time-limit 100",
         reference_table,
     ),
-    Run("request", "v3-turbo-llama-1b", "--protocol request --time-limit 240", request_table),
+    Run("request", "v3-turbo-llama-1b", "--protocol request --time-limit 180", request_table),
     Run(
         "streaming",
         "v3-turbo-llama-1b-streaming",
-        f"--protocol stream,load {SHORT} --block-s 0.32 --time-limit 120",
+        f"--protocol stream,load {SHORT} --block-s 0.32 --time-limit 60",
         streaming_table,
     ),
 )
