@@ -110,8 +110,11 @@ def plot(results: Json, folder: Path) -> list[Path]:
         pairs = dict.fromkeys((row["shape"], case) for row in rows for case in row["cases"] if _belongs(case, name))
         if not pairs:
             continue
-        figure, axes = pyplot.subplots(1, len(pairs), figsize=(4.5 * len(pairs), 3.8), squeeze=False)
-        for axis, (shape, case) in zip(axes[0], pairs, strict=True):
+        shapes = len(dict.fromkeys(shape for shape, _ in pairs))
+        lines = shapes if len(pairs) > 3 else 1  # every shape has the same cases
+        columns = len(pairs) // lines
+        figure, axes = pyplot.subplots(lines, columns, figsize=(4.5 * columns, 3.6 * lines), squeeze=False)
+        for axis, (shape, case) in zip(axes.flat, pairs, strict=True):
             _bars(axis, [row for row in rows if row["shape"] == shape and case in row["cases"]], case)
             axis.set_title(f"{shape}, {_title(case)}", fontsize=9)
         figure.tight_layout()

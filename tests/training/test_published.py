@@ -19,7 +19,7 @@ from runtime.bundle import open_bundle
 from runtime.errors import CheckpointError, ConfigError, MissingExtraError
 from runtime.prompt import prompt_halves, prompt_ids
 from runtime.tokenizer import Tokenizer
-from tests import published
+from tests import eat, published
 from tests.parts import write_openai_whisper
 from training import load
 from training.adapters import read_adapter
@@ -64,7 +64,7 @@ class Published:
     ) -> None:
         torch.manual_seed(5)
         state = published.qformer_state(48, published.BEATS if self.beats else 0, 64)
-        state |= published.duplicate_tables() if self.beats else {}
+        state |= published.duplicate_tables() if self.beats and self.beats.name == "beats.pt" else {}
         if targets:
             layers = range(read_llm(self.llm)[0]["num_hidden_layers"])
             state |= published.lora_state(LORA, published.llm_targets(plain_llm or self.llm, layers, targets))
@@ -171,7 +171,15 @@ def unsloth(files: Published) -> None:
     files.write({name: torch.zeros(1) for name in states}, plain_llm=plain)
 
 
-@pytest.mark.parametrize("layout", [vicuna, llama_3b, openai, large_v3, unsloth])
+def with_eat(files: Published) -> None:
+    """EAT, as its Hugging Face folder has it, in the place of BEATs."""
+    files.beats = eat.write_folder(files.folder / "eat", eat.published_state())
+    published.write_llm(files.llm)
+    published.write_whisper(files.whisper)
+    files.write()
+
+
+@pytest.mark.parametrize("layout", [vicuna, llama_3b, openai, large_v3, unsloth, with_eat])
 def test_a_layout_converts_and_its_bundle_answers_like_pytorch(
     layout: Callable[[Published], None], files: Published, speech: Path
 ) -> None:
