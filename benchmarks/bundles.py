@@ -54,11 +54,12 @@ def measure(run: Run, root: Path) -> Found:
     output = root / f"{run.name}.json"
     picture = DOCS / "images" / f"latency-{run.name}.png"
     picture.parent.mkdir(exist_ok=True)
-    command = ["-m", "runtime", "latency", str(bundle), *shlex.split(options)]
-    subprocess.run([sys.executable, *command, "--json", str(output), "--plot", str(picture)], cwd=ROOT, check=True)
+    page = DOCS / "performance.md"
+    shown_there = ["--plot", str(picture)] if picture.name in page.read_text() else []
+    command = ["-m", "runtime", "latency", str(bundle), *shlex.split(options), "--json", str(output), *shown_there]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
     found: Found = json.loads(output.read_text())
     shown = f"```sh\npython -m runtime latency {run.bundle}/ {run.options}\n```\n\n{where(found)}\n\n{run.table(found)}"
-    page = DOCS / "performance.md"
     page.write_text(replace_marked(page.read_text(), {f"latency-{run.name}": shown}))
     return {
         protocol["name"]: {case["name"]: case["summary"] for case in protocol["cases"]}
