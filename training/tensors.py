@@ -136,6 +136,44 @@ def with_prefix(tensors: LazyTensors, prefix: str) -> LazyTensors:
     return {name.removeprefix(prefix): get for name, get in tensors.items() if name.startswith(prefix)}
 
 
+def account_for(
+    tensors: LazyTensors,
+    names: Sequence[tuple[str, str]],
+    leftovers: Sequence[tuple[str, str]],
+    where: str,
+    others: Sequence[str] = (),
+) -> tuple[LazyTensors, dict[str, str]]:
+    """A foreign file's tensors under our names, and what of it is left out, with the reason.
+
+    Args:
+        tensors: under their own names.
+        names: patterns of whole names, and what to make of them.
+        leftovers: patterns of names that are not needed, and why.
+        where: names the file in errors.
+        others: names of entries that are no tensors, and may only be left out.
+
+    Raises:
+        CheckpointError: a key is neither used nor a known leftover, or one is there under two names.
+    """
+    renamed: LazyTensors = {}
+    left_out: dict[str, str] = {}
+    unknown = []
+    for name in (*tensors, *others):
+        new = next((found.expand(to) for pattern, to in names if (found := re.fullmatch(pattern, name))), None)
+        reason = next((reason for pattern, reason in leftovers if re.fullmatch(pattern, name)), None)
+        if new in renamed:
+            raise CheckpointError(f"{where} has {new} twice: as {name}, too")
+        if new and name in tensors:
+            renamed[new] = tensors[name]
+        elif reason:
+            left_out[name] = reason
+        else:
+            unknown.append(name)
+    if unknown:
+        raise CheckpointError(f"{where}: {len(unknown)} keys are not known: {', '.join(unknown[:5])}")
+    return renamed, left_out
+
+
 def load_strict(targets: dict[str, Tensor], tensors: LazyTensors, what: str) -> None:
     """Copy `tensors` into `targets` (a module's parameters): one tensor for each, none left over.
 

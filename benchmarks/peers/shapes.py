@@ -1,8 +1,11 @@
 """The shapes that are compared: dimensions, what a token reads, what a prompt or a window computes."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from training.presets import LLAMA_3_2_1B
 
 Tensors = Iterator[tuple[str, tuple[int, ...]]]
 
@@ -45,7 +48,7 @@ class LanguageShape:
         """Of a prompt whose last position alone gets logits; causal attention computes half of its square."""
         dim, layers = self.config["hidden_size"], self.config["num_hidden_layers"]
         head = self.config["vocab_size"] * dim
-        body = sum(_size(dims) for name, dims in self.tensors() if len(dims) == 2 and "embed" not in name)
+        body = sum(math.prod(dims) for name, dims in self.tensors() if len(dims) == 2 and "embed" not in name)
         return 2.0 * (body * tokens + head) + layers * 2.0 * tokens**2 * dim
 
 
@@ -106,37 +109,11 @@ def _norm(name: str, dim: int) -> Tensors:
     yield f"{name}.bias", (dim,)
 
 
-def _size(dims: tuple[int, ...]) -> int:
-    size = 1
-    for dim in dims:
-        size *= dim
-    return size
-
-
-LLAMA = {
+LLAMA = LLAMA_3_2_1B | {
     "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
     "hidden_act": "silu",
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
     "attention_bias": False,
     "mlp_bias": False,
-    "tie_word_embeddings": True,
     "bos_token_id": 256,
     "eos_token_id": 257,
     "torch_dtype": "bfloat16",

@@ -3,8 +3,6 @@
 import json
 import pickle
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,79 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runtime.config import WindowConfig
-from runtime.errors import CheckpointError
+from tests.golden import Edit, Golden
 from training import load
 from training.config import LoraConfig, load_config
-from training.conversion.prompts import read_prompts
-from training.convert import ConversionReport, convert_salmonn, format_report
+from training.convert import format_report
 from training.presets import TASKS
 
 BERT = "speech_Qformer.bert.encoder.layer.0."
 LORA = "llama_model.base_model.model.model.layers.0.self_attn."
-Edit = Callable[[dict[str, Any]], object]
 
 
-@dataclass
-class Published:
-    """The golden files in a folder of their own, to be edited and converted."""
-
-    folder: Path
-    beats: Path | None
-
-    @property
-    def whisper(self) -> Path:
-        return self.folder / "whisper"
-
-    @property
-    def llm(self) -> Path:
-        return self.folder / "llm"
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "out"
-
-    def edit(self, change: Edit) -> None:
-        """Change the loaded .pth."""
-        loaded = torch.load(self.folder / "salmonn.pth", weights_only=True)
-        change(loaded)
-        torch.save(loaded, self.folder / "salmonn.pth")
-
-    def edit_model(self, change: Edit) -> None:
-        """Change its state dict."""
-        self.edit(lambda loaded: change(loaded["model"]))
-
-    def edit_json(self, name: str, change: Edit) -> None:
-        path = self.folder / name
-        raw = json.loads(path.read_text())
-        change(raw)
-        path.write_text(json.dumps(raw))
-
-    def convert(self, **options: Any) -> ConversionReport:
-        return convert_salmonn(
-            self.folder / "salmonn.pth",
-            self.out,
-            whisper=self.whisper,
-            audio_encoder=self.beats,
-            llm=self.llm,
-            **options,
-        )
-
-    def refuses(self, message: str, **options: Any) -> None:
-        """Converting fails with `message` and leaves nothing behind."""
-        before = set(self.folder.iterdir())
-        with pytest.raises(CheckpointError, match=message):
-            self.convert(**options)
-        assert set(self.folder.iterdir()) == before
-
-
-@pytest.fixture
-def published(golden: Path, tmp_path: Path) -> Published:
-    folder = tmp_path / "salmonn"
-    shutil.copytree(golden / "salmonn", folder, copy_function=shutil.copyfile)
-    return Published(folder, golden / "beats" / "beats.pt")
-
-
-def test_every_key_is_accounted_for(published: Published, golden: Path) -> None:
+def test_every_key_is_accounted_for(published: Golden, golden: Path) -> None:
     report = published.convert()
     loaded = torch.load(published.folder / "salmonn.pth", weights_only=True)
     expected = json.loads((golden / "salmonn" / "expected.json").read_text())
@@ -102,7 +38,7 @@ def test_every_key_is_accounted_for(published: Published, golden: Path) -> None:
         assert name in text
 
 
-def test_what_the_config_says(published: Published) -> None:
+def test_what_the_config_says(published: Golden) -> None:
     published.convert()
     config = load_config(published.out)
     assert config.name == "llm"
@@ -122,7 +58,7 @@ def test_what_the_config_says(published: Published) -> None:
     assert (published.out / "tokenizer.json").read_bytes() == tokenizer
 
 
-def test_leftovers_that_only_some_files_have(published: Published) -> None:
+def test_leftovers_that_only_some_files_have(published: Golden) -> None:
     leftovers = {
         "llama_model.base_model.model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8),
         "llama_model.base_model.model.model.rotary_emb.inv_freq": torch.zeros(8),
@@ -161,7 +97,7 @@ def test_leftovers_that_only_some_files_have(published: Published) -> None:
         ),
     ],
 )
-def test_keys_that_do_not_fit_are_named(published: Published, change: Edit, message: str) -> None:
+def test_keys_that_do_not_fit_are_named(published: Golden, change: Edit, message: str) -> None:
     published.edit_model(change)
     published.refuses(message)
 
@@ -174,19 +110,19 @@ class Trap:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_arbitrary_code_is_refused(published: Published, zipped: bool) -> None:
+def test_arbitrary_code_is_refused(published: Golden, zipped: bool) -> None:
     loaded = torch.load(published.folder / "salmonn.pth", weights_only=True)
     torch.save(loaded | {"optimizer": Trap()}, published.folder / "salmonn.pth", _use_new_zipfile_serialization=zipped)
     published.refuses(r"salmonn\.pth .*weights_only=True.*arbitrary code")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_plain_pickle_with_code_is_refused(published: Published) -> None:
+def test_a_plain_pickle_with_code_is_refused(published: Golden) -> None:
     (published.folder / "salmonn.pth").write_bytes(pickle.dumps({"model": Trap()}))
     published.refuses(r"salmonn\.pth .*weights_only=True")
 
 
-def test_a_legacy_file_is_read(published: Published) -> None:
+def test_a_legacy_file_is_read(published: Golden) -> None:
     """What torch wrote before 1.6 cannot be memory-mapped."""
     expected = published.convert()
     shutil.rmtree(published.out)
@@ -196,7 +132,7 @@ def test_a_legacy_file_is_read(published: Published) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of PyTorch", b"PK\x03\x04 cut"])
-def test_a_file_that_is_not_pytorchs_is_refused(published: Published, content: bytes) -> None:
+def test_a_file_that_is_not_pytorchs_is_refused(published: Golden, content: bytes) -> None:
     (published.folder / "salmonn.pth").write_bytes(content)
     published.refuses(r"salmonn\.pth")
 
@@ -204,115 +140,42 @@ def test_a_file_that_is_not_pytorchs_is_refused(published: Published, content: b
 @pytest.mark.parametrize(
     ("value", "message"), [([1, 2], "holds a list"), ({"state": {}}, "no 'model'"), ({"model": 3}, "no 'model'")]
 )
-def test_a_file_of_something_else_is_refused(published: Published, value: Any, message: str) -> None:
+def test_a_file_of_something_else_is_refused(published: Golden, value: Any, message: str) -> None:
     torch.save(value, published.folder / "salmonn.pth")
     published.refuses(message)
 
 
-def test_a_missing_file_is_named(published: Published) -> None:
+def test_a_missing_file_is_named(published: Golden) -> None:
     (published.folder / "salmonn.pth").unlink()
     published.refuses(r"salmonn\.pth does not exist")
 
 
-def test_a_missing_tokenizer_is_named(published: Published) -> None:
+def test_a_missing_tokenizer_is_named(published: Golden) -> None:
     (published.llm / "tokenizer.json").unlink()
     published.refuses(r"tokenizer\.json does not exist.*save_pretrained")
 
 
-def test_an_end_symbol_that_is_text_is_kept_and_warned_about(published: Published) -> None:
-    """As in the published stage-2 files for Llama 3: the model was trained to write it out."""
-    published.edit(lambda loaded: loaded["config"]["model"].update(end_sym="</s>"))
-    report = published.convert()
-    assert any("end_sym '</s>' is no token" in warning and "--end-symbol" in warning for warning in report.warnings)
-    prompt = load_config(published.out).prompt
-    assert (prompt.end_symbol, prompt.stop_token_ids) == ("</s>", (513, 517, 518))
-
-
-def test_a_text_that_is_asked_for_as_end_symbol_is_refused(published: Published) -> None:
-    published.refuses(r"end symbol '</s>' is no token.*--end-symbol", end_symbol="</s>")
-
-
-def test_without_an_end_symbol_the_tokenizers_own_ends(published: Published) -> None:
-    published.edit(lambda loaded: loaded["config"]["model"].pop("end_sym"))
-    published.convert()
-    assert load_config(published.out).prompt.end_symbol == "<|end_of_text|>"
-
-
-def test_another_end_symbol_stops_too(published: Published) -> None:
-    published.convert(end_symbol="<|begin_of_text|>")
-    prompt = load_config(published.out).prompt
-    assert prompt.stop_token_ids == (512, 513, 517, 518)
-    assert prompt.end_symbol == "<|begin_of_text|>"
-
-
-def test_a_single_end_of_text_id(published: Published) -> None:
-    published.edit_json("llm/generation_config.json", lambda raw: raw.update(eos_token_id=517))
-    published.convert()
-    assert load_config(published.out).prompt.stop_token_ids == (513, 517)
-
-
-def test_end_ids_of_the_config_serve_where_there_is_no_generation_config(published: Published) -> None:
-    published.edit_json("llm/generation_config.json", lambda raw: raw.pop("eos_token_id"))
-    published.edit_json("llm/config.json", lambda raw: raw.update(eos_token_id=[518]))
-    published.convert()
-    assert load_config(published.out).prompt.stop_token_ids == (513, 518)
-
-
-@pytest.mark.parametrize(("bos", "expected"), [(None, None), ({"content": "<|eot_id|>"}, 518)])
-def test_the_tokenizer_decides_on_the_beginning_symbol(
-    published: Published, bos: dict[str, str] | None, expected: int | None
-) -> None:
-    published.edit_json("llm/tokenizer_config.json", lambda raw: raw.update(bos_token=bos))
-    published.convert()
-    assert load_config(published.out).prompt.bos_token_id == expected
-
-
-def test_the_tied_output_layer_of_a_model_without_peft_is_left_out(published: Published) -> None:
-    def without_peft(state: dict[str, torch.Tensor]) -> None:
-        tied = state.pop("llama_model.base_model.model.lm_head.weight")
-        for name in [name for name in state if name.startswith("llama_model.")]:
-            del state[name]
-        state["llama_model.lm_head.weight"] = tied
-
-    published.edit_model(without_peft)
-    report = published.convert()
-    assert report.leftovers["llama_model.lm_head.weight"] == "tied output layer of the frozen LLM"
-    assert load_config(published.out).lora is None
-
-
-def test_a_beginning_symbol_the_tokenizer_lacks_is_refused(published: Published) -> None:
-    published.edit_json("llm/tokenizer_config.json", lambda raw: raw.update(bos_token="<s>"))
-    published.refuses(r"bos_token '<s>' is no token")
-
-
-def test_an_empty_beginning_symbol_leaves_it_to_the_config(published: Published) -> None:
-    published.edit_json("llm/tokenizer_config.json", lambda raw: raw.update(bos_token=""))
-    (published.llm / "special_tokens_map.json").unlink()
-    published.convert()
-    assert load_config(published.out).prompt.bos_token_id == 512
-
-
-def test_an_llm_of_another_width_is_refused(published: Published) -> None:
+def test_an_llm_of_another_width_is_refused(published: Golden) -> None:
     published.edit_json("llm/config.json", lambda raw: raw.update(hidden_size=96))
     published.refuses(r"(proj\.weight|q_proj\.A).* expected")
 
 
-def test_an_llm_of_fewer_layers_is_refused(published: Published) -> None:
+def test_an_llm_of_fewer_layers_is_refused(published: Golden) -> None:
     published.edit_json("llm/config.json", lambda raw: raw.update(num_hidden_layers=2))
     published.refuses(r"superfluous .*layers\.2\.self_attn")
 
 
-def test_an_untied_llm_refuses_a_stored_output_layer(published: Published) -> None:
+def test_an_untied_llm_refuses_a_stored_output_layer(published: Golden) -> None:
     published.edit_json("llm/config.json", lambda raw: raw.update(tie_word_embeddings=False))
     published.refuses(r"lm_head\.weight is in the file.*not tied")
 
 
-def test_a_quantized_llm_is_refused(published: Published) -> None:
+def test_a_quantized_llm_is_refused(published: Golden) -> None:
     published.edit_json("llm/config.json", lambda raw: raw.update(quantization_config={"bits": 4}))
     published.refuses("llm is quantized")
 
 
-def resize_whisper(published: Published, d_model: int, n_mels: int) -> None:
+def resize_whisper(published: Golden, d_model: int, n_mels: int) -> None:
     """A folder of zeros in other sizes: a conversion looks at shapes alone."""
     tensors = load_file(published.whisper / "model.safetensors")
     tensors["model.encoder.conv1.weight"] = torch.zeros(d_model, n_mels, 3)
@@ -320,7 +183,7 @@ def resize_whisper(published: Published, d_model: int, n_mels: int) -> None:
     published.edit_json("whisper/config.json", lambda raw: raw.update(d_model=d_model, num_mel_bins=n_mels))
 
 
-def test_a_whisper_of_128_mels_is_fine(published: Published, speech: Path) -> None:
+def test_a_whisper_of_128_mels_is_fine(published: Golden, speech: Path) -> None:
     resize_whisper(published, 64, 128)
     published.convert()
     config = load_config(published.out)
@@ -329,12 +192,12 @@ def test_a_whisper_of_128_mels_is_fine(published: Published, speech: Path) -> No
     assert model.encode(model.load_audio(speech)).shape == (1, 88, 64)
 
 
-def test_a_whisper_of_another_width_is_named(published: Published) -> None:
+def test_a_whisper_of_another_width_is_named(published: Golden) -> None:
     resize_whisper(published, 96, 80)
     published.refuses(r"(ln_speech\.(weight|bias) has shape \[64\], expected \[96\]|cross_attn\.key)")
 
 
-def test_a_missing_beats_is_named(published: Published) -> None:
+def test_a_missing_beats_is_named(published: Golden) -> None:
     published.beats = None
     published.refuses(r"superfluous \['qformer\.ln_audio\.bias', 'qformer\.ln_audio\.weight'\]")
 
@@ -348,7 +211,7 @@ def without_beats(model: dict[str, Any]) -> None:
             model[name] = model[name][:, :64].clone()
 
 
-def test_a_model_without_beats(published: Published, speech: Path) -> None:
+def test_a_model_without_beats(published: Golden, speech: Path) -> None:
     published.edit_model(without_beats)
     published.refuses(r"missing \['qformer\.ln_audio")  # with a BEATs file it does not fit
     published.beats = None
@@ -361,7 +224,7 @@ def test_a_model_without_beats(published: Published, speech: Path) -> None:
     assert model.encode(model.load_audio(speech)).shape == (1, 88, 64)
 
 
-def test_a_model_without_adapters(published: Published) -> None:
+def test_a_model_without_adapters(published: Golden) -> None:
     def remove(model: dict[str, Any]) -> None:
         for name in [name for name in model if ".lora_" in name]:
             del model[name]
@@ -373,7 +236,7 @@ def test_a_model_without_adapters(published: Published) -> None:
     load(published.out)
 
 
-def test_adapters_of_another_rank_and_alpha(published: Published) -> None:
+def test_adapters_of_another_rank_and_alpha(published: Golden) -> None:
     def shrink(loaded: dict[str, Any]) -> None:
         for name, value in loaded["model"].items():
             if ".lora_A." in name:
@@ -398,14 +261,14 @@ def test_adapters_of_another_rank_and_alpha(published: Published) -> None:
         (1, 1, WindowConfig(50, 50)),
     ],
 )
-def test_the_window_of_the_config(published: Published, window: float, stride: float, expected: WindowConfig) -> None:
+def test_the_window_of_the_config(published: Golden, window: float, stride: float, expected: WindowConfig) -> None:
     options = {"second_per_window": window, "second_stride": stride}
     published.edit(lambda loaded: loaded["config"]["model"].update(options))
     published.convert()
     assert load_config(published.out).qformer.window == expected
 
 
-def test_defaults_where_the_file_says_nothing(published: Published) -> None:
+def test_defaults_where_the_file_says_nothing(published: Golden) -> None:
     published.edit(lambda loaded: loaded.pop("config"))
     published.convert(end_symbol="<|end_of_text|>")
     config = load_config(published.out)
@@ -414,7 +277,7 @@ def test_defaults_where_the_file_says_nothing(published: Published) -> None:
     assert config.prompt.template == "USER: {}\nASSISTANT:"
 
 
-def test_two_queries(published: Published, speech: Path) -> None:
+def test_two_queries(published: Golden, speech: Path) -> None:
     published.edit_model(lambda m: m.update(speech_query_tokens=m["speech_query_tokens"].repeat(1, 2, 1)))
     published.convert()
     assert load_config(published.out).qformer.window.num_queries == 2
@@ -422,12 +285,12 @@ def test_two_queries(published: Published, speech: Path) -> None:
     assert model.encode(model.load_audio(speech)).shape == (1, 2 * 88, 64)
 
 
-def test_a_whole_utterance_qformer_is_refused(published: Published) -> None:
+def test_a_whole_utterance_qformer_is_refused(published: Golden) -> None:
     published.edit(lambda loaded: loaded["config"]["model"].update(window_level_Qformer=False))
     published.refuses("window_level_Qformer=False")
 
 
-def test_half_precision_files_are_read(published: Published) -> None:
+def test_half_precision_files_are_read(published: Golden) -> None:
     def halve(model: dict[str, Any]) -> None:
         model.update({name: value.half() for name, value in model.items() if value.is_floating_point()})
 
@@ -437,33 +300,6 @@ def test_half_precision_files_are_read(published: Published) -> None:
     assert {value.dtype for value in stored.values()} == {torch.float32}
 
 
-def test_prompts_of_a_file(published: Published) -> None:
-    path = published.folder / "prompts.json"
-    speech = "<Speech><SpeechHere></Speech> "
-    path.write_text(json.dumps({"asr": [f"{speech}One.", f"{speech}Two.\n"], "QA": f"{speech}Answer: {{}}"}))
-    expected = {"asr": (f"{speech}One.", f"{speech}Two.\n"), "QA": (f"{speech}Answer: {{}}",)}
-    assert read_prompts(path) == expected
-    published.convert(prompts=path)
-    assert load_config(published.out).prompt.tasks == expected
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"asr": ["<SpeechHere> a", "no placeholder"]}', r"'asr' has a prompt without <SpeechHere>: 'no placeholder'"),
-        ('{"asr": "Recognize."}', r"'asr' has a prompt without <SpeechHere>"),
-        ('["<SpeechHere>"]', r"holds a list; expected an object"),
-        ("{", r"is not JSON"),
-        ('{"asr": 5}', r"'asr'"),
-        ('{"asr": ["<SpeechHere> a", 5]}', r"'asr'"),
-    ],
-)
-def test_prompts_that_cannot_be_used_are_refused(published: Published, content: str, message: str) -> None:
-    path = published.folder / "prompts.json"
-    path.write_text(content)
-    published.refuses(message, prompts=path)
-
-
-def test_an_existing_folder_is_refused(published: Published) -> None:
+def test_an_existing_folder_is_refused(published: Golden) -> None:
     published.out.mkdir()
     published.refuses("out exists")

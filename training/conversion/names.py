@@ -1,13 +1,12 @@
 """The names in SALMONN and Nota files and ours, and what such files hold that is not needed."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from runtime.errors import CheckpointError
-from training.tensors import LazyTensors
+from training.tensors import LazyTensors, account_for
 
 # Published name -> ours. `{i}` is a layer.
 QFORMER_NAMES = (
@@ -85,20 +84,9 @@ def rename_salmonn(state: LazyTensors, where: Path) -> tuple[LazyTensors, dict[s
     Raises:
         CheckpointError: a key is neither used nor a known leftover.
     """
-    renamed: LazyTensors = {}
-    leftovers: dict[str, str] = {}
-    unknown = []
-    for name, get in state.items():
-        new = _match((*QFORMER_NAMES, *LORA_NAMES), name)
-        reason = next((reason for pattern, reason in LEFTOVERS if re.fullmatch(pattern, name)), None)
-        if new:
-            renamed[new] = _squeeze(get) if name == "speech_query_tokens" else get
-        elif reason:
-            leftovers[name] = reason
-        else:
-            unknown.append(name)
-    if unknown:
-        raise CheckpointError(f"{where}: {len(unknown)} keys are not known: {', '.join(unknown[:5])}")
+    renamed, leftovers = account_for(state, (*QFORMER_NAMES, *LORA_NAMES), LEFTOVERS, str(where))
+    if query := renamed.get("qformer.query_tokens"):
+        renamed["qformer.query_tokens"] = _squeeze(query)
     return renamed, leftovers
 
 
@@ -112,14 +100,6 @@ def run_state(entries: set[str], where: Path) -> dict[str, str]:
     if unknown:
         raise CheckpointError(f"{where} has entries that are not known: {', '.join(unknown)}")
     return {name: reason for name, reason in RUN_STATE.items() if name in entries}
-
-
-def _match(table: tuple[tuple[str, str], ...], name: str) -> str | None:
-    for pattern, replacement in table:
-        found = re.fullmatch(pattern, name)
-        if found:
-            return found.expand(replacement)
-    return None
 
 
 def _squeeze(get: Callable[[], Tensor]) -> Callable[[], Tensor]:

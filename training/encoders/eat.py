@@ -4,7 +4,6 @@ A vision transformer on patches of a filter bank: post-norm blocks (those of dat
 positions in time and frequency. Parameter names are those of the published Hugging Face files, but for the first part.
 """
 
-import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -18,7 +17,7 @@ from runtime.errors import CheckpointError, ConfigError
 from training.blocks import attended, valid_positions
 from training.encoders.published import Leftovers, Published, check_patches
 from training.features import count_tokens
-from training.tensors import LazyTensors, read_sizes
+from training.tensors import LazyTensors, account_for, read_sizes
 
 EPS = 1e-6
 # cwx-worst-one/EAT, feature_extract: the normalisation is AudioSet's; frames behind the end are log energies of 0.
@@ -213,23 +212,7 @@ def rename(published: Published) -> tuple[LazyTensors, Leftovers]:
     Raises:
         CheckpointError: a key is neither used nor a known leftover, or one is there under two names.
     """
-    tensors: LazyTensors = {}
-    leftovers: Leftovers = {}
-    unknown = []
-    for name in (*published.tensors, *published.others):
-        new = next((found.expand(to) for pattern, to in NAMES if (found := re.fullmatch(pattern, name))), None)
-        reason = next((reason for pattern, reason in LEFTOVERS if re.fullmatch(pattern, name)), None)
-        if new in tensors:
-            raise CheckpointError(f"{published.path} has {new} twice: as {name}, too")
-        if new and name in published.tensors:
-            tensors[new] = published.tensors[name]
-        elif reason:
-            leftovers[name] = reason
-        else:
-            unknown.append(name)
-    if unknown:
-        raise CheckpointError(f"{published.path}: {len(unknown)} keys are not known: {', '.join(unknown[:5])}")
-    return tensors, leftovers
+    return account_for(published.tensors, NAMES, LEFTOVERS, str(published.path), published.others)
 
 
 def _options(options: dict[str, Any], where: str) -> dict[str, Any]:
