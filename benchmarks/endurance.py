@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from runtime import Engine, GenerationConfig
-from runtime.audio import F32, SAMPLE_RATE
-from runtime.latency.recording import Recording
-from runtime.report import resident_bytes
+from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.latency.recording import Recording
+from salmonrun.runtime.report import resident_bytes
 
 PIECE = SAMPLE_RATE // 10
 PAUSE_S = 1.6  # ends an utterance

@@ -21,11 +21,11 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from training.assemble import Parts, PromptOptions, assemble
-from training.config import LoraConfig
-from training.llm import build_llm, published_parameters
-from training.new_tokenizer import write_tokenizer
-from training.presets import VICUNA_7B
+from salmonrun.training.model.config import LoraConfig
+from salmonrun.training.model.llm import build_llm, published_parameters
+from salmonrun.training.starting.assemble import Parts, PromptOptions, assemble
+from salmonrun.training.starting.new_tokenizer import write_tokenizer
+from salmonrun.training.starting.presets import VICUNA_7B
 
 SHARD_BYTES = 2**30
 

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from runtime import Engine
+from salmonrun.runtime import Engine
 
 RECORDINGS = Path(__file__).parent / "recordings"
 ASKED = {"asr": "what is said", "caption": "what can be heard"}

@@ -4,8 +4,8 @@ import sys
 import time
 from pathlib import Path
 
-from runtime import Engine, StreamConfig, load_audio
-from runtime.audio import SAMPLE_RATE
+from salmonrun.runtime import Engine, StreamConfig, load_audio
+from salmonrun.runtime.audio import SAMPLE_RATE
 
 RECORDING = Path(__file__).parent / "recordings" / "shopping.flac"
 PIECE = SAMPLE_RATE // 10

@@ -14,9 +14,9 @@ import jiwer
 import numpy as np
 from tqdm import tqdm
 
-from runtime import Engine, StreamConfig, Update, load_audio
-from runtime.audio import F32, SAMPLE_RATE
-from runtime.streaming.vad import VAD_HOP, load_vad
+from salmonrun.runtime import Engine, StreamConfig, Update, load_audio
+from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.vad import VAD_HOP, load_vad
 
 PIECE = SAMPLE_RATE // 10
 LONG_S = 3.0  # recordings that must show text before the speech ends

@@ -8,9 +8,9 @@ from typing import Any
 
 import transformers
 
-from export.bundle import DEFAULT_MAX_LENGTH, ExportOptions, export_bundle
-from export.parity import PARITY
-from runtime import SalmonrunError, load_audio
+from salmonrun.export.bundle import DEFAULT_MAX_LENGTH, ExportOptions, export_bundle
+from salmonrun.export.parity.gate import PARITY
+from salmonrun.runtime import SalmonrunError, load_audio
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,18 +10,18 @@ from typing import Literal
 
 import torch
 
-from export.encoders import BUILDERS
-from export.graph import FLOAT, FLOAT16, GraphBuilder, WeightFile
-from export.llm import build_llm_graph
-from export.llm_family import LlmShape
-from export.parity import prove
-from export.progress import Progress, counted
-from export.qformer import build_qformer
-from export.quantize import ENCODER_LINEARS, EncoderPrecision, LlmPrecision
-from export.whisper import build_whisper
-from runtime import __version__
-from runtime.audio import SAMPLE_RATE, Audio, load_audio
-from runtime.bundle import (
+from salmonrun.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder, WeightFile
+from salmonrun.export.graphs.encoders import BUILDERS
+from salmonrun.export.graphs.linear import ENCODER_LINEARS, EncoderPrecision, LlmPrecision
+from salmonrun.export.graphs.llm import build_llm_graph
+from salmonrun.export.graphs.llm_family import LlmShape
+from salmonrun.export.graphs.qformer import build_qformer
+from salmonrun.export.graphs.whisper import build_whisper
+from salmonrun.export.parity.gate import prove
+from salmonrun.export.progress import Progress, counted
+from salmonrun.runtime import __version__
+from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
+from salmonrun.runtime.bundle import (
     FORMAT_VERSION,
     MANIFEST,
     EmbeddingSpec,
@@ -35,11 +35,11 @@ from runtime.bundle import (
     file_sha256,
     manifest_bytes,
 )
-from runtime.config import AudioConfig
-from runtime.errors import BundleError, CheckpointError, ConfigError
-from runtime.tokenizer import Tokenizer
-from training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
-from training.llm import EMBEDDING, published_parameters
+from salmonrun.runtime.config import AudioConfig
+from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError
+from salmonrun.runtime.tokenizer import Tokenizer
+from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
+from salmonrun.training.model.llm import EMBEDDING, published_parameters
 
 DEFAULT_MAX_LENGTH = 4096
 MIN_MAX_LENGTH = 256  # 30 s of audio, a prompt and a short answer

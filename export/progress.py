@@ -7,7 +7,7 @@ from types import TracebackType
 from torch import Tensor
 from tqdm import tqdm
 
-from training.tensors import LazyTensors
+from salmonrun.training.tensors import LazyTensors
 
 
 class Progress:

@@ -5,10 +5,10 @@ import os
 # onnxruntime's Linux wheels report usage home by default; this must be set before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from runtime.audio import Audio, load_audio
-from runtime.config import GenerationConfig, Limits
-from runtime.engine import Engine
-from runtime.errors import (
+from salmonrun.runtime.audio import Audio, load_audio
+from salmonrun.runtime.config import GenerationConfig, Limits
+from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.errors import (
     AudioError,
     BundleError,
     CapacityError,
@@ -17,12 +17,13 @@ from runtime.errors import (
     PromptError,
     SalmonrunError,
 )
-from runtime.heard import Heard
-from runtime.result import Result
-from runtime.streaming.config import EndpointConfig, StreamConfig, TranscribeConfig
-from runtime.streaming.segment import Segment
-from runtime.streaming.stream import Stream, Update
-from runtime.streaming.transcribe import TranscriptInfo
+from salmonrun.runtime.heard import Heard
+from salmonrun.runtime.longform.config import TranscribeConfig
+from salmonrun.runtime.longform.transcribe import TranscriptInfo
+from salmonrun.runtime.result import Result
+from salmonrun.runtime.segment import Segment
+from salmonrun.runtime.streaming.config import EndpointConfig, StreamConfig
+from salmonrun.runtime.streaming.stream import Stream, Update
 
 __version__ = "0.1.0"
 
@@ -49,3 +50,8 @@ __all__ = [
     "Update",
     "load_audio",
 ]
+
+if __name__ == "runtime":  # a checkout's folder, imported by its own name
+    from salmonrun.checkout import stand_in
+
+    stand_in(__name__)

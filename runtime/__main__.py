@@ -5,8 +5,8 @@ import io
 import os
 import sys
 
-from runtime import SalmonrunError
-from runtime.commands import check, latency, stream, transcribe
+from salmonrun.runtime import SalmonrunError
+from salmonrun.runtime.commands import check, latency, stream, transcribe
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,11 +6,11 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from runtime.config import GenerationConfig
-from runtime.decoder import F32, Decoder
-from runtime.search import FinishReason, StopRules, beam_search, decode_one_by_one
-from runtime.stopwatch import Stopwatch
-from runtime.tokenizer import StreamingDetokenizer, Tokenizer
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.decoder import F32, Decoder
+from salmonrun.runtime.search import FinishReason, StopRules, beam_search, decode_one_by_one
+from salmonrun.runtime.stopwatch import Stopwatch
+from salmonrun.runtime.tokenizer import StreamingDetokenizer, Tokenizer
 
 S = TypeVar("S")
 

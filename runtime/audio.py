@@ -13,7 +13,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from runtime.errors import AudioError, AudioNotFoundError, AudioTooLongError
+from salmonrun.runtime.errors import AudioError, AudioNotFoundError, AudioTooLongError
 
 SAMPLE_RATE = 16000
 F32 = npt.NDArray[np.float32]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from runtime.config import AudioConfig, BlockConfig, FbankConfig, PromptConfig, WindowConfig
-from runtime.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
-from runtime.schema import from_dict, to_dict
+from salmonrun.runtime.config import AudioConfig, BlockConfig, FbankConfig, PromptConfig, WindowConfig
+from salmonrun.runtime.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
+from salmonrun.runtime.schema import from_dict, to_dict
 
 FORMAT_VERSION = 3
 MANIFEST = "bundle.json"

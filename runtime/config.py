@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from runtime.errors import ConfigError
+from salmonrun.runtime.errors import ConfigError
 
 MAX_LENGTH_PENALTY = 10  # an exponent on the length: beyond this float32 scores over- or underflow
 SPEECH_PLACEHOLDER = "<SpeechHere>"

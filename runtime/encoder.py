@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from runtime.audio import F32, Audio
-from runtime.bundle import Bundle
-from runtime.features import audio_tokens, fbank, log_mel, whisper_frames
-from runtime.session import Device, Graph, load_graph
-from runtime.stopwatch import Stopwatch
+from salmonrun.runtime.audio import F32, Audio
+from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.features import audio_tokens, fbank, log_mel, whisper_frames
+from salmonrun.runtime.session import Device, Graph, load_graph
+from salmonrun.runtime.stopwatch import Stopwatch
 
 
 class AudioEncoder:

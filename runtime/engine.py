@@ -9,27 +9,28 @@ from typing import Literal
 
 import numpy as np
 
-from runtime.answer import answer
-from runtime.audio import SAMPLE_RATE, Audio, AudioSource
-from runtime.bundle import open_bundle
-from runtime.config import GenerationConfig, Limits
-from runtime.encoder import AudioEncoder
-from runtime.errors import ConfigError
-from runtime.heard import Heard, listen
-from runtime.model import Model
-from runtime.onnx_decoder import OnnxDecoder
-from runtime.prompt import PromptIds
-from runtime.report import Report, describe
-from runtime.result import Result, drain, empty_result, make_result
-from runtime.session import resolve_device, usable_cores
-from runtime.stopwatch import Stopwatch
-from runtime.streaming.batch import BatchAnswerer
-from runtime.streaming.config import StreamConfig, TranscribeConfig
-from runtime.streaming.reader import PcmReader
-from runtime.streaming.segment import Segment
-from runtime.streaming.stream import Stream
-from runtime.streaming.transcribe import TranscriptInfo, transcribe
-from runtime.streaming.vad import load_vad
+from salmonrun.runtime.answer import answer
+from salmonrun.runtime.audio import SAMPLE_RATE, Audio, AudioSource
+from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.config import GenerationConfig, Limits
+from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.encoder import AudioEncoder
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.heard import Heard, listen
+from salmonrun.runtime.longform.batch import BatchAnswerer
+from salmonrun.runtime.longform.config import TranscribeConfig
+from salmonrun.runtime.longform.reader import PcmReader
+from salmonrun.runtime.longform.transcribe import TranscriptInfo, transcribe
+from salmonrun.runtime.model import Model
+from salmonrun.runtime.prompt import PromptIds
+from salmonrun.runtime.report import Report, describe
+from salmonrun.runtime.result import Result, drain, empty_result, make_result
+from salmonrun.runtime.segment import Segment
+from salmonrun.runtime.session import resolve_device, usable_cores
+from salmonrun.runtime.stopwatch import Stopwatch
+from salmonrun.runtime.streaming.config import StreamConfig
+from salmonrun.runtime.streaming.stream import Stream
+from salmonrun.runtime.vad import load_vad
 
 
 class Engine(Model):

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from runtime.audio import F32, SAMPLE_RATE
-from runtime.config import AudioConfig, FbankConfig, WindowConfig
+from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.config import AudioConfig, FbankConfig, WindowConfig
 
 F64 = npt.NDArray[np.float64]
 

@@ -6,16 +6,16 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from runtime.answer import answer
-from runtime.audio import Audio
-from runtime.config import GenerationConfig
-from runtime.decoder import F32
-from runtime.errors import ClosedError
-from runtime.kv_cache import Slot
-from runtime.model import Model
-from runtime.prompt import SPEECH_MARK, PromptIds
-from runtime.result import Result, drain, empty_result, make_result
-from runtime.stopwatch import Stopwatch
+from salmonrun.runtime.answer import answer
+from salmonrun.runtime.audio import Audio
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.decoders.kv_cache import Slot
+from salmonrun.runtime.errors import ClosedError
+from salmonrun.runtime.model import Model
+from salmonrun.runtime.prompt import SPEECH_MARK, PromptIds
+from salmonrun.runtime.result import Result, drain, empty_result, make_result
+from salmonrun.runtime.stopwatch import Stopwatch
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from runtime.config import GenerationConfig
-from runtime.errors import ConfigError
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.errors import ConfigError
 
 F32 = npt.NDArray[np.float32]
 

@@ -1,13 +1,13 @@
 """A bundle in memory: what every way of asking it needs."""
 
-from runtime.audio import Audio, AudioSource, load_audio
-from runtime.bundle import Bundle
-from runtime.config import GenerationConfig, Limits
-from runtime.encoder import AudioEncoder
-from runtime.errors import ConfigError, PromptError
-from runtime.onnx_decoder import OnnxDecoder
-from runtime.prompt import PromptIds, choose_prompt, prompt_ids
-from runtime.tokenizer import Tokenizer
+from salmonrun.runtime.audio import Audio, AudioSource, load_audio
+from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.config import GenerationConfig, Limits
+from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.encoder import AudioEncoder
+from salmonrun.runtime.errors import ConfigError, PromptError
+from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
+from salmonrun.runtime.tokenizer import Tokenizer
 
 
 class Model:
@@ -26,7 +26,7 @@ class Model:
         return tuple(self.bundle.manifest.prompt.tasks)
 
     def load_audio(self, source: AudioSource | Audio, sample_rate: int | None) -> Audio:
-        """Read audio by this bundle's policy; see `runtime.audio.load_audio`."""
+        """Read audio by this bundle's policy; see `salmonrun.runtime.audio.load_audio`."""
         window = self.bundle.manifest.audio
         return load_audio(source, sample_rate, min_s=window.min_s, max_s=window.max_s)
 

@@ -3,9 +3,9 @@
 import random
 from dataclasses import dataclass
 
-from runtime.config import SPEECH_PLACEHOLDER, PromptConfig
-from runtime.errors import PromptError, UnknownTaskError
-from runtime.tokenizer import Tokenizer
+from salmonrun.runtime.config import SPEECH_PLACEHOLDER, PromptConfig
+from salmonrun.runtime.errors import PromptError, UnknownTaskError
+from salmonrun.runtime.tokenizer import Tokenizer
 
 SPEECH_MARK = f"<Speech>{SPEECH_PLACEHOLDER}</Speech>"
 

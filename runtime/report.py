@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnxruntime
 
-from runtime.bundle import Bundle
-from runtime.encoder import AudioEncoder
-from runtime.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.encoder import AudioEncoder
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
-from runtime.answer import Answer
-from runtime.audio import Audio
-from runtime.search import FinishReason
-from runtime.stopwatch import Stopwatch
+from salmonrun.runtime.answer import Answer
+from salmonrun.runtime.audio import Audio
+from salmonrun.runtime.search import FinishReason
+from salmonrun.runtime.stopwatch import Stopwatch
 
 NOT_ENCODING = ("audio", "prompt", "features", "prefill", "decode")  # every other stage is a graph of the encoder
 

@@ -5,7 +5,7 @@ import types
 import typing
 from typing import Any, Literal, TypeVar, Union
 
-from runtime.errors import ConfigError
+from salmonrun.runtime.errors import ConfigError
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ from typing import Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from runtime.config import GenerationConfig
-from runtime.decoder import F32, Decoder
-from runtime.logits import log_softmax, process, sample
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.decoder import F32, Decoder
+from salmonrun.runtime.logits import log_softmax, process, sample
 
 FinishReason = Literal["stop", "length", "cancelled"]
 S = TypeVar("S")

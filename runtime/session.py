@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from runtime.bundle import Bundle, GraphSpec
-from runtime.errors import BundleError, DeviceError
+from salmonrun.runtime.bundle import Bundle, GraphSpec
+from salmonrun.runtime.errors import BundleError, DeviceError
 
 Device = Literal["cpu", "cuda"]
 F32 = npt.NDArray[np.float32]

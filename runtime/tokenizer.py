@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as _FastTokenizer
 
-from runtime.errors import BundleError
+from salmonrun.runtime.errors import BundleError
 
 REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are not (yet) a character
 

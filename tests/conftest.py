@@ -7,15 +7,15 @@ import pytest
 import torch
 from hypothesis import settings
 
-from export import ExportOptions, export_bundle
-from runtime import Engine
-from runtime import engine as engine_module
-from tests.streams import block_causal, scripted
-from training.checkpoint import load
-from training.convert import convert_salmonn
-from training.init import init_checkpoint
-from training.model import SalmonnModel
-from training.presets import preset
+from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.runtime import Engine
+from salmonrun.runtime import engine as engine_module
+from salmonrun.training.checkpoint import load
+from salmonrun.training.model.salmonn import SalmonnModel
+from salmonrun.training.starting.convert import convert_salmonn
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import preset
+from tests.helpers.streams import block_causal, scripted
 
 # The same examples every time, and no limit on how long a busy machine takes for one.
 settings.register_profile("repeatable", deadline=None, derandomize=True)

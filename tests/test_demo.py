@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import export_bundle
-from runtime import Engine, StreamConfig, load_audio
-from runtime.audio import F32, SAMPLE_RATE
-from training import load
+from salmonrun.export.bundle import export_bundle
+from salmonrun.runtime import Engine, StreamConfig, load_audio
+from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.training import load
 
 DEMO = Path(__file__).parents[1] / "demo"
 ENTRIES = json.loads((DEMO / "recordings" / "annotation.json").read_text())["annotation"]
@@ -28,7 +28,7 @@ def test_the_checkpoint_is_small() -> None:
 
 
 def test_the_recordings_are_held_out() -> None:
-    from training.synthesis.texts import is_held_out
+    from salmonrun.training.synthesis.texts import is_held_out
 
     spoken = [entry["text"] for entry in ENTRIES if entry["task"] == "asr"]
     assert len(spoken) == 6

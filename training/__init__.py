@@ -2,9 +2,9 @@
 
 import logging
 
-from training.checkpoint import load
-from training.config import ModelConfig
-from training.model import SalmonnModel
+from salmonrun.training.checkpoint import load
+from salmonrun.training.model.config import ModelConfig
+from salmonrun.training.model.salmonn import SalmonnModel
 
 __all__ = ["ModelConfig", "SalmonnModel", "load"]
 
@@ -12,3 +12,8 @@ __all__ = ["ModelConfig", "SalmonnModel", "load"]
 # `get_kernel` of the PyPI package called `kernels`. It lacks nothing: what it would fetch from the network is a faster
 # product for inference, which no part of training uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+if __name__ == "training":  # a checkout's folder, imported by its own name
+    from salmonrun.checkout import stand_in
+
+    stand_in(__name__)

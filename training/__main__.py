@@ -5,8 +5,8 @@ import sys
 
 import transformers
 
-from runtime.errors import SalmonrunError
-from training.commands import baseline, convert, data, evaluate, finetune, init, inspect, synthesize
+from salmonrun.runtime.errors import SalmonrunError
+from salmonrun.training.commands import baseline, convert, data, evaluate, finetune, init, inspect, synthesize
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from runtime.errors import CheckpointError
-from runtime.tokenizer import Tokenizer
-from training.config import SOURCED, ModelConfig, load_config, save_config
-from training.llm import build_llm, load_base, published_parameters
-from training.lora import base_parameters, load_lora, lora_parameters, merged_weights
-from training.model import SalmonnModel
-from training.qformer import QFormer
-from training.referred import as_referred
-from training.sources import file_sha256, read_audio_encoder, read_llm, read_whisper, resolve_source
-from training.tensors import LazyTensors, load_strict, open_safetensors, with_prefix
-from training.whisper import WhisperEncoder, build_whisper
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.runtime.tokenizer import Tokenizer
+from salmonrun.training.foreign.referred import as_referred
+from salmonrun.training.foreign.sources import file_sha256, read_audio_encoder, read_llm, read_whisper, resolve_source
+from salmonrun.training.model.config import SOURCED, ModelConfig, load_config, save_config
+from salmonrun.training.model.llm import build_llm, load_base, published_parameters
+from salmonrun.training.model.lora import base_parameters, load_lora, lora_parameters, merged_weights
+from salmonrun.training.model.qformer import QFormer
+from salmonrun.training.model.salmonn import SalmonnModel
+from salmonrun.training.model.whisper import WhisperEncoder, build_whisper
+from salmonrun.training.tensors import LazyTensors, load_strict, open_safetensors, with_prefix
 
 M = TypeVar("M", bound=nn.Module)
 PARTS = ("whisper", "whisper_lora", "audio_encoder", "qformer", "llm", "lora")

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from runtime.errors import CheckpointError
+from salmonrun.runtime.errors import CheckpointError
 
 # Loading is lazy, so that a checkpoint larger than memory can be read tensor by tensor.
 LazyTensors = dict[str, Callable[[], Tensor]]

@@ -14,10 +14,10 @@ from tqdm import tqdm
 from benchmarks.peers.engines import Engine
 from benchmarks.peers.processes import Worker, WorkerError, closing_all
 from benchmarks.peers.shapes import LanguageShape, Shape
-from runtime import load_audio
-from runtime.config import AudioConfig
-from runtime.features import HOP, log_mel
-from runtime.latency.recording import STORY
+from salmonrun.runtime import load_audio
+from salmonrun.runtime.config import AudioConfig
+from salmonrun.runtime.features import HOP, log_mel
+from salmonrun.runtime.latency.recording import STORY
 
 STEPS_LIMIT_S = 1.5  # decoding is measured over the shape's tokens, or as many as this takes
 MEMORY_SHARE = 0.75  # of what is available, for workers that are loaded at the same time

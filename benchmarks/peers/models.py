@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.peers.shapes import Shape
-from training.new_tokenizer import write_tokenizer
-from training.whisper import sinusoids
+from salmonrun.training.model.whisper import sinusoids
+from salmonrun.training.starting.new_tokenizer import write_tokenizer
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 TOKENIZER = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 131072, **SPECIAL}

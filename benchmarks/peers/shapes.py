@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from training.presets import LLAMA_3_2_1B
+from salmonrun.training.starting.presets import LLAMA_3_2_1B
 
 Tensors = Iterator[tuple[str, tuple[int, ...]]]
 

@@ -4,8 +4,8 @@ import argparse
 import json
 from dataclasses import asdict
 
-from runtime.check import check
-from runtime.commands.options import add_engine_arguments, load_engine
+from salmonrun.runtime.commands.options import add_engine_arguments, load_engine
+from salmonrun.runtime.golden import check
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

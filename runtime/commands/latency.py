@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from runtime.commands.options import add_engine_arguments, load_engine
-from runtime.commands.progress import ProgressLine
-from runtime.errors import ConfigError
-from runtime.latency.config import PROTOCOLS, LatencyConfig
-from runtime.latency.limits import exceeded, parse_limits
-from runtime.latency.outcome import write_json
-from runtime.latency.plot import load_matplotlib, plot
-from runtime.latency.run import Progress, measure
-from runtime.latency.sampling import StopRule
-from runtime.latency.slow import slow_down
-from runtime.latency.table import format_outcome
+from salmonrun.runtime.commands.options import add_engine_arguments, load_engine
+from salmonrun.runtime.commands.progress import ProgressLine
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.latency.config import PROTOCOLS, LatencyConfig
+from salmonrun.runtime.latency.limits import exceeded, parse_limits
+from salmonrun.runtime.latency.outcome import write_json
+from salmonrun.runtime.latency.plot import load_matplotlib, plot
+from salmonrun.runtime.latency.run import Progress, measure
+from salmonrun.runtime.latency.sampling import StopRule
+from salmonrun.runtime.latency.slow import slow_down
+from salmonrun.runtime.latency.table import format_outcome
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from runtime import Engine, GenerationConfig
+from salmonrun.runtime import Engine, GenerationConfig
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:

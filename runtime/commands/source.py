@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from runtime.audio import SAMPLE_RATE
-from runtime.errors import AudioError, ConfigError
-from runtime.streaming.reader import PcmReader
+from salmonrun.runtime.audio import SAMPLE_RATE
+from salmonrun.runtime.errors import AudioError, ConfigError
+from salmonrun.runtime.longform.reader import PcmReader
 
 STDIN = "-"
 Pcm = npt.NDArray[Any]  # [N] int16, or float32 of full scale 1.0

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
-from runtime import EndpointConfig, GenerationConfig, Stream, StreamConfig
-from runtime.commands.options import add_engine_arguments, add_prompt_arguments, load_engine
-from runtime.commands.source import Pcm, Source, at_own_speed, chunks, open_source
-from runtime.commands.stream_view import View, open_view
-from runtime.commands.tally import Tally
-from runtime.errors import ConfigError
+from salmonrun.runtime import EndpointConfig, GenerationConfig, Stream, StreamConfig
+from salmonrun.runtime.commands.options import add_engine_arguments, add_prompt_arguments, load_engine
+from salmonrun.runtime.commands.source import Pcm, Source, at_own_speed, chunks, open_source
+from salmonrun.runtime.commands.stream_view import View, open_view
+from salmonrun.runtime.commands.tally import Tally
+from salmonrun.runtime.errors import ConfigError
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

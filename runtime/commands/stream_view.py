@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol, TextIO
 
-from runtime import Result, Segment, Update
-from runtime.commands.tally import Tally
-from runtime.streaming.transcript import BETWEEN_UTTERANCES
+from salmonrun.runtime import Result, Segment, Update
+from salmonrun.runtime.commands.tally import Tally
+from salmonrun.runtime.streaming.transcript import BETWEEN_UTTERANCES
 
 ERASE_LINE = "\r\x1b[K"
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"

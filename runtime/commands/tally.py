@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass, field
 
-from runtime import Result, Update
+from salmonrun.runtime import Result, Update
 
 
 @dataclass

@@ -7,9 +7,9 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from runtime import Engine, GenerationConfig, Result, SalmonrunError
-from runtime.commands.options import add_engine_arguments, add_prompt_arguments, load_engine
-from runtime.errors import AudioTooLongError
+from salmonrun.runtime import Engine, GenerationConfig, Result, SalmonrunError
+from salmonrun.runtime.commands.options import add_engine_arguments, add_prompt_arguments, load_engine
+from salmonrun.runtime.errors import AudioTooLongError
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

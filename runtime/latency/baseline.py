@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from runtime.audio import F32
-from runtime.errors import SalmonrunError
-from runtime.latency import reference
-from runtime.latency.config import LatencyConfig
-from runtime.latency.recording import Recording, wav
-from runtime.latency.request import name
-from runtime.latency.sampling import Case, Sample
+from salmonrun.runtime.audio import F32
+from salmonrun.runtime.errors import SalmonrunError
+from salmonrun.runtime.latency import reference
+from salmonrun.runtime.latency.config import LatencyConfig
+from salmonrun.runtime.latency.recording import Recording, wav
+from salmonrun.runtime.latency.request import name
+from salmonrun.runtime.latency.sampling import Case, Sample
 
 
 class BaselineError(SalmonrunError, RuntimeError):

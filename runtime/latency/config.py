@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from runtime.errors import ConfigError
-from runtime.latency.sampling import StopRule
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.latency.sampling import StopRule
 
 ProtocolName = Literal["reference", "request", "stream", "load"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)

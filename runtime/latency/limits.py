@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from runtime.errors import ConfigError
-from runtime.latency.outcome import MORE_IS_BETTER, QUANTILES, Outcome
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.latency.outcome import MORE_IS_BETTER, QUANTILES, Outcome
 
 
 @dataclass(frozen=True)

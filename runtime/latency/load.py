@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from runtime.audio import F32
-from runtime.engine import Engine
-from runtime.latency.config import LatencyConfig
-from runtime.latency.recording import Recording, wav
-from runtime.latency.request import answer, generation
-from runtime.latency.sampling import Case, Measured, Sample
-from runtime.latency.stream import hear
+from salmonrun.runtime.audio import F32
+from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.latency.config import LatencyConfig
+from salmonrun.runtime.latency.recording import Recording, wav
+from salmonrun.runtime.latency.request import answer, generation
+from salmonrun.runtime.latency.sampling import Case, Measured, Sample
+from salmonrun.runtime.latency.stream import hear
 
 STAGGER_S = 0.25  # between the starts of streams: they are not opened in step
 DEFINITION = (

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from runtime import __version__
-from runtime.report import peak_resident_bytes, resident_bytes
-from runtime.session import Device, usable_cores
+from salmonrun.runtime import __version__
+from salmonrun.runtime.report import peak_resident_bytes, resident_bytes
+from salmonrun.runtime.session import Device, usable_cores
 
 
 def describe_machine() -> dict[str, str | int]:

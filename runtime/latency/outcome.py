@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.latency.baseline import Baseline
-from runtime.latency.config import LatencyConfig
-from runtime.latency.machine import Memory
-from runtime.latency.sampling import Measured, median_interval
-from runtime.report import Report
+from salmonrun.runtime.latency.baseline import Baseline
+from salmonrun.runtime.latency.config import LatencyConfig
+from salmonrun.runtime.latency.machine import Memory
+from salmonrun.runtime.latency.sampling import Measured, median_interval
+from salmonrun.runtime.report import Report
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 MORE_IS_BETTER = ("audio_per_s", "requests_per_s", "tokens_per_s")  # no limit can be set on them

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import MissingExtraError
-from runtime.latency.outcome import Outcome, ProtocolOutcome
-from runtime.latency.request import STAGES
+from salmonrun.runtime.errors import MissingExtraError
+from salmonrun.runtime.latency.outcome import Outcome, ProtocolOutcome
+from salmonrun.runtime.latency.request import STAGES
 
 
 def plot(outcome: Outcome, path: str | Path) -> None:

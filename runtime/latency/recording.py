@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import soundfile
 
-from runtime.audio import F32, SAMPLE_RATE, AudioSource, load_audio
+from salmonrun.runtime.audio import F32, SAMPLE_RATE, AudioSource, load_audio
 
 STORY = Path(__file__).with_name("speech.ogg")  # 30 s, read by flite's voice "slt"
 ONSET_BELOW_PEAK = 30.0  # dB: quieter frames in front of the speech are not speech yet

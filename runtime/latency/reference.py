@@ -4,11 +4,11 @@ import time
 
 import numpy as np
 
-from runtime.audio import SAMPLE_RATE
-from runtime.decoder import F32
-from runtime.engine import Engine
-from runtime.latency.config import LatencyConfig
-from runtime.latency.sampling import Case, Sample
+from salmonrun.runtime.audio import SAMPLE_RATE
+from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.latency.config import LatencyConfig
+from salmonrun.runtime.latency.sampling import Case, Sample
 
 SECONDS = 10
 DEFINITION = (

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from runtime.config import GenerationConfig
-from runtime.engine import Engine
-from runtime.errors import AudioError
-from runtime.latency.config import LatencyConfig
-from runtime.latency.recording import Recording, wav
-from runtime.latency.sampling import Case, Sample
-from runtime.result import Timings
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.errors import AudioError
+from salmonrun.runtime.latency.config import LatencyConfig
+from salmonrun.runtime.latency.recording import Recording, wav
+from salmonrun.runtime.latency.sampling import Case, Sample
+from salmonrun.runtime.result import Timings
 
 STAGES = ("prompt", "audio", "features", "whisper", "audio_encoder", "qformer", "prefill", "decode")
 DEFINITION = (

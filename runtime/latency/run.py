@@ -6,17 +6,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
-from runtime.audio import SAMPLE_RATE, Audio, AudioSource
-from runtime.engine import Engine
-from runtime.errors import AudioError, ConfigError
-from runtime.latency import load, reference, request, stream
-from runtime.latency.baseline import BaselineProcess
-from runtime.latency.config import LENGTHS_S, LatencyConfig, ProtocolName
-from runtime.latency.machine import MemoryMeter, describe_machine
-from runtime.latency.outcome import Outcome, ProtocolOutcome
-from runtime.latency.recording import Recording
-from runtime.latency.sampling import Case, repeat
-from runtime.session import Device
+from salmonrun.runtime.audio import SAMPLE_RATE, Audio, AudioSource
+from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.errors import AudioError, ConfigError
+from salmonrun.runtime.latency import load, reference, request, stream
+from salmonrun.runtime.latency.baseline import BaselineProcess
+from salmonrun.runtime.latency.config import LENGTHS_S, LatencyConfig, ProtocolName
+from salmonrun.runtime.latency.machine import MemoryMeter, describe_machine
+from salmonrun.runtime.latency.outcome import Outcome, ProtocolOutcome
+from salmonrun.runtime.latency.recording import Recording
+from salmonrun.runtime.latency.sampling import Case, repeat
+from salmonrun.runtime.session import Device
 
 WITH_BASELINE: tuple[ProtocolName, ...] = ("reference", "request")
 

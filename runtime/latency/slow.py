@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from runtime.engine import Engine
-from runtime.errors import ConfigError
+from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.errors import ConfigError
 
 
 def slow_down(engine: Engine, stage: str, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:

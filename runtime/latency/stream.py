@@ -3,13 +3,13 @@
 import time
 from collections.abc import Iterator
 
-from runtime.audio import F32, SAMPLE_RATE
-from runtime.config import GenerationConfig
-from runtime.engine import Engine
-from runtime.latency.config import LatencyConfig
-from runtime.latency.recording import Recording, onset_s
-from runtime.latency.sampling import Case, Sample
-from runtime.streaming.config import StreamConfig
+from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.latency.config import LatencyConfig
+from salmonrun.runtime.latency.recording import Recording, onset_s
+from salmonrun.runtime.latency.sampling import Case, Sample
+from salmonrun.runtime.streaming.config import StreamConfig
 
 PIECE = SAMPLE_RATE // 10  # pushed at once
 DEFINITION = (

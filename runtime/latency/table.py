@@ -2,9 +2,9 @@
 
 import textwrap
 
-from runtime.latency.outcome import MORE_IS_BETTER, Outcome, ProtocolOutcome, interval, quantiles
-from runtime.latency.request import STAGES
-from runtime.latency.sampling import LEAST, Measured
+from salmonrun.runtime.latency.outcome import MORE_IS_BETTER, Outcome, ProtocolOutcome, interval, quantiles
+from salmonrun.runtime.latency.request import STAGES
+from salmonrun.runtime.latency.sampling import LEAST, Measured
 
 COUNTS = ("updates",)
 RATES = ("rtf", *MORE_IS_BETTER)

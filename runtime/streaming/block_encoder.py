@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.audio import F32, SAMPLE_RATE
-from runtime.config import Block, FbankConfig
-from runtime.encoder import AudioEncoder
-from runtime.features import FBANK_LENGTH, HOP, MELS_PER_FRAME, audio_tokens, fbank, log_mel, whisper_frames
+from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.config import Block, FbankConfig
+from salmonrun.runtime.encoder import AudioEncoder
+from salmonrun.runtime.features import FBANK_LENGTH, HOP, MELS_PER_FRAME, audio_tokens, fbank, log_mel, whisper_frames
 
 FRAME = HOP * MELS_PER_FRAME  # samples of one of Whisper's frames
 # Samples behind a block that its features need: the filter bank's last frame starts a hop before the block's end.

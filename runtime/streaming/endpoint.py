@@ -2,9 +2,9 @@
 
 from collections import deque
 
-from runtime.audio import F32, SAMPLE_RATE
-from runtime.streaming.config import EndpointConfig
-from runtime.streaming.vad import VAD_HOP, VoiceDetector
+from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.streaming.config import EndpointConfig
+from salmonrun.runtime.vad import VAD_HOP, VoiceDetector
 
 SHORT_PAUSE_S = 0.1  # at which an utterance that has become too long is parted
 

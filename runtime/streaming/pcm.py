@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from runtime.audio import F32, SAMPLE_RATE, check_array, refuse_unusable, to_full_scale
-from runtime.errors import AudioError
-from runtime.streaming.vad import VAD_HOP
+from salmonrun.runtime.audio import F32, SAMPLE_RATE, check_array, refuse_unusable, to_full_scale
+from salmonrun.runtime.errors import AudioError
+from salmonrun.runtime.vad import VAD_HOP
 
 
 class PcmInput:

@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.audio import F32, SAMPLE_RATE
-from runtime.config import GenerationConfig
-from runtime.errors import AudioError, ClosedError, ConfigError, PromptError
-from runtime.heard import listen
-from runtime.model import Model
-from runtime.prompt import PromptIds
-from runtime.result import Result, Timings
-from runtime.search import FinishReason
-from runtime.streaming.agreement import LocalAgreement
-from runtime.streaming.block_encoder import FRAME, LOOK_AHEAD
-from runtime.streaming.config import StreamConfig
-from runtime.streaming.endpoint import Endpointer
-from runtime.streaming.pcm import PcmInput
-from runtime.streaming.repetition import repeated
-from runtime.streaming.segment import Segment
-from runtime.streaming.transcript import Transcript
-from runtime.streaming.utterance import Utterance
-from runtime.streaming.vad import VAD_HOP, Vad
+from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.errors import AudioError, ClosedError, ConfigError, PromptError
+from salmonrun.runtime.heard import listen
+from salmonrun.runtime.model import Model
+from salmonrun.runtime.prompt import PromptIds
+from salmonrun.runtime.repetition import repeated
+from salmonrun.runtime.result import Result, Timings
+from salmonrun.runtime.search import FinishReason
+from salmonrun.runtime.segment import Segment
+from salmonrun.runtime.streaming.agreement import LocalAgreement
+from salmonrun.runtime.streaming.block_encoder import FRAME, LOOK_AHEAD
+from salmonrun.runtime.streaming.config import StreamConfig
+from salmonrun.runtime.streaming.endpoint import Endpointer
+from salmonrun.runtime.streaming.pcm import PcmInput
+from salmonrun.runtime.streaming.transcript import Transcript
+from salmonrun.runtime.streaming.utterance import Utterance
+from salmonrun.runtime.vad import VAD_HOP, Vad
 
 
 @dataclass(frozen=True)

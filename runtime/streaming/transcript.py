@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from runtime.tokenizer import StreamingDetokenizer, Tokenizer
+from salmonrun.runtime.tokenizer import StreamingDetokenizer, Tokenizer
 
 BETWEEN_UTTERANCES = "\n"
 

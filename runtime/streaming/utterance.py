@@ -4,17 +4,17 @@ import threading
 
 import numpy as np
 
-from runtime.audio import F32, SAMPLE_RATE, Audio
-from runtime.config import Block, GenerationConfig
-from runtime.heard import Heard, listen
-from runtime.kv_cache import Slot
-from runtime.model import Model
-from runtime.prompt import PromptIds
-from runtime.result import Result
-from runtime.search import FinishReason, StopRules, decode_drafted
-from runtime.streaming.agreement import LocalAgreement
-from runtime.streaming.block_encoder import BlockEncoder
-from runtime.streaming.repetition import repeated
+from salmonrun.runtime.audio import F32, SAMPLE_RATE, Audio
+from salmonrun.runtime.config import Block, GenerationConfig
+from salmonrun.runtime.decoders.kv_cache import Slot
+from salmonrun.runtime.heard import Heard, listen
+from salmonrun.runtime.model import Model
+from salmonrun.runtime.prompt import PromptIds
+from salmonrun.runtime.repetition import repeated
+from salmonrun.runtime.result import Result
+from salmonrun.runtime.search import FinishReason, StopRules, decode_drafted
+from salmonrun.runtime.streaming.agreement import LocalAgreement
+from salmonrun.runtime.streaming.block_encoder import BlockEncoder
 
 
 class Utterance:

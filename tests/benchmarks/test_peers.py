@@ -14,8 +14,8 @@ from benchmarks.marked import replace_marked
 from benchmarks.peers import report
 from benchmarks.peers.processes import Worker, WorkerError
 from benchmarks.peers.shapes import SHAPES, EncoderShape, LanguageShape
-from training.presets import WHISPER_LARGE_V3
-from training.whisper import WhisperEncoder
+from salmonrun.training.model.whisper import WhisperEncoder
+from salmonrun.training.starting.presets import WHISPER_LARGE_V3
 
 ROOT = Path(__file__).parents[2]
 PAGE = "before\n<!-- bench: {} -->\nold\n| table |\n<!-- /bench -->\nafter\n"

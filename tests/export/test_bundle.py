@@ -12,17 +12,17 @@ import onnx
 import pytest
 import torch
 
-from export import ExportOptions, export_bundle
-from export.graph import INLINE_BYTES, PAGE
-from runtime import Engine, GenerationConfig, load_audio
-from runtime.bundle import MANIFEST, FileSpec, Manifest, file_sha256, manifest_bytes, open_bundle
-from runtime.check import check
-from runtime.onnx_decoder import OnnxDecoder
-from runtime.prompt import prompt_ids
-from runtime.schema import from_dict
-from tests.exports import TINY, TOLERANCE, noise, parity
-from training import load
-from training.init import init_checkpoint
+from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.export.graphs.builder import INLINE_BYTES, PAGE
+from salmonrun.runtime import Engine, GenerationConfig, load_audio
+from salmonrun.runtime.bundle import MANIFEST, FileSpec, Manifest, file_sha256, manifest_bytes, open_bundle
+from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.golden import check
+from salmonrun.runtime.prompt import prompt_ids
+from salmonrun.runtime.schema import from_dict
+from salmonrun.training import load
+from salmonrun.training.starting.init import init_checkpoint
+from tests.helpers.exports import TINY, TOLERANCE, noise, parity
 
 F32 = npt.NDArray[np.float32]
 

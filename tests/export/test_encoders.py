@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from export import ExportOptions, export_bundle
-from export.encoders import BUILDERS
-from runtime import Engine, GenerationConfig
-from runtime.audio import load_audio
-from runtime.bundle import open_bundle
-from runtime.config import AudioConfig, WindowConfig
-from tests import eat as published
-from tests.answers import noise
-from tests.parts import write_llm, write_whisper
-from training.assemble import Parts, assemble, format_assembly
-from training.checkpoint import load, open_checkpoint
-from training.config import ModelConfig
-from training.encoders import AudioEncoderConfig
-from training.encoders.beats import BeatsConfig
-from training.encoders.eat import EatConfig
-from training.init import init_checkpoint
-from training.model import SalmonnModel, Sample
-from training.presets import preset
+from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.export.graphs.encoders import BUILDERS
+from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime.audio import load_audio
+from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.config import AudioConfig, WindowConfig
+from salmonrun.training.checkpoint import load, open_checkpoint
+from salmonrun.training.model.config import ModelConfig
+from salmonrun.training.model.encoders import AudioEncoderConfig
+from salmonrun.training.model.encoders.beats import BeatsConfig
+from salmonrun.training.model.encoders.eat import EatConfig
+from salmonrun.training.model.salmonn import SalmonnModel, Sample
+from salmonrun.training.starting.assemble import Parts, assemble, format_assembly
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import preset
+from tests.helpers import eat as published
+from tests.helpers.answers import noise
+from tests.helpers.parts import write_llm, write_whisper
 
 EAT = EatConfig(dim=48, layers=2, heads=3, ffn=64, max_patches=200)
 BEATS = BeatsConfig(dim=64, layers=2, heads=2, ffn=128, patch_dim=64)

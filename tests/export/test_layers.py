@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from export import export_bundle
-from export.layers import LayeredLlm
-from tests.exports import TINY
-from tests.llms import BASE
-from training.checkpoint import load_llm, open_checkpoint
-from training.config import LoraConfig
-from training.init import init_checkpoint
-from training.llm import build_llm
+from salmonrun.export import export_bundle
+from salmonrun.export.parity.layers import LayeredLlm
+from salmonrun.training.checkpoint import load_llm, open_checkpoint
+from salmonrun.training.model.config import LoraConfig
+from salmonrun.training.model.llm import build_llm
+from salmonrun.training.starting.init import init_checkpoint
+from tests.helpers.exports import TINY
+from tests.helpers.llms import BASE
 
 MIXTRAL = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6}
 MODELS: dict[str, tuple[dict[str, Any], LoraConfig | None]] = {
@@ -38,7 +38,7 @@ def test_the_same_logits_as_the_whole(
     llm = BASE | {"vocab_size": 258} | change
     init_checkpoint(replace(TINY, llm=llm, lora=lora), tmp_path / "checkpoint", dtype=dtype)
     source = open_checkpoint(tmp_path / "checkpoint")
-    monkeypatch.setattr("export.layers.HEAD_ROWS", 100)
+    monkeypatch.setattr("salmonrun.export.parity.layers.HEAD_ROWS", 100)
     layered, whole = LayeredLlm(source), load_llm(source)
     ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
     done: list[int] = []
@@ -60,7 +60,7 @@ def test_an_export_never_holds_the_whole_llm(
         built.append(build_llm(*arguments))
         return built[-1]
 
-    monkeypatch.setattr("training.checkpoint.build_llm", recorded)
+    monkeypatch.setattr("salmonrun.training.checkpoint.build_llm", recorded)
     filled: set[int] = set()
     to_empty = torch.nn.Module.to_empty
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import ExportOptions, export_bundle
-from export.llm_family import FAMILIES, LlmShape
-from runtime import ConfigError, Engine, GenerationConfig
-from runtime.check import check
-from runtime.decoder import F32
-from runtime.errors import CheckpointError
-from tests.exports import TINY, noise, parity
-from tests.llms import BASE, Pair
-from training import load
-from training.config import LoraConfig
-from training.init import init_checkpoint
+from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.export.graphs.llm_family import FAMILIES, LlmShape
+from salmonrun.runtime import ConfigError, Engine, GenerationConfig
+from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.runtime.golden import check
+from salmonrun.training import load
+from salmonrun.training.model.config import LoraConfig
+from salmonrun.training.starting.init import init_checkpoint
+from tests.helpers.exports import TINY, noise, parity
+from tests.helpers.llms import BASE, Pair
 
 TOLERANCE = 1e-4
 WINDOW = 8
@@ -191,7 +191,7 @@ def test_tensors_are_checked_before_anything_is_built(
     tensors = load_file(file)
     tensors["llm.model.layers.1.post_attention_layernorm.weight"] = torch.ones(63)
     save_file(tensors, file)
-    monkeypatch.setattr("export.bundle.build_whisper", None)  # would not be survived
+    monkeypatch.setattr("salmonrun.export.bundle.build_whisper", None)  # would not be survived
     with pytest.raises(CheckpointError, match=r"layernorm\.weight has shape \[63\], expected \[64\]"):
         export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from export.__main__ import main
-from runtime.bundle import open_bundle
+from salmonrun.export.__main__ import main
+from salmonrun.runtime.bundle import open_bundle
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from export import export_bundle
-from runtime import Engine, GenerationConfig, load_audio
-from runtime.check import check
-from runtime.config import AudioConfig, PromptConfig, WindowConfig
-from tests.exports import TINY, TOLERANCE, noise, parity
-from training import ModelConfig, load
-from training.checkpoint import save
-from training.config import LoraConfig, QFormerConfig, WhisperConfig
-from training.encoders.beats import BeatsConfig
-from training.init import init_checkpoint
-from training.presets import TASKS
+from salmonrun.export import export_bundle
+from salmonrun.runtime import Engine, GenerationConfig, load_audio
+from salmonrun.runtime.config import AudioConfig, PromptConfig, WindowConfig
+from salmonrun.runtime.golden import check
+from salmonrun.training import ModelConfig, load
+from salmonrun.training.checkpoint import save
+from salmonrun.training.model.config import LoraConfig, QFormerConfig, WhisperConfig
+from salmonrun.training.model.encoders.beats import BeatsConfig
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import TASKS
+from tests.helpers.exports import TINY, TOLERANCE, noise, parity
 
 MAX_NEW_TOKENS = 24
 

@@ -7,15 +7,15 @@ import numpy as np
 import onnx
 import pytest
 
-from export import ExportOptions, export_bundle
-from export.pieces import PiecewiseDecoder, cut
-from export.rope import rope_tables
-from runtime import Engine
-from runtime.bundle import open_bundle
-from runtime.check import check
-from runtime.errors import ParityError
-from tests.exports import parity
-from tests.llms import BASE, Pair
+from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.export.graphs.rope import rope_tables
+from salmonrun.export.parity.pieces import PiecewiseDecoder, cut
+from salmonrun.runtime import Engine
+from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.errors import ParityError
+from salmonrun.runtime.golden import check
+from tests.helpers.exports import parity
+from tests.helpers.llms import BASE, Pair
 
 CASES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -75,7 +75,7 @@ def test_an_export_in_pieces(
 ) -> None:
     options = ExportOptions(parity_budget=1.0, **kind)
     whole = export_bundle(tiny_checkpoint, tmp_path / "whole", options)
-    monkeypatch.setattr("export.parity_llm.PIECE_BYTES", 1)
+    monkeypatch.setattr("salmonrun.export.parity.llm.PIECE_BYTES", 1)
     parts = export_bundle(tiny_checkpoint, tmp_path / "parts", options)
     assert parity(whole)["llm_pieces"] == 1
     assert parity(parts)["llm_pieces"] == open_bundle(parts).manifest.llm.layers + 1
@@ -90,9 +90,9 @@ def test_an_export_in_pieces(
 def test_a_wrong_graph_is_refused_in_pieces_too(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.parity_llm.PIECE_BYTES", 1)
+    monkeypatch.setattr("salmonrun.export.parity.llm.PIECE_BYTES", 1)
 
-    monkeypatch.setattr("export.llm.rope_tables", lambda *arguments: rope_tables(*arguments)[::-1])
+    monkeypatch.setattr("salmonrun.export.graphs.llm.rope_tables", lambda *arguments: rope_tables(*arguments)[::-1])
     with pytest.raises(ParityError, match=r"^llm: largest difference"):
         export_bundle(tiny_checkpoint, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

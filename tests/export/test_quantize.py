@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
-from export.graph import GraphBuilder, WeightFile
-from export.quantize import (
+from salmonrun.export.graphs.builder import GraphBuilder, WeightFile
+from salmonrun.export.graphs.linear import (
     BLOCK,
     ENCODER_LINEARS,
     LLM_LINEARS,
@@ -24,7 +24,7 @@ from export.quantize import (
     plain_linear,
     quantize_blocks,
 )
-from runtime.decoder import F32
+from salmonrun.runtime.decoder import F32
 
 SHAPES = [
     (1, 32),
@@ -128,7 +128,7 @@ def test_stacked_tensors_in_pieces_make_the_same_file(
     x = activations(2, 96)
     expected, files = run(LLM_LINEARS[precision], x, whole, None, tmp_path), []
     files.append((tmp_path / "linear.onnx.data").read_bytes())
-    monkeypatch.setattr("export.quantize.PIECE", 10 * 96)
+    monkeypatch.setattr("salmonrun.export.graphs.linear.PIECE", 10 * 96)
     np.testing.assert_array_equal(run(LLM_LINEARS[precision], x, Stacked(parts), None, tmp_path), expected)
     assert (tmp_path / "linear.onnx.data").read_bytes() == files[0]
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import export.bundle
-from export import ExportOptions, export_bundle
-from export.quantize import Matrix, plain_linear
-from export.rope import rope_tables
-from runtime import BundleError, ConfigError
-from runtime.errors import CheckpointError, ParityError
-from tests.exports import TINY
-from training.init import init_checkpoint
+import salmonrun.export.bundle
+from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.export.graphs.linear import Matrix, plain_linear
+from salmonrun.export.graphs.rope import rope_tables
+from salmonrun.runtime import BundleError, ConfigError
+from salmonrun.runtime.errors import CheckpointError, ParityError
+from salmonrun.training.starting.init import init_checkpoint
+from tests.helpers.exports import TINY
 
 F32 = npt.NDArray[np.float32]
 
@@ -34,25 +34,28 @@ def test_a_quantized_bundle_over_its_budget_is_refused(
 
 
 def wrong_qformer(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = export.bundle.build_qformer
+    build = salmonrun.export.bundle.build_qformer
 
     def build_wrong(config: Any, qformer: Any, weights: Any, llm_dim: int) -> Any:
         with torch.no_grad():
             qformer.layers[1].fc1.weight[0, 0] += 0.5
         return build(config, qformer, weights, llm_dim)
 
-    monkeypatch.setattr("export.bundle.build_qformer", build_wrong)
+    monkeypatch.setattr("salmonrun.export.bundle.build_qformer", build_wrong)
 
 
 def wrong_llm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.llm.rope_tables", lambda *arguments: rope_tables(*arguments)[::-1])
+    monkeypatch.setattr("salmonrun.export.graphs.llm.rope_tables", lambda *arguments: rope_tables(*arguments)[::-1])
 
 
 @pytest.mark.parametrize(
     ("stage", "corrupt"),
     [
-        ("whisper", lambda patch: patch.setattr("export.whisper.EPS", 0.1)),
-        ("audio_encoder", lambda patch: patch.setattr("export.encoders.beats.deepnorm_alpha", lambda layers: 1.4)),
+        ("whisper", lambda patch: patch.setattr("salmonrun.export.graphs.whisper.EPS", 0.1)),
+        (
+            "audio_encoder",
+            lambda patch: patch.setattr("salmonrun.export.graphs.encoders.beats.deepnorm_alpha", lambda layers: 1.4),
+        ),
         ("qformer", wrong_qformer),
         ("llm", wrong_llm),
     ],
@@ -74,7 +77,7 @@ def test_wrong_embeddings_are_never_written(
     def write_shifted(source: Any, path: Path) -> None:
         source.parts["llm"]["model.embed_tokens.weight"]().roll(1, dims=0).numpy().tofile(path)
 
-    monkeypatch.setattr("export.bundle._write_embedding", write_shifted)
+    monkeypatch.setattr("salmonrun.export.bundle._write_embedding", write_shifted)
     with pytest.raises(ParityError):
         export_bundle(tiny_checkpoint, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
@@ -86,8 +89,8 @@ def test_other_tokens_are_never_written(tmp_path: Path, tiny_checkpoint: Path, m
     def rolled(graph: Any, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
         return plain_linear(graph, x, name, np.roll(weight[:, :], 1, axis=0), bias)
 
-    monkeypatch.setattr("export.parity.EXACT_TOLERANCE", 1e9)
-    monkeypatch.setattr("export.llm.LM_HEAD_LINEARS", {"fp32": rolled})
+    monkeypatch.setattr("salmonrun.export.parity.gate.EXACT_TOLERANCE", 1e9)
+    monkeypatch.setattr("salmonrun.export.graphs.llm.LM_HEAD_LINEARS", {"fp32": rolled})
     with pytest.raises(ParityError, match=r"greedy tokens differ from PyTorch's at \d+ of 16 positions"):
         export_bundle(tiny_checkpoint, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
@@ -115,7 +118,7 @@ def test_an_existing_folder_is_refused(tmp_path: Path, tiny_checkpoint: Path) ->
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-@pytest.mark.parametrize("place", ["export.bundle.build_qformer", "export.bundle.prove"])
+@pytest.mark.parametrize("place", ["salmonrun.export.bundle.build_qformer", "salmonrun.export.bundle.prove"])
 def test_a_killed_export_leaves_nothing_behind(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: type[BaseException]
 ) -> None:

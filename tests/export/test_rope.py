@@ -8,10 +8,10 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from export.rope import rope_tables
-from runtime.errors import ConfigError
-from training.llm import llm_config
-from training.presets import LLAMA_3_2_3B, VICUNA_7B
+from salmonrun.export.graphs.rope import rope_tables
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.model.llm import llm_config
+from salmonrun.training.starting.presets import LLAMA_3_2_3B, VICUNA_7B
 
 LENGTH = 4096
 LLAMA3 = {

@@ -14,8 +14,8 @@ import pytest
 import soundfile
 import soxr
 
-from runtime.audio import SAMPLE_RATE, Audio, load_audio
-from runtime.errors import AudioError, AudioNotFoundError, AudioTooLongError
+from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
+from salmonrun.runtime.errors import AudioError, AudioNotFoundError, AudioTooLongError
 
 F64 = npt.NDArray[np.float64]
 

@@ -5,13 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from runtime.config import GenerationConfig
-from runtime.decoder import F32
-from runtime.kv_cache import Slot
-from runtime.logits import log_softmax
-from runtime.search import StopRules, beam_search
-from tests.fakes import FakeDecoder, random_logits
-from tests.searches import our_tokens
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.decoders.kv_cache import Slot
+from salmonrun.runtime.logits import log_softmax
+from salmonrun.runtime.search import StopRules, beam_search
+from tests.helpers.fakes import FakeDecoder, random_logits
+from tests.helpers.searches import our_tokens
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])

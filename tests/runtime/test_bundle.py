@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from runtime import Engine
-from runtime.bundle import MANIFEST, FileSpec, file_sha256, open_bundle
-from runtime.errors import BundleError, BundleIntegrityError, ConfigError, DeviceError
-from tests.damage import flipped, reseal
+from salmonrun.runtime import Engine
+from salmonrun.runtime.bundle import MANIFEST, FileSpec, file_sha256, open_bundle
+from salmonrun.runtime.errors import BundleError, BundleIntegrityError, ConfigError, DeviceError
+from tests.helpers.damage import flipped, reseal
 
 LISTED = (
     "audio_encoder.onnx",

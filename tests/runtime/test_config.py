@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.config import AudioConfig, GenerationConfig, PromptConfig, WindowConfig
-from runtime.errors import ConfigError
+from salmonrun.runtime.config import AudioConfig, GenerationConfig, PromptConfig, WindowConfig
+from salmonrun.runtime.errors import ConfigError
 
 
 def test_defaults_are_greedy() -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from runtime import Engine, GenerationConfig, StreamConfig
-from runtime.audio import SAMPLE_RATE, load_audio
-from runtime.decoder import F32
-from runtime.kv_cache import Slot
-from runtime.latency.recording import STORY
-from runtime.session import Graph, load_graph, session_options
+from salmonrun.runtime import Engine, GenerationConfig, StreamConfig
+from salmonrun.runtime.audio import SAMPLE_RATE, load_audio
+from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.decoders.kv_cache import Slot
+from salmonrun.runtime.latency.recording import STORY
+from salmonrun.runtime.session import Graph, load_graph, session_options
 
 TOKENS = 12
 ANSWER = GenerationConfig(max_new_tokens=TOKENS, stop_token_ids=())

@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 import soundfile
 
-from runtime import Engine, GenerationConfig, Limits, Result, load_audio
-from runtime.errors import (
+from salmonrun.runtime import Engine, GenerationConfig, Limits, Result, load_audio
+from salmonrun.runtime.errors import (
     AudioError,
     AudioTooLongError,
     CapacityError,
@@ -21,8 +21,8 @@ from runtime.errors import (
     PromptError,
     UnknownTaskError,
 )
-from runtime.tokenizer import REPLACEMENT
-from tests.answers import BEAMS, EACH_SEARCH, SAMPLED, VARIED, answer, collect, noise, requests
+from salmonrun.runtime.tokenizer import REPLACEMENT
+from tests.helpers.answers import BEAMS, EACH_SEARCH, SAMPLED, VARIED, answer, collect, noise, requests
 
 F32 = npt.NDArray[np.float32]
 

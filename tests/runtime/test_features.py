@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor
 
-from runtime.audio import load_audio
-from runtime.config import AudioConfig, FbankConfig, WindowConfig
-from runtime.features import audio_tokens, fbank, log_mel, whisper_frames
-from training.encoders.eat import EAT_FBANK
+from salmonrun.runtime.audio import load_audio
+from salmonrun.runtime.config import AudioConfig, FbankConfig, WindowConfig
+from salmonrun.runtime.features import audio_tokens, fbank, log_mel, whisper_frames
+from salmonrun.training.model.encoders.eat import EAT_FBANK
 
 F32 = npt.NDArray[np.float32]
 WINDOW = 480_000  # samples in 30 s

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Engine, GenerationConfig, Result
-from runtime.audio import F32
-from runtime.errors import ClosedError
-from tests.answers import EACH_SEARCH, VARIED, answer, collect, noise, requests
+from salmonrun.runtime import Engine, GenerationConfig, Result
+from salmonrun.runtime.audio import F32
+from salmonrun.runtime.errors import ClosedError
+from tests.helpers.answers import EACH_SEARCH, VARIED, answer, collect, noise, requests
 
 
 @EACH_SEARCH

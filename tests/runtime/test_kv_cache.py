@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from runtime.kv_cache import KVCache, Slot, contiguous_runs
+from salmonrun.runtime.decoders.kv_cache import KVCache, Slot, contiguous_runs
 
 LAYERS, HEADS, HEAD_DIM = 2, 2, 3
 CAPACITIES = (6, 10)  # of two caches of the same model, with two rows each

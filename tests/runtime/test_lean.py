@@ -23,8 +23,8 @@ def test_a_bundle_runs_without_heavy_modules(tiny_bundle: Path, speech: Path) ->
 import sys
 for name in {HEAVY}:
     sys.modules[name] = None  # importing it now raises ImportError
-from runtime import Engine, GenerationConfig
-from runtime.check import check
+from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime.golden import check
 engine = Engine.load(sys.argv[1])
 result = engine.generate(sys.argv[2], task="asr", config=GenerationConfig(max_new_tokens=5))
 assert len(result.token_ids) == 5, result
@@ -36,12 +36,15 @@ assert check(engine).passed
 def test_the_heavy_modules_would_be_found() -> None:
     """Else the test above would prove nothing."""
     with pytest.raises(AssertionError, match="import of torch halted"):
-        python("import sys; sys.modules['torch'] = None; import training")
+        python("import sys; sys.modules['torch'] = None; import salmonrun.training")
 
 
-@pytest.mark.parametrize("module", ["runtime", "runtime.__main__", "runtime.check"])
+@pytest.mark.parametrize(
+    "module", ["salmonrun", "salmonrun.runtime", "salmonrun.runtime.__main__", "salmonrun.runtime.golden"]
+)
 def test_importing_the_engine_imports_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print(*sorted(set({(*HEAVY, 'tqdm', 'training', 'export')}) & set(sys.modules)))"
+    heavy = (*HEAVY, "tqdm", "salmonrun.training", "salmonrun.export")
+    code = f"import sys, {module}; print(*sorted(set({heavy}) & set(sys.modules)))"
     assert python(code).stdout.strip() == ""
 
 
@@ -53,7 +56,7 @@ class Watch:
         if name == "onnxruntime":
             seen.append(os.environ.get("ORT_DISABLE_TELEMETRY"))
 sys.meta_path.insert(0, Watch())
-import runtime
+import salmonrun.runtime
 print(seen, os.environ["ORT_DISABLE_TELEMETRY"])
 """
 
@@ -67,7 +70,7 @@ def test_the_users_own_choice_of_telemetry_is_kept() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    import runtime
+    from salmonrun import runtime
 
     assert runtime.__all__ == sorted(runtime.__all__)
     assert all(hasattr(runtime, name) for name in runtime.__all__)
@@ -78,7 +81,7 @@ def test_loading_leaves_the_callers_arithmetic_alone(tiny_bundle: Path) -> None:
     code = """
 import sys
 import numpy as np
-from runtime import Engine
+from salmonrun.runtime import Engine
 tiny = np.array([5e-324, 1e-310])
 assert (tiny * 1.0 > 0).all()
 Engine.load(sys.argv[1])

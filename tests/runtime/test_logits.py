@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers.generation import logits_process as hf
 
-from runtime.config import GenerationConfig
-from runtime.decoder import F32
-from runtime.logits import (
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.logits import (
     ban_repeated_ngrams,
     log_softmax,
     penalize_repetition,

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from runtime import Engine, GenerationConfig
-from runtime.__main__ import main
-from runtime.bundle import MANIFEST, FileSpec, file_sha256, manifest_bytes, open_bundle
-from runtime.latency.recording import STORY
+from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime.__main__ import main
+from salmonrun.runtime.bundle import MANIFEST, FileSpec, file_sha256, manifest_bytes, open_bundle
+from salmonrun.runtime.latency.recording import STORY
 
 FEW = ["--max-new-tokens", "8"]
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runtime.bundle import (
+from salmonrun.runtime.bundle import (
     FORMAT_VERSION,
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -22,8 +22,8 @@ from runtime.bundle import (
     manifest_hash,
     open_bundle,
 )
-from runtime.errors import BundleError, BundleIntegrityError, BundleVersionError
-from tests.damage import flipped, manifest_data, reseal, sealed
+from salmonrun.runtime.errors import BundleError, BundleIntegrityError, BundleVersionError
+from tests.helpers.damage import flipped, manifest_data, reseal, sealed
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import onnxruntime
 import pytest
 import torch
 
-from runtime.bundle import EmbeddingSpec, LlmSpec
-from runtime.decoder import F32
-from runtime.errors import CapacityError
-from runtime.onnx_decoder import EmbeddingTable
-from tests.llms import BASE, MAX_LENGTH, Pair, bundle_of
+from salmonrun.runtime.bundle import EmbeddingSpec, LlmSpec
+from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.decoders.onnx_decoder import EmbeddingTable
+from salmonrun.runtime.errors import CapacityError
+from tests.helpers.llms import BASE, MAX_LENGTH, Pair, bundle_of
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime.config import PromptConfig
-from runtime.errors import PromptError, UnknownTaskError
-from runtime.prompt import choose_prompt, prompt_halves, prompt_ids, task_prompt
-from runtime.tokenizer import Tokenizer
+from salmonrun.runtime.config import PromptConfig
+from salmonrun.runtime.errors import PromptError, UnknownTaskError
+from salmonrun.runtime.prompt import choose_prompt, prompt_halves, prompt_ids, task_prompt
+from salmonrun.runtime.tokenizer import Tokenizer
 
 MARK = "<Speech><SpeechHere></Speech>"
 CONFIG = PromptConfig(

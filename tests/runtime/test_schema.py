@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.errors import ConfigError
-from runtime.schema import from_dict, to_dict
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.schema import from_dict, to_dict
 
 
 @dataclass(frozen=True)

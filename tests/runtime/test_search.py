@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.config import GenerationConfig
-from runtime.logits import sample, sampling_distribution
-from runtime.search import StopRules, top_k
-from tests.fakes import FakeDecoder, random_logits
-from tests.searches import TorchDecoder, our_tokens, prompt_embeds, their_tokens, tiny_llama
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.logits import sample, sampling_distribution
+from salmonrun.runtime.search import StopRules, top_k
+from tests.helpers.fakes import FakeDecoder, random_logits
+from tests.helpers.searches import TorchDecoder, our_tokens, prompt_embeds, their_tokens, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing .* with `inputs_embeds`:UserWarning")
 

@@ -15,14 +15,14 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 from transformers.generation import StopStringCriteria
 
-from runtime.answer import Answer, answer
-from runtime.config import GenerationConfig
-from runtime.decoder import F32
-from runtime.search import StopRules, decode_one_by_one
-from runtime.stopwatch import Stopwatch
-from runtime.tokenizer import Tokenizer
-from tests.fakes import FakeDecoder, random_logits, scripted
-from tests.searches import TorchDecoder, our_tokens, prompt_embeds, their_tokens, tiny_llama
+from salmonrun.runtime.answer import Answer, answer
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.search import StopRules, decode_one_by_one
+from salmonrun.runtime.stopwatch import Stopwatch
+from salmonrun.runtime.tokenizer import Tokenizer
+from tests.helpers.fakes import FakeDecoder, random_logits, scripted
+from tests.helpers.searches import TorchDecoder, our_tokens, prompt_embeds, their_tokens, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing .* with `inputs_embeds`:UserWarning")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.commands.source import at_own_speed, chunks, open_source, read_raw
+from salmonrun.runtime.commands.source import at_own_speed, chunks, open_source, read_raw
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pipes elsewhere cannot be resized")

@@ -3,8 +3,8 @@
 import io
 from dataclasses import replace
 
-from runtime import Result, Segment, Update
-from runtime.commands.stream_view import (
+from salmonrun.runtime import Result, Segment, Update
+from salmonrun.runtime.commands.stream_view import (
     DIM,
     ERASE_LINE,
     NORMAL,
@@ -15,8 +15,8 @@ from runtime.commands.stream_view import (
     one_line,
     open_view,
 )
-from runtime.commands.tally import Tally
-from runtime.result import Timings
+from salmonrun.runtime.commands.tally import Tally
+from salmonrun.runtime.result import Timings
 
 
 def test_partial_text_is_dimmed() -> None:

@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers
 
-from runtime.errors import BundleError
-from runtime.tokenizer import REPLACEMENT, StreamingDetokenizer, Tokenizer
-from training.new_tokenizer import write_tokenizer
+from salmonrun.runtime.errors import BundleError
+from salmonrun.runtime.tokenizer import REPLACEMENT, StreamingDetokenizer, Tokenizer
+from salmonrun.training.starting.new_tokenizer import write_tokenizer
 
 FAMILIES = ("byte", "llama3", "llama2")
 Test = Callable[..., None]

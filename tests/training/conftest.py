@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden import Golden
+from tests.helpers.golden import Golden
 
 
 @pytest.fixture

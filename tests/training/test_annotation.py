@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from runtime.audio import load_audio
-from runtime.config import AudioConfig, PromptConfig
-from runtime.errors import AudioTooLongError, CheckpointError
-from training.data.annotation import Entry, Problem, check_entry, check_recordings, read_annotation
+from salmonrun.runtime.audio import load_audio
+from salmonrun.runtime.config import AudioConfig, PromptConfig
+from salmonrun.runtime.errors import AudioTooLongError, CheckpointError
+from salmonrun.training.data.annotation import Entry, Problem, check_entry, check_recordings, read_annotation
 
 TASKS = PromptConfig(tasks={"qa": ("<SpeechHere> {}",), "asr": ("<SpeechHere> Write.",)})
 GOOD = {"path": "a.wav", "text": "a text"}

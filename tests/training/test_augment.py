@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from runtime.audio import Audio, load_audio
-from runtime.errors import ConfigError
-from training.data.augment import augment_audio, mix, noise_files
-from training.data.config import Augmentation
+from salmonrun.runtime.audio import Audio, load_audio
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.data.augment import augment_audio, mix, noise_files
+from salmonrun.training.data.config import Augmentation
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.audio import load_audio
-from runtime.config import FbankConfig
-from runtime.errors import CheckpointError
-from runtime.features import fbank
-from training.blocks import valid_positions
-from training.encoders.beats import BeatsConfig, BeatsEncoder, relative_buckets
-from training.features import count_tokens
-from training.sources import read_audio_encoder
-from training.tensors import load_strict
+from salmonrun.runtime.audio import load_audio
+from salmonrun.runtime.config import FbankConfig
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.runtime.features import fbank
+from salmonrun.training.foreign.sources import read_audio_encoder
+from salmonrun.training.model.blocks import valid_positions
+from salmonrun.training.model.encoders.beats import BeatsConfig, BeatsEncoder, relative_buckets
+from salmonrun.training.model.features import count_tokens
+from salmonrun.training.tensors import load_strict
 
 TOLERANCE = 1e-4
 STABILISER = 32.0  # the published attention divides and multiplies the scores by this

@@ -11,22 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from export import ExportOptions, export_bundle
-from runtime.audio import load_audio
-from runtime.config import AudioConfig, Block, BlockConfig, WindowConfig
-from runtime.errors import ConfigError
-from tests.runs import logged, write_noises
-from tests.streams import block_causal, noise
-from training.blocks import attended, draw_block
-from training.checkpoint import load
-from training.config import load_config
-from training.encoders.beats import BeatsEncoder
-from training.finetuning.finetune import finetune
-from training.finetuning.recipe import load_recipe
-from training.init import init_checkpoint
-from training.model import SalmonnModel, Sample
-from training.presets import preset
-from training.whisper import WhisperEncoder
+from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.runtime.audio import load_audio
+from salmonrun.runtime.config import AudioConfig, Block, BlockConfig, WindowConfig
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.checkpoint import load
+from salmonrun.training.finetuning.finetune import finetune
+from salmonrun.training.finetuning.recipe import load_recipe
+from salmonrun.training.model.blocks import attended, draw_block
+from salmonrun.training.model.config import load_config
+from salmonrun.training.model.encoders.beats import BeatsEncoder
+from salmonrun.training.model.salmonn import SalmonnModel, Sample
+from salmonrun.training.model.whisper import WhisperEncoder
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import preset
+from tests.helpers.runs import logged, write_noises
+from tests.helpers.streams import block_causal, noise
 
 CPU = torch.device("cpu")
 FRAMES = 200  # four seconds
@@ -235,7 +235,7 @@ def test_a_recipe_makes_a_checkpoint_that_hears_in_blocks(recipe: str, tmp_path:
 def test_training_hears_what_was_drawn(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoders are given the block that was drawn; the loss of the first step is that of the model with it."""
     block = Block(16, 16)
-    monkeypatch.setattr("training.finetuning.objective.draw_block", lambda config: block)
+    monkeypatch.setattr("salmonrun.training.finetuning.objective.draw_block", lambda config: block)
     (tmp_path / "recipe.yaml").write_text(recipe.replace("ctc_weight: 0.3", "ctc_weight: 0"))
     settings = ["run.steps=1", "run.save_every=1", "run.batch_size=3", "augment.pause_p=0"]
     final = finetune(load_recipe(tmp_path / "recipe.yaml", settings))

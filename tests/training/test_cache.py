@@ -10,22 +10,22 @@ import pytest
 import soundfile
 import torch
 
-from runtime.errors import CheckpointError, ConfigError
-from tests.runs import logged
-from training.checkpoint import load, save
-from training.config import LoraConfig
-from training.data.annotation import read_annotation
-from training.data.cache import FeatureCache
-from training.data.config import Augmentation, DataConfig, DataSet
-from training.encoders.eat import EAT_FBANK
-from training.features import Features, States
-from training.finetuning.finetune import finetune
-from training.finetuning.parts import choose_parts
-from training.finetuning.recipe import Recipe, RunConfig, TrainedParts
-from training.init import init_checkpoint
-from training.lora import add_lora, lora_parameters
-from training.model import SalmonnModel
-from training.presets import preset
+from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.training.checkpoint import load, save
+from salmonrun.training.data.annotation import read_annotation
+from salmonrun.training.data.cache import FeatureCache
+from salmonrun.training.data.config import Augmentation, DataConfig, DataSet
+from salmonrun.training.finetuning.finetune import finetune
+from salmonrun.training.finetuning.parts import choose_parts
+from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts
+from salmonrun.training.model.config import LoraConfig
+from salmonrun.training.model.encoders.eat import EAT_FBANK
+from salmonrun.training.model.features import Features, States
+from salmonrun.training.model.lora import add_lora, lora_parameters
+from salmonrun.training.model.salmonn import SalmonnModel
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import preset
+from tests.helpers.runs import logged
 
 FROZEN, WHISPER = TrainedParts(qformer=True, llm=True), TrainedParts(whisper=True, qformer=True)
 

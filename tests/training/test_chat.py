@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import tokenizers
 
-from runtime.errors import CheckpointError
-from runtime.tokenizer import Tokenizer
-from training.chat import read_bos, read_end_symbol, read_special_id, stop_ids
-from training.conversion.checks import check_tokenizer
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.runtime.tokenizer import Tokenizer
+from salmonrun.training.starting.chat import read_bos, read_end_symbol, read_special_id, stop_ids
+from salmonrun.training.starting.conversion_checks import check_tokenizer
 
 
 def added(text: str) -> dict[str, Any]:

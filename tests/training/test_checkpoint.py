@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from runtime.config import WindowConfig
-from runtime.errors import CheckpointError, ConfigError
-from training import ModelConfig, load
-from training.checkpoint import open_checkpoint, save
-from training.config import LoraConfig, PartSource, Sources, load_config, save_config
-from training.conversion.checks import expected_shapes
-from training.init import init_checkpoint
-from training.lora import lora_parameters
-from training.presets import PRESETS, preset
+from salmonrun.runtime.config import WindowConfig
+from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.training import ModelConfig, load
+from salmonrun.training.checkpoint import open_checkpoint, save
+from salmonrun.training.model.config import LoraConfig, PartSource, Sources, load_config, save_config
+from salmonrun.training.model.lora import lora_parameters
+from salmonrun.training.starting.conversion_checks import expected_shapes
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import PRESETS, preset
 
 PUBLISHED = ("salmonn-7b", "salmonn-13b", "nota-3b", "v3-turbo-llama-1b")
 TINY = preset("tiny")
@@ -298,7 +298,7 @@ def test_a_failed_write_leaves_nothing_behind(
         raise error
 
     model = load(tiny_checkpoint)
-    monkeypatch.setattr("training.checkpoint.save_file", fail)
+    monkeypatch.setattr("salmonrun.training.checkpoint.save_file", fail)
     with pytest.raises(type(error)):
         save(model, tmp_path / "deep" / "out", tiny_checkpoint / "tokenizer.json")
     assert list((tmp_path / "deep").iterdir()) == []

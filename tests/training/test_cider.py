@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from training.evaluation.cider import caption_words, cider_d
+from salmonrun.training.evaluation.cider import caption_words, cider_d
 
 HYPOTHESES = [
     "A dog barks while a car drives past.",

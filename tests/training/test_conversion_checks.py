@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.errors import CheckpointError
-from tests import published
-from training.__main__ import main
-from training.conversion.model_names import differ, read_name
-from training.convert import ConversionReport, convert_salmonn
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.__main__ import main
+from salmonrun.training.foreign.model_names import differ, read_name
+from salmonrun.training.starting.convert import ConversionReport, convert_salmonn
+from tests.helpers import published
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from runtime.config import WindowConfig
-from tests.golden import Edit, Golden
-from training import load
-from training.config import LoraConfig, load_config
-from training.convert import format_report
-from training.presets import TASKS
+from salmonrun.runtime.config import WindowConfig
+from salmonrun.training import load
+from salmonrun.training.model.config import LoraConfig, load_config
+from salmonrun.training.starting.convert import format_report
+from salmonrun.training.starting.presets import TASKS
+from tests.helpers.golden import Edit, Golden
 
 BERT = "speech_Qformer.bert.encoder.layer.0."
 LORA = "llama_model.base_model.model.model.layers.0.self_attn."

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from tests.golden import Golden
-from training.config import load_config
-from training.conversion.prompts import read_prompts
+from salmonrun.training.model.config import load_config
+from salmonrun.training.starting.prompts import read_prompts
+from tests.helpers.golden import Golden
 
 
 def test_an_end_symbol_that_is_text_is_kept_and_warned_about(published: Golden) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from runtime.config import AudioConfig, PromptConfig
-from runtime.errors import ConfigError, MissingExtraError
-from training.__main__ import main
-from training.data.report import Measured, Report, describe, draw
-from training.init import init_checkpoint
-from training.presets import preset
+from salmonrun.runtime.config import AudioConfig, PromptConfig
+from salmonrun.runtime.errors import ConfigError, MissingExtraError
+from salmonrun.training.__main__ import main
+from salmonrun.training.data.report import Measured, Report, describe, draw
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import preset
 
 TASKS = PromptConfig(tasks={"asr": ("<SpeechHere> Write.",), "qa": ("<SpeechHere> {}",)})
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.config import Block, FbankConfig
-from runtime.errors import CheckpointError, ConfigError
-from tests import eat as published
-from tests.eat import MODALITY, MODEL, published_positions, published_state
-from training.config import ModelConfig, load_config, save_config
-from training.encoders.eat import EatConfig, EatEncoder, rename, sincos_positions
-from training.encoders.published import Published
-from training.presets import preset
-from training.sources import read_audio_encoder
-from training.tensors import lazy, load_strict
+from salmonrun.runtime.config import Block, FbankConfig
+from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.training.foreign.sources import read_audio_encoder
+from salmonrun.training.model.config import ModelConfig, load_config, save_config
+from salmonrun.training.model.encoders.eat import EatConfig, EatEncoder, rename, sincos_positions
+from salmonrun.training.model.encoders.published import Published
+from salmonrun.training.starting.presets import preset
+from salmonrun.training.tensors import lazy, load_strict
+from tests.helpers import eat as published
+from tests.helpers.eat import MODALITY, MODEL, published_positions, published_state
 
 CONFIG = EatConfig(dim=48, layers=2, heads=3, ffn=64, max_patches=200)
 LARGE = EatConfig(dim=1024, layers=24, heads=16, ffn=4096)

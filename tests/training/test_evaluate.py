@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from runtime.audio import Audio
-from runtime.config import AudioConfig, GenerationConfig, PromptConfig
-from runtime.errors import CheckpointError
-from training.__main__ import main
-from training.data.annotation import Entry
-from training.data.recordings import load_recording
-from training.evaluation.answers import Answered, append_answer, read_answers, resume_answers
-from training.evaluation.evaluate import BundleSubject, CheckpointSubject, evaluate, open_subject
-from training.evaluation.submission import check_testset_ids, write_submission
+from salmonrun.runtime.audio import Audio
+from salmonrun.runtime.config import AudioConfig, GenerationConfig, PromptConfig
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.__main__ import main
+from salmonrun.training.data.annotation import Entry
+from salmonrun.training.data.recordings import load_recording
+from salmonrun.training.evaluation.answers import Answered, append_answer, read_answers, resume_answers
+from salmonrun.training.evaluation.evaluate import BundleSubject, CheckpointSubject, evaluate, open_subject
+from salmonrun.training.evaluation.submission import check_testset_ids, write_submission
 
 SHORT = GenerationConfig(max_new_tokens=6)
 TASKS = {"asr": ("Write.",), "qa": ("Answer: {}",), "caption": ("Describe.",)}

@@ -11,20 +11,20 @@ import pytest
 import soundfile
 import torch
 
-from runtime.audio import load_audio
-from runtime.errors import CheckpointError, ConfigError
-from tests.runs import logged, write_noises
-from training.checkpoint import load
-from training.data.annotation import read_annotation
-from training.data.config import Augmentation, DataConfig, DataSet
-from training.data.dataset import BucketSampler, SpeechDataset
-from training.finetuning.finetune import finetune
-from training.finetuning.optimizer import lr_share
-from training.finetuning.parts import choose_parts
-from training.finetuning.recipe import Recipe, RunConfig, TrainedParts
-from training.init import init_checkpoint
-from training.llm import attention_kernel
-from training.presets import preset
+from salmonrun.runtime.audio import load_audio
+from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.training.checkpoint import load
+from salmonrun.training.data.annotation import read_annotation
+from salmonrun.training.data.config import Augmentation, DataConfig, DataSet
+from salmonrun.training.data.dataset import BucketSampler, SpeechDataset
+from salmonrun.training.finetuning.finetune import finetune
+from salmonrun.training.finetuning.optimizer import lr_share
+from salmonrun.training.finetuning.parts import choose_parts
+from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts
+from salmonrun.training.model.llm import attention_kernel
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import preset
+from tests.helpers.runs import logged, write_noises
 
 EVERYTHING = TrainedParts(whisper=True, audio_encoder=True, qformer=True, llm=True)
 TEXTS = ("one", "two three", "four", "five six seven")
@@ -74,7 +74,7 @@ def test_four_batches_of_one_are_one_batch_of_four(
 
 def test_the_loss_is_that_of_the_model(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     """Per target token over the whole batch."""
-    from training.model import Sample
+    from salmonrun.training.model.salmonn import Sample
 
     out = tmp_path / "run"
     finetune(recipe(checkpoint, annotation, out, save_every=1))
@@ -204,5 +204,5 @@ def test_flash_attention_is_used_where_it_runs(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, cuda: bool, installed: bool, expected: str
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-    monkeypatch.setattr("training.llm.is_flash_attn_2_available", lambda: installed)
+    monkeypatch.setattr("salmonrun.training.model.llm.is_flash_attn_2_available", lambda: installed)
     assert attention_kernel(dtype) == expected

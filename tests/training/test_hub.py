@@ -12,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import export_bundle
-from runtime.errors import CheckpointError
-from tests import published
-from training.__main__ import main
-from training.checkpoint import open_checkpoint
-from training.config import load_config
-from training.convert import convert_salmonn
-from training.hub import AUDIO_ENCODER, LLM, SALMONN, WHISPER, HubId, locate, parse_id
-from training.inspect import inspect_path
-from training.sources import read_llm
+from salmonrun.export import export_bundle
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.__main__ import main
+from salmonrun.training.checkpoint import open_checkpoint
+from salmonrun.training.foreign.hub import AUDIO_ENCODER, LLM, SALMONN, WHISPER, HubId, locate, parse_id
+from salmonrun.training.foreign.sources import read_llm
+from salmonrun.training.inspection.inspect import inspect_path
+from salmonrun.training.model.config import load_config
+from salmonrun.training.starting.convert import convert_salmonn
+from tests.helpers import published
 
 COMMITS = {"acme/llm": "a" * 40, "acme/whisper": "b" * 40, "acme/SALMONN": "c" * 40, "acme/BEATs": "d" * 40}
 
@@ -190,7 +190,7 @@ def test_only_what_is_needed_is_downloaded(golden: Path, tmp_path: Path, monkeyp
             "acme/SALMONN": [golden / "salmonn" / "salmonn.pth", golden / "README.md"],
         },
     )
-    monkeypatch.setattr("training.hub.snapshot_download", online)
+    monkeypatch.setattr("salmonrun.training.foreign.hub.snapshot_download", online)
     for repo, wanted in (("acme/whisper", WHISPER), ("acme/llm", LLM)):
         assert locate(repo, wanted).hub == f"{repo}@{'7' * 40}"
     assert online.got.isdisjoint(file.name for file in copies)

@@ -13,22 +13,22 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from export.bundle import export_bundle
-from runtime import Engine
-from runtime.config import GenerationConfig, WindowConfig
-from runtime.errors import CheckpointError, ConfigError
-from runtime.prompt import prompt_ids
-from runtime.tokenizer import Tokenizer
-from tests.parts import CHATML, HEARD, SPECIAL, write_llm, write_openai_whisper, write_tokenizer, write_whisper
-from training.__main__ import main
-from training.assemble import Parts, PromptOptions, assemble, qformer_config
-from training.checkpoint import load
-from training.config import LoraConfig, load_config
-from training.data.config import DataConfig, DataSet
-from training.finetuning.finetune import finetune
-from training.finetuning.recipe import Recipe, RunConfig
-from training.lora import lora_parameters
-from training.presets import TASKS
+from salmonrun.export.bundle import export_bundle
+from salmonrun.runtime import Engine
+from salmonrun.runtime.config import GenerationConfig, WindowConfig
+from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.runtime.prompt import prompt_ids
+from salmonrun.runtime.tokenizer import Tokenizer
+from salmonrun.training.__main__ import main
+from salmonrun.training.checkpoint import load
+from salmonrun.training.data.config import DataConfig, DataSet
+from salmonrun.training.finetuning.finetune import finetune
+from salmonrun.training.finetuning.recipe import Recipe, RunConfig
+from salmonrun.training.model.config import LoraConfig, load_config
+from salmonrun.training.model.lora import lora_parameters
+from salmonrun.training.starting.assemble import Parts, PromptOptions, assemble, qformer_config
+from salmonrun.training.starting.presets import TASKS
+from tests.helpers.parts import CHATML, HEARD, SPECIAL, write_llm, write_openai_whisper, write_tokenizer, write_whisper
 
 # One that puts the beginning symbol in front by itself, as in Llama 3 and Mistral.
 WITH_BOS = "{{ bos_token }}{% for message in messages %}[INST] {{ message['content'] | trim }} [/INST]{% endfor %}"

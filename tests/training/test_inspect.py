@@ -10,11 +10,11 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from tests import eat, published
-from tests.parts import write_openai_whisper, write_whisper
-from training.__main__ import main
-from training.inspect import inspect_path
-from training.inspection.finding import Finding
+from salmonrun.training.__main__ import main
+from salmonrun.training.inspection.finding import Finding
+from salmonrun.training.inspection.inspect import inspect_path
+from tests.helpers import eat, published
+from tests.helpers.parts import write_openai_whisper, write_whisper
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def no_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a tensor was read")
 
     monkeypatch.setattr(torch, "load", on_meta)
-    monkeypatch.setattr("training.tensors.safe_open", refuse)
+    monkeypatch.setattr("salmonrun.training.tensors.safe_open", refuse)
 
 
 def usable(finding: Finding, kind: str, command: str) -> Finding:

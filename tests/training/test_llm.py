@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from runtime.errors import CheckpointError
-from tests.llms import BASE, random_llm
-from training.llm import build_llm, llm_config, load_base, published_parameters
-from training.sources import read_llm
-from training.tensors import LazyTensors, lazy
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.foreign.sources import read_llm
+from salmonrun.training.model.llm import build_llm, llm_config, load_base, published_parameters
+from salmonrun.training.tensors import LazyTensors, lazy
+from tests.helpers.llms import BASE, random_llm
 
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "num_experts": 3}
 FAMILIES: dict[str, tuple[dict[str, Any], str]] = {

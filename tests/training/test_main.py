@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.__main__ import main
-from training.config import load_config
+from salmonrun.training.__main__ import main
+from salmonrun.training.model.config import load_config
 
 
 @pytest.mark.parametrize("command", [[], ["init"], ["convert"]])

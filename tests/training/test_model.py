@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from runtime import ConfigError, GenerationConfig, PromptError, load_audio
-from runtime.audio import Audio
-from runtime.prompt import prompt_ids
-from training import SalmonnModel, load
-from training.model import Sample
+from salmonrun.runtime import ConfigError, GenerationConfig, PromptError, load_audio
+from salmonrun.runtime.audio import Audio
+from salmonrun.runtime.prompt import prompt_ids
+from salmonrun.training import SalmonnModel, load
+from salmonrun.training.model.salmonn import Sample
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 AUDIO_TOLERANCE = 5e-4

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from export import ExportOptions, export_bundle
-from runtime import Engine
-from training.data.config import DataConfig, DataSet
-from training.finetuning.finetune import finetune
-from training.finetuning.recipe import Recipe, RunConfig, TrainedParts
-from training.init import init_checkpoint
-from training.presets import preset
-from training.synthesis import Plan, synthesize
+from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.runtime import Engine
+from salmonrun.training.data.config import DataConfig, DataSet
+from salmonrun.training.finetuning.finetune import finetune
+from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import preset
+from salmonrun.training.synthesis import Plan, synthesize
 
 MISSING = [program for program in ("espeak-ng", "flite") if shutil.which(program) is None]
 STEPS = 120

@@ -10,17 +10,17 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from export import export_bundle
-from runtime import Engine, GenerationConfig
-from runtime.bundle import open_bundle
-from runtime.errors import CheckpointError
-from tests import published
-from training import SalmonnModel, load
-from training.checkpoint import save
-from training.config import PartSource, load_config
-from training.convert import ConversionReport, convert_salmonn, format_report
-from training.referred import as_referred
-from training.sources import read_audio_encoder
+from salmonrun.export import export_bundle
+from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training import SalmonnModel, load
+from salmonrun.training.checkpoint import save
+from salmonrun.training.foreign.referred import as_referred
+from salmonrun.training.foreign.sources import read_audio_encoder
+from salmonrun.training.model.config import PartSource, load_config
+from salmonrun.training.starting.convert import ConversionReport, convert_salmonn, format_report
+from tests.helpers import published
 
 LLM_LAYERS, PRUNED = 6, [1, 3, 4]
 WHISPER_LAYERS, WHISPER_PRUNED = 4, [2]

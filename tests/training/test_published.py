@@ -13,22 +13,22 @@ import torch
 import transformers
 from peft.tuners.lora import LoraLayer
 
-from export import ExportOptions, export_bundle
-from runtime import Engine, GenerationConfig
-from runtime.bundle import open_bundle
-from runtime.errors import CheckpointError, ConfigError, MissingExtraError
-from runtime.prompt import prompt_halves, prompt_ids
-from runtime.tokenizer import Tokenizer
-from tests import eat, published
-from tests.parts import write_openai_whisper
-from training import load
-from training.adapters import read_adapter
-from training.chat import tokenizer_file
-from training.checkpoint import open_checkpoint
-from training.config import load_config
-from training.convert import ConversionReport, convert_salmonn
-from training.presets import TASKS
-from training.sources import read_llm
+from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.errors import CheckpointError, ConfigError, MissingExtraError
+from salmonrun.runtime.prompt import prompt_halves, prompt_ids
+from salmonrun.runtime.tokenizer import Tokenizer
+from salmonrun.training import load
+from salmonrun.training.checkpoint import open_checkpoint
+from salmonrun.training.foreign.adapters import read_adapter
+from salmonrun.training.foreign.sources import read_llm
+from salmonrun.training.model.config import load_config
+from salmonrun.training.starting.chat import tokenizer_file
+from salmonrun.training.starting.convert import ConversionReport, convert_salmonn
+from salmonrun.training.starting.presets import TASKS
+from tests.helpers import eat, published
+from tests.helpers.parts import write_openai_whisper
 
 LORA = f"llama_model.{published.PEFT}"
 VICUNA = {"end_sym": "</s>", "llama_path": "lmsys/vicuna-7b-v1.5", "whisper_path": "openai/whisper-large-v2"}

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
 
-from export.graph import WeightFile
-from export.qformer import build_qformer
-from runtime.config import PromptConfig, WindowConfig
-from training.config import ModelConfig, QFormerConfig, WhisperConfig
-from training.conversion.names import rename_salmonn
-from training.conversion.published import open_salmonn, qformer_config
-from training.encoders.beats import BeatsConfig
-from training.qformer import QFormer, slice_windows
-from training.tensors import lazy, load_strict, with_prefix
+from salmonrun.export.graphs.builder import WeightFile
+from salmonrun.export.graphs.qformer import build_qformer
+from salmonrun.runtime.config import PromptConfig, WindowConfig
+from salmonrun.training.foreign.names import rename_salmonn
+from salmonrun.training.foreign.published import open_salmonn, qformer_config
+from salmonrun.training.model.config import ModelConfig, QFormerConfig, WhisperConfig
+from salmonrun.training.model.encoders.beats import BeatsConfig
+from salmonrun.training.model.qformer import QFormer, slice_windows
+from salmonrun.training.tensors import lazy, load_strict, with_prefix
 
 TOLERANCE = 1e-4
 GOLDEN_TOLERANCE = 2e-4

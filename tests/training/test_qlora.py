@@ -15,25 +15,25 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from export import export_bundle
-from runtime import Engine, GenerationConfig
-from runtime.audio import load_audio
-from runtime.errors import CheckpointError, ConfigError, MissingExtraError
-from tests.runs import logged, write_noises
-from training import ModelConfig, load
-from training.config import LoraConfig, Sources, load_config, save_config
-from training.conversion.names import rename_salmonn
-from training.data.config import DataConfig, DataSet
-from training.finetuning.finetune import finetune
-from training.finetuning.recipe import Recipe, RunConfig, TrainedParts, load_recipe
-from training.init import init_checkpoint
-from training.llm import build_llm
-from training.lora import lora_parameters
-from training.presets import preset
-from training.qlora import hold_in_4_bits
-from training.quantized import dequantized, rounded
-from training.sources import describe_source, read_llm
-from training.tensors import lazy
+from salmonrun.export import export_bundle
+from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime.audio import load_audio
+from salmonrun.runtime.errors import CheckpointError, ConfigError, MissingExtraError
+from salmonrun.training import ModelConfig, load
+from salmonrun.training.data.config import DataConfig, DataSet
+from salmonrun.training.finetuning.finetune import finetune
+from salmonrun.training.finetuning.qlora import hold_in_4_bits
+from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts, load_recipe
+from salmonrun.training.foreign.names import rename_salmonn
+from salmonrun.training.foreign.quantized import dequantized, rounded
+from salmonrun.training.foreign.sources import describe_source, read_llm
+from salmonrun.training.model.config import LoraConfig, Sources, load_config, save_config
+from salmonrun.training.model.llm import build_llm
+from salmonrun.training.model.lora import lora_parameters
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import preset
+from salmonrun.training.tensors import lazy
+from tests.helpers.runs import logged, write_noises
 
 functional = pytest.importorskip("bitsandbytes.functional")  # the extra qlora
 

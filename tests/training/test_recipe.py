@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import ConfigError
-from training.finetuning.recipe import load_recipe
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.finetuning.recipe import load_recipe
 
 YAML = """
 checkpoint: start/

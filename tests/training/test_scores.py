@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from training.evaluation.answers import Answered
-from training.evaluation.cider import cider_d
-from training.evaluation.report import format_scores, write_table
-from training.evaluation.scores import TaskScore, is_of_task, score, spell_digits, word_error_rate
+from salmonrun.training.evaluation.answers import Answered
+from salmonrun.training.evaluation.cider import cider_d
+from salmonrun.training.evaluation.report import format_scores, write_table
+from salmonrun.training.evaluation.scores import TaskScore, is_of_task, score, spell_digits, word_error_rate
 
 
 def answered(reference: str, hypothesis: str, audio: str = "a.wav", task: str = "asr", index: int = 0) -> Answered:

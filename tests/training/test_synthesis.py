@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from runtime.audio import F32, SAMPLE_RATE
-from runtime.config import AudioConfig
-from runtime.errors import ConfigError, MissingExtraError
-from runtime.schema import to_dict
-from training.data.annotation import check_entry, read_annotation
-from training.data.augment import mix
-from training.presets import preset
-from training.synthesis import QUESTION_SOUND, QUESTION_SPEAKING, Plan, synthesize
-from training.synthesis.sounds import CAPTIONS, make_sound
-from training.synthesis.texts import SLOTS, TEMPLATES, draw_sentence, is_held_out
-from training.synthesis.voices import DEFAULT_ENGINES, voices
+from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.config import AudioConfig
+from salmonrun.runtime.errors import ConfigError, MissingExtraError
+from salmonrun.runtime.schema import to_dict
+from salmonrun.training.data.annotation import check_entry, read_annotation
+from salmonrun.training.data.augment import mix
+from salmonrun.training.starting.presets import preset
+from salmonrun.training.synthesis import QUESTION_SOUND, QUESTION_SPEAKING, Plan, synthesize
+from salmonrun.training.synthesis.sounds import CAPTIONS, make_sound
+from salmonrun.training.synthesis.texts import SLOTS, TEMPLATES, draw_sentence, is_held_out
+from salmonrun.training.synthesis.voices import DEFAULT_ENGINES, voices
 
 MISSING = [program for program in ("espeak-ng", "flite") if shutil.which(program) is None]
 needs_engines = pytest.mark.skipif(bool(MISSING), reason=f"not installed: apt-get install {' '.join(MISSING)}")

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.audio import SAMPLE_RATE
-from runtime.errors import ConfigError, MissingExtraError
-from training.__main__ import main
-from training.synthesis.engine import Engine, share
-from training.synthesis.kokoro import Kokoro
-from training.synthesis.piper import Piper
-from training.synthesis.programs import (
+from salmonrun.runtime.audio import SAMPLE_RATE
+from salmonrun.runtime.errors import ConfigError, MissingExtraError
+from salmonrun.training.__main__ import main
+from salmonrun.training.synthesis.engine import Engine, share
+from salmonrun.training.synthesis.kokoro import Kokoro
+from salmonrun.training.synthesis.piper import Piper
+from salmonrun.training.synthesis.programs import (
     ESPEAK_ACCENTS,
     ESPEAK_SPEAKERS,
     HELD_OUT_SPEAKERS,
@@ -27,7 +27,7 @@ from training.synthesis.programs import (
     Espeak,
     Flite,
 )
-from training.synthesis.voices import DEFAULT_ENGINES, parse_engines, voices
+from salmonrun.training.synthesis.voices import DEFAULT_ENGINES, parse_engines, voices
 
 MISSING = [program for program in ("espeak-ng", "flite") if shutil.which(program) is None]
 needs_engines = pytest.mark.skipif(bool(MISSING), reason=f"not installed: apt-get install {' '.join(MISSING)}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from training.tensors import open_safetensors
+from salmonrun.training.tensors import open_safetensors
 
 
 def mapped(path: Path) -> bool:

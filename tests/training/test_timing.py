@@ -8,13 +8,13 @@ import pytest
 import soundfile
 import torch
 
-from runtime.config import GenerationConfig
-from tests.latencies import FakeClock, fake_time
-from training.__main__ import main
-from training.checkpoint import load
-from training.evaluation import timing
-from training.evaluation.timing import Work, greedy, memory_mb, take_time
-from training.model import SalmonnModel
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.training.__main__ import main
+from salmonrun.training.checkpoint import load
+from salmonrun.training.evaluation import timing
+from salmonrun.training.evaluation.timing import Work, greedy, memory_mb, take_time
+from salmonrun.training.model.salmonn import SalmonnModel
+from tests.helpers.latencies import FakeClock, fake_time
 
 TOKENS = 5
 

@@ -14,21 +14,21 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from runtime.errors import CheckpointError, ConfigError
-from runtime.schema import to_dict
-from tests.runs import logged, write_noises
-from training.checkpoint import load
-from training.data.annotation import read_annotation
-from training.data.config import DataConfig, DataSet
-from training.finetuning.finetune import finetune
-from training.finetuning.objective import TrainedModel
-from training.finetuning.optimizer import make_optimizer, make_scheduler
-from training.finetuning.parts import choose_parts
-from training.finetuning.recipe import Recipe, RunConfig, TrainedParts
-from training.finetuning.trainer import load_trained
-from training.init import init_checkpoint
-from training.model import Sample
-from training.presets import preset
+from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.runtime.schema import to_dict
+from salmonrun.training.checkpoint import load
+from salmonrun.training.data.annotation import read_annotation
+from salmonrun.training.data.config import DataConfig, DataSet
+from salmonrun.training.finetuning.finetune import finetune
+from salmonrun.training.finetuning.objective import TrainedModel
+from salmonrun.training.finetuning.optimizer import make_optimizer, make_scheduler
+from salmonrun.training.finetuning.parts import choose_parts
+from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts
+from salmonrun.training.finetuning.trainer import load_trained
+from salmonrun.training.model.salmonn import Sample
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import preset
+from tests.helpers.runs import logged, write_noises
 
 EVERYTHING = TrainedParts(whisper=True, audio_encoder=True, qformer=True, llm=True)
 TEXTS = ("one", "two three", "four", "five six seven")
@@ -151,7 +151,7 @@ def test_clipping_by_a_percentile_survives_resuming(checkpoint: Path, annotation
 
 
 def test_gradients_are_shortened_to_the_percentile(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
-    from training.finetuning.trainer import RecipeTrainer
+    from salmonrun.training.finetuning.trainer import RecipeTrainer
 
     seen: list[float] = []
 
@@ -163,7 +163,7 @@ def test_gradients_are_shortened_to_the_percentile(checkpoint: Path, annotation:
             return norm
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.finetuning.finetune.RecipeTrainer", Spy)
+        patch.setattr("salmonrun.training.finetuning.finetune.RecipeTrainer", Spy)
         finetune(recipe(checkpoint, annotation, tmp_path / "run", clip_percentile=25.0))
     norms = logged(tmp_path / "run", 4, "grad_norm")
     expected = [min(norms[i], np.percentile(norms[: i + 1], 25.0)) for i in range(4)]

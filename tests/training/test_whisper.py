@@ -11,11 +11,11 @@ from transformers import WhisperConfig as HfConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as HfEncoder
 from transformers.models.whisper.modeling_whisper import sinusoids as hf_sinusoids
 
-from runtime.errors import CheckpointError
-from training.config import WhisperConfig
-from training.sources import read_whisper
-from training.tensors import LazyTensors, lazy, load_strict
-from training.whisper import WhisperEncoder, sinusoids
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.foreign.sources import read_whisper
+from salmonrun.training.model.config import WhisperConfig
+from salmonrun.training.model.whisper import WhisperEncoder, sinusoids
+from salmonrun.training.tensors import LazyTensors, lazy, load_strict
 
 TOLERANCE = 1e-4
 SIZES = [

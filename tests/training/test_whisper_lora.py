@@ -10,23 +10,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import export_bundle
-from runtime import Engine, GenerationConfig
-from runtime.audio import load_audio
-from runtime.errors import CheckpointError, ConfigError, ParityError
-from tests.runs import write_noises
-from training import ModelConfig, load
-from training.checkpoint import load_whisper, open_checkpoint, save
-from training.config import LoraConfig, load_config
-from training.conversion.checks import expected_shapes
-from training.data.config import DataConfig, DataSet
-from training.finetuning.finetune import finetune
-from training.finetuning.parts import choose_parts
-from training.finetuning.recipe import Recipe, RunConfig, TrainedParts
-from training.init import init_checkpoint
-from training.lora import lora_parameters
-from training.presets import preset
-from training.whisper import WhisperEncoder
+from salmonrun.export import export_bundle
+from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime.audio import load_audio
+from salmonrun.runtime.errors import CheckpointError, ConfigError, ParityError
+from salmonrun.training import ModelConfig, load
+from salmonrun.training.checkpoint import load_whisper, open_checkpoint, save
+from salmonrun.training.data.config import DataConfig, DataSet
+from salmonrun.training.finetuning.finetune import finetune
+from salmonrun.training.finetuning.parts import choose_parts
+from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts
+from salmonrun.training.model.config import LoraConfig, load_config
+from salmonrun.training.model.lora import lora_parameters
+from salmonrun.training.model.whisper import WhisperEncoder
+from salmonrun.training.starting.conversion_checks import expected_shapes
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import preset
+from tests.helpers.runs import write_noises
 
 LORA = LoraConfig(r=4, alpha=12.0, dropout=0.0, targets=("q_proj", "v_proj"))
 FROZEN = TrainedParts(qformer=False, whisper_lora=False)
@@ -124,7 +124,7 @@ def test_the_bundle_has_them_merged(adapted: Path, annotation: Path, tmp_path: P
 def test_the_gate_sees_adapters_that_are_not_merged(
     adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.checkpoint.Checkpoint.merged_whisper", lambda self: self.parts["whisper"])
+    monkeypatch.setattr("salmonrun.training.checkpoint.Checkpoint.merged_whisper", lambda self: self.parts["whisper"])
     with pytest.raises(ParityError, match="whisper"):
         export_bundle(adapted, tmp_path / "bundle")
 

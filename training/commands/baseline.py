@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import transformers
 
-from training.checkpoint import load
-from training.evaluation.timing import Work, forget_peak, memory_mb, take_time
+from salmonrun.training.checkpoint import load
+from salmonrun.training.evaluation.timing import Work, forget_peak, memory_mb, take_time
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

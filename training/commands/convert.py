@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from training.convert import convert_salmonn, format_report
+from salmonrun.training.starting.convert import convert_salmonn, format_report
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

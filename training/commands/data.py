@@ -2,11 +2,11 @@
 
 import argparse
 
-from runtime.config import AudioConfig
-from runtime.errors import CheckpointError
-from training.config import load_config
-from training.data.annotation import Entry, Problem, part_usable, read_annotation
-from training.data.report import describe, draw
+from salmonrun.runtime.config import AudioConfig
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.data.annotation import Entry, Problem, part_usable, read_annotation
+from salmonrun.training.data.report import describe, draw
+from salmonrun.training.model.config import load_config
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

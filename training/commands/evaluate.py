@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from runtime.config import GenerationConfig
-from runtime.errors import CheckpointError, ConfigError
-from training.data.annotation import Entry, read_annotation
-from training.evaluation.evaluate import evaluate, open_subject
-from training.evaluation.report import format_scores, write_table
-from training.evaluation.scores import TASK_GROUPS, is_of_task
-from training.evaluation.submission import MODES, SUBMISSIONS, check_testset_ids, write_submission
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.training.data.annotation import Entry, read_annotation
+from salmonrun.training.evaluation.evaluate import evaluate, open_subject
+from salmonrun.training.evaluation.report import format_scores, write_table
+from salmonrun.training.evaluation.scores import TASK_GROUPS, is_of_task
+from salmonrun.training.evaluation.submission import MODES, SUBMISSIONS, check_testset_ids, write_submission
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -2,8 +2,8 @@
 
 import argparse
 
-from training.finetuning.finetune import finetune
-from training.finetuning.recipe import load_recipe
+from salmonrun.training.finetuning.finetune import finetune
+from salmonrun.training.finetuning.recipe import load_recipe
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from runtime.config import WindowConfig
-from runtime.errors import ConfigError
-from training.assemble import Parts, PromptOptions, assemble, format_assembly, qformer_config
-from training.config import LoraConfig, QFormerConfig
-from training.conversion.published import seconds_to_frames
-from training.data.annotation import read_annotation
-from training.init import init_checkpoint
-from training.new_tokenizer import FIRST_MERGE
-from training.presets import PRESETS, preset
+from salmonrun.runtime.config import WindowConfig
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.data.annotation import read_annotation
+from salmonrun.training.foreign.published import seconds_to_frames
+from salmonrun.training.model.config import LoraConfig, QFormerConfig
+from salmonrun.training.starting.assemble import Parts, PromptOptions, assemble, format_assembly, qformer_config
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.new_tokenizer import FIRST_MERGE
+from salmonrun.training.starting.presets import PRESETS, preset
 
 VOCAB_SIZE = 640
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -4,8 +4,8 @@ import argparse
 import json
 from dataclasses import asdict
 
-from training.inspect import inspect_path
-from training.inspection.finding import format_finding
+from salmonrun.training.inspection.finding import format_finding
+from salmonrun.training.inspection.inspect import inspect_path
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

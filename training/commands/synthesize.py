@@ -2,8 +2,8 @@
 
 import argparse
 
-from training.synthesis import Plan, synthesize
-from training.synthesis.voices import DEFAULT_ENGINES, parse_engines
+from salmonrun.training.synthesis import Plan, synthesize
+from salmonrun.training.synthesis.voices import DEFAULT_ENGINES, parse_engines
 
 ENGINES = """engines, to be given one after another:
   espeak-ng         the program: 36 speakers, each in 7 accents of English

@@ -8,8 +8,8 @@ from typing import Any
 
 import soundfile
 
-from runtime.config import AudioConfig, PromptConfig
-from training.tensors import read_json
+from salmonrun.runtime.config import AudioConfig, PromptConfig
+from salmonrun.training.tensors import read_json
 
 GAP_S = 0.1  # silence in front of each appended recording, as published
 KNOWN_KEYS = {"path", "text", "task", "Q", "expand_wav", "testset_id", "voice"}

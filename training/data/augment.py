@@ -8,10 +8,10 @@ import numpy as np
 import soundfile
 import torch
 
-from runtime.audio import F32, SAMPLE_RATE, Audio, load_audio
-from runtime.errors import ConfigError
-from training.data.config import Augmentation
-from training.features import Features
+from salmonrun.runtime.audio import F32, SAMPLE_RATE, Audio, load_audio
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.data.config import Augmentation
+from salmonrun.training.model.features import Features
 
 LONGEST_NOISE_S = 3600.0
 NOISE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from runtime.errors import CheckpointError, ConfigError
-from runtime.schema import to_dict
-from training.data.annotation import Entry
-from training.data.config import Augmentation
-from training.data.recordings import load_recording
-from training.features import Features, States, collate
-from training.model import SalmonnModel
+from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.runtime.schema import to_dict
+from salmonrun.training.data.annotation import Entry
+from salmonrun.training.data.config import Augmentation
+from salmonrun.training.data.recordings import load_recording
+from salmonrun.training.model.features import Features, States, collate
+from salmonrun.training.model.salmonn import SalmonnModel
 
 
 class FeatureCache:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from runtime.errors import ConfigError
+from salmonrun.runtime.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ import soundfile
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from runtime.config import PromptConfig
-from runtime.errors import CheckpointError
-from runtime.prompt import PromptIds, prompt_ids, task_prompt
-from training.data.annotation import Entry, Problem, part_usable, read_annotation
-from training.data.augment import augment_audio, mask_features, noise_files
-from training.data.cache import FeatureCache
-from training.data.config import Augmentation, DataConfig, DataSet
-from training.data.recordings import load_recording
-from training.features import FeatureBatch, Features, StateBatch, States, collate, collate_states
-from training.model import IGNORE, SalmonnModel
+from salmonrun.runtime.config import PromptConfig
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.runtime.prompt import PromptIds, prompt_ids, task_prompt
+from salmonrun.training.data.annotation import Entry, Problem, part_usable, read_annotation
+from salmonrun.training.data.augment import augment_audio, mask_features, noise_files
+from salmonrun.training.data.cache import FeatureCache
+from salmonrun.training.data.config import Augmentation, DataConfig, DataSet
+from salmonrun.training.data.recordings import load_recording
+from salmonrun.training.model.features import FeatureBatch, Features, StateBatch, States, collate, collate_states
+from salmonrun.training.model.salmonn import IGNORE, SalmonnModel
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from runtime.audio import SAMPLE_RATE, Audio, load_audio
-from runtime.config import AudioConfig
-from runtime.errors import AudioError, CheckpointError
-from training.data.annotation import GAP_S, Entry, Problem
+from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
+from salmonrun.runtime.config import AudioConfig
+from salmonrun.runtime.errors import AudioError, CheckpointError
+from salmonrun.training.data.annotation import GAP_S, Entry, Problem
 
 
 def load_recording(entry: Entry, config: AudioConfig) -> Audio:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import soundfile
 
-from runtime.config import AudioConfig, PromptConfig
-from runtime.errors import ConfigError, MissingExtraError
-from training.data.annotation import GAP_S, Entry, Problem, check_entry, check_recordings, read_annotation
+from salmonrun.runtime.config import AudioConfig, PromptConfig
+from salmonrun.runtime.errors import ConfigError, MissingExtraError
+from salmonrun.training.data.annotation import GAP_S, Entry, Problem, check_entry, check_recordings, read_annotation
 
 if TYPE_CHECKING:  # an optional dependency
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from runtime.errors import CheckpointError
-from training.data.annotation import Entry
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.data.annotation import Entry
 
 Settings = dict[str, Any]  # what decides the answers, beside the recordings: model, prompts, search
 

@@ -11,16 +11,16 @@ from typing import Literal, Protocol
 import torch
 from tqdm import tqdm
 
-from runtime.audio import Audio
-from runtime.config import AudioConfig, GenerationConfig, PromptConfig
-from runtime.engine import Engine
-from runtime.errors import CheckpointError, DeviceError
-from runtime.prompt import choose_prompt
-from training.checkpoint import load, open_checkpoint
-from training.data.annotation import Entry, Problem, check_entry
-from training.data.recordings import load_recording
-from training.evaluation.answers import Answered, Settings, append_answer, asked, resume_answers
-from training.evaluation.scores import TaskScore, score
+from salmonrun.runtime.audio import Audio
+from salmonrun.runtime.config import AudioConfig, GenerationConfig, PromptConfig
+from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.errors import CheckpointError, DeviceError
+from salmonrun.runtime.prompt import choose_prompt
+from salmonrun.training.checkpoint import load, open_checkpoint
+from salmonrun.training.data.annotation import Entry, Problem, check_entry
+from salmonrun.training.data.recordings import load_recording
+from salmonrun.training.evaluation.answers import Answered, Settings, append_answer, asked, resume_answers
+from salmonrun.training.evaluation.scores import TaskScore, score
 
 Device = Literal["auto", "cpu", "cuda"]
 

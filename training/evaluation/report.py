@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.evaluation.answers import write_csv
-from training.evaluation.scores import TaskScore, Utterance
+from salmonrun.training.evaluation.answers import write_csv
+from salmonrun.training.evaluation.scores import TaskScore, Utterance
 
 WORST = 5  # shown of each task
 TEXT_COLUMNS = ("audio", "task", "question", "reference", "hypothesis")

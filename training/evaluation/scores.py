@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jiwer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from runtime.errors import MissingExtraError
-from training.evaluation.answers import Answered
-from training.evaluation.cider import cider_d
+from salmonrun.runtime.errors import MissingExtraError
+from salmonrun.training.evaluation.answers import Answered
+from salmonrun.training.evaluation.cider import cider_d
 
 CAPTION_TASKS = ("audiocaption", "audiocaption_v2", "caption")
 TASK_GROUPS = {"aac": CAPTION_TASKS}  # as the published evaluator calls them; its asr is the task of that name

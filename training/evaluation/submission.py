@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.errors import CheckpointError
-from training.data.annotation import Entry, Problem
-from training.evaluation.answers import Answered, write_csv
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.data.annotation import Entry, Problem
+from salmonrun.training.evaluation.answers import Answered, write_csv
 
 # mode -> group of tasks. A submission has no references to score; its entries carry the ids of the test set.
 MODES = {"submission_asr": "asr", "submission_aac": "aac", "valid_asr": "asr", "valid_aac": "aac"}

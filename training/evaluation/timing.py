@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.config import GenerationConfig
-from runtime.features import fbank
-from runtime.prompt import choose_prompt
-from training.features import collate
-from training.model import SalmonnModel
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.features import fbank
+from salmonrun.runtime.prompt import choose_prompt
+from salmonrun.training.model.features import collate
+from salmonrun.training.model.salmonn import SalmonnModel
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,21 @@ from accelerate import PartialState
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import get_last_checkpoint
 
-from runtime.errors import ConfigError, MissingExtraError
-from runtime.schema import to_dict
-from training.checkpoint import load, open_checkpoint, save
-from training.config import SOURCED
-from training.data.cache import FeatureCache
-from training.data.config import Augmentation, DataSet
-from training.data.dataset import SpeechDataset, load_entries
-from training.finetuning.objective import TrainedModel
-from training.finetuning.parts import choose_parts
-from training.finetuning.recipe import Recipe
-from training.finetuning.trainer import MeasureLast, RecipeTrainer, load_trained
-from training.finetuning.validation import GREATER_IS_BETTER, Validation
-from training.lora import add_lora
-from training.model import SalmonnModel
-from training.qlora import hold_in_4_bits
+from salmonrun.runtime.errors import ConfigError, MissingExtraError
+from salmonrun.runtime.schema import to_dict
+from salmonrun.training.checkpoint import load, open_checkpoint, save
+from salmonrun.training.data.cache import FeatureCache
+from salmonrun.training.data.config import Augmentation, DataSet
+from salmonrun.training.data.dataset import SpeechDataset, load_entries
+from salmonrun.training.finetuning.objective import TrainedModel
+from salmonrun.training.finetuning.parts import choose_parts
+from salmonrun.training.finetuning.qlora import hold_in_4_bits
+from salmonrun.training.finetuning.recipe import Recipe
+from salmonrun.training.finetuning.trainer import MeasureLast, RecipeTrainer, load_trained
+from salmonrun.training.finetuning.validation import GREATER_IS_BETTER, Validation
+from salmonrun.training.model.config import SOURCED
+from salmonrun.training.model.lora import add_lora
+from salmonrun.training.model.salmonn import SalmonnModel
 
 # Settings of a run that may change when it is resumed.
 LOSSES_DO_NOT_DEPEND_ON = (

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.blocks import draw_block
-from training.data.dataset import Batch
-from training.features import FeatureBatch, StateBatch
-from training.finetuning.recipe import RunConfig
-from training.model import SalmonnModel
+from salmonrun.training.data.dataset import Batch
+from salmonrun.training.finetuning.recipe import RunConfig
+from salmonrun.training.model.blocks import draw_block
+from salmonrun.training.model.features import FeatureBatch, StateBatch
+from salmonrun.training.model.salmonn import SalmonnModel
 
 CTC_BLANK = 0  # characters are their code points, 1 to 127; others are left out of the auxiliary loss
 CTC_CLASSES = 128

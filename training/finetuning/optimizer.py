@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.finetuning.recipe import RunConfig
+from salmonrun.training.finetuning.recipe import RunConfig
 
 # Looked up or a head rather than multiplied with hidden states: Muon is not made for these (Jordan et al. 2024).
 NOT_FOR_MUON = ("embed", "lm_head", "ctc_head", "query_tokens", "relative_attention_bias", "lora_")

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from torch import nn
 
-from runtime.errors import ConfigError
-from training.config import SOURCED
-from training.finetuning.recipe import TrainedParts
-from training.lora import base_parameters, lora_parameters
-from training.model import SalmonnModel
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.finetuning.recipe import TrainedParts
+from salmonrun.training.model.config import SOURCED
+from salmonrun.training.model.lora import base_parameters, lora_parameters
+from salmonrun.training.model.salmonn import SalmonnModel
 
 
 def choose_parts(model: SalmonnModel, parts: TrainedParts) -> None:

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import yaml
 
-from runtime.config import BlockConfig
-from runtime.errors import ConfigError
-from runtime.schema import from_dict
-from training.config import LoraConfig
-from training.data.config import Augmentation, DataConfig
+from salmonrun.runtime.config import BlockConfig
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.schema import from_dict
+from salmonrun.training.data.config import Augmentation, DataConfig
+from salmonrun.training.model.config import LoraConfig
 
 
 @dataclass(frozen=True)

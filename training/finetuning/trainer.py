@@ -12,11 +12,11 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from runtime.errors import CheckpointError
-from training.data.dataset import BucketSampler, collate_examples
-from training.finetuning.optimizer import make_optimizer, make_scheduler
-from training.finetuning.recipe import Recipe
-from training.finetuning.validation import Validation
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.data.dataset import BucketSampler, collate_examples
+from salmonrun.training.finetuning.optimizer import make_optimizer, make_scheduler
+from salmonrun.training.finetuning.recipe import Recipe
+from salmonrun.training.finetuning.validation import Validation
 
 TRAINED_FILE, NORMS_FILE = "trained.pt", "gradient_norms.json"
 

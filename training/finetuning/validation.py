@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from runtime.errors import ConfigError
-from training.data.annotation import Entry
-from training.data.dataset import SpeechDataset, make_batch
-from training.data.recordings import load_recording
-from training.evaluation.scores import spell_digits, word_error_rate
-from training.finetuning.recipe import RunConfig
-from training.model import IGNORE, SalmonnModel
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.data.annotation import Entry
+from salmonrun.training.data.dataset import SpeechDataset, make_batch
+from salmonrun.training.data.recordings import load_recording
+from salmonrun.training.evaluation.scores import spell_digits, word_error_rate
+from salmonrun.training.finetuning.recipe import RunConfig
+from salmonrun.training.model.salmonn import IGNORE, SalmonnModel
 
 GREATER_IS_BETTER = {"loss": False, "accuracy": True, "wer": False, "exact": True}
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.errors import CheckpointError
-from training.fairseq import STAND_INS
-from training.weight_files import weight_files
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.foreign.fairseq import STAND_INS
+from salmonrun.training.foreign.weight_files import weight_files
 
 # The names of safetensors' dtypes, as PyTorch says them.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}

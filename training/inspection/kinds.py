@@ -6,15 +6,15 @@ from typing import Any
 
 import transformers
 
-from runtime.errors import CheckpointError, ConfigError
-from training.adapters import WEIGHT, check_adapter
-from training.config import ModelConfig, load_config
-from training.conversion.published import SalmonnFile, lora_config, qformer_config, read_salmonn
-from training.inspection.contents import TensorTable, folder_table, summary, table
-from training.inspection.finding import Finding
-from training.quantized import check_method
-from training.tensors import read_json
-from training.weight_files import weight_files
+from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.training.foreign.adapters import WEIGHT, check_adapter
+from salmonrun.training.foreign.published import SalmonnFile, lora_config, qformer_config, read_salmonn
+from salmonrun.training.foreign.quantized import check_method
+from salmonrun.training.foreign.weight_files import weight_files
+from salmonrun.training.inspection.contents import TensorTable, folder_table, summary, table
+from salmonrun.training.inspection.finding import Finding
+from salmonrun.training.model.config import ModelConfig, load_config
+from salmonrun.training.tensors import read_json
 
 CONVERT = "python -m training convert SALMONN.pth checkpoint/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm LLM"
 INIT = "python -m training init start/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm LLM"

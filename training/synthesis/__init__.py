@@ -13,13 +13,13 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from runtime.audio import F32, SAMPLE_RATE
-from runtime.errors import ConfigError
-from training.data.augment import mix
-from training.synthesis.engine import Engine, Voice
-from training.synthesis.sounds import CAPTIONS, make_sound
-from training.synthesis.texts import draw_sentence
-from training.synthesis.voices import DEFAULT_ENGINES, voices
+from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.data.augment import mix
+from salmonrun.training.synthesis.engine import Engine, Voice
+from salmonrun.training.synthesis.sounds import CAPTIONS, make_sound
+from salmonrun.training.synthesis.texts import draw_sentence
+from salmonrun.training.synthesis.voices import DEFAULT_ENGINES, voices
 
 SNR_DB = (10.0, 40.0)
 MAX_SPEED = 0.5

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from runtime.audio import F32
+from salmonrun.runtime.audio import F32
 
 HELD_OUT_SHARE = 10  # one of so many speakers is never trained on
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from runtime.audio import F32, load_audio
-from runtime.errors import ConfigError
-from training.synthesis.engine import share
-from training.synthesis.programs import require_program
+from salmonrun.runtime.audio import F32, load_audio
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.synthesis.engine import share
+from salmonrun.training.synthesis.programs import require_program
 
 RATE = 24000  # Hz
 STYLES = 510  # a voice has one for each number of tokens

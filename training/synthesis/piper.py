@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from runtime.audio import F32, load_audio
-from runtime.errors import ConfigError, MissingExtraError
-from training.synthesis.engine import share
+from salmonrun.runtime.audio import F32, load_audio
+from salmonrun.runtime.errors import ConfigError, MissingExtraError
+from salmonrun.training.synthesis.engine import share
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.audio import F32, load_audio
-from runtime.errors import ConfigError, MissingExtraError
-from training.synthesis.engine import share
+from salmonrun.runtime.audio import F32, load_audio
+from salmonrun.runtime.errors import ConfigError, MissingExtraError
+from salmonrun.training.synthesis.engine import share
 
 ESPEAK_ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 ESPEAK_SPEAKERS: tuple[str, ...] = (

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.audio import F32, SAMPLE_RATE
 
 F64 = npt.NDArray[np.float64]
 Rng = np.random.Generator

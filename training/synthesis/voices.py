@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from runtime.errors import ConfigError
-from training.synthesis.engine import Engine, Voice
-from training.synthesis.kokoro import Kokoro
-from training.synthesis.piper import Piper
-from training.synthesis.programs import Command, Espeak, Flite
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.synthesis.engine import Engine, Voice
+from salmonrun.training.synthesis.kokoro import Kokoro
+from salmonrun.training.synthesis.piper import Piper
+from salmonrun.training.synthesis.programs import Command, Espeak, Flite
 
 DEFAULT_ENGINES: tuple[Engine, ...] = (Espeak(), Flite())
 

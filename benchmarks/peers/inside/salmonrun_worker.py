@@ -6,7 +6,7 @@ from importlib.metadata import version
 import numpy as np
 from protocol import F32, Json, serve
 
-from runtime import Engine, __version__
+from salmonrun.runtime import Engine, __version__
 
 
 class Bundle:

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from runtime import Engine
-from runtime.errors import ConfigError
-from runtime.latency import baseline
-from runtime.latency.baseline import BaselineError, BaselineProcess
-from runtime.latency.outcome import Outcome
-from runtime.latency.run import measure
-from runtime.latency.table import format_outcome
-from tests.latencies import QUICK, hiss
+from salmonrun.runtime import Engine
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.latency import baseline
+from salmonrun.runtime.latency.baseline import BaselineError, BaselineProcess
+from salmonrun.runtime.latency.outcome import Outcome
+from salmonrun.runtime.latency.run import measure
+from salmonrun.runtime.latency.table import format_outcome
+from tests.helpers.latencies import QUICK, hiss
 
 CONFIG = replace(QUICK, protocols=("reference", "request"), num_beams=(1, 2), tokens=3)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from runtime.__main__ import main
-from runtime.commands import latency
-from runtime.commands.progress import ProgressLine
-from tests.latencies import fake_time
+from salmonrun.runtime.__main__ import main
+from salmonrun.runtime.commands import latency
+from salmonrun.runtime.commands.progress import ProgressLine
+from tests.helpers.latencies import fake_time
 
 QUICK = ["--lengths", "1", "--num-beams", "1", "--tokens", "3", "--time-limit", "0"]
 
@@ -95,7 +95,7 @@ def test_unusable_options(
     message: str,
 ) -> None:
     """All are refused before anything is measured."""
-    monkeypatch.delattr("runtime.engine.Engine.generate")
+    monkeypatch.delattr("salmonrun.runtime.engine.Engine.generate")
     code, out, err = run(capsys, tiny_bundle, *QUICK, *options)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("error: ")

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import Engine
-from runtime.errors import AudioError, AudioNotFoundError, ConfigError, PromptError, UnknownTaskError
-from runtime.latency.config import LENGTHS_S, LatencyConfig
-from runtime.latency.outcome import Outcome
-from runtime.latency.recording import wav
-from runtime.latency.run import measure
-from runtime.latency.sampling import StopRule
-from tests.latencies import QUICK
+from salmonrun.runtime import Engine
+from salmonrun.runtime.errors import AudioError, AudioNotFoundError, ConfigError, PromptError, UnknownTaskError
+from salmonrun.runtime.latency.config import LENGTHS_S, LatencyConfig
+from salmonrun.runtime.latency.outcome import Outcome
+from salmonrun.runtime.latency.recording import wav
+from salmonrun.runtime.latency.run import measure
+from salmonrun.runtime.latency.sampling import StopRule
+from tests.helpers.latencies import QUICK
 
 
 @pytest.mark.parametrize(

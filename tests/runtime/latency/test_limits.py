@@ -2,11 +2,11 @@
 
 import pytest
 
-from runtime import Engine
-from runtime.errors import ConfigError
-from runtime.latency.limits import Exceeded, exceeded, parse_limits
-from runtime.latency.outcome import Outcome, ProtocolOutcome
-from tests.latencies import MEMORY, measured, outcome
+from salmonrun.runtime import Engine
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.latency.limits import Exceeded, exceeded, parse_limits
+from salmonrun.runtime.latency.outcome import Outcome, ProtocolOutcome
+from tests.helpers.latencies import MEMORY, measured, outcome
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import Engine
-from runtime.audio import F32
-from runtime.latency import load
-from runtime.latency.slow import slow_down
-from tests.latencies import QUICK, fake_time, hiss, measured, own
+from salmonrun.runtime import Engine
+from salmonrun.runtime.audio import F32
+from salmonrun.runtime.latency import load
+from salmonrun.runtime.latency.slow import slow_down
+from tests.helpers.latencies import QUICK, fake_time, hiss, measured, own
 
 STREAMS = replace(QUICK, task="asr", concurrency=(1, 3))
 REQUESTS = replace(STREAMS, load_of="requests")

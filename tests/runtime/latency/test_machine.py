@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from runtime import __version__
-from runtime.latency.machine import MemoryMeter, describe_machine
+from salmonrun.runtime import __version__
+from salmonrun.runtime.latency.machine import MemoryMeter, describe_machine
 
 LARGE_MB = 300
 

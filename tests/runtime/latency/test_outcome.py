@@ -10,12 +10,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from runtime import Engine, __version__
-from runtime.latency.config import PROTOCOLS, ProtocolName
-from runtime.latency.outcome import ProtocolOutcome, Ratio, interval, quantiles, write_json
-from runtime.latency.run import measure
-from runtime.latency.table import format_outcome
-from tests.latencies import MEMORY, QUICK, measured, outcome
+from salmonrun.runtime import Engine, __version__
+from salmonrun.runtime.latency.config import PROTOCOLS, ProtocolName
+from salmonrun.runtime.latency.outcome import ProtocolOutcome, Ratio, interval, quantiles, write_json
+from salmonrun.runtime.latency.run import measure
+from salmonrun.runtime.latency.table import format_outcome
+from tests.helpers.latencies import MEMORY, QUICK, measured, outcome
 
 
 def strict(path: Path) -> Any:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from runtime import Engine
-from runtime.errors import MissingExtraError
-from runtime.latency.outcome import ProtocolOutcome
-from runtime.latency.plot import _lengths, plot
-from tests.latencies import MEMORY, measured, outcome
+from salmonrun.runtime import Engine
+from salmonrun.runtime.errors import MissingExtraError
+from salmonrun.runtime.latency.outcome import ProtocolOutcome
+from salmonrun.runtime.latency.plot import _lengths, plot
+from tests.helpers.latencies import MEMORY, measured, outcome
 
 REQUEST = ProtocolOutcome(
     "request",

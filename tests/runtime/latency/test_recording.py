@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from runtime.audio import SAMPLE_RATE
-from runtime.latency.recording import Recording, onset_s, wav
-from tests.answers import noise
+from salmonrun.runtime.audio import SAMPLE_RATE
+from salmonrun.runtime.latency.recording import Recording, onset_s, wav
+from tests.helpers.answers import noise
 
 
 def test_the_story_that_comes_along() -> None:

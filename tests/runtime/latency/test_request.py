@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import Engine
-from runtime.errors import AudioError
-from runtime.latency import reference, request
-from runtime.latency.recording import Recording
-from runtime.latency.request import STAGES
-from runtime.latency.slow import slow_down
-from tests.answers import noise
-from tests.latencies import QUICK, fake_time, hiss, own, seconds
+from salmonrun.runtime import Engine
+from salmonrun.runtime.errors import AudioError
+from salmonrun.runtime.latency import reference, request
+from salmonrun.runtime.latency.recording import Recording
+from salmonrun.runtime.latency.request import STAGES
+from salmonrun.runtime.latency.slow import slow_down
+from tests.helpers.answers import noise
+from tests.helpers.latencies import QUICK, fake_time, hiss, own, seconds
 
 CONFIG = replace(QUICK, task="asr", lengths_s=(1.0, 2.5), num_beams=(1, 3))
 

@@ -6,8 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from runtime.latency.sampling import LEAST, Case, Measured, Sample, StopRule, median_interval, repeat
-from tests.latencies import FakeClock
+from salmonrun.runtime.latency.sampling import LEAST, Case, Measured, Sample, StopRule, median_interval, repeat
+from tests.helpers.latencies import FakeClock
 
 
 def smaller_half(count: int) -> list[Fraction]:

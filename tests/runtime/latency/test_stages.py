@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from export import export_bundle
-from runtime import Engine, GenerationConfig
-from runtime.errors import ConfigError
-from runtime.latency import request
-from runtime.latency.request import STAGES
-from runtime.latency.slow import slow_down
-from runtime.stopwatch import Stopwatch
-from tests.latencies import QUICK, fake_time, hiss, own
-from training.init import init_checkpoint
-from training.presets import preset
+from salmonrun.export import export_bundle
+from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.latency import request
+from salmonrun.runtime.latency.request import STAGES
+from salmonrun.runtime.latency.slow import slow_down
+from salmonrun.runtime.stopwatch import Stopwatch
+from salmonrun.training.starting.init import init_checkpoint
+from salmonrun.training.starting.presets import preset
+from tests.helpers.latencies import QUICK, fake_time, hiss, own
 
 TOKENS = 5
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from runtime import Engine
-from runtime.audio import SAMPLE_RATE
-from runtime.latency import stream
-from runtime.latency.recording import Recording
-from runtime.latency.slow import slow_down
-from runtime.streaming.block_encoder import LOOK_AHEAD
-from runtime.streaming.vad import VAD_HOP
-from tests.answers import noise
-from tests.latencies import QUICK, fake_time, hiss, own, seconds
+from salmonrun.runtime import Engine
+from salmonrun.runtime.audio import SAMPLE_RATE
+from salmonrun.runtime.latency import stream
+from salmonrun.runtime.latency.recording import Recording
+from salmonrun.runtime.latency.slow import slow_down
+from salmonrun.runtime.streaming.block_encoder import LOOK_AHEAD
+from salmonrun.runtime.vad import VAD_HOP
+from tests.helpers.answers import noise
+from tests.helpers.latencies import QUICK, fake_time, hiss, own, seconds
 
 CONFIG = replace(QUICK, task="asr")
 BLOCKS = [0.32, 0.64]  # an update, of at least 0.5 s, is 2 of them or 1

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.streaming.agreement import LocalAgreement
+from salmonrun.runtime.streaming.agreement import LocalAgreement
 
 TOKENS = st.lists(st.integers(0, 1), max_size=8)
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.config import GenerationConfig
-from runtime.search import FinishReason, StopRules, decode_batch, decode_one_by_one
-from tests.fakes import FakeDecoder, random_logits
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.search import FinishReason, StopRules, decode_batch, decode_one_by_one
+from tests.helpers.fakes import FakeDecoder, random_logits
 
 VOCAB = 7
 CONFIGS = [

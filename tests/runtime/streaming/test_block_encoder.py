@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from export import bundle as export_module
-from export import export_bundle
-from runtime import Engine, GenerationConfig, StreamConfig
-from runtime.audio import F32, load_audio
-from runtime.config import AudioConfig, Block
-from runtime.features import log_mel
-from runtime.streaming.block_encoder import FRAME, LOOK_AHEAD, BlockEncoder
-from tests.streams import VARIED, block_causal, hear, noise, pieces
-from training.checkpoint import load
-from training.init import init_checkpoint
-from training.model import SalmonnModel
+from salmonrun.export import bundle as export_module
+from salmonrun.export import export_bundle
+from salmonrun.runtime import Engine, GenerationConfig, StreamConfig
+from salmonrun.runtime.audio import F32, load_audio
+from salmonrun.runtime.config import AudioConfig, Block
+from salmonrun.runtime.features import log_mel
+from salmonrun.runtime.streaming.block_encoder import FRAME, LOOK_AHEAD, BlockEncoder
+from salmonrun.training.checkpoint import load
+from salmonrun.training.model.salmonn import SalmonnModel
+from salmonrun.training.starting.init import init_checkpoint
+from tests.helpers.streams import VARIED, block_causal, hear, noise, pieces
 
 TOLERANCE = 1e-4
 SEEDS = 50

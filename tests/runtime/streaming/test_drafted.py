@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import Engine, GenerationConfig
-from runtime.decoder import Decoder
-from runtime.kv_cache import Slot
-from runtime.search import FinishReason, StopRules, decode_drafted, decode_one_by_one
-from tests.fakes import FakeDecoder, random_logits
+from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime.decoder import Decoder
+from salmonrun.runtime.decoders.kv_cache import Slot
+from salmonrun.runtime.search import FinishReason, StopRules, decode_drafted, decode_one_by_one
+from tests.helpers.fakes import FakeDecoder, random_logits
 
 VOCAB = 6
 CONTEXT = [1, 2, 3]

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from runtime.errors import ConfigError
-from runtime.streaming.config import EndpointConfig
-from runtime.streaming.endpoint import Endpointer
-from runtime.streaming.vad import VAD_HOP
-from tests.streams import scripted
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.streaming.config import EndpointConfig
+from salmonrun.runtime.streaming.endpoint import Endpointer
+from salmonrun.runtime.vad import VAD_HOP
+from tests.helpers.streams import scripted
 
 HOP_S = VAD_HOP / 16000
 HOP = np.zeros(VAD_HOP, np.float32)

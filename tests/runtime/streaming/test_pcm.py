@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from runtime.audio import F32, load_audio
-from runtime.errors import AudioError
-from runtime.streaming.pcm import PcmInput
-from runtime.streaming.vad import VAD_HOP
-from tests.streams import noise, pieces
+from salmonrun.runtime.audio import F32, load_audio
+from salmonrun.runtime.errors import AudioError
+from salmonrun.runtime.streaming.pcm import PcmInput
+from salmonrun.runtime.vad import VAD_HOP
+from tests.helpers.streams import noise, pieces
 
 
 def collect(parts: Iterable[npt.NDArray[Any]], rate: int = 16000) -> tuple[list[F32], F32]:

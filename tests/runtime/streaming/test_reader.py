@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from runtime.audio import Audio, AudioSource, load_audio
-from runtime.errors import AudioError, AudioNotFoundError
-from runtime.streaming.reader import PcmReader
+from salmonrun.runtime.audio import Audio, AudioSource, load_audio
+from salmonrun.runtime.errors import AudioError, AudioNotFoundError
+from salmonrun.runtime.longform.reader import PcmReader
 
 
 def noise(count: int, seed: int = 0) -> npt.NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtime.streaming.repetition import repeated
+from salmonrun.runtime.repetition import repeated
 
 
 @pytest.mark.parametrize("unit", [[7], [7, 8], [1, 2, 3, 4, 5]])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.streaming.stitch import Run, common_run, seam
+from salmonrun.runtime.longform.stitch import Run, common_run, seam
 
 
 class Words:

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from runtime import EndpointConfig, Engine, GenerationConfig, StreamConfig
-from runtime.audio import F32
-from runtime.config import Block
-from runtime.errors import ConfigError
-from runtime.prompt import prompt_ids
-from runtime.search import decode_drafted
-from runtime.streaming import utterance as utterance_module
-from runtime.streaming.agreement import LocalAgreement
-from runtime.streaming.block_encoder import LOOK_AHEAD
-from runtime.streaming.vad import VAD_HOP
-from tests.answers import answer
-from tests.streams import (
+from salmonrun.runtime import EndpointConfig, Engine, GenerationConfig, StreamConfig
+from salmonrun.runtime.audio import F32
+from salmonrun.runtime.config import Block
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.prompt import prompt_ids
+from salmonrun.runtime.search import decode_drafted
+from salmonrun.runtime.streaming import utterance as utterance_module
+from salmonrun.runtime.streaming.agreement import LocalAgreement
+from salmonrun.runtime.streaming.block_encoder import LOOK_AHEAD
+from salmonrun.runtime.vad import VAD_HOP
+from salmonrun.training.model.salmonn import SalmonnModel
+from tests.helpers.answers import answer
+from tests.helpers.streams import (
     AGREEMENT,
     AT_THE_END_ONLY,
     BLOCK,
@@ -39,7 +40,6 @@ from tests.streams import (
     pieces,
     without_stop,
 )
-from training.model import SalmonnModel
 
 EITHER_POLICY = pytest.mark.parametrize("config", [AGREEMENT, BLOCKS], ids=["agreement", "block"])
 WITH_AND_WITHOUT_ENDPOINTS = pytest.mark.parametrize("endpoint", [None, ENDPOINT], ids=["endless", "endpoints"])

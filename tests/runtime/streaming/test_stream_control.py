@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import EndpointConfig, Engine, GenerationConfig, Stream, StreamConfig
-from runtime.errors import AudioError, CapacityError, ClosedError, ConfigError, PromptError
-from runtime.prompt import PromptIds
-from runtime.streaming import stream as module
-from runtime.streaming.vad import VAD_HOP, load_vad
-from tests.answers import answer
-from tests.streams import (
+from salmonrun.runtime import EndpointConfig, Engine, GenerationConfig, Stream, StreamConfig
+from salmonrun.runtime.errors import AudioError, CapacityError, ClosedError, ConfigError, PromptError
+from salmonrun.runtime.prompt import PromptIds
+from salmonrun.runtime.streaming import stream as module
+from salmonrun.runtime.vad import VAD_HOP, load_vad
+from salmonrun.training.model.salmonn import SalmonnModel
+from tests.helpers.answers import answer
+from tests.helpers.streams import (
     AGREEMENT,
     AT_THE_END_ONLY,
     BLOCK,
@@ -30,7 +31,6 @@ from tests.streams import (
     patch,
     without_stop,
 )
-from training.model import SalmonnModel
 
 EITHER_POLICY = pytest.mark.parametrize("config", [AGREEMENT, BLOCKS], ids=["agreement", "block"])
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from runtime import (
+from salmonrun.runtime import (
     AudioError,
     CapacityError,
     Engine,
@@ -23,14 +23,14 @@ from runtime import (
     TranscribeConfig,
     TranscriptInfo,
 )
-from runtime.audio import F32, Audio
-from runtime.streaming import transcribe as module
-from runtime.streaming.batch import Said
-from runtime.streaming.reader import PcmReader
-from runtime.streaming.transcribe import transcribe
-from runtime.streaming.vad import VAD_HOP, Vad
-from runtime.streaming.windows import Window
-from tests.streams import VARIED, cut_at
+from salmonrun.runtime.audio import F32, Audio
+from salmonrun.runtime.longform import transcribe as module
+from salmonrun.runtime.longform.batch import Said
+from salmonrun.runtime.longform.reader import PcmReader
+from salmonrun.runtime.longform.transcribe import transcribe
+from salmonrun.runtime.longform.windows import Window
+from salmonrun.runtime.vad import VAD_HOP, Vad
+from tests.helpers.streams import VARIED, cut_at
 
 RECORDINGS = Path(__file__).parents[3] / "demo" / "recordings"
 SPOKEN = [

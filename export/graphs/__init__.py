@@ -1,0 +1,1 @@
+"""The graphs of a bundle, built node by node."""

@@ -1,0 +1,51 @@
+"""EAT as a graph."""
+
+from salmonrun.export.graphs.builder import END, MICROSOFT, GraphBuilder, WeightFile
+from salmonrun.export.graphs.linear import Linear, to_numpy
+from salmonrun.training.model.encoders.eat import EPS, EatConfig
+from salmonrun.training.tensors import LazyTensors
+
+
+def build_eat(
+    config: EatConfig,
+    tensors: LazyTensors,
+    weights: WeightFile,
+    linear: Linear,
+    max_frames: int,
+    blocks: bool = False,
+) -> GraphBuilder:
+    """See BUILDERS; with a front end of 128 bins and patches of 16 x 16, audio is [1, 8 * (F // 16), dim]."""
+    assert not blocks, "EAT cannot hear in blocks; ModelConfig refuses it"
+    graph = GraphBuilder("audio_encoder", weights)
+
+    def w(name: str) -> str:
+        return graph.weight(name, to_numpy(tensors[name]()))
+
+    def norm(x: str, name: str) -> str:
+        return graph.op("LayerNormalization", x, w(f"{name}.weight"), w(f"{name}.bias"), epsilon=EPS)
+
+    def dense(x: str, name: str) -> str:
+        return linear(graph, x, name, to_numpy(tensors[f"{name}.weight"]()), to_numpy(tensors[f"{name}.bias"]()))
+
+    fbank = graph.input("fbank", [1, "fbank_frames", config.fbank.bins])
+    patches = graph.op(
+        "Conv",
+        graph.op("Unsqueeze", fbank, graph.ints(1)),
+        w("patch_embedding.weight"),
+        w("patch_embedding.bias"),
+        strides=[config.patch_size] * 2,
+    )  # [1, dim, T, 8]
+    x = graph.op("Transpose", graph.op("Reshape", patches, graph.ints(1, config.dim, -1)), perm=[0, 2, 1])
+    longest = -(-max_frames // config.patch_size) * config.fbank.patch_tokens
+    table = graph.weight("positions", to_numpy(tensors["positions"]()[:, :longest]))
+    x = graph.op("Add", x, graph.op("Slice", table, graph.ints(0), graph.dim(x, 1), graph.ints(1)))
+    x = norm(graph.op("Concat", w("cls_token"), x, axis=1), "pre_norm")
+    for i in range(config.layers):
+        q, k, v = graph.op_n(3, "Split", dense(x, f"blocks.{i}.attn.qkv"), axis=2, num_outputs=3)
+        attended = graph.op("MultiHeadAttention", q, k, v, domain=MICROSOFT, num_heads=config.heads)
+        x = norm(graph.op("Add", x, dense(attended, f"blocks.{i}.attn.proj")), f"blocks.{i}.norm1")
+        h = dense(graph.op("Gelu", dense(x, f"blocks.{i}.mlp.fc1")), f"blocks.{i}.mlp.fc2")
+        x = norm(graph.op("Add", x, h), f"blocks.{i}.norm2")
+    frames = graph.op("Slice", x, graph.ints(1), graph.ints(END), graph.ints(1))  # without the CLS token
+    graph.output(frames, "audio", [1, "audio_tokens", config.dim])
+    return graph

@@ -1,0 +1,148 @@
+"""Matrix products in the precisions a bundle can have, as graph nodes: weights in, quantized weights and a node out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from salmonrun.export.graphs.builder import FLOAT, MICROSOFT, NUMPY_TYPES, GraphBuilder
+
+F32 = npt.NDArray[np.float32]
+
+
+class Matrix(Protocol):
+    """Weights [out, in] of which pieces are read as float32: an array, or tensors that stay where they are stored."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in)."""
+        ...
+
+    def __getitem__(self, piece: tuple[slice, slice]) -> F32: ...
+
+
+Linear = Callable[[GraphBuilder, str, str, Matrix, "F32 | None"], str]  # (graph, input, name, weight, [out]) -> output
+
+EncoderPrecision = Literal["fp32", "int8"]
+LlmPrecision = Literal["fp32", "int8", "int4"]
+
+BLOCK = 32  # the block size that is fast on both CPU and CUDA
+ACCURACY_INT8 = 4  # MatMulNBits quantizes activations to int8 per block: the level with VNNI kernels
+PIECE = 2**22  # values of a matrix that are read at once, to bound the memory
+ALL = slice(None)
+
+
+class Stacked:
+    """Matrices [out_i, in] of any floating dtype on top of each other; in memory only as far as they are read."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self._parts = parts
+        self.shape: tuple[int, ...] = (sum(len(part) for part in parts), parts[0].shape[1])
+
+    def __getitem__(self, piece: tuple[slice, slice]) -> F32:
+        rows, columns = piece
+        first, end, _ = rows.indices(self.shape[0])
+        found, start = [], 0
+        for part in self._parts:
+            here = part[max(first - start, 0) : max(end - start, 0), columns]
+            if len(here):
+                found.append(to_numpy(here))
+            start += len(part)
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def plain_linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
+    """x @ weight.T + bias in the activations' precision."""
+    rows, columns = weight.shape
+    dtype = np.dtype(NUMPY_TYPES[graph.dtype])
+    transposed = (weight[ALL, piece].T.astype(dtype) for piece in _pieces(columns, rows))
+    product = graph.op("MatMul", x, graph.streamed_weight(f"{name}.weight", dtype, (columns, rows), transposed))
+    return product if bias is None else graph.op("Add", product, graph.weight(f"{name}.bias", bias))
+
+
+def dynamic_int8_linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
+    """int8 weights with a scale per output; activations are quantized to uint8 as they come (per tensor)."""
+    values = weight[ALL, ALL]
+    scale = np.maximum(np.abs(values).max(axis=1), np.finfo(np.float32).tiny) / 127  # [out]
+    quantized = np.rint(values / scale[:, None]).astype(np.int8)
+    inputs = [
+        x,
+        graph.raw_weight(f"{name}.weight", quantized.T),
+        graph.raw_weight(f"{name}.scale", scale.astype(np.float32)),
+        graph.raw_weight(f"{name}.zero_point", np.zeros(len(scale), np.int8)),
+        *([] if bias is None else [graph.weight(f"{name}.bias", bias)]),
+    ]
+    return graph.op("DynamicQuantizeMatMul", *inputs, domain=MICROSOFT)
+
+
+def blockwise_linear(bits: int) -> Linear:
+    """MatMulNBits: symmetric blocks of 32 along the input, one scale each."""
+
+    def linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
+        rows, columns = weight.shape
+        scales: list[F32] = []
+
+        def packed() -> Iterator[npt.NDArray[np.uint8]]:
+            for piece in _pieces(rows, columns):
+                values, steps = quantize_blocks(weight[piece, ALL], bits)
+                scales.append(steps)
+                yield values
+
+        shape = (rows, -(-columns // BLOCK), BLOCK * bits // 8)
+        product = graph.op(
+            "MatMulNBits",
+            x,
+            graph.streamed_weight(f"{name}.weight", np.dtype(np.uint8), shape, packed()),
+            graph.weight(f"{name}.scale", np.concatenate(scales)),
+            domain=MICROSOFT,
+            K=columns,
+            N=rows,
+            bits=bits,
+            block_size=BLOCK,
+            accuracy_level=ACCURACY_INT8 if graph.dtype == FLOAT else 0,
+        )
+        return product if bias is None else graph.op("Add", product, graph.weight(f"{name}.bias", bias))
+
+    return linear
+
+
+def _pieces(count: int, width: int) -> Iterator[slice]:
+    """Slices of `count` rows (or columns) of `width` values each, about PIECE values long."""
+    step = max(1, PIECE // width)
+    return (slice(i, i + step) for i in range(0, count, step))
+
+
+def dequantize_blocks(packed: npt.NDArray[np.uint8], scales: F32, bits: int) -> F32:
+    """What MatMulNBits computes with: [out, blocks * 32]."""
+    values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], BLOCK)
+    centred = values.astype(np.float32) - 2 ** (bits - 1)
+    return (centred * scales[..., None]).reshape(len(packed), -1)
+
+
+def quantize_blocks(weight: F32, bits: int) -> tuple[npt.NDArray[np.uint8], F32]:
+    """MatMulNBits' layout: packed [out, blocks, 32 * bits / 8] (low nibble first) and scales [out, blocks]."""
+    rows, columns = weight.shape
+    blocks = np.pad(weight, ((0, 0), (0, -columns % BLOCK))).reshape(rows, -1, BLOCK)
+    zero_point = 2 ** (bits - 1)
+    # The value of largest magnitude maps to the end of the range that has one step more.
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)
+    scale = largest / -zero_point  # [rows, blocks, 1]
+    inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0)
+    quantized = np.clip(np.rint(blocks * inverse) + zero_point, 0, 2**bits - 1).astype(np.uint8)
+    if bits == 4:
+        quantized = quantized[..., 0::2] | (quantized[..., 1::2] << 4)
+    return quantized, scale[..., 0]
+
+
+ENCODER_LINEARS: dict[str, Linear] = {"fp32": plain_linear, "int8": dynamic_int8_linear}
+LLM_LINEARS: dict[str, Linear] = {"fp32": plain_linear, "int8": blockwise_linear(8), "int4": blockwise_linear(4)}
+# The output layer decides between tokens: with int4 it stays at 8 bits.
+LM_HEAD_LINEARS: dict[str, Linear] = {"fp32": plain_linear, "int8": blockwise_linear(8), "int4": blockwise_linear(8)}
+
+
+def to_numpy(tensor: Any) -> F32:
+    """A torch tensor of any floating dtype as a float32 array."""
+    array: F32 = tensor.detach().float().cpu().numpy()
+    return array

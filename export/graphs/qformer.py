@@ -1,0 +1,161 @@
+"""Fusion and Q-Former as a graph, with the exact savings.
+
+- Until layer 0's cross-attention nothing depends on the audio: it is computed here, once.
+- A single query attends to itself alone: its self-attention is one linear map.
+- Keys are never projected: q . (Wk x + bk) = (Wk^T q) . x + constant, and a constant does not change a softmax.
+- Values are projected after the weighted sum, not before: sum p (Wv x + bv) = Wv (sum p x) + bv.
+With 1 query over 17 frames the last two leave a seventeenth of the cross-attention's products.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from salmonrun.export.graphs.builder import GraphBuilder, WeightFile
+from salmonrun.export.graphs.linear import F32, plain_linear, to_numpy
+from salmonrun.training.model.config import QFormerConfig
+from salmonrun.training.model.qformer import BERT_EPS, BertAttention, QFormer, QFormerLayer
+
+LN_EPS = 1e-5
+
+
+def build_qformer(config: QFormerConfig, qformer: QFormer, weights: WeightFile, llm_dim: int) -> GraphBuilder:
+    """speech [1, S, Ds] and, with an audio encoder, audio [1, A, Da] -> audio_embeds [1, N, llm_dim]."""
+    graph = GraphBuilder("qformer", weights)
+    windows = _windows(graph, config, _fuse(graph, qformer))  # [L, frames, width]
+    x = _first_layer(graph, config, qformer, windows)
+    for i in range(1, config.layers):
+        x = _layer(graph, config, qformer.layers[i], f"layers.{i}.", x, windows)  # type: ignore[arg-type]
+    embeds = _linear(graph, x, "proj", qformer.proj)
+    embeds = graph.op("Reshape", embeds, graph.ints(1, -1, llm_dim))
+    graph.output(embeds, "audio_embeds", [1, "audio_embeds", llm_dim])
+    return graph
+
+
+def _fuse(graph: GraphBuilder, qformer: QFormer) -> str:
+    speech = graph.input("speech", [1, "frames", qformer.ln_speech.normalized_shape[0]])
+    speech = _norm(graph, speech, "ln_speech", qformer.ln_speech, LN_EPS)
+    if qformer.ln_audio is None:
+        return speech
+    audio = graph.input("audio", [1, "audio_tokens", qformer.ln_audio.normalized_shape[0]])
+    audio = _norm(graph, audio, "ln_audio", qformer.ln_audio, LN_EPS)
+    length = graph.op("Max", graph.dim(speech, 1), graph.dim(audio, 1))
+    return graph.op("Concat", *(_pad(graph, x, length) for x in (speech, audio)), axis=2)
+
+
+def _pad(graph: GraphBuilder, x: str, length: str) -> str:
+    """Zeros behind [1, T, D] up to `length`."""
+    missing = graph.op("Sub", length, graph.dim(x, 1))
+    return graph.op("Pad", x, graph.op("Concat", graph.ints(0, 0, 0, 0), missing, graph.ints(0), axis=0))
+
+
+def _windows(graph: GraphBuilder, config: QFormerConfig, fused: str) -> str:
+    """[1, T, width] -> [L, frames, width]: a reshape where windows adjoin, a gather where they do not."""
+    frames, stride = config.window.frames, config.window.stride
+    total = graph.dim(fused, 1)
+    last_start = graph.op("Sub", total, graph.ints(frames))
+    count = graph.op("Add", graph.op("Div", last_start, graph.ints(stride)), graph.ints(1))
+    if frames == stride:
+        used = graph.op("Slice", fused, graph.ints(0), graph.op("Mul", count, graph.ints(frames)), graph.ints(1))
+        shape = graph.op("Concat", count, graph.ints(frames), graph.dim(fused, 2), axis=0)
+        return graph.op("Reshape", used, shape)
+    starts = graph.op("Range", graph.int_scalar(0), graph.op("Squeeze", count), graph.int_scalar(1))
+    starts = graph.op("Mul", graph.op("Unsqueeze", starts, graph.ints(1)), graph.ints(stride))
+    index = graph.op("Add", starts, graph.raw_weight("window_frames", np.arange(frames)[None, :]))
+    return graph.op("Gather", graph.op("Squeeze", fused, graph.ints(0)), index, axis=0)
+
+
+def _first_layer(graph: GraphBuilder, config: QFormerConfig, qformer: QFormer, windows: str) -> str:
+    layer: QFormerLayer = qformer.layers[0]  # type: ignore[assignment]
+    with torch.inference_mode():
+        x = qformer.embed_norm(qformer.query_tokens)[None]
+        x = layer.self_attn(x, x)[0]  # [queries, dim], a constant
+        keys = _absorb_keys(layer.cross_attn, layer.cross_attn.query(x))  # [queries * heads, width]
+    scores = graph.op("MatMul", windows, graph.weight("layers.0.absorbed_keys", keys.T))  # [L, frames, queries * heads]
+    scores = graph.op("Transpose", scores, perm=[0, 2, 1])
+    attended = _attend(graph, config, layer.cross_attn, "layers.0.cross_attn.", scores, windows)
+    residual = graph.weight("layers.0.residual", to_numpy(x)[None])
+    return _finish_layer(graph, layer, "layers.0.", graph.op("Add", attended, residual))
+
+
+def _layer(graph: GraphBuilder, config: QFormerConfig, layer: QFormerLayer, prefix: str, x: str, windows: str) -> str:
+    """[L, queries, dim] -> [L, queries, dim]."""
+    x = _self_attention(graph, config, layer.self_attn, f"{prefix}self_attn.", x)
+    cross = layer.cross_attn
+    heads, head_dim, queries = config.heads, config.dim // config.heads, config.window.num_queries
+    q = _linear(graph, x, f"{prefix}cross_attn.query", cross.query)
+    q = graph.op("Reshape", q, graph.ints(-1, heads, head_dim))  # [L * queries, heads, head_dim]
+    keys = to_numpy(cross.key.weight).reshape(heads, head_dim, -1) / math.sqrt(head_dim)
+    q = graph.op("MatMul", graph.op("Transpose", q, perm=[1, 0, 2]), graph.weight(f"{prefix}absorbed_keys", keys))
+    q = graph.op("Transpose", q, perm=[1, 0, 2])  # [L * queries, heads, width]
+    q = graph.op("Reshape", q, graph.ints(-1, queries * heads, keys.shape[2]))
+    scores = graph.op("MatMul", q, graph.op("Transpose", windows, perm=[0, 2, 1]))  # [L, queries * heads, frames]
+    attended = _attend(graph, config, cross, f"{prefix}cross_attn.", scores, windows)
+    return _finish_layer(graph, layer, prefix, graph.op("Add", attended, x))
+
+
+def _absorb_keys(attention: BertAttention, q: torch.Tensor) -> F32:
+    """Wk^T q / sqrt(head_dim) for every query and head of q [queries, dim]: [queries * heads, width]."""
+    heads = attention.heads
+    by_head = q.unflatten(-1, (heads, -1))  # [queries, heads, head_dim]
+    keys = attention.key.weight.unflatten(0, (heads, -1))  # [heads, head_dim, width]
+    return to_numpy(torch.einsum("qhd,hdw->qhw", by_head, keys).flatten(0, 1) / math.sqrt(by_head.shape[-1]))
+
+
+def _attend(
+    graph: GraphBuilder, config: QFormerConfig, attention: BertAttention, prefix: str, scores: str, windows: str
+) -> str:
+    """Scores [L, queries * heads, frames] -> output of the cross-attention [L, queries, dim], residual not added."""
+    heads, head_dim = config.heads, config.dim // config.heads
+    weighted = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), windows)  # [L, queries * heads, width]
+    values = to_numpy(attention.value.weight).reshape(heads, head_dim, -1).transpose(0, 2, 1)
+    weighted = graph.op("Reshape", weighted, graph.ints(-1, heads, values.shape[1]))
+    by_head = graph.op("Transpose", weighted, perm=[1, 0, 2])  # [heads, L * queries, width]
+    by_head = graph.op("MatMul", by_head, graph.weight(f"{prefix}value.weight", values))
+    joined = graph.op("Transpose", by_head, perm=[1, 0, 2])
+    joined = graph.op("Reshape", joined, graph.ints(-1, config.window.num_queries, config.dim))
+    joined = graph.op("Add", joined, graph.weight(f"{prefix}value.bias", to_numpy(attention.value.bias)))
+    return _linear(graph, joined, f"{prefix}out", attention.out)
+
+
+def _self_attention(graph: GraphBuilder, config: QFormerConfig, attention: BertAttention, prefix: str, x: str) -> str:
+    """Post-norm self-attention among the queries of one window."""
+    if config.window.num_queries == 1:
+        with torch.inference_mode():
+            weight = to_numpy(attention.out.weight @ attention.value.weight)
+            bias = to_numpy(attention.out.weight @ attention.value.bias + attention.out.bias)
+        mixed = plain_linear(graph, x, f"{prefix}value_out", weight, bias)
+    else:
+        q, k, v = (_heads(graph, config, x, f"{prefix}{name}", attention) for name in ("query", "key", "value"))
+        scale = graph.weight(f"{prefix}scale", np.array(1 / math.sqrt(config.dim // config.heads), np.float32))
+        scores = graph.op("MatMul", graph.op("Mul", q, scale), graph.op("Transpose", k, perm=[0, 1, 3, 2]))
+        mixed = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), v)
+        mixed = graph.op("Transpose", mixed, perm=[0, 2, 1, 3])
+        mixed = graph.op("Reshape", mixed, graph.ints(-1, config.window.num_queries, config.dim))
+        mixed = _linear(graph, mixed, f"{prefix}out", attention.out)
+    return _norm(graph, graph.op("Add", x, mixed), f"{prefix}norm", attention.norm, BERT_EPS)
+
+
+def _heads(graph: GraphBuilder, config: QFormerConfig, x: str, name: str, attention: BertAttention) -> str:
+    """Project and split: [L, queries, dim] -> [L, heads, queries, head_dim]."""
+    projected = _linear(graph, x, name, getattr(attention, name.rsplit(".", 1)[1]))
+    shape = graph.ints(-1, config.window.num_queries, config.heads, config.dim // config.heads)
+    return graph.op("Transpose", graph.op("Reshape", projected, shape), perm=[0, 2, 1, 3])
+
+
+def _finish_layer(graph: GraphBuilder, layer: QFormerLayer, prefix: str, attended: str) -> str:
+    """Norm of the cross-attention, then the feed-forward with its own."""
+    x = _norm(graph, attended, f"{prefix}cross_attn.norm", layer.cross_attn.norm, BERT_EPS)
+    h = graph.op("Gelu", _linear(graph, x, f"{prefix}fc1", layer.fc1))
+    h = _linear(graph, h, f"{prefix}fc2", layer.fc2)
+    return _norm(graph, graph.op("Add", x, h), f"{prefix}norm", layer.norm, BERT_EPS)
+
+
+def _linear(graph: GraphBuilder, x: str, name: str, module: torch.nn.Linear) -> str:
+    return plain_linear(graph, x, name, to_numpy(module.weight), to_numpy(module.bias))
+
+
+def _norm(graph: GraphBuilder, x: str, name: str, module: torch.nn.LayerNorm, epsilon: float) -> str:
+    scale, shift = graph.weight(f"{name}.weight", to_numpy(module.weight)), to_numpy(module.bias)
+    return graph.op("LayerNormalization", x, scale, graph.weight(f"{name}.bias", shift), epsilon=epsilon)

@@ -1,0 +1,1 @@
+"""The gate: what a bundle computes beside PyTorch."""

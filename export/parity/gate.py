@@ -1,0 +1,236 @@
+"""The gate: stage by stage, what the bundle computes against what PyTorch computes.
+
+Each side of a stage is loaded, run and freed in turn, so that memory holds one part at a time.
+"""
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+
+from salmonrun.export.parity.llm import GOLDEN_PROMPT, reference_logits, run_llm
+from salmonrun.export.progress import Progress
+from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
+from salmonrun.runtime.bundle import Bundle, open_bundle
+from salmonrun.runtime.config import AudioConfig, Block, BlockConfig
+from salmonrun.runtime.encoder import AudioEncoder, hear_speech
+from salmonrun.runtime.errors import ParityError
+from salmonrun.runtime.features import fbank, log_mel, whisper_frames
+from salmonrun.runtime.golden import GOLDEN, save_golden
+from salmonrun.runtime.session import load_graph, usable_cores
+from salmonrun.runtime.streaming.block_encoder import FRAME, BlockEncoder
+from salmonrun.training.checkpoint import Checkpoint, load_audio_encoder, load_qformer, load_whisper
+
+F32 = npt.NDArray[np.float32]
+PARITY = "parity.json"
+EXACT_TOLERANCE = 1e-4  # max abs difference of an fp32 bundle, for activations of order one
+ROUNDING = 2e-5  # relative error that float32 rounding alone reaches where attention is peaked
+BLOCKS_COMPARED = 4  # of each size
+
+
+@dataclass(frozen=True)
+class StageError:
+    """Difference of one stage, bundle against PyTorch on the same input."""
+
+    max_abs: float
+    relative: float  # rms of the difference / rms of the reference
+    scale: float  # rms of the reference
+
+    @classmethod
+    def between(cls, got: F32, reference: F32) -> "StageError":
+        """Compare two arrays of one shape."""
+        difference = got.astype(np.float64) - reference
+        scale = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
+        relative = float(np.sqrt(np.mean(np.square(difference)))) / max(scale, 1e-30)
+        return cls(float(np.abs(difference).max()), relative, scale)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """parity.json."""
+
+    stages: dict[str, StageError]  # each on the reference's input
+    end_to_end: StageError  # logits along the greedy path, from the recording
+    tokens_compared: int
+    tokens_agreeing: int  # where PyTorch, after the same tokens, chooses the same next one
+    greedy_tokens_equal: bool
+    audio_s: float
+    budget: float | None  # None: exact
+    llm_pieces: int  # 1: the LLM ran as a whole; else its layers in so many pieces, one after the other
+    window: StageError | None  # where the bundle trims and the checkpoint pads: what that does to PyTorch's own logits
+    measured_with: dict[str, str]
+
+
+def prove(
+    source: Checkpoint, folder: Path, golden_audio: Audio | None, budget: float | None, progress: Progress
+) -> Parity:
+    """Measure, write parity.json and golden.npz into the bundle folder, and refuse a bundle that is off.
+
+    Args:
+        source: the checkpoint.
+        folder: a bundle whose manifest does not yet list these two files.
+        golden_audio: recording to compare on; None for a synthetic one.
+        budget: largest relative error of any stage; None demands the exact tolerance and equal tokens.
+        progress: shows the stages.
+
+    Raises:
+        ParityError: names the stage and its error.
+    """
+    bundle = open_bundle(folder, verify=False)
+    audio = golden_audio or synthetic_audio(source)
+    parity = _measure(source, bundle, audio, budget, progress)
+    (folder / PARITY).write_text(json.dumps(asdict(parity), indent=2) + "\n")
+    _judge(parity)
+    return parity
+
+
+def synthetic_audio(source: Checkpoint) -> Audio:
+    """2.2 s of gliding, pulsing harmonics in noise: every band of both spectrograms moves."""
+    seconds = min(2.2, source.config.audio.max_s)
+    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    pitch = 120 + 60 * np.sin(2 * np.pi * 0.7 * time)
+    phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
+    voice = sum(np.sin(k * phase) / k for k in range(1, 30)) * (0.5 + 0.5 * np.sin(2 * np.pi * 3 * time))
+    noise = np.random.default_rng(0).standard_normal(len(time))
+    pcm = (0.15 * voice + 0.01 * noise).astype(np.float32)
+    return load_audio(pcm, SAMPLE_RATE, min_s=source.config.audio.min_s)
+
+
+def _measure(source: Checkpoint, bundle: Bundle, audio: Audio, budget: float | None, progress: Progress) -> Parity:
+    stages, got_embeds, reference_embeds = _measure_encoders(source, bundle, audio, progress)
+    if bundle.manifest.streaming:
+        stages |= _measure_blocks(source, bundle, bundle.manifest.streaming, audio)
+    progress("checking llm")
+    ran = run_llm(bundle, got_embeds, reference_embeds, progress)
+    contexts = [reference_embeds]
+    if bundle.manifest.audio.window != source.config.audio.window:
+        contexts.append(_reference_embeds(source, source.config.audio, audio))
+    expected, *as_trained = reference_logits(source, ran, contexts, progress)
+    window = StageError.between(expected, as_trained[0]) if as_trained else None
+    stages["llm"] = StageError.between(ran.stage_logits, expected)
+    agreeing = int((expected.argmax(axis=-1) == np.array(ran.tokens)).sum())
+    save_golden(bundle.folder / GOLDEN, audio.pcm, GOLDEN_PROMPT, ran.tokens, ran.logits, exact=budget is None)
+    return Parity(
+        stages=stages,
+        end_to_end=StageError.between(ran.logits, expected),
+        tokens_compared=len(ran.tokens),
+        tokens_agreeing=agreeing,
+        greedy_tokens_equal=agreeing == len(ran.tokens),
+        audio_s=audio.duration_s,
+        budget=budget,
+        llm_pieces=ran.pieces,
+        window=window,
+        measured_with=_versions(),
+    )
+
+
+def _measure_encoders(
+    source: Checkpoint, bundle: Bundle, audio: Audio, progress: Progress
+) -> tuple[dict[str, StageError], F32, F32]:
+    """Errors of the encoder stages, and the audio embeddings [N, dim] of the bundle's own chain and of PyTorch's."""
+    reference: dict[str, F32] = {}
+    got: dict[str, F32] = {}
+    features = _features(source, bundle.manifest.audio, audio.pcm)
+    for part in features:
+        progress(f"checking {part}")
+        got[part] = _run_graph(bundle, part, features[part])
+        reference[part] = _reference_states(source, part, features[part])
+    stages = {part: StageError.between(got[part], reference[part]) for part in features}
+    progress("checking qformer")
+    alone = _run_graph(bundle, "qformer", *reference.values())
+    embeds = _run_module(load_qformer(source), *reference.values())
+    stages["qformer"] = StageError.between(alone, embeds)
+    return stages, _run_graph(bundle, "qformer", *got.values())[0], embeds[0]
+
+
+def _measure_blocks(source: Checkpoint, bundle: Bundle, trained: BlockConfig, audio: Audio) -> dict[str, StageError]:
+    """The audio embeddings of blocks, encoded one after the other, against PyTorch's masked single pass."""
+    encoder = AudioEncoder(bundle, "cpu", usable_cores())
+    whisper, qformer = load_whisper(source), load_qformer(source)
+    audio_encoder = load_audio_encoder(source) if source.config.audio_encoder else None
+    longest = round(source.config.audio.max_s * SAMPLE_RATE)
+    stages = {}
+    for block in (Block(trained.sizes[0], trained.lookbacks[0]), Block(trained.sizes[-1], trained.lookbacks[-1])):
+        wanted = BLOCKS_COMPARED * block.size * FRAME
+        pcm = np.resize(audio.pcm, min(max(wanted, len(audio.pcm)), longest))
+        features = {name: torch.from_numpy(a) for name, a in _features(source, bundle.manifest.audio, pcm).items()}
+        with torch.inference_mode():
+            speech = whisper(features["whisper"], None, block)
+            sounds = audio_encoder(features["audio_encoder"], None, block) if audio_encoder else None
+            reference = qformer(speech, sounds)[0].numpy()
+        blocks = BlockEncoder(encoder, block)
+        got = np.concatenate([*blocks.encode(pcm), *blocks.finish(pcm)])
+        stages[f"blocks of {block.size} after {block.lookback}"] = StageError.between(got, reference)
+    return stages
+
+
+def _features(source: Checkpoint, config: AudioConfig, pcm: F32) -> dict[str, F32]:
+    """Batched input of each encoder."""
+    frames = whisper_frames(len(pcm), config, source.config.qformer.window)
+    features = {"whisper": log_mel(pcm, config, 2 * frames)[None]}
+    if source.config.audio_encoder:
+        features["audio_encoder"] = fbank(pcm, source.config.audio_encoder.fbank)[None]
+    return features
+
+
+def _reference_states(source: Checkpoint, part: str, features: F32) -> F32:
+    """PyTorch's states of one encoder, which is freed on return."""
+    return _run_module(load_whisper(source) if part == "whisper" else load_audio_encoder(source), features)
+
+
+def _reference_embeds(source: Checkpoint, config: AudioConfig, audio: Audio) -> F32:
+    """PyTorch's audio embeddings [N, dim] under other feature settings than the bundle's."""
+    states = [_reference_states(source, part, array) for part, array in _features(source, config, audio.pcm).items()]
+    embeds: F32 = _run_module(load_qformer(source), *states)[0]
+    return embeds
+
+
+def _run_graph(bundle: Bundle, name: str, *inputs: F32) -> F32:
+    graph = load_graph(bundle, name, "cpu", usable_cores())
+    if name == "whisper":
+        return hear_speech(graph, inputs[0][0])[None]
+    names = [spec.name for spec in graph.spec.inputs if spec not in graph.spec.past]
+    output: F32 = graph.run(**dict(zip(names, inputs, strict=True)))
+    return output
+
+
+def _run_module(module: torch.nn.Module, *inputs: F32) -> F32:
+    with torch.inference_mode():
+        output: F32 = module(*map(torch.from_numpy, inputs)).numpy()
+    return output
+
+
+def _judge(parity: Parity) -> None:
+    measured = {**parity.stages, "end to end": parity.end_to_end}
+    for name, error in measured.items():
+        if not np.isfinite(error.relative):
+            raise ParityError(f"{name}: the bundle gives values that are not finite; the checkpoint may overflow")
+        limit = EXACT_TOLERANCE * max(1.0, error.scale)
+        if parity.budget is None and error.max_abs > limit and error.relative > ROUNDING:
+            raise ParityError(f"{name}: largest difference {error.max_abs:.2e} exceeds {limit:.2e}; no bundle written")
+        if parity.budget is not None and error.relative > parity.budget:
+            raise ParityError(
+                f"{name}: relative error {error.relative:.3f} exceeds the budget {parity.budget}; "
+                "use a higher precision, or raise --parity-budget if the quality you measure is good enough "
+                "(random weights amplify what few bits round off)"
+            )
+    if parity.budget is None and not parity.greedy_tokens_equal:
+        raise ParityError(
+            f"greedy tokens differ from PyTorch's at {parity.tokens_compared - parity.tokens_agreeing} "
+            f"of {parity.tokens_compared} positions; no bundle written"
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,71 @@
+"""transformers' LLM of a checkpoint, of which memory holds one layer at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from salmonrun.training.checkpoint import Checkpoint, load_llm
+from salmonrun.training.model.llm import EMBEDDING, LM_HEAD, base_tensors, published_parameters
+from salmonrun.training.model.lora import lora_parameters
+from salmonrun.training.tensors import load_strict
+
+HEAD_ROWS = 4096  # of the output layer that are in memory at once
+V = TypeVar("V")
+
+
+class LayeredLlm:
+    """The model's own forward pass in float32; each layer is filled when its turn comes, and emptied behind it."""
+
+    def __init__(self, source: Checkpoint) -> None:
+        self.progress: Callable[[int], object] = lambda _: None  # told the weights that are done
+        self._llm: Any = load_llm(source, device="meta")  # names and shapes are checked here
+        self._base, self._lora = base_tensors(source.parts["llm"], tied=False), source.parts["lora"]
+        self._head = source.merged_llm()[EMBEDDING if source.config.llm.get("tie_word_embeddings") else LM_HEAD]
+        self._embedding = self._base[EMBEDDING]
+        body: Any = self._llm.model
+        body.rotary_emb = type(body.rotary_emb)(config=self._llm.config)  # it has no weights, but tables
+        self._fill(body.norm, "model.norm.")
+        for i, layer in enumerate(body.layers):
+            self._visit(layer, f"model.layers.{i}.")
+
+    @property
+    def size(self) -> int:
+        """Weights that a pass goes through."""
+        layers: nn.Module = self._llm.model.layers
+        return sum(weights.numel() for weights in (*layers.parameters(), self._llm.get_output_embeddings().weight))
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Token embeddings [1, len(ids), dim]: these rows alone are read."""
+        return self._embedding()[torch.tensor(ids, dtype=torch.long)].float()[None]
+
+    @torch.inference_mode()
+    def logits(self, inputs_embeds: Tensor, last: int) -> Tensor:
+        """Logits [last, V] of the last positions of [1, S, dim]."""
+        hidden = self._llm.model(inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state[0, -last:]
+        pieces = []
+        for rows in self._head().split(HEAD_ROWS):
+            pieces.append(hidden @ rows.float().T)
+            self.progress(rows.numel())
+        return torch.cat(pieces, dim=1)
+
+    def _visit(self, layer: nn.Module, prefix: str) -> None:
+        def fill(module: nn.Module, _inputs: object) -> None:
+            self._fill(module, prefix)
+
+        def empty(module: nn.Module, _inputs: object, _output: object) -> None:
+            module.to("meta")
+            self.progress(sum(parameter.numel() for parameter in module.parameters()))
+
+        layer.register_forward_pre_hook(fill)
+        layer.register_forward_hook(empty)
+
+    def _fill(self, module: nn.Module, prefix: str) -> None:
+        module.to_empty(device="cpu")
+        load_strict(_under(prefix, published_parameters(self._llm)), _under(prefix, self._base), "llm")
+        load_strict(_under(prefix, lora_parameters(self._llm)), _under(prefix, self._lora), "lora")
+
+
+def _under(prefix: str, named: Mapping[str, V]) -> dict[str, V]:
+    return {name: value for name, value in named.items() if name.startswith(prefix)}

@@ -1,0 +1,76 @@
+"""The LLM's stage of the gate: what the bundle says, and what PyTorch says after the same, both in bounded memory."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from salmonrun.export.parity.layers import LayeredLlm
+from salmonrun.export.parity.pieces import PIECE_BYTES, PiecewiseDecoder, cut
+from salmonrun.export.progress import Progress
+from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.golden import GOLDEN_TOKENS
+from salmonrun.runtime.prompt import PromptIds, prompt_ids
+from salmonrun.runtime.session import usable_cores
+from salmonrun.runtime.tokenizer import Tokenizer
+from salmonrun.training.checkpoint import Checkpoint
+
+F32 = npt.NDArray[np.float32]
+GOLDEN_PROMPT = "Describe the recording."
+RUNS = GOLDEN_TOKENS + 2  # of the graph: a prefill and a step for every further token, a prefill and a verify
+
+
+@dataclass(frozen=True)
+class LlmRun:
+    """What the bundle's LLM did."""
+
+    tokens: list[int]  # greedy, after the bundle's own audio embeddings
+    logits: F32  # [n, V] they were chosen from
+    stage_logits: F32  # [n, V] of the same tokens after PyTorch's audio embeddings
+    prompt: PromptIds
+    pieces: int  # sessions the graph was run in
+
+
+def run_llm(bundle: Bundle, got_embeds: F32, reference_embeds: F32, progress: Progress) -> LlmRun:
+    """Decode greedily with the bundle; its sessions are freed on return.
+
+    PyTorch then scores these tokens in one pass: if its best token after every prefix is the bundle's, its own greedy
+    search gives the same tokens.
+    """
+    ids = prompt_ids(bundle.manifest.prompt, Tokenizer(bundle.path("tokenizer.json")), GOLDEN_PROMPT)
+    spec = bundle.manifest.llm
+    pieces = cut(bundle.path(bundle.manifest.graphs["llm"].file), spec.layers, PIECE_BYTES)
+    with progress.weights("the bundle's tokens", RUNS * sum(piece.size for piece in pieces)) as step:
+        if len(pieces) == 1:
+            decoder = OnnxDecoder(bundle, "cpu", usable_cores())
+        else:
+            decoder = PiecewiseDecoder(bundle, pieces, step)
+        before, after = decoder.embed(ids.before), decoder.embed(ids.after)
+        tokens, logits = greedy_path(decoder, np.concatenate([before, got_embeds, after]))
+        prompt = np.concatenate([before, reference_embeds, after])
+        with decoder.open(1, len(prompt) + len(tokens)) as (slot,):
+            stage = np.concatenate([decoder.prefill(slot, prompt)[None], decoder.verify(slot, tokens[:-1])])
+    return LlmRun(tokens, logits, stage, ids, len(pieces))
+
+
+def greedy_path(decoder: OnnxDecoder, inputs_embeds: F32) -> tuple[list[int], F32]:
+    """GOLDEN_TOKENS greedy tokens, stop tokens ignored, and the logits [n, V] each was chosen from."""
+    with decoder.open(1, len(inputs_embeds) + GOLDEN_TOKENS) as (slot,):
+        logits = [decoder.prefill(slot, inputs_embeds)]
+        while len(logits) < GOLDEN_TOKENS:
+            logits.append(decoder.step([slot], [int(np.argmax(logits[-1]))])[0])
+    return np.argmax(logits, axis=1).tolist(), np.stack(logits)
+
+
+def reference_logits(source: Checkpoint, ran: LlmRun, audio_embeds: list[F32], progress: Progress) -> list[F32]:
+    """PyTorch's logits [n, V] before each token of a run, for each of several audio embeddings [N, dim]."""
+    llm = LayeredLlm(source)
+    found = []
+    with progress.weights("PyTorch's logits", len(audio_embeds) * llm.size) as llm.progress:
+        before, after = llm.embed(ran.prompt.before), llm.embed((*ran.prompt.after, *ran.tokens[:-1]))
+        for embeds in audio_embeds:
+            context = torch.cat([before, torch.from_numpy(embeds)[None], after], dim=1)
+            found.append(llm.logits(context, last=len(ran.tokens)).numpy())
+    return found

@@ -1,0 +1,91 @@
+"""Does this machine compute what the exporter did? Replays the bundle's golden run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from salmonrun.runtime.audio import SAMPLE_RATE, load_audio
+from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.errors import BundleError
+from salmonrun.runtime.prompt import prompt_ids
+
+F32 = npt.NDArray[np.float32]
+GOLDEN = "golden.npz"
+GOLDEN_TOKENS = 16
+KEPT_LOGITS = 32  # of each step: the largest
+
+# How far logits may move on another processor, as a share of their rms. Quantized bundles round activations, and
+# processors without VNNI sum in another order and, for int8 encoders, saturate.
+TOLERANCE_EXACT = 1e-3
+TOLERANCE_QUANTIZED = 0.1
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Outcome of a check."""
+
+    logits_difference: float  # largest, over the kept logits of all steps
+    tolerance: float
+    tokens: int
+    differing: tuple[int, ...]  # positions where another token won, near-ties left out
+    near_ties: int  # positions where the exporter's first and second were closer than twice the tolerance
+
+    @property
+    def passed(self) -> bool:
+        """Whether this machine computes what the exporter did."""
+        return self.logits_difference <= self.tolerance and not self.differing
+
+
+def save_golden(path: Path, pcm: F32, prompt: str, tokens: list[int], logits: F32, exact: bool) -> None:
+    """Write the golden run: pcm [N] at 16 kHz, the prompt, greedy tokens [n] and the largest of logits [n, V]."""
+    kept = np.argsort(-logits, axis=1, kind="stable")[:, :KEPT_LOGITS]
+    share = TOLERANCE_EXACT if exact else TOLERANCE_QUANTIZED
+    np.savez_compressed(
+        path,
+        pcm=pcm,
+        prompt=np.frombuffer(prompt.encode(), np.uint8),
+        tokens=np.array(tokens, np.int64),
+        logit_ids=kept,
+        logits=np.take_along_axis(logits, kept, axis=1),
+        tolerance=np.float32(share * max(1.0, float(np.sqrt(np.mean(np.square(logits)))))),
+    )
+
+
+def check(engine: Engine) -> CheckReport:
+    """Replay the golden run with the recorded tokens and compare the logits of every step.
+
+    Raises:
+        BundleError: the bundle has no golden run.
+    """
+    golden = _load_golden(engine)
+    tokens, ids, expected = golden["tokens"].tolist(), golden["logit_ids"], golden["logits"]
+    tolerance = float(golden["tolerance"])
+    logits = _replay(engine, golden, tokens)
+    difference = np.abs(np.take_along_axis(logits, ids, axis=1) - expected).max()
+    near_tie = expected[:, 0] - expected[:, 1] < 2 * tolerance
+    wrong = (logits.argmax(axis=1) != np.array(tokens)) & ~near_tie
+    return CheckReport(
+        float(difference), tolerance, len(tokens), tuple(np.flatnonzero(wrong).tolist()), int(near_tie.sum())
+    )
+
+
+def _load_golden(engine: Engine) -> dict[str, npt.NDArray[Any]]:
+    if GOLDEN not in engine.bundle.manifest.files:
+        raise BundleError(f"{engine.bundle.folder} has no {GOLDEN}; export the bundle again")
+    with np.load(engine.bundle.path(GOLDEN), allow_pickle=False) as file:
+        return dict(file)
+
+
+def _replay(engine: Engine, golden: dict[str, npt.NDArray[Any]], tokens: list[int]) -> F32:
+    """Logits [n, V] before each recorded token."""
+    audio = load_audio(golden["pcm"], SAMPLE_RATE, min_s=engine.bundle.manifest.audio.min_s)
+    ids = prompt_ids(engine.bundle.manifest.prompt, engine.tokenizer, golden["prompt"].tobytes().decode())
+    embed = engine.decoder.embed
+    embeds = np.concatenate([embed(ids.before), engine.encoder.encode(audio), embed(ids.after)])
+    with engine.decoder.open(1, len(embeds) + len(tokens)) as (slot,):
+        logits = [engine.decoder.prefill(slot, embeds)]
+        logits += [engine.decoder.step([slot], [token])[0] for token in tokens[:-1]]
+    return np.stack(logits)

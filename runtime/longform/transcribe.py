@@ -1,0 +1,190 @@
+"""`Engine.transcribe`: a recording of any length, read bit by bit, cut at pauses, answered in batches of windows."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from salmonrun.runtime.audio import SAMPLE_RATE
+from salmonrun.runtime.longform.batch import BatchAnswerer, Said
+from salmonrun.runtime.longform.config import TranscribeConfig
+from salmonrun.runtime.longform.reader import PcmReader
+from salmonrun.runtime.longform.stitch import common_run, seam
+from salmonrun.runtime.longform.windows import Splitter, Window
+from salmonrun.runtime.repetition import repeated
+from salmonrun.runtime.segment import Segment
+from salmonrun.runtime.vad import Vad, load_vad
+
+
+@dataclass
+class TranscriptInfo:
+    """What is known of the recording. The lower fields grow while the segments are taken."""
+
+    sample_rate: int  # Hz, of the recording; all samples are counted at 16 kHz
+    channels: int  # of which the first is heard
+    duration_s: float  # as the file's header says; when all of it was read, as it is
+    vad: str  # what told speech from pauses
+    config: TranscribeConfig  # window_s as it was used
+
+    windows: int = 0
+    heard_samples: int = 0  # read so far, at 16 kHz
+    dropped_samples: int = 0  # of these, silence that no window has
+    finished: bool = False  # whether all of the recording was transcribed
+    notes: list[str] = field(default_factory=list)  # what was done to the audio, and why there is no text
+
+    @property
+    def dropped_s(self) -> float:
+        """Seconds of silence that no window has."""
+        return self.dropped_samples / SAMPLE_RATE
+
+
+def transcribe(
+    reader: PcmReader, answerer: BatchAnswerer, config: TranscribeConfig, cancel: threading.Event | None
+) -> tuple[Iterator[Segment], TranscriptInfo]:
+    """See `Engine.transcribe`."""
+    longest = answerer.model.bundle.manifest.audio.max_s
+    notes = reader.notes
+    if config.window_s > longest:
+        config = replace(config, window_s=longest)
+        notes.append(f"windows of {longest:g} s, which is the longest this model hears")
+    answerer.check_capacity(int(config.window_s * SAMPLE_RATE))
+    vad = load_vad(config.vad)
+    info = TranscriptInfo(reader.rate, reader.channels, reader.duration_s, vad.name, config, notes=notes)
+    return _Transcription(reader, answerer, vad, info, cancel).segments(), info
+
+
+@dataclass
+class _Answered:
+    """A segment in the making."""
+
+    window: Window
+    token_ids: list[int]  # without those that the segment before has
+    said: Said
+    notes: list[str] = field(default_factory=list)
+
+
+class _Transcription:
+    """One pass over one recording: PCM, windows, answers, segments, each a generator over the one before."""
+
+    def __init__(
+        self,
+        reader: PcmReader,
+        answerer: BatchAnswerer,
+        vad: Vad,
+        info: TranscriptInfo,
+        cancel: threading.Event | None,
+    ) -> None:
+        self._reader = reader
+        self._answerer = answerer
+        self._splitter = Splitter(vad.open(), info.config)
+        self._info = info
+        self._cancel = cancel
+        self._covered = 0  # sample after the last that a window has
+        self._complete = True
+
+    def segments(self) -> Iterator[Segment]:
+        """Segments, each as soon as it is certain: one that overlaps the next waits for it.
+
+        Where windows overlap, one segment ends and the next begins in the middle: there their samples meet. Their texts
+        meet at a word that both windows have.
+        """
+        waiting: _Answered | None = None
+        for answered in self._answers():
+            if waiting:
+                self._join(waiting, answered)
+                yield self._segment(waiting)
+            waiting = answered
+            if not answered.window.overlap_after:
+                yield self._segment(answered)
+                waiting = None
+        if waiting:  # for a window that a cancellation kept away
+            yield self._segment(waiting)
+        self._conclude()
+
+    def _answers(self) -> Iterator[_Answered]:
+        windows = self._windows()
+        while batch := list(islice(windows, self._info.config.batch_size)):
+            if self._stopped():
+                return
+            for window, said in zip(batch, self._answerer.answer(batch), strict=True):
+                if said.finish_reason == "cancelled":
+                    self._complete = False
+                    if not said.token_ids:
+                        continue
+                yield _Answered(window, said.token_ids, said, [*said.notes, *self._doubts(said)])
+
+    def _windows(self) -> Iterator[Window]:
+        for pcm in self._reader.blocks():
+            if self._stopped():
+                return
+            yield from self._counted(self._splitter.push(pcm))
+        yield from self._counted(self._splitter.finish())
+        self._info.duration_s = self._info.heard_samples / SAMPLE_RATE
+
+    def _counted(self, windows: list[Window]) -> Iterator[Window]:
+        """Keep the books."""
+        self._info.heard_samples = self._splitter.samples
+        for window in windows:
+            self._info.windows += 1
+            self._info.dropped_samples += window.start + window.overlap - self._covered
+            self._covered = window.end
+            yield window
+
+    def _doubts(self, said: Said) -> list[str]:
+        limit = self._answerer.config.max_new_tokens
+        cut = [f"cut after max_new_tokens={limit}"] if said.finish_reason == "length" else []
+        return [note for note in (*cut, repeated(said.token_ids)) if note]
+
+    def _join(self, previous: _Answered, following: _Answered) -> None:
+        """Leave each token of the overlap to one of two neighbours; both keep theirs if they have nothing in common."""
+        before, after = (self._without_stop(answered.token_ids) for answered in (previous, following))
+        if not before or not after:
+            return
+        samples = len(previous.window.pcm) + len(following.window.pcm)
+        tokens = len(previous.said.token_ids) + len(following.said.token_ids)
+        overlap = following.window.overlap
+        run = common_run(before, after, expected=tokens * overlap / samples)
+        if run is None:
+            start, end = (at / SAMPLE_RATE for at in (following.window.start, following.window.start + overlap))
+            following.notes.append(f"not aligned with the segment before: {start:.2f} to {end:.2f} s may be said twice")
+            return
+        kept = seam(self._answerer.model.tokenizer, after, run)
+        previous.token_ids = before[: run.previous + kept]
+        following.token_ids = following.token_ids[run.following + kept :]
+
+    def _without_stop(self, token_ids: list[int]) -> list[int]:
+        return token_ids[:-1] if token_ids and token_ids[-1] in self._answerer.stop_ids else token_ids
+
+    def _segment(self, answered: _Answered) -> Segment:
+        window, said = answered.window, answered.said
+        text = self._answerer.text(answered.token_ids)
+        if window.overlap:
+            text = text.lstrip()
+        return Segment(
+            text=text,
+            token_ids=answered.token_ids,
+            start_sample=window.start + window.overlap // 2,
+            end_sample=window.end - window.overlap_after + window.overlap_after // 2,
+            window=(window.start, window.end),
+            finish_reason=said.finish_reason,
+            notes=tuple(answered.notes),
+        )
+
+    def _conclude(self) -> None:
+        info = self._info
+        info.finished = self._complete
+        if not self._complete:
+            info.notes.append("cancelled: not all of the recording was transcribed")
+            return
+        info.dropped_samples += info.heard_samples - self._covered
+        if not info.windows:
+            info.notes.append(f"no speech in {info.duration_s:.1f} s (vad {info.vad})")
+        elif info.dropped_samples:
+            info.notes.append(f"{info.dropped_s:.1f} s of silence dropped (vad {info.vad})")
+
+    def _stopped(self) -> bool:
+        """Whether to stop here, with something missing."""
+        if self._cancel is None or not self._cancel.is_set():
+            return False
+        self._complete = False
+        return True

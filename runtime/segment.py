@@ -1,0 +1,29 @@
+"""A part of a long recording, with its text and its place."""
+
+from dataclasses import dataclass
+
+from salmonrun.runtime.audio import SAMPLE_RATE
+from salmonrun.runtime.search import FinishReason
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is said in a part of a recording or stream. Segments do not overlap."""
+
+    text: str
+    token_ids: list[int]
+    start_sample: int  # at 16 kHz
+    end_sample: int  # after the last
+    window: tuple[int, int]  # samples the model heard for this: more than start to end where windows overlap
+    finish_reason: FinishReason
+    notes: tuple[str, ...] = ()  # what to know of this answer: cut short, degenerate, not aligned with the one before
+
+    @property
+    def start(self) -> float:
+        """Seconds from the beginning."""
+        return self.start_sample / SAMPLE_RATE
+
+    @property
+    def end(self) -> float:
+        """Seconds from the beginning."""
+        return self.end_sample / SAMPLE_RATE

@@ -1,0 +1,44 @@
+"""What tests of answers share: searches that show how a tiny model ranks all tokens, sounds, results without times."""
+
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from salmonrun.runtime import GenerationConfig, Result
+
+F32 = npt.NDArray[np.float32]
+
+# The tiny model alone would repeat one token. Banning repetition makes its ranking of all tokens visible.
+VARIED = GenerationConfig(max_new_tokens=24, no_repeat_ngram_size=1)
+BEAMS = replace(VARIED, num_beams=3)
+SAMPLED = GenerationConfig(max_new_tokens=24, do_sample=True, temperature=2.0, seed=1)
+EACH_SEARCH = pytest.mark.parametrize("config", [VARIED, BEAMS, SAMPLED], ids=["greedy", "beams", "sampled"])
+
+
+def noise(seconds: float, seed: int = 0) -> F32:
+    return np.random.default_rng(seed).normal(0, 0.1, round(seconds * 16000)).astype(np.float32)
+
+
+def answer(result: Result) -> tuple[str, list[int], str, tuple[str, ...]]:
+    """A result without its timings."""
+    return result.text, result.token_ids, result.finish_reason, result.notes
+
+
+def collect(pieces: Generator[str, None, Result]) -> tuple[list[str], Result]:
+    result: list[Result] = []
+
+    def until_done() -> Iterator[str]:
+        result.append((yield from pieces))
+
+    return list(until_done()), result[0]
+
+
+def requests() -> list[tuple[F32, str, GenerationConfig]]:
+    configs = [VARIED, BEAMS, SAMPLED, replace(SAMPLED, seed=7)]
+    return [
+        (noise(0.5 + 0.7 * i, seed=i) * (i + 1), f"Question {i}: what is it?", configs[i % len(configs)])
+        for i in range(8)
+    ]

@@ -1,0 +1,127 @@
+"""Small LLMs of random weights in transformers and in ONNX Runtime, side by side."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from salmonrun.export.graphs.builder import WeightFile
+from salmonrun.export.graphs.llm import build_llm_graph
+from salmonrun.export.graphs.llm_family import LlmShape
+from salmonrun.runtime.bundle import (
+    FORMAT_VERSION,
+    Bundle,
+    EmbeddingSpec,
+    FileSpec,
+    GraphSpec,
+    LlmSpec,
+    Manifest,
+    Precision,
+    Provenance,
+)
+from salmonrun.runtime.config import AudioConfig, PromptConfig, WindowConfig
+from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.decoders.kv_cache import Slot
+from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.training.model.llm import build_llm, published_parameters
+from salmonrun.training.tensors import lazy
+
+MAX_LENGTH = 128
+BASE = {
+    "model_type": "llama",
+    "vocab_size": 70,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
+
+
+def random_llm(config: dict[str, Any], seed: int = 0) -> nn.Module:
+    """Logits with a spread of about 2, as in salmonrun.training.starting.init."""
+    llm = build_llm(config, None)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in llm.named_parameters():
+            if name.endswith("embed_tokens.weight"):
+                parameter.normal_(std=2 / parameter.shape[1] ** 0.5)
+            elif parameter.ndim >= 2:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.5)
+            else:
+                parameter.uniform_(0.5, 1.5)
+    return llm
+
+
+def write_llm(llm: nn.Module, config: dict[str, Any], folder: Path) -> Bundle:
+    """A bundle of nothing but an LLM, as export writes it."""
+    shape, tensors = LlmShape.from_config(config), lazy(published_parameters(llm))
+    with WeightFile(folder / "decoder.onnx.data") as weights:
+        graph = build_llm_graph(shape, tensors, weights, "fp32", MAX_LENGTH)
+    graph.save(folder / "decoder.onnx")
+    llm.get_input_embeddings().weight.detach().numpy().tofile(folder / "embed_tokens.bin")
+    spec = LlmSpec(
+        vocab_size=shape.vocab_size,
+        dim=shape.dim,
+        layers=shape.layers,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_length=MAX_LENGTH,
+        dtype="float32",
+        embedding=EmbeddingSpec("embed_tokens.bin", "float32", shape.vocab_size, shape.dim),
+    )
+    return bundle_of(folder, spec, {"llm": graph.spec("decoder.onnx")})
+
+
+def bundle_of(folder: Path, llm: LlmSpec, graphs: dict[str, GraphSpec]) -> Bundle:
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        manifest_sha256="",
+        target="cpu",
+        audio=AudioConfig(),
+        window=WindowConfig(),
+        prompt=PromptConfig(),
+        llm=llm,
+        precision=Precision("fp32", None, "fp32", "fp32", "fp32"),
+        provenance=Provenance("random", "test"),
+        graphs=graphs,
+        files={path.name: FileSpec(path.stat().st_size, "") for path in folder.iterdir()},
+    )
+    return Bundle(folder, manifest)
+
+
+class Pair:
+    """The same LLM in transformers and in ONNX Runtime."""
+
+    def __init__(self, config: dict[str, Any], folder: Path) -> None:
+        self.llm = random_llm(config)
+        self.bundle = write_llm(self.llm, config, folder)
+        self.decoder = OnnxDecoder(self.bundle, "cpu", 2)
+
+    def open(self, count: int, capacity: int = 64) -> AbstractContextManager[list[Slot]]:
+        return self.decoder.open(count, capacity)
+
+    def expected(self, token_ids: Sequence[int]) -> F32:
+        """transformers' logits after each token [S, V], without a cache."""
+        with torch.no_grad():
+            return self.llm(torch.tensor([list(token_ids)]), use_cache=False).logits[0].numpy()
+
+    def prefill(self, slot: Slot, token_ids: Sequence[int]) -> F32:
+        return self.decoder.prefill(slot, self.decoder.embed(token_ids))
+
+    def greedy(self, slot: Slot, logits: F32, count: int) -> list[int]:
+        tokens = [int(np.argmax(logits))]
+        while len(tokens) < count:
+            tokens.append(int(np.argmax(self.decoder.step([slot], tokens[-1:])[0])))
+        return tokens

@@ -1,1 +1,0 @@
-"""What a SALMONN `.pth` holds, said in our terms."""

@@ -1,0 +1,1 @@
+"""The model in PyTorch, part by part."""

@@ -1,0 +1,152 @@
+"""What a checkpoint is made of: frozen dataclasses, read strictly from its config.json."""
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from salmonrun.runtime.config import AudioConfig, BlockConfig, PromptConfig, WindowConfig
+from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.runtime.schema import from_dict, to_dict
+from salmonrun.training.model.encoders import AudioEncoderConfig
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """Dimensions of a Whisper encoder."""
+
+    d_model: int
+    layers: int
+    heads: int
+    ffn: int
+    n_mels: int = 80
+    max_frames: int = 1500  # rows of the position table: 30 s at 50 frames a second
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.heads:
+            raise ConfigError(f"d_model {self.d_model} is not a multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """The window-level Q-Former. Defaults are bert-base's, as published."""
+
+    dim: int = 768
+    layers: int = 2
+    heads: int = 12
+    ffn: int = 3072
+    window: WindowConfig = field(default_factory=WindowConfig)
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ConfigError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters, on the LLM or on Whisper's encoder."""
+
+    r: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    @property
+    def scale(self) -> float:
+        """The factor on B @ A."""
+        return self.alpha / self.r
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """Where the frozen weights of a part are, what their bytes must be, and what is not taken as it is there."""
+
+    path: str  # a file or folder, relative to the checkpoint folder or absolute
+    sha256: dict[str, str]  # file name -> hash; for a single file the key is its name
+    hub: str | None = None  # where to get it if `path` is not there: org/name@commit or org/name/file@commit
+    left_out_layers: tuple[int, ...] = ()  # numbered as in the files; what is left is numbered anew
+    adapter: "PartSource | None" = None  # PEFT folder, merged before layers are left out (LLM only)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Parts that are referenced rather than stored. None: the weights are in model.safetensors."""
+
+    whisper: PartSource | None = None
+    audio_encoder: PartSource | None = None
+    llm: PartSource | None = None
+
+
+SOURCED = tuple(part.name for part in fields(Sources))  # the parts that need not be stored
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole audio language model."""
+
+    whisper: WhisperConfig
+    audio_encoder: AudioEncoderConfig | None  # beside Whisper; None: the model hears with Whisper alone
+    qformer: QFormerConfig
+    llm: dict[str, Any]  # the LLM's config.json, as transformers writes it
+    prompt: PromptConfig
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    lora: LoraConfig | None = None  # on the LLM
+    whisper_lora: LoraConfig | None = None  # on Whisper's encoder
+    streaming: BlockConfig | None = None  # encoders that were trained to hear in blocks, too
+    sources: Sources = field(default_factory=Sources)
+    name: str = "salmonn"
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.format_version > FORMAT_VERSION:
+            raise ConfigError(f"format_version {self.format_version} is newer than {FORMAT_VERSION}; update salmonrun")
+        if self.audio.n_mels != self.whisper.n_mels:
+            raise ConfigError(f"audio.n_mels {self.audio.n_mels} and whisper.n_mels {self.whisper.n_mels} differ")
+        frames = round(self.audio.max_s * 50)
+        if frames > self.whisper.max_frames:
+            raise ConfigError(f"audio.max_s takes {frames} frames, whisper.max_frames is {self.whisper.max_frames}")
+        if self.qformer.window.frames > frames:
+            raise ConfigError(f"a Q-Former window of {self.qformer.window.frames} frames does not fit into {frames}")
+        if self.streaming:
+            self.streaming.check(self.audio, self.qformer.window)
+        if self.audio_encoder:
+            self._check_audio_encoder(self.audio_encoder)
+        for key in ("model_type", "hidden_size", "vocab_size"):
+            if key not in self.llm:
+                raise ConfigError(f"llm has no {key!r}; it must be the LLM's config.json")
+
+    def _check_audio_encoder(self, encoder: AudioEncoderConfig) -> None:
+        if self.streaming and not encoder.hears_in_blocks:
+            raise ConfigError(f"streaming needs encoders that can hear in blocks, which {encoder.kind!r} cannot")
+        if self.audio.max_s > encoder.longest_s:
+            raise ConfigError(
+                f"audio.max_s is {self.audio.max_s:g}, but the audio encoder has positions for {encoder.longest_s:g} s "
+                "only: lower it, or take one with more"
+            )
+
+    @property
+    def llm_dim(self) -> int:
+        """Width of the LLM's input embeddings."""
+        return int(self.llm["hidden_size"])
+
+
+def load_config(folder: str | Path) -> ModelConfig:
+    """Read a checkpoint's config.json.
+
+    Raises:
+        CheckpointError: there is none, it is not JSON, or a key is unknown, missing or of the wrong type.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; a checkpoint folder has config.json and model.safetensors")
+    try:
+        return from_dict(ModelConfig, json.loads(path.read_text()), str(path))
+    except (json.JSONDecodeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def save_config(config: ModelConfig, folder: str | Path) -> None:
+    """Write config.json into the checkpoint folder."""
+    (Path(folder) / "config.json").write_text(json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n")

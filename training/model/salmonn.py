@@ -1,0 +1,210 @@
+"""SalmonnModel: the whole model in PyTorch, and the reference that every bundle is compared with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from salmonrun.runtime.audio import Audio, AudioSource, load_audio
+from salmonrun.runtime.config import Block, GenerationConfig, PromptConfig
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.features import fbank, log_mel, whisper_frames
+from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
+from salmonrun.runtime.tokenizer import Tokenizer
+from salmonrun.training.model.blocks import valid_positions
+from salmonrun.training.model.config import ModelConfig
+from salmonrun.training.model.features import FeatureBatch, Features, StateBatch, collate, count_tokens
+from salmonrun.training.model.qformer import QFormer
+from salmonrun.training.model.whisper import WhisperEncoder
+
+IGNORE = -100  # label of positions without a loss, PyTorch's default
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training example."""
+
+    audio: Audio
+    prompt: str
+    text: str
+
+
+class SalmonnModel(nn.Module):
+    """Whisper and an audio encoder, fused, read by a window-level Q-Former into the embeddings of an LLM."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        whisper: WhisperEncoder,
+        audio_encoder: nn.Module | None,
+        qformer: QFormer,
+        llm: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.whisper = whisper
+        self.audio_encoder = audio_encoder
+        self.qformer = qformer
+        self.llm = llm
+        self.eval()
+
+    @property
+    def prompts(self) -> PromptConfig:
+        """Template, task prompts and special ids."""
+        return self.config.prompt
+
+    def load_audio(self, source: AudioSource | Audio, sample_rate: int | None = None) -> Audio:
+        """Read audio by this model's policy."""
+        return load_audio(source, sample_rate, min_s=self.config.audio.min_s, max_s=self.config.audio.max_s)
+
+    def encode(self, audio: Audio, block: Block | None = None) -> Tensor:
+        """Audio embeddings of one recording, heard at once or in blocks: [1, N, llm_dim]."""
+        return self.encode_batch([audio], block)[0]
+
+    def encode_batch(self, audios: Sequence[Audio], block: Block | None = None) -> list[Tensor]:
+        """Audio embeddings of several recordings, each [1, N, llm_dim], each as if it were alone."""
+        return self.fuse(self.states(collate([self.features(audio) for audio in audios]), block))
+
+    def features(self, audio: Audio) -> Features:
+        """Spectrograms of one recording."""
+        frames = whisper_frames(len(audio.pcm), self.config.audio, self.config.qformer.window)
+        mel = torch.from_numpy(log_mel(audio.pcm, self.config.audio, 2 * frames))
+        encoder = self.config.audio_encoder
+        return Features(mel, torch.from_numpy(fbank(audio.pcm, encoder.fbank)) if encoder else None)
+
+    def states(self, features: FeatureBatch | StateBatch, block: Block | None = None) -> StateBatch:
+        """Encoder states on the model's device, computed if they are not there already."""
+        on_device = features.to(self.device)
+        return on_device if isinstance(on_device, StateBatch) else self.encode_states(on_device, block)
+
+    def hear_speech(self, batch: FeatureBatch, block: Block | None = None) -> StateBatch:
+        """States of Whisper alone."""
+        return StateBatch(self.whisper(batch.log_mel, batch.frames, block), batch.frames, None, batch.fbank_frames)
+
+    def encode_states(self, batch: FeatureBatch, block: Block | None = None) -> StateBatch:
+        """States of both encoders."""
+        heard = self.hear_speech(batch, block)
+        config = self.config.audio_encoder
+        if self.audio_encoder is None or config is None or batch.fbank is None:
+            return heard
+        audio = self.audio_encoder(batch.fbank, batch.fbank_frames, block)
+        return replace(heard, audio=audio, audio_tokens=count_tokens(batch.fbank_frames, config.fbank))
+
+    def fuse(self, states: StateBatch) -> list[Tensor]:
+        """Audio embeddings of each row, [1, N, llm_dim]."""
+        if states.audio is None:
+            embeds = self.qformer(states.speech)
+        else:
+            audio_valid = valid_positions(states.audio_tokens, states.audio.shape[1])
+            speech_valid = valid_positions(states.frames, states.speech.shape[1])
+            embeds = self.qformer(states.speech, states.audio, audio_valid, speech_valid)
+        window = self.config.qformer.window
+        longer = states.frames if states.audio is None else torch.maximum(states.frames, states.audio_tokens)
+        counts = [window.count(frames) * window.num_queries for frames in longer.tolist()]
+        return [row[None, :count] for row, count in zip(embeds, counts, strict=True)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.qformer.query_tokens.device
+
+    def embed_tokens(self, ids: Sequence[int]) -> Tensor:
+        """[1, len(ids), llm_dim]."""
+        return self._embeddings(torch.tensor([list(ids)], dtype=torch.long, device=self.device))
+
+    @property
+    def _embeddings(self) -> nn.Module:
+        return cast(PreTrainedModel, self.llm).get_input_embeddings()
+
+    def embed_prompt(self, audio_embeds: Tensor, prompt: str) -> Tensor:
+        """Prompt text around the audio embeddings [1, N, llm_dim]: [1, P, llm_dim]."""
+        return self.wrap(audio_embeds, prompt_ids(self.prompts, self.tokenizer, prompt), ())[None]
+
+    def wrap(self, audio_embeds: Tensor, prompt: PromptIds, target: Sequence[int]) -> Tensor:
+        """Embeddings of the prompt around the audio's [1, N, llm_dim], and of an answer behind it: [P, llm_dim]."""
+        before, after = self.embed_tokens(prompt.before)[0], self.embed_tokens((*prompt.after, *target))[0]
+        return torch.cat([before, audio_embeds[0].to(before.dtype), after])
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        audio: AudioSource | Audio,
+        *,
+        task: str | None = None,
+        prompt: str | None = None,
+        question: str | None = None,
+        config: GenerationConfig | None = None,
+        sample_rate: int | None = None,
+        block: Block | None = None,
+    ) -> list[int]:
+        """Token ids of the answer, by transformers' own greedy or beam search. The reference; slow."""
+        text = choose_prompt(self.prompts, task, prompt, question)
+        embeds = self.embed_prompt(self.encode(self.load_audio(audio, sample_rate), block), text)
+        return self.generate_from(embeds, config or GenerationConfig())
+
+    @torch.inference_mode()
+    def generate_from(self, inputs_embeds: Tensor, config: GenerationConfig) -> list[int]:
+        """Search from embeddings [1, P, llm_dim]."""
+        if config.stop_strings or config.do_sample:
+            raise ConfigError("the PyTorch reference decodes greedily or with beams, without stop_strings")
+        stops = self.prompts.stop_token_ids if config.stop_token_ids is None else config.stop_token_ids
+        ids = (
+            cast(PreTrainedModel, self.llm)
+            .generate(
+                inputs_embeds=inputs_embeds,
+                attention_mask=torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device),
+                max_new_tokens=config.max_new_tokens,
+                min_new_tokens=config.min_new_tokens or None,
+                num_beams=config.num_beams,
+                length_penalty=config.length_penalty,
+                early_stopping=config.early_stopping,
+                repetition_penalty=config.repetition_penalty,
+                no_repeat_ngram_size=config.no_repeat_ngram_size,
+                do_sample=False,
+                eos_token_id=list(stops) or None,
+                pad_token_id=stops[0] if stops else 0,
+            )[0]
+            .tolist()
+        )
+        # Beams that ended earlier are padded with a stop token; what follows the first one is padding.
+        ends = [i for i, token in enumerate(ids) if token in stops]
+        return ids[: ends[0] + 1] if ends else ids
+
+    def forward(self, samples: Sequence[Sample]) -> Tensor:
+        """Mean cross-entropy of the samples' texts, end symbol included."""
+        embeds = self.encode_batch([sample.audio for sample in samples])
+        prompts = [prompt_ids(self.prompts, self.tokenizer, sample.prompt) for sample in samples]
+        targets = [self.tokenizer.encode(sample.text + self.prompts.end_symbol) for sample in samples]
+        return self.answer_loss(embeds, prompts, targets) / sum(map(len, targets))
+
+    def answer_loss(
+        self, audio_embeds: Sequence[Tensor], prompts: Sequence[PromptIds], targets: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Sum of the cross-entropies of all target tokens, each row as if alone; audio_embeds each [1, N, llm_dim]."""
+        logits, wanted = self.answer_logits(audio_embeds, prompts, targets)
+        return nn.functional.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
+
+    def answer_logits(
+        self, audio_embeds: Sequence[Tensor], prompts: Sequence[PromptIds], targets: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [N, vocab] and the tokens wanted [N], which include the targets' and are else IGNORE."""
+        rows, labels = [], []
+        for embeds, prompt, target in zip(audio_embeds, prompts, targets, strict=True):
+            row = self.wrap(embeds, prompt, target)
+            rows.append(row)
+            labels.append(torch.tensor([IGNORE] * (len(row) - len(target)) + list(target), device=self.device))
+        mask = nn.utils.rnn.pad_sequence([torch.ones(len(row), device=self.device) for row in rows], batch_first=True)
+        first = min(len(row) - len(target) for row, target in zip(rows, targets, strict=True)) - 1
+        logits = self.llm(
+            inputs_embeds=nn.utils.rnn.pad_sequence(rows, batch_first=True),
+            attention_mask=mask.long(),
+            # None in front of the first answer. By index: of a slice, the product would copy the weights per row.
+            logits_to_keep=torch.arange(first, mask.shape[1], device=self.device),
+        ).logits
+        wanted = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)[:, -logits.shape[1] :]
+        return logits[:, :-1].flatten(0, 1).float(), wanted[:, 1:].flatten()

@@ -1,0 +1,1 @@
+"""New checkpoints: from published files, around pretrained parts, or from nothing."""
