@@ -49,7 +49,7 @@ def measure_endurance(
             bar.update(pushed // SAMPLE_RATE - before // SAMPLE_RATE)
     settled = np.array(memory[len(memory) // 6 :])  # buffers grow to their size at first
     utterances = len(stream.segments)
-    slot = stream._slot  # its memory is what a cancel must give back
+    lease = stream._lease  # its memory is what a cancel must give back
     stream.cancel()
     return {
         "minutes": minutes,
@@ -59,7 +59,7 @@ def measure_endurance(
         "rss_slope_mb_per_10_min": float(10 * np.polyfit(settled[:, 0], settled[:, 1], 1)[0]),
         "latency_of_the_first_hundred_ms": 1e3 * float(np.median(latencies[10:110])),
         "latency_of_the_last_hundred_ms": 1e3 * float(np.median(latencies[-100:])),
-        "cancel_frees_the_slot": slot.cache.released,
+        "cancel_frees_the_slot": lease.closed,
     }
 
 

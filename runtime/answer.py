@@ -1,23 +1,23 @@
-"""From a prompt's embeddings to text: prefill, search, detokenize, measure."""
+"""From a prompt's embeddings to text: search, detokenize, measure."""
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
-from salmonrun.runtime.config import GenerationConfig
-from salmonrun.runtime.decoder import F32, Decoder
-from salmonrun.runtime.search import FinishReason, StopRules, beam_search, decode_one_by_one
+from salmonrun.runtime.beam_search import beam_search
+from salmonrun.runtime.decoder import Chunk
+from salmonrun.runtime.model import Model
+from salmonrun.runtime.request import Request
+from salmonrun.runtime.search import FinishReason, Search, decode
 from salmonrun.runtime.stopwatch import Stopwatch
 from salmonrun.runtime.tokenizer import StreamingDetokenizer, Tokenizer
-
-S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the LLM said, and when."""
+    """What the LLM answers, and when."""
 
     text: str
     token_ids: list[int]
@@ -25,44 +25,42 @@ class Answer:
     token_at: list[float]  # time.perf_counter() of each token; with beams of the end of the prefill and of the answer
 
 
+def choose_search(request: Request, prompt: Chunk[Any], slots: Sequence[Any], start: int) -> Search[Any]:
+    """The search a request asks for.
+
+    Args:
+        request: how tokens are chosen.
+        prompt: for the first of the slots.
+        slots: as many as there are beams.
+        start: positions of the slot in front of the answer.
+    """
+    if request.config.num_beams > 1:
+        return beam_search(prompt, slots, start, request.config, request.stop)
+    return decode(prompt, request.config, request.stop)
+
+
 def answer(
-    decoder: Decoder[S],
-    tokenizer: Tokenizer,
-    slots: list[S],
-    inputs_embeds: F32,
-    config: GenerationConfig,
-    stop_ids: tuple[int, ...],
-    watch: Stopwatch,
-    cancel: threading.Event | None = None,
+    model: Model, request: Request, search: Search[Any], watch: Stopwatch, cancel: threading.Event | None
 ) -> Generator[str, None, Answer]:
-    """Append inputs_embeds [P, dim] to the first of num_beams slots and decode; yields text as it becomes certain."""
-    stop = StopRules(frozenset(stop_ids), config.stop_strings, tokenizer.decode)
-    cancelled = (cancel or threading.Event()).is_set
-    logits = decoder.prefill(slots[0], inputs_embeds)
-    watch.lap("prefill")
-    text = _GrowingText(tokenizer, config.stop_strings)
-    token_ids: list[int] = []
-    token_at: list[float] = []
-    if config.num_beams > 1:
-        token_at.append(time.perf_counter())
-        token_ids, reason = beam_search(decoder, slots, logits, config, stop, cancelled)
-        token_at.append(time.perf_counter())
-        yield from filter(None, map(text.add, token_ids))
-    else:
-        search = decode_one_by_one(decoder, slots[0], logits, config, stop, cancelled)
-        while True:
-            try:
-                token_ids.append(next(search))
-            except StopIteration as end:
-                reason = end.value
-                break
-            token_at.append(time.perf_counter())
-            if piece := text.add(token_ids[-1]):
-                yield piece
+    """Decode; yields text as it becomes certain."""
+    text = _GrowingText(model.tokenizer, request.config.stop_strings)
+    tokens = model.rounds.tokens(search, cancel)
+    while True:
+        try:
+            piece = text.add(next(tokens))
+        except StopIteration as end:
+            running = end.value
+            break
+        if piece:
+            yield piece
     if piece := text.finish():
         yield piece
-    watch.lap("decode")
-    return Answer(text.emitted, token_ids, reason, token_at)
+    ended = time.perf_counter()
+    watch.lap("prefill", running.prefilled_at)
+    watch.lap("decode", ended)
+    found = running.result()
+    token_at = [running.prefilled_at, ended] if request.config.num_beams > 1 else running.token_at
+    return Answer(text.emitted, found.tokens, found.finish_reason, token_at)
 
 
 class _GrowingText:

@@ -1,14 +1,61 @@
-"""The decoder seam: what search needs of a language model, whatever runs it."""
+"""The decoder seam: what the rest of the engine needs of a language model, whatever runs it."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from salmonrun.runtime.arrays import F32
+from salmonrun.runtime.errors import CapacityError
+
 S = TypeVar("S")  # a decoder's own handle of one sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk(Generic[S]):
+    """What a round appends to one slot."""
+
+    slot: S
+    inputs: F32 | Sequence[int]  # embeddings [n, dim], or n token ids; at least one
+    wanted: int = 1  # logits of so many last positions; 0: append only, which saves the output layer
+    # Positions the slot begins with; None: all it has. Fewer: those behind are forgotten.
+    keep: int | None = None
+    source: S | None = None  # the slot whose first `keep` positions these are, copied before; None: its own
+
+
+class Lease(Generic[S]):
+    """Slots that belong to one request until they are given back: at any time, or at the end of a `with`."""
+
+    def __init__(self, slots: Sequence[S], give_back: Callable[[Sequence[S]], None]) -> None:
+        self.slots = tuple(slots)
+        self._give_back = give_back
+        self.closed = False
+
+    def close(self) -> None:
+        """Give the slots back; a second time does nothing."""
+        if not self.closed:
+            self.closed = True
+            self._give_back(self.slots)
+
+    def __enter__(self) -> tuple[S, ...]:
+        return self.slots
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class DecoderReport:
+    """What really runs the LLM."""
+
+    name: str
+    device: str  # "cpu" or "cuda"
+    providers: tuple[str, ...]  # of ONNX Runtime, first choice first; empty elsewhere
+    threads: int
 
 
 class Decoder(Protocol[S]):
@@ -19,32 +66,32 @@ class Decoder(Protocol[S]):
         """Positions a slot can have at most."""
         ...
 
-    def embed(self, token_ids: Sequence[int]) -> F32:
+    def embed(self, token_ids: Sequence[int], /) -> F32:
         """Embeddings of tokens: [len(token_ids), dim]."""
         ...
 
-    def open(self, count: int, capacity: int) -> AbstractContextManager[list[S]]:
-        """`count` empty slots with room for `capacity` positions each, freed when the context ends.
+    def open(self, count: int, capacity: int) -> Lease[S]:
+        """`count` empty slots with room for `capacity` positions each.
 
         Raises:
             CapacityError: `capacity` is more than `max_length`.
         """
         ...
 
+    def forward(self, chunks: Sequence[Chunk[S]]) -> list[F32]:
+        """One round: every chunk is appended to its slot; the logits [wanted, V] of each.
+
+        First each slot gets the beginning its chunk says, then all are appended: a slot may be the source of others. A
+        round that fails has changed no slot's length but by those beginnings.
+
+        Raises:
+            CapacityError: a slot has no room for its chunk.
+            ClosedError: a slot was given back.
+        """
+        ...
+
     def length(self, slot: S) -> int:
         """Positions the slot has."""
-        ...
-
-    def prefill(self, slot: S, inputs_embeds: F32) -> F32:
-        """Append embeddings [S, dim] to the slot; logits of the last position [V]."""
-        ...
-
-    def step(self, slots: Sequence[S], token_ids: Sequence[int]) -> F32:
-        """Append one token to each of B slots, of any lengths: [B, V]."""
-        ...
-
-    def verify(self, slot: S, token_ids: Sequence[int], last: int | None = None) -> F32:
-        """Append k tokens to one slot; the logits after each [k, V], or after the `last` of them alone."""
         ...
 
     def truncate(self, slot: S, length: int) -> None:
@@ -54,3 +101,48 @@ class Decoder(Protocol[S]):
     def fork(self, source: S, target: S, length: int) -> None:
         """Make `target` a copy of the first `length` positions of `source`."""
         ...
+
+    def describe(self) -> DecoderReport:
+        """What really runs, read from what is loaded."""
+        ...
+
+
+def check_capacity(max_length: int, positions: int) -> None:
+    """Refuse what no slot can hold.
+
+    Raises:
+        CapacityError: more than `max_length` positions.
+    """
+    if positions > max_length:
+        raise CapacityError(
+            f"prompt and answer need {positions} positions, the KV cache has {max_length}: shorten the "
+            "prompt, lower max_new_tokens, or export with a larger --max-length"
+        )
+
+
+def begin(decoder: Decoder[S], chunks: Sequence[Chunk[S]]) -> None:
+    """Give each chunk's slot the beginning that the chunk says: the first part of every decoder's `forward`."""
+    for chunk in chunks:
+        if chunk.keep is None:
+            continue
+        if chunk.source is None:
+            decoder.truncate(chunk.slot, chunk.keep)
+        else:
+            decoder.fork(chunk.source, chunk.slot, chunk.keep)
+
+
+def prefill(decoder: Decoder[S], slot: S, inputs_embeds: F32) -> F32:
+    """Append embeddings [P, dim]; the logits of the last position [V]."""
+    logits: F32 = decoder.forward([Chunk(slot, inputs_embeds)])[0][0]
+    return logits
+
+
+def step(decoder: Decoder[S], slots: Sequence[S], token_ids: Sequence[int]) -> F32:
+    """Append one token to each of B slots, of any lengths: [B, V]."""
+    chunks = [Chunk(slot, [token_id]) for slot, token_id in zip(slots, token_ids, strict=True)]
+    return np.concatenate(decoder.forward(chunks))
+
+
+def verify(decoder: Decoder[S], slot: S, token_ids: Sequence[int]) -> F32:
+    """Append k tokens to one slot; the logits after each [k, V]."""
+    return decoder.forward([Chunk(slot, token_ids, wanted=len(token_ids))])[0]

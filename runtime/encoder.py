@@ -27,12 +27,12 @@ class AudioEncoder:
         watch = watch or Stopwatch()
         mel, bank = self.features(audio.pcm)
         watch.lap("features")
-        speech = self.speech(mel)
+        speech = self.whisper(mel)
         watch.lap("whisper")
-        sounds = None if bank is None else self.sounds(bank)
-        if sounds is not None:
+        states = None if bank is None else self.audio_encoder(bank)
+        if states is not None:
             watch.lap("audio_encoder")
-        embeds = self.join(speech, sounds)
+        embeds = self.qformer(speech, states)
         watch.lap("qformer")
         return embeds
 
@@ -55,24 +55,24 @@ class AudioEncoder:
         """The audio encoder's input [F, bins]; None without one."""
         return None if self.fbank is None else fbank(pcm, self.fbank)
 
-    def speech(self, mel: F32) -> F32:
-        """Whisper states [T, d_model]."""
-        return hear_speech(self.graphs["whisper"], mel)
+    def whisper(self, mel: F32) -> F32:
+        """Whisper's states [T, d_model] of a log-mel spectrogram [n_mels, 2 T]."""
+        return run_whisper(self.graphs["whisper"], mel)
 
-    def sounds(self, bank: F32) -> F32:
-        """States of the audio encoder [tokens, dim]."""
+    def audio_encoder(self, bank: F32) -> F32:
+        """The audio encoder's states [tokens, dim] of a filter bank [F, bins]."""
         states: F32 = self.graphs["audio_encoder"].run(fbank=bank[None])[0]
         return states
 
-    def join(self, speech: F32, audio: F32 | None) -> F32:
-        """Q-Former output [N, dim of the LLM]."""
+    def qformer(self, speech: F32, audio: F32 | None) -> F32:
+        """Audio embeddings [N, dim of the LLM] of both encoders' states."""
         inputs = {"speech": speech[None]} if audio is None else {"speech": speech[None], "audio": audio[None]}
         embeds: F32 = self.graphs["qformer"].run(**inputs)[0]
         return embeds
 
 
-def hear_speech(graph: Graph, mel: F32) -> F32:
-    """Whisper states [T, d_model] of a whole log-mel spectrogram [n_mels, 2 T]."""
+def run_whisper(graph: Graph, mel: F32) -> F32:
+    """Whisper's states [T, d_model] of a whole log-mel spectrogram [n_mels, 2 T]."""
     states: F32
     if graph.spec.past:  # it takes the neighbouring hops as well, of which there are none
         states = graph.run(log_mel=np.pad(mel, ((0, 0), (1, 1)))[None], start=np.zeros(1, np.int64))[0]

@@ -4,44 +4,45 @@ import os
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Literal
 
-import numpy as np
-
-from salmonrun.runtime.answer import answer
+from salmonrun.runtime.answer import answer, choose_search
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, AudioSource
-from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import GenerationConfig, Limits
-from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
-from salmonrun.runtime.encoder import AudioEncoder
-from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.decoder import Chunk
+from salmonrun.runtime.decoders import DecoderName
 from salmonrun.runtime.heard import Heard, listen
 from salmonrun.runtime.longform.batch import BatchAnswerer
 from salmonrun.runtime.longform.config import TranscribeConfig
 from salmonrun.runtime.longform.reader import PcmReader
 from salmonrun.runtime.longform.transcribe import TranscriptInfo, transcribe
 from salmonrun.runtime.model import Model
-from salmonrun.runtime.prompt import PromptIds
 from salmonrun.runtime.report import Report, describe
+from salmonrun.runtime.request import Request
 from salmonrun.runtime.result import Result, drain, empty_result, make_result
 from salmonrun.runtime.segment import Segment
-from salmonrun.runtime.session import resolve_device, usable_cores
 from salmonrun.runtime.stopwatch import Stopwatch
 from salmonrun.runtime.streaming.config import StreamConfig
 from salmonrun.runtime.streaming.stream import Stream
 from salmonrun.runtime.vad import load_vad
 
 
-class Engine(Model):
-    """A loaded bundle and the ways to ask it. It does not change: one engine serves any number of threads."""
+class Engine:
+    """The ways to ask a loaded bundle. It does not change: one engine serves any number of threads.
+
+    What they decode at the same time, they decode together.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
 
     @classmethod
     def load(
         cls,
         path: str | os.PathLike[str],
         device: Literal["auto", "cpu", "cuda"] = "auto",
-        decoder: Literal["auto", "onnx"] = "auto",
+        decoder: DecoderName = "auto",
         threads: int | None = None,
         verify: bool = True,
         limits: Limits | None = None,
@@ -58,17 +59,20 @@ class Engine(Model):
 
         Raises:
             BundleError: the bundle is damaged, of a newer format, or cannot be loaded.
+            ConfigError: no such decoder, or threads below 1.
             DeviceError: the device is not there; nothing falls back in silence.
         """
-        if decoder not in ("auto", "onnx"):
-            raise ConfigError(f"decoder is {decoder!r}; expected 'auto' or 'onnx'")
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads is {threads}; it must be at least 1, or None for all cores")
-        bundle = open_bundle(path, verify)
-        where = resolve_device(device, bundle.manifest.target)
-        count = threads or usable_cores()
-        encoder, llm = AudioEncoder(bundle, where, count), OnnxDecoder(bundle, where, count)
-        return cls(bundle, encoder, llm, limits or Limits())
+        return cls(Model.load(path, device, decoder, threads, verify, limits or Limits()))
+
+    @property
+    def bundle(self) -> Bundle:
+        """What was loaded."""
+        return self.model.bundle
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks this bundle has prompts for."""
+        return self.model.tasks
 
     def generate(
         self,
@@ -126,18 +130,17 @@ class Engine(Model):
         search yields its text at the end.
         """
         watch = Stopwatch()
-        config = self.check(config or GenerationConfig())
-        ids = self.prompt_ids(task, prompt, question)
+        request = self.model.request(task, prompt, question, config)
         watch.lap("prompt")
-        heard = self.load_audio(audio, sample_rate)
+        recording = self.model.load_audio(audio, sample_rate)
         watch.lap("audio")
-        self.decoder.check_capacity(self.positions(ids, len(heard.pcm), config))
-        return self._answer(heard, ids, config, cancel, watch)
+        self.model.check_capacity(request, len(recording.pcm))
+        return self._answer(recording, request, cancel, watch)
 
     @contextmanager
     def listen(self, audio: AudioSource | Audio, *, sample_rate: int | None = None) -> Iterator["Heard"]:
         """Encode a recording once, keep its KV, and answer many prompts about it: see `Heard.ask`."""
-        with listen(self, self.load_audio(audio, sample_rate)) as heard:
+        with listen(self.model, self.model.load_audio(audio, sample_rate)) as heard:
             yield heard
 
     def transcribe(
@@ -159,7 +162,7 @@ class Engine(Model):
 
         Args:
             task: one of `tasks`; "asr" if neither it nor `prompt` is given.
-            generation: how tokens are chosen. Greedy windows are decoded together; with beams or sampling one by one.
+            generation: how tokens are chosen.
             config: how the recording is cut.
             cancel: set it from another thread to stop; segments decoded until then are still handed out.
 
@@ -169,10 +172,7 @@ class Engine(Model):
         if task is None and prompt is None:
             task = "asr"
         reader = PcmReader(audio, sample_rate)
-        generation = self.check(generation or GenerationConfig())
-        ids = self.prompt_ids(task, prompt, question)
-        alone = partial(self.generate, task=task, prompt=prompt, question=question, config=generation, cancel=cancel)
-        answerer = BatchAnswerer(self, ids, generation, alone, cancel)
+        answerer = BatchAnswerer(self.model, self.model.request(task, prompt, question, generation), cancel)
         return transcribe(reader, answerer, config or TranscribeConfig(), cancel)
 
     def stream(
@@ -208,28 +208,27 @@ class Engine(Model):
             task = "asr"
         config = config or StreamConfig()
         vad = load_vad(config.endpoint.vad) if config.endpoint else None
-        ids = self.prompt_ids(task, prompt, question)
-        return Stream(self, ids, self.check(generation or GenerationConfig()), config, sample_rate, vad)
+        return Stream(self.model, self.model.request(task, prompt, question, generation), config, sample_rate, vad)
 
     def report(self) -> Report:
         """What really runs: providers, decoder, precision, threads, memory."""
-        return describe(self.bundle, self.encoder, self.decoder)
+        return describe(self.model)
 
     def _answer(
-        self, heard: Audio, ids: PromptIds, config: GenerationConfig, cancel: threading.Event | None, watch: Stopwatch
+        self, recording: Audio, request: Request, cancel: threading.Event | None, watch: Stopwatch
     ) -> Generator[str, None, Result]:
         """The data path behind the features: encoders, prompt, LLM, search, text."""
-        if note := self.silence(heard):
-            return empty_result(heard, "stop", note, watch)
+        model, config = self.model, request.config
+        if note := model.silence(recording):
+            return empty_result(recording, "stop", note, watch)
         if cancel and cancel.is_set():
-            return empty_result(heard, "cancelled", "cancelled before encoding", watch)
-        audio_embeds = self.encoder.encode(heard, watch)
+            return empty_result(recording, "cancelled", "cancelled before encoding", watch)
+        audio_embeds = model.encoder.encode(recording, watch)
         if cancel and cancel.is_set():
-            return empty_result(heard, "cancelled", "cancelled before decoding", watch)
-        embed = self.decoder.embed
-        inputs_embeds = np.concatenate([embed(ids.before), audio_embeds, embed(ids.after)])
-        with self.decoder.open(config.num_beams, len(inputs_embeds) + config.max_new_tokens) as slots:
-            stops = self.stop_ids(config)
+            return empty_result(recording, "cancelled", "cancelled before decoding", watch)
+        inputs_embeds = model.inputs_embeds(request.prompt, audio_embeds)
+        with model.decoder.open(config.num_beams, len(inputs_embeds) + config.max_new_tokens) as slots:
+            search = choose_search(request, Chunk(slots[0], inputs_embeds), slots, len(inputs_embeds))
             watch.lap("prompt")
-            said = yield from answer(self.decoder, self.tokenizer, slots, inputs_embeds, config, stops, watch, cancel)
-        return make_result(said, heard, watch)
+            answered = yield from answer(model, request, search, watch, cancel)
+        return make_result(answered, recording, watch)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from salmonrun.runtime.audio import SAMPLE_RATE, load_audio
+from salmonrun.runtime.decoder import prefill, step
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.errors import BundleError
 from salmonrun.runtime.prompt import prompt_ids
@@ -81,11 +82,11 @@ def _load_golden(engine: Engine) -> dict[str, npt.NDArray[Any]]:
 
 def _replay(engine: Engine, golden: dict[str, npt.NDArray[Any]], tokens: list[int]) -> F32:
     """Logits [n, V] before each recorded token."""
-    audio = load_audio(golden["pcm"], SAMPLE_RATE, min_s=engine.bundle.manifest.audio.min_s)
-    ids = prompt_ids(engine.bundle.manifest.prompt, engine.tokenizer, golden["prompt"].tobytes().decode())
-    embed = engine.decoder.embed
-    embeds = np.concatenate([embed(ids.before), engine.encoder.encode(audio), embed(ids.after)])
-    with engine.decoder.open(1, len(embeds) + len(tokens)) as (slot,):
-        logits = [engine.decoder.prefill(slot, embeds)]
-        logits += [engine.decoder.step([slot], [token])[0] for token in tokens[:-1]]
+    model = engine.model
+    audio = load_audio(golden["pcm"], SAMPLE_RATE, min_s=model.bundle.manifest.audio.min_s)
+    ids = prompt_ids(model.bundle.manifest.prompt, model.tokenizer, golden["prompt"].tobytes().decode())
+    embeds = model.inputs_embeds(ids, model.encoder.encode(audio))
+    with model.decoder.open(1, len(embeds) + len(tokens)) as (slot,):
+        logits = [prefill(model.decoder, slot, embeds)]
+        logits += [step(model.decoder, [slot], [token])[0] for token in tokens[:-1]]
     return np.stack(logits)

@@ -1,24 +1,54 @@
 """A bundle in memory: what every way of asking it needs."""
 
+import os
+from typing import Any
+
+import numpy as np
+
+from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import Audio, AudioSource, load_audio
-from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.bundle import Bundle, open_bundle
 from salmonrun.runtime.config import GenerationConfig, Limits
-from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.decoder import Decoder, check_capacity
+from salmonrun.runtime.decoders import DecoderName, choose
 from salmonrun.runtime.encoder import AudioEncoder
 from salmonrun.runtime.errors import ConfigError, PromptError
 from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
+from salmonrun.runtime.request import Request
+from salmonrun.runtime.rounds import Rounds
+from salmonrun.runtime.search import StopRules
+from salmonrun.runtime.session import resolve_device, usable_cores
 from salmonrun.runtime.tokenizer import Tokenizer
 
 
 class Model:
-    """Graphs, tokenizer, prompts and limits. It does not change."""
+    """Encoders, decoder and its rounds, tokenizer, prompts and limits. It does not change."""
 
-    def __init__(self, bundle: Bundle, encoder: AudioEncoder, decoder: OnnxDecoder, limits: Limits) -> None:
+    def __init__(self, bundle: Bundle, encoder: AudioEncoder, decoder: Decoder[Any], limits: Limits) -> None:
         self.bundle = bundle
         self.tokenizer = Tokenizer(bundle.path("tokenizer.json"))
         self.encoder = encoder
         self.decoder = decoder
+        self.rounds = Rounds(decoder)
         self.limits = limits
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: str,
+        decoder: DecoderName,
+        threads: int | None,
+        verify: bool,
+        limits: Limits,
+    ) -> "Model":
+        """Open, check and load a bundle; see `Engine.load`."""
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads is {threads}; it must be at least 1, or None for all cores")
+        bundle = open_bundle(path, verify)
+        where = resolve_device(device, bundle.manifest.target)
+        count = threads or usable_cores()
+        return cls(bundle, AudioEncoder(bundle, where, count), choose(bundle, decoder, where, count), limits)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -26,16 +56,55 @@ class Model:
         return tuple(self.bundle.manifest.prompt.tasks)
 
     def load_audio(self, source: AudioSource | Audio, sample_rate: int | None) -> Audio:
-        """Read audio by this bundle's policy; see `salmonrun.runtime.audio.load_audio`."""
+        """Read audio by this bundle's policy; see `runtime.audio.load_audio`."""
         window = self.bundle.manifest.audio
         return load_audio(source, sample_rate, min_s=window.min_s, max_s=window.max_s)
 
-    def prompt_ids(self, task: str | None, prompt: str | None, question: str | None) -> PromptIds:
-        """Token ids of a task's or an own prompt, in front of the audio and behind it.
+    def request(
+        self,
+        task: str | None = None,
+        prompt: str | None = None,
+        question: str | None = None,
+        config: GenerationConfig | None = None,
+    ) -> Request:
+        """A task's or an own prompt, and how it is answered.
 
         Raises:
+            ConfigError: settings that this model or its limits do not allow.
             PromptError: no such task, not exactly one of task and prompt, or too long.
         """
+        config = self._checked(config or GenerationConfig())
+        own = self.bundle.manifest.prompt.stop_token_ids
+        stop_ids = own if config.stop_token_ids is None else config.stop_token_ids
+        stop = StopRules(frozenset(stop_ids), config.stop_strings, self.tokenizer.decode)
+        return Request(self._prompt_ids(task, prompt, question), config, stop)
+
+    def check_capacity(self, request: Request, samples: int) -> None:
+        """Refuse a request about so many samples that no slot can hold.
+
+        Raises:
+            CapacityError: prompt and answer are longer than the KV cache.
+        """
+        check_capacity(self.decoder.max_length, self.positions(request, samples))
+
+    def positions(self, request: Request, samples: int) -> int:
+        """Positions of a slot that a prompt about so many samples and its answer need at most."""
+        prompt = len(request.prompt.before) + len(request.prompt.after)
+        return prompt + self.encoder.count(samples) + request.config.max_new_tokens
+
+    def inputs_embeds(self, prompt: PromptIds, audio_embeds: F32) -> F32:
+        """The prompt around the audio [N, dim]: [P, dim]."""
+        embed = self.decoder.embed
+        return np.concatenate([embed(prompt.before), audio_embeds, embed(prompt.after)])
+
+    def silence(self, audio: Audio) -> str:
+        """Why this recording counts as silence; empty if it does not."""
+        floor = self.limits.silence_dbfs
+        if floor is None or audio.peak_dbfs >= floor:
+            return ""
+        return f"silence: the peak is {audio.peak_dbfs:.0f} dBFS, below {floor:g} dBFS, so nothing was decoded"
+
+    def _prompt_ids(self, task: str | None, prompt: str | None, question: str | None) -> PromptIds:
         text = choose_prompt(self.bundle.manifest.prompt, task, prompt, question)
         if len(text) > self.limits.max_prompt_chars:
             raise PromptError(
@@ -48,12 +117,7 @@ class Model:
             raise PromptError(f"the prompt is not valid Unicode ({error.reason}); pass UTF-8 text") from error
         return prompt_ids(self.bundle.manifest.prompt, self.tokenizer, text)
 
-    def check(self, config: GenerationConfig) -> GenerationConfig:
-        """The same settings, if this engine accepts them.
-
-        Raises:
-            ConfigError: it does not.
-        """
+    def _checked(self, config: GenerationConfig) -> GenerationConfig:
         if config.num_beams > self.limits.max_beams:
             raise ConfigError(
                 f"num_beams is {config.num_beams}, the limit is {self.limits.max_beams}: "
@@ -64,19 +128,3 @@ class Model:
         if unknown:
             raise ConfigError(f"stop_token_ids has {unknown[0]}; this model's tokens are 0 to {vocab_size - 1}")
         return config
-
-    def stop_ids(self, config: GenerationConfig) -> tuple[int, ...]:
-        """Tokens that end an answer."""
-        own = self.bundle.manifest.prompt.stop_token_ids
-        return own if config.stop_token_ids is None else config.stop_token_ids
-
-    def positions(self, ids: PromptIds, samples: int, config: GenerationConfig) -> int:
-        """Positions of a slot that a prompt about so many samples and its answer need at most."""
-        return len(ids.before) + self.encoder.count(samples) + len(ids.after) + config.max_new_tokens
-
-    def silence(self, audio: Audio) -> str:
-        """Why this recording counts as silence; empty if it does not."""
-        floor = self.limits.silence_dbfs
-        if floor is None or audio.peak_dbfs >= floor:
-            return ""
-        return f"silence: the peak is {audio.peak_dbfs:.0f} dBFS, below {floor:g} dBFS, so nothing was decoded"

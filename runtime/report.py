@@ -7,9 +7,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from salmonrun.runtime.bundle import Bundle
-from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
-from salmonrun.runtime.encoder import AudioEncoder
+from salmonrun.runtime.model import Model
 
 
 @dataclass(frozen=True)
@@ -19,6 +17,7 @@ class Report:
     bundle: str
     model: str
     decoder: str
+    device: str  # of the decoder
     providers: dict[str, tuple[str, ...]]  # graph -> execution providers in use
     precision: dict[str, str]
     window: str  # "padded" (exact) or "trimmed"
@@ -29,19 +28,19 @@ class Report:
     peak_resident_bytes: int
 
 
-def describe(bundle: Bundle, encoder: AudioEncoder, decoder: OnnxDecoder) -> Report:
+def describe(model: Model) -> Report:
     """Collect the report."""
-    manifest = bundle.manifest
-    graphs = {**encoder.graphs, "llm": decoder.graph}
-    precision = {part: value for part, value in vars(manifest.precision).items() if value is not None}
+    manifest, decoder = model.bundle.manifest, model.decoder.describe()
+    providers = {name: tuple(graph.providers) for name, graph in model.encoder.graphs.items()}
     return Report(
-        bundle=str(bundle.folder),
+        bundle=str(model.bundle.folder),
         model=manifest.provenance.model,
         decoder=decoder.name,
-        providers={name: tuple(graph.providers) for name, graph in graphs.items()},
-        precision=precision,
+        device=decoder.device,
+        providers={**providers, "llm": decoder.providers},
+        precision={part: value for part, value in vars(manifest.precision).items() if value is not None},
         window=manifest.audio.window,
-        threads=decoder.graph.session.get_session_options().intra_op_num_threads,
+        threads=decoder.threads,
         onnxruntime=onnxruntime.__version__,
         bundle_bytes=sum(file.size for file in manifest.files.values()),
         resident_bytes=resident_bytes(),

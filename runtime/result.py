@@ -2,32 +2,62 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from typing import Any
 
 from salmonrun.runtime.answer import Answer
 from salmonrun.runtime.audio import Audio
 from salmonrun.runtime.search import FinishReason
 from salmonrun.runtime.stopwatch import Stopwatch
 
-NOT_ENCODING = ("audio", "prompt", "features", "prefill", "decode")  # every other stage is a graph of the encoder
+ENCODERS = ("whisper", "audio_encoder", "qformer")
 
 
 @dataclass(frozen=True)
 class Timings:
     """Wall-clock seconds of one request, each read after its work was done."""
 
-    features_s: float = 0.0  # log-mel and filter bank
-    encode_s: float = 0.0  # Whisper, the audio encoder, Q-Former
-    prefill_s: float = 0.0  # prompt through the LLM
-    ttft_s: float = 0.0  # from the call to the first token; with beams to the end of the prefill
-    tpot_s: float = 0.0  # mean of the further tokens
-    total_s: float = 0.0
     audio_s: float = 0.0  # length of the recording
     # All of the time: prompt (text to embeddings), audio (read, resampled), features, a stage for each graph of the
-    # encoder, prefill, decode.
+    # encoder, prefill, decode. A stream that is finished has one stage, finish.
     stages: dict[str, float] = field(default_factory=dict)
-    token_s: tuple[
-        float, ...
-    ] = ()  # from the call to each token; with beams to the end of the prefill and of the answer
+    # From the call to each token; with beams to the end of the prefill and of the answer.
+    token_s: tuple[float, ...] = ()
+    tokens: int = 0  # of the answer
+
+    @property
+    def features_s(self) -> float:
+        """Log-mel and filter bank."""
+        return self.stages.get("features", 0.0)
+
+    @property
+    def encode_s(self) -> float:
+        """Whisper, the audio encoder, Q-Former."""
+        return sum(self.stages.get(stage, 0.0) for stage in ENCODERS)
+
+    @property
+    def prefill_s(self) -> float:
+        """The prompt through the LLM."""
+        return self.stages.get("prefill", 0.0)
+
+    @property
+    def ttft_s(self) -> float:
+        """From the call to the first token; with beams to the end of the prefill."""
+        return self.token_s[0] if self.token_s else 0.0
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean of the tokens behind the first."""
+        return (self.token_s[-1] - self.token_s[0]) / max(1, self.tokens - 1) if self.token_s else 0.0
+
+    @property
+    def total_s(self) -> float:
+        """From the call to the whole answer."""
+        return sum(self.stages.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        derived = ("features_s", "encode_s", "prefill_s", "ttft_s", "tpot_s", "total_s")
+        return {name: getattr(self, name) for name in (*derived, "audio_s", "stages", "token_s")}
 
 
 @dataclass(frozen=True)
@@ -40,31 +70,22 @@ class Result:
     timings: Timings
     notes: tuple[str, ...] = ()  # what was done to the audio, and why a text is empty
 
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {**vars(self), "timings": self.timings.as_dict()}
 
-def make_result(said: Answer, audio: Audio, watch: Stopwatch) -> Result:
+
+def make_result(answer: Answer, audio: Audio, watch: Stopwatch) -> Result:
     """An answer's text with its timings."""
-    token_s = tuple(at - watch.started for at in said.token_at)
-    first, last = (token_s[0], token_s[-1]) if token_s else (0.0, 0.0)
-    stages = watch.stages
-    timings = Timings(
-        features_s=stages.get("features", 0.0),
-        encode_s=sum(seconds for stage, seconds in stages.items() if stage not in NOT_ENCODING),
-        prefill_s=stages["prefill"],
-        ttft_s=first,
-        tpot_s=(last - first) / max(1, len(said.token_ids) - 1),
-        total_s=watch.elapsed,
-        audio_s=audio.source_s,
-        stages=stages,
-        token_s=token_s,
-    )
-    return Result(said.text, said.token_ids, said.finish_reason, timings, audio.notes)
+    token_s = tuple(at - watch.started for at in answer.token_at)
+    timings = Timings(audio.source_s, watch.stages, token_s, len(answer.token_ids))
+    return Result(answer.text, answer.token_ids, answer.finish_reason, timings, audio.notes)
 
 
 def empty_result(audio: Audio, reason: FinishReason, note: str, watch: Stopwatch) -> Result:
     """No answer, and why."""
     watch.lap("prompt")
-    timings = Timings(total_s=watch.elapsed, audio_s=audio.source_s, stages=watch.stages)
-    return Result("", [], reason, timings, (*audio.notes, note))
+    return Result("", [], reason, Timings(audio.source_s, watch.stages), (*audio.notes, note))
 
 
 def drain(pieces: Generator[str, None, Result]) -> Result:

@@ -10,9 +10,9 @@ class Stopwatch:
         self.started = self._last = time.perf_counter()
         self.stages: dict[str, float] = {}
 
-    def lap(self, stage: str) -> None:
-        """What was done since the lap before, or since the start, was this stage; it is over."""
-        now = time.perf_counter()
+    def lap(self, stage: str, at: float | None = None) -> None:
+        """What was done since the lap before, or since the start, was this stage; it was over `at`, or is now."""
+        now = time.perf_counter() if at is None else at
         self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
         self._last = now
 

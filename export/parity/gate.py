@@ -18,7 +18,7 @@ from salmonrun.export.progress import Progress
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
 from salmonrun.runtime.bundle import Bundle, open_bundle
 from salmonrun.runtime.config import AudioConfig, Block, BlockConfig
-from salmonrun.runtime.encoder import AudioEncoder, hear_speech
+from salmonrun.runtime.encoder import AudioEncoder, run_whisper
 from salmonrun.runtime.errors import ParityError
 from salmonrun.runtime.features import fbank, log_mel, whisper_frames
 from salmonrun.runtime.golden import GOLDEN, save_golden
@@ -193,7 +193,7 @@ def _reference_embeds(source: Checkpoint, config: AudioConfig, audio: Audio) -> 
 def _run_graph(bundle: Bundle, name: str, *inputs: F32) -> F32:
     graph = load_graph(bundle, name, "cpu", usable_cores())
     if name == "whisper":
-        return hear_speech(graph, inputs[0][0])[None]
+        return run_whisper(graph, inputs[0][0])[None]
     names = [spec.name for spec in graph.spec.inputs if spec not in graph.spec.past]
     output: F32 = graph.run(**dict(zip(names, inputs, strict=True)))
     return output

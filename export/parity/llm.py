@@ -7,10 +7,11 @@ import numpy.typing as npt
 import torch
 
 from salmonrun.export.parity.layers import LayeredLlm
-from salmonrun.export.parity.pieces import PIECE_BYTES, PiecewiseDecoder, cut
+from salmonrun.export.parity.pieces import PIECE_BYTES, PiecewiseGraph, cut
 from salmonrun.export.progress import Progress
 from salmonrun.runtime.bundle import Bundle
-from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.decoder import prefill, step, verify
+from salmonrun.runtime.decoders.onnx_decoder import EmbeddingTable, OnnxDecoder
 from salmonrun.runtime.golden import GOLDEN_TOKENS
 from salmonrun.runtime.prompt import PromptIds, prompt_ids
 from salmonrun.runtime.session import usable_cores
@@ -42,25 +43,25 @@ def run_llm(bundle: Bundle, got_embeds: F32, reference_embeds: F32, progress: Pr
     ids = prompt_ids(bundle.manifest.prompt, Tokenizer(bundle.path("tokenizer.json")), GOLDEN_PROMPT)
     spec = bundle.manifest.llm
     pieces = cut(bundle.path(bundle.manifest.graphs["llm"].file), spec.layers, PIECE_BYTES)
-    with progress.weights("the bundle's tokens", RUNS * sum(piece.size for piece in pieces)) as step:
+    with progress.weights("the bundle's tokens", RUNS * sum(piece.size for piece in pieces)) as counted:
         if len(pieces) == 1:
-            decoder = OnnxDecoder(bundle, "cpu", usable_cores())
+            decoder = OnnxDecoder.load(bundle, "cpu", usable_cores())
         else:
-            decoder = PiecewiseDecoder(bundle, pieces, step)
+            decoder = OnnxDecoder(spec, EmbeddingTable(bundle, spec.embedding), PiecewiseGraph(bundle, pieces, counted))
         before, after = decoder.embed(ids.before), decoder.embed(ids.after)
         tokens, logits = greedy_path(decoder, np.concatenate([before, got_embeds, after]))
         prompt = np.concatenate([before, reference_embeds, after])
         with decoder.open(1, len(prompt) + len(tokens)) as (slot,):
-            stage = np.concatenate([decoder.prefill(slot, prompt)[None], decoder.verify(slot, tokens[:-1])])
+            stage = np.concatenate([prefill(decoder, slot, prompt)[None], verify(decoder, slot, tokens[:-1])])
     return LlmRun(tokens, logits, stage, ids, len(pieces))
 
 
 def greedy_path(decoder: OnnxDecoder, inputs_embeds: F32) -> tuple[list[int], F32]:
     """GOLDEN_TOKENS greedy tokens, stop tokens ignored, and the logits [n, V] each was chosen from."""
     with decoder.open(1, len(inputs_embeds) + GOLDEN_TOKENS) as (slot,):
-        logits = [decoder.prefill(slot, inputs_embeds)]
+        logits = [prefill(decoder, slot, inputs_embeds)]
         while len(logits) < GOLDEN_TOKENS:
-            logits.append(decoder.step([slot], [int(np.argmax(logits[-1]))])[0])
+            logits.append(step(decoder, [slot], [int(np.argmax(logits[-1]))])[0])
     return np.argmax(logits, axis=1).tolist(), np.stack(logits)
 
 

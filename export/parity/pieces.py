@@ -4,21 +4,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import helper
 
 from salmonrun.export.graphs.llm import layer_start
+from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.bundle import Bundle
-from salmonrun.runtime.decoders.kv_cache import KVCache
-from salmonrun.runtime.decoders.onnx_decoder import EmbeddingTable, OnnxDecoder
+from salmonrun.runtime.decoder import DecoderReport
 from salmonrun.runtime.session import session_options, usable_cores
 
-F32 = npt.NDArray[np.float32]
 PIECE_BYTES = 2**30  # of weights; ONNX Runtime packs them anew, so that a session takes twice that while it is made
 
 
@@ -80,37 +77,27 @@ def _part(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> bytes:
     return bytes(made.SerializeToString())
 
 
-class PiecewiseDecoder(OnnxDecoder):
-    """OnnxDecoder for slots and tokens; each run loads the pieces one after the other. Slow."""
+class PiecewiseGraph:
+    """Satisfies `LlmGraph`: each run loads the pieces one after the other. Slow."""
 
     def __init__(self, bundle: Bundle, pieces: list[Piece], progress: Callable[[int], object]) -> None:
-        self._spec = bundle.manifest.llm
-        self._dtype: Any = np.dtype(self._spec.dtype)
-        self.embed = EmbeddingTable(bundle, self._spec.embedding)
         self._folder = bundle.path(bundle.manifest.graphs["llm"].file).parent
         self._pieces = pieces
         self._progress = progress
 
-    def _run(self, cache: KVCache, first: int, end: int, embeds: F32, wanted: list[int]) -> F32:
-        slots = cache.slots[first:end]
-        lengths = np.array([slot.length + embeds.shape[1] for slot in slots], np.int32)
-        values: dict[str, npt.NDArray[Any]] = {
-            "inputs_embeds": embeds.astype(self._dtype),
-            "seqlens_k": lengths - 1,
-            "total_sequence_length": lengths.max(),
-            "logit_positions": np.array(wanted, np.int64),
-        }
-        for layer in range(self._spec.layers):
-            values[f"past_key.{layer}"] = cache.keys[layer][first:end]
-            values[f"past_value.{layer}"] = cache.values[layer][first:end]
+    def run(self, inputs: dict[str, Array], buffers: dict[str, Array], logits: F32) -> None:
+        """What one piece gives, those behind it take."""
+        values = {**inputs, **buffers}
         for piece in self._pieces:
             values |= self._run_piece(piece, values)
             self._progress(piece.size)
-        for slot in slots:
-            slot.length += embeds.shape[1]
-        return values["logits"]
+        logits[:] = values["logits"]
 
-    def _run_piece(self, piece: Piece, values: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def describe(self) -> DecoderReport:
+        """It is ONNX Runtime all the same."""
+        return DecoderReport("onnx", "cpu", ("CPUExecutionProvider",), usable_cores())
+
+    def _run_piece(self, piece: Piece, values: dict[str, Array]) -> dict[str, Array]:
         """What the piece gives but keys and values, which it writes where they are."""
         options = session_options(usable_cores())
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._folder))

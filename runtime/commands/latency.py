@@ -15,7 +15,6 @@ from salmonrun.runtime.latency.outcome import write_json
 from salmonrun.runtime.latency.plot import load_matplotlib, plot
 from salmonrun.runtime.latency.run import Progress, measure
 from salmonrun.runtime.latency.sampling import StopRule
-from salmonrun.runtime.latency.slow import slow_down
 from salmonrun.runtime.latency.table import format_outcome
 
 
@@ -117,11 +116,6 @@ def _add_sampling_arguments(latency: argparse.ArgumentParser, rule: StopRule) ->
         metavar="LIMITS",
         help="exit with 1 if one is exceeded, e.g. ttft_p50=0.8,rtf=0.5,rss_peak_mb=900",
     )
-    found.add_argument(
-        "--slow-down",
-        metavar="STAGE=SECONDS",
-        help="a test hook: sleep in this stage of request, to see that it shows there alone",
-    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -132,8 +126,6 @@ def _run(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     engine = load_engine(arguments)
     load_s = time.perf_counter() - started
-    if arguments.slow_down is not None:
-        slow_down(engine, *_stage_and_seconds(arguments.slow_down))
     line = ProgressLine()
     line.show("starting", 0.0)
     try:
@@ -207,14 +199,6 @@ def _listed(kind: Callable[[str], object]) -> Callable[[str], tuple[object, ...]
 
     parse.__name__ = f"list of {kind.__name__}"  # argparse shows it
     return parse
-
-
-def _stage_and_seconds(text: str) -> tuple[str, float]:
-    stage, _, seconds = text.partition("=")
-    try:
-        return stage, float(seconds)
-    except ValueError:
-        raise ConfigError(f"--slow-down has {text!r}; expected STAGE=SECONDS, such as whisper=0.05") from None
 
 
 def _commas(values: tuple[float, ...]) -> str:

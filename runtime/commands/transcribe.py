@@ -78,7 +78,7 @@ def _print_error(file: str, error: SalmonrunError) -> bool:
 
 def _print_result(file: str, result: Result, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"file": file, **asdict(result)}, ensure_ascii=False), flush=True)
+        print(json.dumps({"file": file, **result.as_dict()}, ensure_ascii=False), flush=True)
         return
     print(f"{file}: {result.text.strip()}", flush=True)
     timings = result.timings

@@ -1,11 +1,19 @@
-"""KV buffers: a few sequences that grow in place, share prefixes and roll back."""
+"""KV buffers: a pool of sequences that grow in place, share prefixes and roll back."""
 
 import itertools
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from salmonrun.runtime.arrays import Array
+from salmonrun.runtime.decoder import Lease
+from salmonrun.runtime.errors import ClosedError
+
+ROWS = 8  # of a cache, at least
+SMALLEST = 256  # positions of a row
 
 _names = itertools.count()
 
@@ -21,21 +29,24 @@ class KVCache:
         self.capacity = capacity
         self.keys = [np.empty(shape, dtype) for _ in range(layers)]
         self.values = [np.empty(shape, dtype) for _ in range(layers)]
-        self.slots = [Slot(self, row) for row in range(rows)]
+        self.rows: list[Slot | None] = [None] * rows  # whose each is
 
     @property
-    def buffers(self) -> list[npt.NDArray[Any]]:
+    def buffers(self) -> list[Array]:
         """All keys, then all values, each [rows, kv_heads, capacity, head_dim]."""
         return [*self.keys, *self.values]
 
-    @property
-    def released(self) -> bool:
-        """Whether the memory was given back."""
-        return not self.slots
+    def free_run(self, count: int) -> int | None:
+        """The first of so many free rows side by side; None if there are none."""
+        for first in range(len(self.rows) - count + 1):
+            if not any(self.rows[first : first + count]):
+                return first
+        return None
 
-    def release(self) -> None:
-        """Give the memory back now: cache and slots refer to each other, and the collector does not see arrays."""
-        self.keys, self.values, self.slots = [], [], []
+    def past(self, row: int) -> int:
+        """Positions that the sequence in a row has; 0 in a free one."""
+        slot = self.rows[row]
+        return slot.length if slot else 0
 
 
 @dataclass(eq=False)
@@ -44,7 +55,9 @@ class Slot:
 
     cache: KVCache = field(repr=False)
     row: int
+    capacity: int  # positions it may have
     length: int = 0  # valid positions
+    closed: bool = False
     # Contents this slot begins with: name -> how many positions of it. Two slots that know the same name hold the same
     # in the positions that both have of it.
     prefixes: dict[int, int] = field(default_factory=dict, repr=False)
@@ -52,7 +65,16 @@ class Slot:
     @property
     def room(self) -> int:
         """Positions that can still be appended."""
-        return self.cache.capacity - self.length
+        return self.capacity - self.length
+
+    def check_open(self) -> None:
+        """Refuse a slot whose row may be somebody else's by now.
+
+        Raises:
+            ClosedError: it was given back.
+        """
+        if self.closed:
+            raise ClosedError("this sequence was given back: use it inside the `with` block that opened it")
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on."""
@@ -69,7 +91,8 @@ class Slot:
         Returns:
             The number of positions copied.
         """
-        if not 0 <= length <= min(source.length, self.cache.capacity):
+        source.check_open()
+        if not 0 <= length <= min(source.length, self.capacity):
             raise ValueError(f"cannot copy {length} positions of {source} into {self}")
         if self is source:
             self.truncate(length)
@@ -86,15 +109,44 @@ class Slot:
         return length - start
 
 
-def contiguous_runs(slots: list[Slot]) -> list[tuple[KVCache, int, int, npt.NDArray[np.intp]]]:
-    """Group slots into runs of neighbouring rows: (cache, first row, last row + 1, index of each row's slot)."""
-    order = sorted(range(len(slots)), key=lambda i: (id(slots[i].cache), slots[i].row))
-    runs: list[tuple[KVCache, int, int, list[int]]] = []
-    for i in order:
-        slot = slots[i]
-        if runs and runs[-1][0] is slot.cache and runs[-1][2] == slot.row:
-            cache, first, end, members = runs[-1]
-            runs[-1] = (cache, first, end + 1, [*members, i])
-        else:
-            runs.append((slot.cache, slot.row, slot.row + 1, [i]))
-    return [(cache, first, end, np.array(members)) for cache, first, end, members in runs]
+class KVPool:
+    """Caches whose rows are leased to requests: sequences in one cache can take a step together.
+
+    A cache is made when no row is free in those there are, and dropped when all of its rows are. Its capacity is a
+    power of two, so that requests of different lengths meet; reserved memory that nobody writes to costs nothing.
+    """
+
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, dtype: Any, max_length: int) -> None:
+        self._layers = layers
+        self._kv_heads = kv_heads
+        self._head_dim = head_dim
+        self._dtype = dtype
+        self._max_length = max_length
+        self._lock = threading.RLock()  # the collector may close a lease while this thread opens another
+        self.caches: list[KVCache] = []
+
+    def lease(self, count: int, capacity: int) -> Lease[Slot]:
+        """`count` neighbouring rows with room for `capacity` positions each."""
+        with self._lock:
+            cache, first = self._find(count, capacity + 1)  # one to spare: see `OnnxDecoder`
+            slots = [Slot(cache, first + i, capacity) for i in range(count)]
+            cache.rows[first : first + count] = slots
+        return Lease(slots, self._give_back)
+
+    def _find(self, count: int, positions: int) -> tuple[KVCache, int]:
+        for cache in self.caches:
+            first = cache.free_run(count)
+            if first is not None and cache.capacity >= positions:
+                return cache, first
+        capacity = min(max(SMALLEST, 1 << (positions - 1).bit_length()), self._max_length + 1)
+        cache = KVCache(self._layers, max(ROWS, count), self._kv_heads, capacity, self._head_dim, self._dtype)
+        self.caches.append(cache)
+        self.caches.sort(key=lambda one: one.capacity)  # small requests do not take the rows of large ones
+        return cache, 0
+
+    def _give_back(self, slots: Sequence[Slot]) -> None:
+        with self._lock:
+            for slot in slots:
+                slot.closed = True
+                slot.cache.rows[slot.row] = None
+            self.caches = [cache for cache in self.caches if any(cache.rows)]

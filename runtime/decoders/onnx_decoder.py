@@ -1,19 +1,22 @@
 """The decoder on ONNX Runtime: one graph for prefill, step and verify, KV buffers updated in place."""
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
-from salmonrun.runtime.bundle import Bundle, EmbeddingSpec
-from salmonrun.runtime.decoders.kv_cache import KVCache, Slot, contiguous_runs
+from salmonrun.runtime.arrays import F32, Array
+from salmonrun.runtime.bundle import Bundle, EmbeddingSpec, LlmSpec
+from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity
+from salmonrun.runtime.decoders.kv_cache import KVCache, KVPool, Slot
 from salmonrun.runtime.errors import CapacityError
 from salmonrun.runtime.session import Device, Graph, load_graph
 
-F32 = npt.NDArray[np.float32]
+# Rows between two that take a step which may take it with them, for nothing: an idle row costs less than another run.
+BRIDGED = 2
 
 
 class EmbeddingTable:
@@ -24,7 +27,7 @@ class EmbeddingTable:
         self._rows = np.memmap(bundle.path(spec.file), stored, mode="r", shape=(spec.rows, spec.dim))
         self._bfloat16 = spec.dtype == "bfloat16"
 
-    def __call__(self, token_ids: Sequence[int]) -> F32:
+    def __call__(self, token_ids: Sequence[int], /) -> F32:
         """[len(token_ids), dim] in float32."""
         rows = self._rows[np.asarray(token_ids, np.int64)]
         if self._bfloat16:  # the upper half of a float32
@@ -32,70 +35,110 @@ class EmbeddingTable:
         return np.asarray(rows, np.float32)
 
 
+class LlmGraph(Protocol):
+    """Runs the LLM's graph: see docs/bundle.md for its inputs and outputs."""
+
+    def run(self, inputs: dict[str, Array], buffers: dict[str, Array], logits: F32) -> None:
+        """Fill `logits` [B, K, V]; append to `buffers`, which are named as the past is, in place."""
+        ...
+
+    def describe(self) -> DecoderReport:
+        """What runs it."""
+        ...
+
+
+class SessionGraph:
+    """The graph in a session of ONNX Runtime."""
+
+    def __init__(self, graph: Graph, device: Device) -> None:
+        self._session = graph.session
+        self._device = device
+
+    def run(self, inputs: dict[str, Array], buffers: dict[str, Array], logits: F32) -> None:
+        """Buffers are bound as inputs and outputs, so that nothing is copied."""
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
+        for name, array in buffers.items():
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(name.replace("past_", "present_"), value)
+        binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits))
+        self._session.run_with_iobinding(binding)
+
+    def describe(self) -> DecoderReport:
+        """What the session really uses."""
+        threads = self._session.get_session_options().intra_op_num_threads
+        return DecoderReport("onnx", self._device, tuple(self._session.get_providers()), threads)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Neighbouring rows of a cache, of which each that has a chunk gets as many positions."""
+
+    cache: KVCache
+    first: int
+    end: int
+    members: list[int]  # indices of the chunks
+
+
 class OnnxDecoder:
-    """Satisfies `Decoder`. Slots of different callers may be used from different threads at once."""
+    """Satisfies `runtime.decoder.Decoder`.
 
-    name = "onnx"
+    GroupQueryAttention takes one new position for each row of a batch, or many for a single row: chunks of one position
+    are run together where their rows are neighbours, longer ones one by one. Rounds do not overlap. A row without a
+    chunk that runs along writes behind its end, which the next position of its own overwrites: that is why each has a
+    position to spare.
+    """
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
-        self._spec = bundle.manifest.llm
-        self._dtype: Any = np.dtype(self._spec.dtype)
-        self.graph: Graph = load_graph(bundle, "llm", device, threads)
-        self.embed = EmbeddingTable(bundle, self._spec.embedding)
+    def __init__(self, spec: LlmSpec, embed: EmbeddingTable, graph: LlmGraph) -> None:
+        self._spec = spec
+        self._dtype: Any = np.dtype(spec.dtype)
+        self.embed = embed
+        self._graph = graph
+        self._pool = KVPool(spec.layers, spec.kv_heads, spec.head_dim, self._dtype, spec.max_length)
+        self._round = threading.RLock()
+
+    @classmethod
+    def load(cls, bundle: Bundle, device: Device, threads: int) -> "OnnxDecoder":
+        """The decoder of a bundle.
+
+        Raises:
+            BundleError: ONNX Runtime does not take its graph.
+        """
+        spec = bundle.manifest.llm
+        graph = SessionGraph(load_graph(bundle, "llm", device, threads), device)
+        return cls(spec, EmbeddingTable(bundle, spec.embedding), graph)
 
     @property
     def max_length(self) -> int:
         """Positions a slot can have at most."""
         return self._spec.max_length
 
-    @contextmanager
-    def open(self, count: int, capacity: int) -> Iterator[list[Slot]]:
-        """`count` neighbouring empty slots; their memory is freed when the context ends."""
-        self.check_capacity(capacity)
-        spec = self._spec
-        cache = KVCache(spec.layers, count, spec.kv_heads, capacity, spec.head_dim, self._dtype)
-        try:
-            yield cache.slots
-        finally:
-            cache.release()
+    def open(self, count: int, capacity: int) -> Lease[Slot]:
+        """`count` neighbouring empty slots with room for `capacity` positions each."""
+        check_capacity(self.max_length, capacity)
+        return self._pool.lease(count, capacity)
 
-    def check_capacity(self, positions: int) -> None:
-        """Refuse what no slot can hold.
-
-        Raises:
-            CapacityError: more than `max_length` positions.
-        """
-        if positions > self.max_length:
-            raise CapacityError(
-                f"prompt and answer need {positions} positions, the KV cache has {self.max_length}: shorten the "
-                "prompt, lower max_new_tokens, or export with a larger --max-length"
-            )
+    def forward(self, chunks: Sequence[Chunk[Slot]]) -> list[F32]:
+        """One round: see `runtime.decoder.Decoder`."""
+        if len({id(chunk.slot) for chunk in chunks}) != len(chunks):
+            raise ValueError("a slot may occur once in a round; append several positions to it with one chunk")
+        embeds = [self._embeds(chunk) for chunk in chunks]
+        with self._round:
+            for chunk in chunks:
+                chunk.slot.check_open()
+            begin(self, chunks)
+            for chunk, new in zip(chunks, embeds, strict=True):
+                _check_room(chunk, len(new))
+            logits = self._run_all(chunks, embeds)
+            for chunk, new in zip(chunks, embeds, strict=True):  # all or none
+                chunk.slot.length += len(new)
+        return logits
 
     def length(self, slot: Slot) -> int:
         """Positions the slot has."""
         return slot.length
-
-    def prefill(self, slot: Slot, inputs_embeds: F32) -> F32:
-        """Append [S, dim]; logits of the last position [V]."""
-        logits: F32 = self._append(slot, inputs_embeds, [len(inputs_embeds) - 1])[0]
-        return logits
-
-    def verify(self, slot: Slot, token_ids: Sequence[int], last: int | None = None) -> F32:
-        """Append k tokens; the logits after each [k, V], or after the `last` of them alone."""
-        count = len(token_ids)
-        return self._append(slot, self.embed(token_ids), list(range(count - (last or count), count)))
-
-    def step(self, slots: Sequence[Slot], token_ids: Sequence[int]) -> F32:
-        """Append one token to each slot: [B, V]. Neighbouring slots run as one batch."""
-        if len(set(map(id, slots))) != len(slots):
-            raise ValueError("a slot may occur once in a step; append several tokens to it with verify")
-        for slot in slots:  # all or none: a full slot must not leave others a token ahead
-            self._check_room(slot, 1)
-        embeds = self.embed(token_ids)
-        logits = np.empty((len(slots), self._spec.vocab_size), np.float32)
-        for cache, first, end, members in contiguous_runs(list(slots)):
-            logits[members] = self._run(cache, first, end, embeds[members][:, None], [0])[:, 0]
-        return logits
 
     def truncate(self, slot: Slot, length: int) -> None:
         """Forget the positions from `length` on."""
@@ -103,44 +146,80 @@ class OnnxDecoder:
 
     def fork(self, source: Slot, target: Slot, length: int) -> None:
         """Make `target` a copy of the first `length` positions of `source`."""
-        target.copy_from(source, length)
+        with self._round:  # not while the target runs along
+            target.copy_from(source, length)
 
-    @staticmethod
-    def _check_room(slot: Slot, added: int) -> None:
-        if slot.room < added:
-            raise CapacityError(
-                f"{slot.length} + {added} positions exceed the {slot.cache.capacity} reserved for this request"
-            )
+    def describe(self) -> DecoderReport:
+        """What runs the graph."""
+        return self._graph.describe()
 
-    def _append(self, slot: Slot, embeds: F32, wanted: list[int]) -> F32:
-        if not len(embeds):
-            raise ValueError("nothing to append: at least one position is needed")
-        self._check_room(slot, len(embeds))
-        logits: F32 = self._run(slot.cache, slot.row, slot.row + 1, embeds[None], wanted)[0]
+    def _embeds(self, chunk: Chunk[Slot]) -> F32:
+        """A chunk's inputs [n, dim]."""
+        embeds = chunk.inputs if isinstance(chunk.inputs, np.ndarray) else self.embed(chunk.inputs)
+        if not 0 <= chunk.wanted <= len(embeds) or not len(embeds):
+            raise ValueError(f"{chunk.wanted} logits are wanted of {len(embeds)} positions; at least one is needed")
+        return embeds
+
+    def _run_all(self, chunks: Sequence[Chunk[Slot]], embeds: Sequence[F32]) -> list[F32]:
+        logits: list[F32] = [np.empty((0, self._spec.vocab_size), np.float32)] * len(chunks)
+        for run in _runs(chunks, embeds):
+            new = len(embeds[run.members[0]])
+            wanted = max(chunks[i].wanted for i in run.members)
+            batch = np.zeros((run.end - run.first, new, self._spec.dim), self._dtype)
+            places = [chunks[i].slot.row - run.first for i in run.members]
+            for i, place in zip(run.members, places, strict=True):
+                batch[place] = embeds[i]
+            rows = self._run(run, batch, wanted)
+            for i, place in zip(run.members, places, strict=True):
+                logits[i] = rows[place, wanted - chunks[i].wanted :]
         return logits
 
-    def _run(self, cache: KVCache, first: int, end: int, embeds: F32, wanted: list[int]) -> F32:
-        """Run rows first..end of a cache on embeds [rows, S, dim]; logits [rows, len(wanted), V]."""
-        slots = cache.slots[first:end]
-        added = embeds.shape[1]
-        lengths = np.array([slot.length + added for slot in slots], np.int32)
-        logits = np.empty((len(slots), len(wanted), self._spec.vocab_size), np.float32)
-        binding = self.graph.session.io_binding()
-        self._bind(binding, "inputs_embeds", embeds.astype(self._dtype))
-        self._bind(binding, "seqlens_k", lengths - 1)
-        self._bind(binding, "total_sequence_length", lengths.max())
-        self._bind(binding, "logit_positions", np.array(wanted, np.int64))
-        for layer, buffers in enumerate(zip(cache.keys, cache.values, strict=True)):
-            for kind, buffer in zip(("key", "value"), buffers, strict=True):
-                rows = onnxruntime.OrtValue.ortvalue_from_numpy(buffer[first:end])
-                binding.bind_ortvalue_input(f"past_{kind}.{layer}", rows)
-                binding.bind_ortvalue_output(f"present_{kind}.{layer}", rows)
-        binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits))
-        self.graph.session.run_with_iobinding(binding)
-        for slot in slots:
-            slot.length += added
+    def _run(self, run: _Run, embeds: Array, wanted: int) -> F32:
+        """Logits [rows, wanted, V] of the last positions of embeddings [rows, n, dim]."""
+        new = embeds.shape[1]
+        lengths = np.array([run.cache.past(row) + new for row in range(run.first, run.end)], np.int32)
+        inputs = {
+            "inputs_embeds": embeds,
+            "seqlens_k": lengths - 1,
+            "total_sequence_length": lengths.max(),
+            "logit_positions": np.arange(new - wanted, new),
+        }
+        buffers = {}
+        for layer, pair in enumerate(zip(run.cache.keys, run.cache.values, strict=True)):
+            for kind, buffer in zip(("key", "value"), pair, strict=True):
+                buffers[f"past_{kind}.{layer}"] = buffer[run.first : run.end]
+        logits = np.empty((len(lengths), wanted, self._spec.vocab_size), np.float32)
+        self._graph.run(inputs, buffers, logits)
         return logits
 
-    @staticmethod
-    def _bind(binding: onnxruntime.IOBinding, name: str, array: npt.NDArray[Any]) -> None:
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
+
+def _check_room(chunk: Chunk[Slot], added: int) -> None:
+    if chunk.slot.room < added:
+        raise CapacityError(
+            f"{chunk.slot.length} + {added} positions exceed the {chunk.slot.capacity} reserved for this request"
+        )
+
+
+def _runs(chunks: Sequence[Chunk[Slot]], embeds: Sequence[F32]) -> Iterator[_Run]:
+    """How a round is run: chunks of one position in neighbouring rows together, any other alone."""
+    waiting: list[int] = []
+    single = [i for i, new in enumerate(embeds) if len(new) == 1]
+    for i in sorted(single, key=lambda i: (id(chunks[i].slot.cache), chunks[i].slot.row)):
+        if waiting and not _side_by_side(chunks[waiting[-1]].slot, chunks[i].slot):
+            yield _run_of(chunks, waiting)
+            waiting = []
+        waiting.append(i)
+    if waiting:
+        yield _run_of(chunks, waiting)
+    for i, new in enumerate(embeds):
+        if len(new) > 1:
+            yield _run_of(chunks, [i])
+
+
+def _side_by_side(slot: Slot, other: Slot) -> bool:
+    return slot.cache is other.cache and other.row - slot.row <= BRIDGED + 1
+
+
+def _run_of(chunks: Sequence[Chunk[Slot]], members: list[int]) -> _Run:
+    first, last = chunks[members[0]].slot, chunks[members[-1]].slot
+    return _Run(first.cache, first.row, last.row + 1, members)

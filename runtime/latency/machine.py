@@ -12,7 +12,7 @@ import onnxruntime
 
 from salmonrun.runtime import __version__
 from salmonrun.runtime.report import peak_resident_bytes, resident_bytes
-from salmonrun.runtime.session import Device, usable_cores
+from salmonrun.runtime.session import usable_cores
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -57,7 +57,7 @@ class Memory:
 class MemoryMeter:
     """Resident memory from here on; make one when the bundle is loaded."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: str) -> None:
         self._device = device
         self._loaded, self._load_peak = resident_bytes(), peak_resident_bytes()
         self._reset = _reset_peak()

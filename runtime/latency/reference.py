@@ -4,8 +4,9 @@ import time
 
 import numpy as np
 
+from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import SAMPLE_RATE
-from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.decoder import prefill, step
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.latency.config import LatencyConfig
 from salmonrun.runtime.latency.sampling import Case, Sample
@@ -26,22 +27,22 @@ def noise() -> F32:
 
 def cases(engine: Engine, config: LatencyConfig) -> list[Case]:
     """One."""
-    pcm = engine.load_audio(noise(), SAMPLE_RATE).pcm
+    pcm = engine.model.load_audio(noise(), SAMPLE_RATE).pcm
     return [Case("10 s of noise", "latency", lambda: _run(engine, pcm, config.task, config.prompt))]
 
 
 def _run(engine: Engine, pcm: F32, task: str | None, prompt: str | None) -> Sample:
-    encoder, decoder = engine.encoder, engine.decoder
+    model = engine.model
+    encoder, decoder = model.encoder, model.decoder
     mel = encoder.log_mel(pcm)
     started = time.perf_counter()
     bank = encoder.filter_bank(pcm)
-    audio_embeds = encoder.join(encoder.speech(mel), None if bank is None else encoder.sounds(bank))
-    ids = engine.prompt_ids(task, prompt, None)
-    embeds = np.concatenate([decoder.embed(ids.before), audio_embeds, decoder.embed(ids.after)])
+    audio_embeds = encoder.qformer(encoder.whisper(mel), None if bank is None else encoder.audio_encoder(bank))
+    embeds = model.inputs_embeds(model.request(task, prompt).prompt, audio_embeds)
     with decoder.open(1, len(embeds) + 1) as (slot,):
-        logits = decoder.prefill(slot, embeds)
+        logits = prefill(decoder, slot, embeds)
         token = int(np.argmax(logits))
         first = time.perf_counter()
-        decoder.step([slot], [token])
+        step(decoder, [slot], [token])
         second = time.perf_counter()
     return {"ttft": [first - started], "tpot": [second - first], "latency": [second - started]}

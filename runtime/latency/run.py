@@ -16,7 +16,6 @@ from salmonrun.runtime.latency.machine import MemoryMeter, describe_machine
 from salmonrun.runtime.latency.outcome import Outcome, ProtocolOutcome
 from salmonrun.runtime.latency.recording import Recording
 from salmonrun.runtime.latency.sampling import Case, repeat
-from salmonrun.runtime.session import Device
 
 WITH_BASELINE: tuple[ProtocolName, ...] = ("reference", "request")
 
@@ -54,7 +53,7 @@ def measure(
     """
     _check_baseline(config, baseline)
     config, notes = _fitted(engine, config)
-    meter = MemoryMeter(_device(engine))
+    meter = MemoryMeter(engine.report().device)
     speech = _load_speech(engine, recording)
     with ExitStack() as resources:
         report = engine.report()
@@ -90,9 +89,8 @@ def _fitted(engine: Engine, config: LatencyConfig) -> tuple[LatencyConfig, tuple
         if not engine.tasks:
             raise ConfigError("this bundle has no task prompts; pass a prompt")
         task = "asr" if "asr" in engine.tasks else engine.tasks[0]
-    engine.prompt_ids(task, config.prompt, None)
     for beams in config.num_beams:
-        engine.check(request.generation(config, beams))
+        engine.model.request(task, config.prompt, config=request.generation(config, beams))
     lengths = _lengths(engine, config)
     notes: tuple[str, ...] = ()
     if "request" in config.protocols and lengths != config.lengths_s:
@@ -124,13 +122,9 @@ def _lengths(engine: Engine, config: LatencyConfig) -> tuple[float, ...]:
 
 def _load_speech(engine: Engine, source: AudioSource | None) -> Recording:
     speech = Recording.load(source)
-    if note := engine.silence(Audio(speech.pcm, SAMPLE_RATE, 1, len(speech.pcm) / SAMPLE_RATE)):
+    if note := engine.model.silence(Audio(speech.pcm, SAMPLE_RATE, 1, len(speech.pcm) / SAMPLE_RATE)):
         raise AudioError(f"the recording is no speech to measure with ({note}); choose another one")
     return speech
-
-
-def _device(engine: Engine) -> Device:
-    return "cuda" if "CUDAExecutionProvider" in engine.decoder.graph.providers else "cpu"
 
 
 def _measure(

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from salmonrun.runtime.audio import SAMPLE_RATE
-from salmonrun.runtime.longform.batch import BatchAnswerer, Said
+from salmonrun.runtime.longform.batch import BatchAnswerer, WindowAnswer
 from salmonrun.runtime.longform.config import TranscribeConfig
 from salmonrun.runtime.longform.reader import PcmReader
 from salmonrun.runtime.longform.stitch import common_run, seam
 from salmonrun.runtime.longform.windows import Splitter, Window
 from salmonrun.runtime.repetition import repeated
+from salmonrun.runtime.search import Hypothesis
 from salmonrun.runtime.segment import Segment
 from salmonrun.runtime.vad import Vad, load_vad
 
@@ -47,7 +48,7 @@ def transcribe(
     if config.window_s > longest:
         config = replace(config, window_s=longest)
         notes.append(f"windows of {longest:g} s, which is the longest this model hears")
-    answerer.check_capacity(int(config.window_s * SAMPLE_RATE))
+    answerer.model.check_capacity(answerer.request, int(config.window_s * SAMPLE_RATE))
     vad = load_vad(config.vad)
     info = TranscriptInfo(reader.rate, reader.channels, reader.duration_s, vad.name, config, notes=notes)
     return _Transcription(reader, answerer, vad, info, cancel).segments(), info
@@ -57,10 +58,14 @@ def transcribe(
 class _Answered:
     """A segment in the making."""
 
-    window: Window
+    answer: WindowAnswer
     token_ids: list[int]  # without those that the segment before has
-    said: Said
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
+
+    @property
+    def window(self) -> Window:
+        """What it is about."""
+        return self.answer.window
 
 
 class _Transcription:
@@ -106,12 +111,13 @@ class _Transcription:
         while batch := list(islice(windows, self._info.config.batch_size)):
             if self._stopped():
                 return
-            for window, said in zip(batch, self._answerer.answer(batch), strict=True):
-                if said.finish_reason == "cancelled":
+            for answer in self._answerer.answer(batch):
+                hypothesis = answer.hypothesis
+                if hypothesis.finish_reason == "cancelled":
                     self._complete = False
-                    if not said.token_ids:
+                    if not hypothesis.tokens:
                         continue
-                yield _Answered(window, said.token_ids, said, [*said.notes, *self._doubts(said)])
+                yield _Answered(answer, hypothesis.tokens, [*answer.notes, *self._doubts(hypothesis)])
 
     def _windows(self) -> Iterator[Window]:
         for pcm in self._reader.blocks():
@@ -130,10 +136,10 @@ class _Transcription:
             self._covered = window.end
             yield window
 
-    def _doubts(self, said: Said) -> list[str]:
-        limit = self._answerer.config.max_new_tokens
-        cut = [f"cut after max_new_tokens={limit}"] if said.finish_reason == "length" else []
-        return [note for note in (*cut, repeated(said.token_ids)) if note]
+    def _doubts(self, hypothesis: Hypothesis) -> list[str]:
+        limit = self._answerer.request.config.max_new_tokens
+        cut = [f"cut after max_new_tokens={limit}"] if hypothesis.finish_reason == "length" else []
+        return [note for note in (*cut, repeated(hypothesis.tokens)) if note]
 
     def _join(self, previous: _Answered, following: _Answered) -> None:
         """Leave each token of the overlap to one of two neighbours; both keep theirs if they have nothing in common."""
@@ -141,7 +147,7 @@ class _Transcription:
         if not before or not after:
             return
         samples = len(previous.window.pcm) + len(following.window.pcm)
-        tokens = len(previous.said.token_ids) + len(following.said.token_ids)
+        tokens = len(previous.answer.hypothesis.tokens) + len(following.answer.hypothesis.tokens)
         overlap = following.window.overlap
         run = common_run(before, after, expected=tokens * overlap / samples)
         if run is None:
@@ -153,10 +159,10 @@ class _Transcription:
         following.token_ids = following.token_ids[run.following + kept :]
 
     def _without_stop(self, token_ids: list[int]) -> list[int]:
-        return token_ids[:-1] if token_ids and token_ids[-1] in self._answerer.stop_ids else token_ids
+        return token_ids[:-1] if token_ids and token_ids[-1] in self._answerer.request.stop.token_ids else token_ids
 
     def _segment(self, answered: _Answered) -> Segment:
-        window, said = answered.window, answered.said
+        window = answered.window
         text = self._answerer.text(answered.token_ids)
         if window.overlap:
             text = text.lstrip()
@@ -166,7 +172,7 @@ class _Transcription:
             start_sample=window.start + window.overlap // 2,
             end_sample=window.end - window.overlap_after + window.overlap_after // 2,
             window=(window.start, window.end),
-            finish_reason=said.finish_reason,
+            finish_reason=answered.answer.hypothesis.finish_reason,
             notes=tuple(answered.notes),
         )
 

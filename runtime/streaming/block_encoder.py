@@ -80,12 +80,12 @@ class BlockEncoder:
     def _encode(self, pcm: F32, end: int, tokens_end: int, total: int) -> F32:
         """Embeddings of the frames up to `end` of `total`; the audio encoder has tokens up to `tokens_end`."""
         start = self._kept.frames
-        speech, whisper = self._hear_speech(pcm, start, end, total)
-        sounds, audio = self._hear_sounds(pcm, start, tokens_end, self._encoder.fbank)
+        speech, whisper = self._whisper(pcm, start, end, total)
+        states, audio = self._audio_encoder(pcm, start, tokens_end, self._encoder.fbank)
         self._kept = _Kept(end, self._within_lookback(whisper), self._within_lookback(audio))
-        return self._encoder.join(speech, sounds)
+        return self._encoder.qformer(speech, states)
 
-    def _hear_speech(self, pcm: F32, start: int, end: int, total: int) -> tuple[F32, dict[str, F32]]:
+    def _whisper(self, pcm: F32, start: int, end: int, total: int) -> tuple[F32, dict[str, F32]]:
         first, last = MELS_PER_FRAME * start - 1, MELS_PER_FRAME * end + 1
         hops = MELS_PER_FRAME * total
         mel = log_mel(pcm, self._encoder.audio, hops, max(first, 0), min(last, hops))
@@ -94,7 +94,7 @@ class BlockEncoder:
         states, kept = graph.run_on(self._kept.whisper, log_mel=mel[None], start=np.array([start], np.int64))
         return states[0], kept
 
-    def _hear_sounds(
+    def _audio_encoder(
         self, pcm: F32, start: int, end: int, config: FbankConfig | None
     ) -> tuple[F32 | None, dict[str, F32]]:
         if config is None:

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -10,18 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.arrays import F32
+from salmonrun.runtime.audio import SAMPLE_RATE
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.errors import AudioError, ClosedError, ConfigError, PromptError
 from salmonrun.runtime.heard import listen
 from salmonrun.runtime.model import Model
-from salmonrun.runtime.prompt import PromptIds
 from salmonrun.runtime.repetition import repeated
+from salmonrun.runtime.request import Request
 from salmonrun.runtime.result import Result, Timings
 from salmonrun.runtime.search import FinishReason
 from salmonrun.runtime.segment import Segment
 from salmonrun.runtime.streaming.agreement import LocalAgreement
 from salmonrun.runtime.streaming.block_encoder import FRAME, LOOK_AHEAD
+from salmonrun.runtime.streaming.clock import UpdateClock
 from salmonrun.runtime.streaming.config import StreamConfig
 from salmonrun.runtime.streaming.endpoint import Endpointer
 from salmonrun.runtime.streaming.pcm import PcmInput
@@ -50,22 +51,18 @@ class Stream:
     def __init__(
         self,
         model: Model,
-        ids: PromptIds,
-        generation: GenerationConfig,
+        request: Request,
         config: StreamConfig,
         sample_rate: int,
         vad: Vad | None,
     ) -> None:
-        if generation.num_beams > 1 or generation.do_sample or generation.stop_strings:
-            raise ConfigError("a stream decodes greedily, without stop_strings; leave out num_beams and do_sample")
-        if not ids.after:
-            raise PromptError("nothing follows the audio in this prompt; write the instruction of a stream behind it")
+        _check(request)
         self._model = model
-        self._ids = ids
-        self._generation = generation
+        self._request = request
         self._config = config
         self._block = config.block(model.bundle.manifest.streaming)
-        self._interval = _interval(config, self._block.size if self._block else None)  # samples between updates
+        interval = _interval(config, self._block.size if self._block else None)
+        self._clock = UpdateClock(interval, LOOK_AHEAD if self._block else 0, config.max_lag_s)
         self._vad_name = vad.name if vad else "none"
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
@@ -80,17 +77,11 @@ class Stream:
                 "once: lower it"
             )
         self._utterance: Utterance | None = None
-        self._due = 0  # samples of the utterance at which the next update is
         self._news = False  # whether there was speech since the last update
-        self._left_out = 0
-        self._heard = 0  # samples of the stream
-        self._started: float | None = None  # perf_counter() at which the stream's first sample was recorded
         self._segments: list[Segment] = []
         self._last: F32 | None = None  # audio of the utterance before
         self._result: Result | None = None
-        positions = model.positions(ids, len(self._buffer), generation)
-        self._resources = ExitStack()
-        (self._slot,) = self._resources.enter_context(model.decoder.open(1, positions))
+        self._lease = model.decoder.open(1, model.positions(request, len(self._buffer)))
 
     def __enter__(self) -> "Stream":
         return self
@@ -122,10 +113,8 @@ class Stream:
         """
         with self._lock:
             self._check_open()
-            samples = self._input.add(pcm)
-            if self._started is None:
-                self._started = time.perf_counter() - samples / SAMPLE_RATE
-            return self._hear_hops()
+            self._clock.pushed(self._input.add(pcm))
+            return self._take_hops()
 
     def finish(self) -> Result:
         """The end of the audio: all becomes stable. Called again, it gives the same result."""
@@ -134,8 +123,8 @@ class Stream:
                 self._check_open()
                 started = time.perf_counter()
                 self._input.finish()
-                self._hear_hops()
-                self._hear_rest()
+                self._take_hops()
+                self._take_rest()
                 self._result = self._make_result(started)
                 self._release()
             return self._result
@@ -155,7 +144,7 @@ class Stream:
             ClosedError: the stream is finished, cancelled or closed.
             PromptError: no such task, or not exactly one of task and prompt.
         """
-        config = self._model.check(config or GenerationConfig())
+        self._model.request(task, prompt, question, config)  # refused before the stream's turn is waited for
         with self._lock:
             self._check_open()
             if self._cancelled.is_set():
@@ -172,7 +161,7 @@ class Stream:
         self._cancelled.set()
         if self._lock.acquire(blocking=False):
             try:
-                self._resources.close()
+                self._lease.close()
             finally:
                 self._lock.release()
 
@@ -183,30 +172,30 @@ class Stream:
 
     def _release(self) -> None:
         self._utterance = None
-        self._resources.close()
+        self._lease.close()
 
     def _check_open(self) -> None:
         if self._result is not None:
             raise ClosedError("this stream is finished; open another with engine.stream(...)")
-        if self._slot.cache.released and not self._cancelled.is_set():
+        if self._lease.closed and not self._cancelled.is_set():
             raise ClosedError("this stream is closed: use it inside its `with` block, or open another")
 
-    def _hear_hops(self) -> list[Update]:
+    def _take_hops(self) -> list[Update]:
         hops = list(self._input.hops())
         updates = []
         for index, hop in enumerate(hops):
             if self._cancelled.is_set():
                 break
-            self._heard += len(hop)
-            left = (len(hops) - index - 1) * len(hop)
-            if update := self._hear(hop, left):
+            self._clock.samples += len(hop)
+            waiting = (len(hops) - index - 1) * len(hop)
+            if update := self._take(hop, waiting):
                 updates.append(update)
         if self._cancelled.is_set():  # who cancelled had no lock to do it
-            self._resources.close()
+            self._lease.close()
         return updates
 
-    def _hear(self, hop: F32, left: int) -> Update | None:
-        """One hop; `left` samples are there behind it."""
+    def _take(self, hop: F32, waiting: int) -> Update | None:
+        """One hop; `waiting` samples are there behind it."""
         started = time.perf_counter()
         speech = self._endpointer.hear(hop)
         if self._utterance is None:
@@ -215,59 +204,37 @@ class Stream:
                 return None
             self._utterance = self._begin()
         utterance = self._utterance
-        utterance.hear(hop)
+        utterance.append(hop)
         self._news |= speech
         over = self._endpointer.over(utterance.length, bool(utterance.tokens))
         if over or utterance.room < len(hop):
             return self._end(utterance, started, cut=not over)
         utterance.encode_block()
-        if utterance.length < self._due:
-            return None
-        self._due += (1 + (utterance.length - self._due) // self._interval) * self._interval
-        if not self._news:
-            return None
-        if self._falls_behind(left):
-            self._left_out += 1
+        if not self._clock.due(utterance.length) or not self._news or self._clock.leaves_out(waiting):
             return None
         return self._update(utterance, started)
 
-    def _hear_rest(self) -> None:
+    def _take_rest(self) -> None:
         """What does not fill a hop, and then the end of the utterance."""
         rest = self._input.rest()
-        self._heard += len(rest)
+        self._clock.samples += len(rest)
         if self._cancelled.is_set():
             return
         if self._utterance is None and self._config.endpoint is None and len(rest):
             self._utterance = self._begin()
         if self._utterance:
-            self._utterance.hear(rest)
+            self._utterance.append(rest)
             self._end(self._utterance, time.perf_counter(), cut=False)
 
     def _begin(self) -> Utterance:
         """An utterance that begins with what was kept from before the first speech."""
         agreement = LocalAgreement(self._config.hypotheses, self._config.hold_back)
-        utterance = Utterance(
-            self._model,
-            self._slot,
-            self._buffer,
-            self._ids,
-            self._generation,
-            self._block,
-            agreement,
-            self._cancelled,
-        )
-        self._due = self._interval + (LOOK_AHEAD if self._block else 0)
+        (slot,) = self._lease.slots
+        utterance = Utterance(self._model, slot, self._buffer, self._request, self._block, agreement, self._cancelled)
+        self._clock.begin_utterance()
         for hop in self._endpointer.take_kept():
-            utterance.hear(hop)
+            utterance.append(hop)
         return utterance
-
-    def _falls_behind(self, left: int) -> bool:
-        limit = self._config.max_lag_s
-        return limit is not None and left >= self._interval and self._lag_s() > limit
-
-    def _lag_s(self) -> float:
-        assert self._started is not None
-        return max(0.0, time.perf_counter() - self._started - self._heard / SAMPLE_RATE)
 
     def _update(self, utterance: Utterance, started: float) -> Update:
         delta = self._transcript.add(utterance.update())
@@ -278,7 +245,8 @@ class Stream:
         """The utterance is over: at its margin behind the last speech, or, `cut`, where the window is full."""
         behind = 0 if cut else max(0, self._endpointer.silent - self._endpointer.margin)
         end = utterance.end(utterance.length - behind)
-        tokens, reason = utterance.finish(end)
+        answer = utterance.finish(end)
+        tokens, reason = answer.tokens, answer.finish_reason
         pcm, left = utterance.pcm[:end].copy(), utterance.pcm[end:].copy()
         notes = [note for note in (repeated(tokens), utterance.silence(pcm)) if note]
         if cut:
@@ -286,17 +254,23 @@ class Stream:
         delta, text = self._transcript.end_utterance(tokens)
         for start in range(0, len(left), VAD_HOP):  # the next utterance may begin at once
             self._endpointer.keep(left[start : start + VAD_HOP])
-        first = self._heard - utterance.length
+        first = self._clock.samples - utterance.length
         segment = Segment(text, tokens, first, first + end, (first, first + end), reason, tuple(notes))
         self._segments.append(segment)
         self._utterance, self._last, self._news = None, pcm, False
         return self._make_update(started, delta, "", segment)
 
     def _make_update(self, started: float, delta: str, partial: str, segment: Segment | None = None) -> Update:
-        latency, left_out = time.perf_counter() - started, self._left_out
-        self._left_out = 0
-        audio_s = self._heard / SAMPLE_RATE
-        return Update(self._transcript.stable, delta, partial, audio_s, latency, self._lag_s(), left_out, segment)
+        return Update(
+            stable=self._transcript.stable,
+            delta=delta,
+            partial=partial,
+            audio_s=self._clock.audio_s,
+            latency_s=time.perf_counter() - started,
+            lag_s=self._clock.lag_s,
+            left_out=self._clock.take_left_out(),
+            segment=segment,
+        )
 
     def _make_result(self, started: float) -> Result:
         reason: FinishReason = self._segments[-1].finish_reason if self._segments else "stop"
@@ -304,7 +278,7 @@ class Stream:
             reason = "cancelled"
         tokens = [token for segment in self._segments for token in segment.token_ids]
         tokens += self._utterance.certain if self._utterance else []  # of one that was cancelled
-        timings = Timings(total_s=time.perf_counter() - started, audio_s=self._heard / SAMPLE_RATE)
+        timings = Timings(self._clock.audio_s, {"finish": time.perf_counter() - started}, tokens=len(tokens))
         return Result(self._transcript.stable, tokens, reason, timings, tuple(self._notes()))
 
     def _notes(self) -> list[str]:
@@ -312,12 +286,25 @@ class Stream:
         if self._cancelled.is_set():
             return notes
         if not self._segments:
-            heard_s = self._heard / SAMPLE_RATE
-            return [f"no speech in {heard_s:.1f} s (vad {self._vad_name}), so nothing was decoded"]
-        dropped = self._heard - sum(s.end_sample - s.start_sample for s in self._segments)
+            return [f"no speech in {self._clock.audio_s:.1f} s (vad {self._vad_name}), so nothing was decoded"]
+        dropped = self._clock.samples - sum(s.end_sample - s.start_sample for s in self._segments)
         if dropped > 0:
             notes.append(f"{dropped / SAMPLE_RATE:.1f} s without speech (vad {self._vad_name}) were not decoded")
         return notes
+
+
+def _check(request: Request) -> None:
+    """Refuse what a stream cannot do.
+
+    Raises:
+        ConfigError: not greedy, or with stop strings.
+        PromptError: nothing follows the audio.
+    """
+    config = request.config
+    if config.num_beams > 1 or config.do_sample or config.stop_strings:
+        raise ConfigError("a stream decodes greedily, without stop_strings; leave out num_beams and do_sample")
+    if not request.prompt.after:
+        raise PromptError("nothing follows the audio in this prompt; write the instruction of a stream behind it")
 
 
 def _interval(config: StreamConfig, block: int | None) -> int:

@@ -1,18 +1,20 @@
 """One utterance of a stream: its audio in the LLM's KV, and an answer that grows with it."""
 
 import threading
+from typing import Any
 
 import numpy as np
 
-from salmonrun.runtime.audio import F32, SAMPLE_RATE, Audio
+from salmonrun.runtime.arrays import F32
+from salmonrun.runtime.audio import SAMPLE_RATE, Audio
 from salmonrun.runtime.config import Block, GenerationConfig
-from salmonrun.runtime.decoders.kv_cache import Slot
+from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.heard import Heard, listen
 from salmonrun.runtime.model import Model
-from salmonrun.runtime.prompt import PromptIds
 from salmonrun.runtime.repetition import repeated
+from salmonrun.runtime.request import Request
 from salmonrun.runtime.result import Result
-from salmonrun.runtime.search import FinishReason, StopRules, decode_drafted
+from salmonrun.runtime.search import Hypothesis, decode_drafted
 from salmonrun.runtime.streaming.agreement import LocalAgreement
 from salmonrun.runtime.streaming.block_encoder import BlockEncoder
 
@@ -21,7 +23,8 @@ class Utterance:
     """The audio from a first sample on, and what the model answers about it.
 
     The slot holds the text in front of the audio, then the audio embeddings. An update adds to them (in blocks) or
-    replaces them (a growing window), appends the rest of the prompt and the answer, and rolls that back.
+    replaces them (a growing window). They go through the LLM together with the rest of the prompt and the draft of the
+    answer, in one pass; what is behind the audio then is forgotten with the next one.
 
     Args:
         slot: for the longest utterance; it may hold what an utterance before this one has left.
@@ -31,10 +34,9 @@ class Utterance:
     def __init__(
         self,
         model: Model,
-        slot: Slot,
+        slot: Any,
         buffer: F32,
-        ids: PromptIds,
-        config: GenerationConfig,
+        request: Request,
         block: Block | None,
         agreement: LocalAgreement,
         cancelled: threading.Event,
@@ -42,34 +44,29 @@ class Utterance:
         self._model = model
         self._slot = slot
         self._buffer = buffer
-        self.length = 0  # samples heard
-        self._ids = ids
-        self._config = config
+        self.length = 0  # samples taken
+        self._request = request
         self._blocks = BlockEncoder(model.encoder, block) if block else None
         self._agreement = agreement
         self._cancelled = cancelled
-        self._stop = StopRules(frozenset(model.stop_ids(config)), config.stop_strings, model.tokenizer.decode)
-        self._embeds = np.zeros((0, model.bundle.manifest.llm.dim), np.float32)  # of the audio that the slot has
+        self._embeds = np.zeros((0, model.bundle.manifest.llm.dim), np.float32)  # of the audio encoded so far
         self.tokens: list[int] = []  # the latest hypothesis, without a stop token
-        self._encoded = 0  # samples of the audio that the slot has
-        decoder = model.decoder
-        kept = min(decoder.length(slot), len(ids.before))  # an utterance before this one has left the same prefix
-        decoder.truncate(slot, kept)
-        if kept < len(ids.before):
-            decoder.prefill(slot, decoder.embed(ids.before[kept:]))
+        self._encoded = 0  # samples of that audio
+        # Positions of text and audio that the slot has; one before this has left the same text.
+        self._kept = min(model.decoder.length(slot), len(request.prompt.before))
 
     @property
     def pcm(self) -> F32:
-        """The samples heard so far."""
+        """The samples taken so far."""
         return self._buffer[: self.length]
 
     @property
     def room(self) -> int:
-        """Samples that can still be heard."""
+        """Samples that can still be taken."""
         return len(self._buffer) - self.length
 
-    def hear(self, pcm: F32) -> None:
-        """Append samples [N]."""
+    def append(self, pcm: F32) -> None:
+        """Take samples [N]."""
         self._buffer[self.length : self.length + len(pcm)] = pcm
         self.length += len(pcm)
 
@@ -85,7 +82,7 @@ class Utterance:
         self._encode(self.pcm, final=False)
         if not len(self._embeds):
             return []
-        self.tokens, _ = self._answer()
+        self.tokens = self._answer().tokens
         if repeated(self.tokens):  # nothing of this is certain
             return []
         return self._agreement.add(self.tokens)
@@ -94,14 +91,15 @@ class Utterance:
         """The sample to end at, as near to `wanted` as can be: blocks that are encoded stay."""
         return max(wanted, self._encoded if self._blocks else 0)
 
-    def finish(self, end: int) -> tuple[list[int], FinishReason]:
+    def finish(self, end: int) -> Hypothesis:
         """The whole answer, without a stop token, now that the utterance is over and has `end` samples."""
         pcm = self.pcm[:end]
         if self.silence(pcm):
-            return [], "stop"
+            return Hypothesis([], "stop")
         self._encode(pcm, final=True)
-        self.tokens, reason = self._answer()
-        return self.tokens, reason
+        answer = self._answer()
+        self.tokens = answer.tokens
+        return answer
 
     def silence(self, pcm: F32) -> str:
         """Why some of its audio counts as silence; empty if it does not."""
@@ -113,58 +111,51 @@ class Utterance:
         return self._agreement.certain
 
     def ask(
-        self, more: F32, prompt: str | None, task: str | None, question: str | None, config: GenerationConfig
+        self, more: F32, prompt: str | None, task: str | None, question: str | None, config: GenerationConfig | None
     ) -> Result:
         """Answer another prompt about the utterance so far and `more` samples; nothing of the utterance changes."""
+        model, before = self._model, self._request.prompt.before
         audio = self._padded(np.concatenate([self.pcm, more])[: len(self._buffer)])
         if self._blocks is None:
-            with listen(self._model, audio) as heard:
+            with listen(model, audio) as heard:
                 return heard.ask(prompt, task=task, question=question, config=config)
-        decoder = self._model.decoder
-        rest = self._blocks.fork().finish(audio.pcm)
-        embeds = np.concatenate([self._embeds, *rest])
-        with decoder.open(1, len(self._ids.before) + len(embeds)) as (slot,):
-            decoder.fork(self._slot, slot, decoder.length(self._slot))
-            for piece in rest:
-                decoder.prefill(slot, piece)
-            heard = Heard(self._model, audio, embeds, self._ids.before, slot)
-            return heard.ask(prompt, task=task, question=question, config=config)
+        embeds = np.concatenate([self._embeds, *self._blocks.fork().finish(audio.pcm)])
+        new = np.concatenate([model.decoder.embed(before), embeds])[self._kept :]
+        lease = model.decoder.open(1, self._kept + len(new))
+        with lease as (slot,):
+            if len(new):
+                model.rounds.append(Chunk(slot, new, wanted=0, keep=self._kept, source=self._slot))
+            else:
+                model.decoder.fork(self._slot, slot, self._kept)
+            return Heard(model, audio, embeds, before, lease).ask(prompt, task=task, question=question, config=config)
 
     def _encode(self, pcm: F32, final: bool) -> None:
-        """Bring the slot's audio embeddings up to date."""
-        decoder = self._model.decoder
+        """Bring the audio embeddings up to date."""
         if self._blocks is None:
             if final and len(pcm) == self._encoded:
                 return
             self._embeds = self._model.encoder.encode(self._padded(pcm))
-            decoder.truncate(self._slot, len(self._ids.before))
-            decoder.prefill(self._slot, self._embeds)
+            self._kept = min(self._kept, len(self._request.prompt.before))
         else:
             new = self._blocks.finish(self._padded(pcm).pcm) if final else self._blocks.encode(pcm)
-            for piece in new:
-                decoder.prefill(self._slot, piece)
             self._embeds = np.concatenate([self._embeds, *new])
         self._encoded = len(pcm)
 
-    def _answer(self) -> tuple[list[int], FinishReason]:
-        """The greedy answer to the audio in the slot that begins with what is certain; the slot is left as it was."""
-        decoder, audio_end = self._model.decoder, self._model.decoder.length(self._slot)
-        certain = self.certain
-        try:
-            tokens, reason = decode_drafted(
-                decoder,
-                self._slot,
-                self._ids.after,
-                certain,
-                self.tokens[len(certain) :],
-                self._config,
-                self._stop,
-                self._cancelled.is_set,
-            )
-        finally:
-            decoder.truncate(self._slot, audio_end)
-        ended = tokens and tokens[-1] in self._stop.token_ids
-        return (tokens[:-1] if ended else tokens), reason
+    def _answer(self) -> Hypothesis:
+        """The greedy answer to the audio so far that begins with what is certain, without a stop token."""
+        model, request = self._model, self._request
+        certain, draft = self.certain, self.tokens[len(self.certain) :]
+        if len(certain) == request.config.max_new_tokens:
+            return Hypothesis(list(certain), "length")
+        text = model.decoder.embed([*request.prompt.after, *certain, *draft])
+        audio = np.concatenate([model.decoder.embed(request.prompt.before), self._embeds])
+        start = len(audio) + len(request.prompt.after)
+        prompt = Chunk(self._slot, np.concatenate([audio[self._kept :], text]), 1 + len(draft), keep=self._kept)
+        search = decode_drafted(prompt, start, certain, draft, request.config, request.stop)
+        (answer,) = model.rounds.run([search], self._cancelled)
+        self._kept = min(len(audio), model.decoder.length(self._slot))
+        ended = answer.tokens and answer.tokens[-1] in request.stop.token_ids
+        return Hypothesis(answer.tokens[:-1], answer.finish_reason) if ended else answer
 
     def _padded(self, pcm: F32) -> Audio:
         """As the model hears recordings: not shorter than the shortest one."""

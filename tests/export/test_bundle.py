@@ -16,6 +16,7 @@ from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.graphs.builder import INLINE_BYTES, PAGE
 from salmonrun.runtime import Engine, GenerationConfig, load_audio
 from salmonrun.runtime.bundle import MANIFEST, FileSpec, Manifest, file_sha256, manifest_bytes, open_bundle
+from salmonrun.runtime.decoder import prefill, verify
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
 from salmonrun.runtime.golden import check
 from salmonrun.runtime.prompt import prompt_ids
@@ -158,10 +159,10 @@ def test_a_bundle_for_cuda_has_a_float16_llm(tmp_path: Path, tiny_checkpoint: Pa
     assert bundle.manifest.target == "cuda"
     assert bundle.manifest.llm.dtype == "float16"
     assert parity(folder)["stages"]["whisper"]["max_abs"] <= TOLERANCE  # the encoders stay in float32
-    decoder = OnnxDecoder(bundle, "cpu", 2)
-    exact = tiny_engine.decoder
-    ids = prompt_ids(bundle.manifest.prompt, tiny_engine.tokenizer, "What is said?")
-    audio_embeds = tiny_engine.encoder.encode(noise(2.0, 5))
+    decoder = OnnxDecoder.load(bundle, "cpu", 2)
+    exact = tiny_engine.model.decoder
+    ids = prompt_ids(bundle.manifest.prompt, tiny_engine.model.tokenizer, "What is said?")
+    audio_embeds = tiny_engine.model.encoder.encode(noise(2.0, 5))
     inputs = np.concatenate([exact.embed(ids.before), audio_embeds, exact.embed(ids.after)])
     tokens = list(b"an answer")
     got, expected = (all_logits(each, inputs, tokens) for each in (decoder, exact))
@@ -172,8 +173,7 @@ def test_a_bundle_for_cuda_has_a_float16_llm(tmp_path: Path, tiny_checkpoint: Pa
 
 def all_logits(decoder: OnnxDecoder, inputs: F32, tokens: list[int]) -> F32:
     with decoder.open(1, len(inputs) + len(tokens)) as (slot,):
-        first = decoder.prefill(slot, inputs)
-        return np.concatenate([first[None], decoder.verify(slot, tokens)])
+        return np.concatenate([prefill(decoder, slot, inputs)[None], verify(decoder, slot, tokens)])
 
 
 def test_a_quantized_bundle_for_cuda(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -187,7 +187,7 @@ def test_the_window_may_be_overridden(tmp_path: Path, tiny_checkpoint: Path, tin
     folder = export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions(window="trimmed"))
     assert open_bundle(folder).manifest.audio.window == "trimmed"
     engine = Engine.load(folder)
-    assert len(engine.encoder.encode(noise(1.0, 0))) == 3  # windows of 17 frames over 50
+    assert len(engine.model.encoder.encode(noise(1.0, 0))) == 3  # windows of 17 frames over 50
     assert check(engine).passed
 
 
@@ -209,5 +209,5 @@ def test_embeddings_keep_the_dtype_of_the_checkpoint(tmp_path: Path, dtype: torc
     assert (folder / embedding.file).stat().st_size == 2 * embedding.rows * embedding.dim
     model = load(tmp_path / "checkpoint")
     ids = list(range(embedding.rows))
-    assert np.array_equal(engine.decoder.embed(ids), model.embed_tokens(ids)[0].detach().numpy())
+    assert np.array_equal(engine.model.decoder.embed(ids), model.embed_tokens(ids)[0].detach().numpy())
     assert parity(folder)["greedy_tokens_equal"]

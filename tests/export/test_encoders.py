@@ -69,7 +69,7 @@ def test_embeddings_of_padded_patches_are_pytorchs(trimmed: Pair, seconds: float
     model, engine = trimmed
     audio = load_audio(noise(seconds), 16_000)
     expected = model.encode(audio)[0].detach().numpy()
-    encoder = engine.encoder
+    encoder = engine.model.encoder
     found = encoder.encode(audio)
     assert len(found) == len(expected) == encoder.count(len(audio.pcm))
     assert np.abs(found - expected).max() <= 1e-4 * max(1.0, float(np.abs(expected).max()))

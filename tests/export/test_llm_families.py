@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.graphs.llm_family import FAMILIES, LlmShape
 from salmonrun.runtime import ConfigError, Engine, GenerationConfig
-from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.runtime.golden import check
 from salmonrun.training import load
@@ -94,7 +94,7 @@ def test_steps_in_and_past_the_window(pair: Pair) -> None:
     expected = pair.expected(ids)
     with pair.open(1) as (slot,):
         found = [pair.prefill(slot, ids[:3])]
-        found += [pair.decoder.step([slot], [token])[0] for token in ids[3:]]
+        found += [pair.step([slot], [token])[0] for token in ids[3:]]
     assert_close(np.stack(found), expected[2:])
 
 
@@ -108,7 +108,7 @@ def test_steps_of_slots_of_different_lengths(pair: Pair) -> None:
             pair.prefill(slot, sequence[:length])
         for i in range(5):
             column = [sequence[length + i] for sequence, length in zip(sequences, lengths, strict=True)]
-            found = pair.decoder.step(slots, column)
+            found = pair.step(slots, column)
             assert_close(found, np.stack([e[length + i] for e, length in zip(expected, lengths, strict=True)]))
 
 
@@ -117,8 +117,8 @@ def test_verify_across_the_window(pair: Pair) -> None:
     expected = pair.expected(ids)
     with pair.open(1) as (slot,):
         pair.prefill(slot, ids[: WINDOW - 2])
-        assert_close(pair.decoder.verify(slot, ids[WINDOW - 2 : -2]), expected[WINDOW - 2 : -2])
-        assert_close(pair.decoder.verify(slot, ids[-2:]), expected[-2:])
+        assert_close(pair.verify(slot, ids[WINDOW - 2 : -2]), expected[WINDOW - 2 : -2])
+        assert_close(pair.verify(slot, ids[-2:]), expected[-2:])
 
 
 def test_greedy_tokens_are_those_of_transformers(pair: Pair) -> None:

@@ -12,6 +12,7 @@ import torch
 from salmonrun.export import export_bundle
 from salmonrun.runtime import Engine, GenerationConfig, load_audio
 from salmonrun.runtime.config import AudioConfig, PromptConfig, WindowConfig
+from salmonrun.runtime.decoder import prefill
 from salmonrun.runtime.golden import check
 from salmonrun.training import ModelConfig, load
 from salmonrun.training.checkpoint import save
@@ -162,7 +163,7 @@ def test_audio_embeds_of_any_length(tiny_checkpoint: Path, tiny_engine: Engine, 
     audio = model.load_audio(noise(seconds, 9).pcm, 16000)
     expected = model.encode(audio)[0].numpy()
     assert expected.shape == (88, 64)
-    assert np.abs(tiny_engine.encoder.encode(audio) - expected).max() <= TOLERANCE
+    assert np.abs(tiny_engine.model.encoder.encode(audio) - expected).max() <= TOLERANCE
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,7 @@ def golden_engine(golden_bundle: Path) -> Engine:
 
 def test_golden_audio_embeds(golden: Path, golden_engine: Engine, speech: Path) -> None:
     expected = np.load(golden / "salmonn" / "expected.npz")["w1_audio_embeds"]
-    got = golden_engine.encoder.encode(load_audio(speech))
+    got = golden_engine.model.encoder.encode(load_audio(speech))
     assert got.shape == (88, 64)
     assert np.abs(got - expected).max() <= 5e-4
 
@@ -192,9 +193,9 @@ def test_golden_answers(
 
 def test_golden_first_logits_from_stored_embeddings(golden: Path, golden_engine: Engine) -> None:
     expected = np.load(golden / "salmonn" / "expected.npz")
-    decoder = golden_engine.decoder
+    decoder = golden_engine.model.decoder
     for index in (0, 1):
         embeds = expected[f"w1_p{index}_inputs_embeds"]
         with decoder.open(1, len(embeds)) as (slot,):
-            logits = decoder.prefill(slot, embeds)
+            logits = prefill(decoder, slot, embeds)
         assert np.abs(logits - expected[f"w1_p{index}_first_logits"][: len(logits)]).max() <= 5e-4

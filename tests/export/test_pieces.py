@@ -9,9 +9,11 @@ import pytest
 
 from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.graphs.rope import rope_tables
-from salmonrun.export.parity.pieces import PiecewiseDecoder, cut
+from salmonrun.export.parity.pieces import PiecewiseGraph, cut
 from salmonrun.runtime import Engine
 from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.decoder import prefill, step, verify
+from salmonrun.runtime.decoders.onnx_decoder import EmbeddingTable, OnnxDecoder
 from salmonrun.runtime.errors import ParityError
 from salmonrun.runtime.golden import check
 from tests.helpers.exports import parity
@@ -54,16 +56,18 @@ def test_every_node_is_in_one_piece(pair: Pair) -> None:
 def test_pieces_compute_what_the_whole_does(pair: Pair) -> None:
     done: list[int] = []
     pieces = cut(file(pair), pair.bundle.manifest.llm.layers, 1)
-    decoder = PiecewiseDecoder(pair.bundle, pieces, done.append)
+    spec = pair.bundle.manifest.llm
+    graph = PiecewiseGraph(pair.bundle, pieces, done.append)
+    decoder = OnnxDecoder(spec, EmbeddingTable(pair.bundle, spec.embedding), graph)
     ids = np.random.default_rng(0).integers(0, 70, 20).tolist()
     found, expected = [], []
     for each, logits in ((decoder, found), (pair.decoder, expected)):
         with each.open(2, 40) as slots:
             for slot in slots:
-                logits.append(each.prefill(slot, each.embed(ids[:9])))
-            logits.extend(each.step(slots, ids[9:11]))
+                logits.append(prefill(each, slot, each.embed(ids[:9])))
+            logits.extend(step(each, slots, ids[9:11]))
             each.truncate(slots[0], 5)
-            logits.extend(each.verify(slots[0], ids[11:]))
+            logits.extend(verify(each, slots[0], ids[11:]))
             assert [each.length(slot) for slot in slots] == [14, 10]
     np.testing.assert_allclose(np.stack(found), np.stack(expected), atol=1e-5, rtol=0)
     assert sum(done) == 4 * sum(piece.size for piece in pieces)

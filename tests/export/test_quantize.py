@@ -24,7 +24,7 @@ from salmonrun.export.graphs.linear import (
     plain_linear,
     quantize_blocks,
 )
-from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.arrays import F32
 
 SHAPES = [
     (1, 32),

@@ -1,12 +1,12 @@
 """A language model without a network: logits are a function of the tokens so far, which real KV slots hold."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from salmonrun.runtime.decoder import F32
-from salmonrun.runtime.decoders.kv_cache import KVCache, Slot
+from salmonrun.runtime.arrays import F32
+from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity
+from salmonrun.runtime.decoders.kv_cache import KVPool, Slot
 from salmonrun.runtime.errors import CapacityError
 
 NextLogits = Callable[[tuple[int, ...]], F32]  # all tokens of a sequence, the prompt's too -> [V]
@@ -17,51 +17,53 @@ class FakeDecoder:
 
     def __init__(self, next_logits: NextLogits, max_length: int = 1000) -> None:
         self.max_length = max_length
-        self.calls: list[str] = []  # prefill, step, verify, truncate, fork, in order
+        self.rounds: list[list[Chunk[Slot]]] = []
         self.copied: list[int] = []  # positions each fork really copied
+        self._pool = KVPool(1, 1, 1, np.float32, max_length)
         self._next_logits = next_logits
 
-    def embed(self, token_ids: Sequence[int]) -> F32:
+    def embed(self, token_ids: Sequence[int], /) -> F32:
         return np.array(token_ids, np.float32).reshape(-1, 1)
 
-    @contextmanager
-    def open(self, count: int, capacity: int) -> Iterator[list[Slot]]:
-        if capacity > self.max_length:
-            raise CapacityError(f"{capacity} positions exceed {self.max_length}")
-        yield KVCache(1, count, 1, capacity, 1, np.float32).slots
+    def open(self, count: int, capacity: int) -> Lease[Slot]:
+        check_capacity(self.max_length, capacity)
+        return self._pool.lease(count, capacity)
+
+    def forward(self, chunks: Sequence[Chunk[Slot]]) -> list[F32]:
+        assert len({id(chunk.slot) for chunk in chunks}) == len(chunks)
+        self.rounds.append(list(chunks))
+        for chunk in chunks:
+            chunk.slot.check_open()
+        begin(self, chunks)
+        for chunk in chunks:
+            if chunk.slot.room < len(chunk.inputs):
+                raise CapacityError(f"{len(chunk.inputs)} positions do not fit")
+        return [self._append(chunk) for chunk in chunks]
 
     def length(self, slot: Slot) -> int:
         return slot.length
 
-    def prefill(self, slot: Slot, inputs_embeds: F32) -> F32:
-        self.calls.append("prefill")
-        return self._append(slot, inputs_embeds)[-1]
-
-    def step(self, slots: Sequence[Slot], token_ids: Sequence[int]) -> F32:
-        self.calls.append("step")
-        return np.concatenate([self._append(slot, self.embed([i])) for slot, i in zip(slots, token_ids, strict=True)])
-
-    def verify(self, slot: Slot, token_ids: Sequence[int], last: int | None = None) -> F32:
-        self.calls.append("verify")
-        return self._append(slot, self.embed(token_ids))[-(last or len(token_ids)) :]
-
     def truncate(self, slot: Slot, length: int) -> None:
-        self.calls.append("truncate")
         slot.truncate(length)
 
     def fork(self, source: Slot, target: Slot, length: int) -> None:
-        self.calls.append("fork")
         self.copied.append(target.copy_from(source, length))
 
-    def _append(self, slot: Slot, embeds: F32) -> F32:
-        """Logits after each of the new positions: [S, V]."""
-        start, end = slot.length, slot.length + len(embeds)
-        if end > slot.cache.capacity:
-            raise CapacityError(f"{end} positions exceed the {slot.cache.capacity} reserved")
-        slot.cache.keys[0][slot.row, 0, start:end] = embeds
+    def describe(self) -> DecoderReport:
+        return DecoderReport("fake", "cpu", (), 1)
+
+    def history(self, slot: Slot) -> tuple[int, ...]:
+        """All tokens that a slot holds."""
+        return tuple(int(key) for key in slot.cache.keys[0][slot.row, 0, : slot.length, 0])
+
+    def _append(self, chunk: Chunk[Slot]) -> F32:
+        slot, embeds = chunk.slot, np.asarray(chunk.inputs, np.float32).reshape(-1)
+        end = slot.length + len(embeds)
+        slot.cache.keys[0][slot.row, 0, slot.length : end, 0] = embeds
         slot.length = end
-        history = tuple(int(key) for key in slot.cache.keys[0][slot.row, 0, :end, 0])
-        return np.stack([self._next_logits(history[: i + 1]) for i in range(start, end)])
+        history = self.history(slot)
+        logits = [self._next_logits(history[: i + 1]) for i in range(end - chunk.wanted, end)]
+        return np.stack(logits) if logits else np.zeros((0, 0), np.float32)
 
 
 def random_logits(vocab_size: int, seed: int, spread: float = 3.0) -> NextLogits:

@@ -12,6 +12,7 @@ from salmonrun.runtime.latency.machine import Memory, describe_machine
 from salmonrun.runtime.latency.outcome import Outcome, ProtocolOutcome
 from salmonrun.runtime.latency.recording import Recording
 from salmonrun.runtime.latency.sampling import Measured, Sample, StopRule
+from salmonrun.runtime.model import Model
 from tests.helpers.answers import noise
 
 AT_ONCE = StopRule(time_limit_s=0.0)  # a cold repetition and another one
@@ -43,9 +44,8 @@ def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 
 def own(engine: Engine) -> Engine:
     """The same graphs behind objects whose methods may be replaced."""
-    mine = copy.copy(engine)
-    mine.encoder, mine.decoder = copy.copy(engine.encoder), copy.copy(engine.decoder)
-    return mine
+    model = engine.model
+    return Engine(Model(model.bundle, copy.copy(model.encoder), copy.copy(model.decoder), model.limits))
 
 
 def hiss(seconds: float = 8.0) -> Recording:

@@ -1,7 +1,6 @@
 """Small LLMs of random weights in transformers and in ONNX Runtime, side by side."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from salmonrun.export.graphs.builder import WeightFile
 from salmonrun.export.graphs.llm import build_llm_graph
 from salmonrun.export.graphs.llm_family import LlmShape
+from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import (
     FORMAT_VERSION,
     Bundle,
@@ -24,7 +24,7 @@ from salmonrun.runtime.bundle import (
     Provenance,
 )
 from salmonrun.runtime.config import AudioConfig, PromptConfig, WindowConfig
-from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.decoder import Lease, prefill, step, verify
 from salmonrun.runtime.decoders.kv_cache import Slot
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
 from salmonrun.training.model.llm import build_llm, published_parameters
@@ -107,9 +107,9 @@ class Pair:
     def __init__(self, config: dict[str, Any], folder: Path) -> None:
         self.llm = random_llm(config)
         self.bundle = write_llm(self.llm, config, folder)
-        self.decoder = OnnxDecoder(self.bundle, "cpu", 2)
+        self.decoder = OnnxDecoder.load(self.bundle, "cpu", 2)
 
-    def open(self, count: int, capacity: int = 64) -> AbstractContextManager[list[Slot]]:
+    def open(self, count: int, capacity: int = 64) -> Lease[Slot]:
         return self.decoder.open(count, capacity)
 
     def expected(self, token_ids: Sequence[int]) -> F32:
@@ -118,10 +118,16 @@ class Pair:
             return self.llm(torch.tensor([list(token_ids)]), use_cache=False).logits[0].numpy()
 
     def prefill(self, slot: Slot, token_ids: Sequence[int]) -> F32:
-        return self.decoder.prefill(slot, self.decoder.embed(token_ids))
+        return prefill(self.decoder, slot, self.decoder.embed(token_ids))
+
+    def step(self, slots: Sequence[Slot], token_ids: Sequence[int]) -> F32:
+        return step(self.decoder, slots, token_ids)
+
+    def verify(self, slot: Slot, token_ids: Sequence[int]) -> F32:
+        return verify(self.decoder, slot, token_ids)
 
     def greedy(self, slot: Slot, logits: F32, count: int) -> list[int]:
         tokens = [int(np.argmax(logits))]
         while len(tokens) < count:
-            tokens.append(int(np.argmax(self.decoder.step([slot], tokens[-1:])[0])))
+            tokens.append(int(np.argmax(self.step([slot], tokens[-1:])[0])))
         return tokens

@@ -1,7 +1,6 @@
 """What tests of search share: tiny LLMs, and the tokens that our search and transformers' find with them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,12 @@ import torch
 import transformers
 from torch import nn
 
+from salmonrun.runtime.arrays import F32
+from salmonrun.runtime.beam_search import beam_search
 from salmonrun.runtime.config import GenerationConfig
-from salmonrun.runtime.decoder import F32, Decoder
-from salmonrun.runtime.search import FinishReason, StopRules, beam_search, decode_one_by_one
+from salmonrun.runtime.decoder import Chunk, Decoder, DecoderReport, Lease, begin
+from salmonrun.runtime.rounds import run_together
+from salmonrun.runtime.search import FinishReason, StopRules, decode
 
 PROMPT = 5  # positions of the prompts of torch models
 
@@ -27,46 +29,44 @@ class Head(nn.Linear):
         return logits.round() if self.whole else logits
 
 
+Sequences = list[F32]  # the embeddings of one
+
+
 class TorchDecoder:
-    """A transformers model behind the Decoder protocol; every step computes the whole sequences again."""
+    """A transformers model behind the Decoder protocol; every round computes the whole sequences again."""
 
     max_length = 128
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
-    def embed(self, token_ids: Sequence[int]) -> F32:
+    def embed(self, token_ids: Sequence[int], /) -> F32:
         return self._model.get_input_embeddings()(torch.tensor(token_ids)).detach().numpy()
 
-    @contextmanager
-    def open(self, count: int, capacity: int) -> Iterator[list[list[F32]]]:
-        yield [[] for _ in range(count)]
+    def open(self, count: int, capacity: int) -> Lease[Sequences]:
+        return Lease([[] for _ in range(count)], lambda slots: None)
 
-    def length(self, slot: list[F32]) -> int:
+    def forward(self, chunks: Sequence[Chunk[Sequences]]) -> list[F32]:
+        begin(self, chunks)
+        logits = []
+        for chunk in chunks:
+            chunk.slot.extend(chunk.inputs if isinstance(chunk.inputs, np.ndarray) else self.embed(chunk.inputs))
+            with torch.no_grad():
+                rows = self._model(inputs_embeds=torch.from_numpy(np.array(chunk.slot))[None]).logits[0].numpy()
+            logits.append(rows[len(rows) - chunk.wanted :])
+        return logits
+
+    def length(self, slot: Sequences) -> int:
         return len(slot)
 
-    def prefill(self, slot: list[F32], inputs_embeds: F32) -> F32:
-        slot.extend(inputs_embeds)
-        return self._logits([slot])[0, -1]
-
-    def step(self, slots: Sequence[list[F32]], token_ids: Sequence[int]) -> F32:
-        for slot, embedding in zip(slots, self.embed(token_ids), strict=True):
-            slot.append(embedding)
-        return self._logits(slots)[:, -1]
-
-    def verify(self, slot: list[F32], token_ids: Sequence[int], last: int | None = None) -> F32:
-        slot.extend(self.embed(token_ids))
-        return self._logits([slot])[0, -(last or len(token_ids)) :]
-
-    def truncate(self, slot: list[F32], length: int) -> None:
+    def truncate(self, slot: Sequences, length: int) -> None:
         del slot[length:]
 
-    def fork(self, source: list[F32], target: list[F32], length: int) -> None:
+    def fork(self, source: Sequences, target: Sequences, length: int) -> None:
         target[:] = source[:length]
 
-    def _logits(self, slots: Sequence[list[F32]]) -> F32:
-        with torch.no_grad():
-            return self._model(inputs_embeds=torch.from_numpy(np.array(slots))).logits.numpy()
+    def describe(self) -> DecoderReport:
+        return DecoderReport("torch", "cpu", (), 1)
 
 
 def tiny_llama(
@@ -105,16 +105,14 @@ def our_tokens(
     decoder: Decoder[Any], embeds: F32, config: GenerationConfig, stop: StopRules
 ) -> tuple[list[int], FinishReason]:
     with decoder.open(config.num_beams, len(embeds) + config.max_new_tokens) as slots:
-        logits = decoder.prefill(slots[0], embeds)
-        if config.num_beams > 1:
-            return beam_search(decoder, slots, logits, config, stop, lambda: False)
-        tokens = []
-        search = decode_one_by_one(decoder, slots[0], logits, config, stop, lambda: False)
-        while True:
-            try:
-                tokens.append(next(search))
-            except StopIteration as end:
-                return tokens, end.value
+        prompt = Chunk(slots[0], embeds)
+        search = (
+            beam_search(prompt, slots, len(embeds), config, stop)
+            if config.num_beams > 1
+            else decode(prompt, config, stop)
+        )
+        (answer,) = run_together(decoder, [search])
+    return answer.tokens, answer.finish_reason
 
 
 def their_tokens(

@@ -1,6 +1,6 @@
 """Tiny models that hear in blocks, and streams whose voice detection follows a script."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from salmonrun.runtime import EndpointConfig, Engine, GenerationConfig, Segment, StreamConfig, TranscribeConfig, Update
 from salmonrun.runtime.audio import F32
 from salmonrun.runtime.config import Block, BlockConfig, WindowConfig
+from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.vad import VAD_HOP, Vad
 from salmonrun.training.model.config import ModelConfig
 from salmonrun.training.starting.presets import preset
@@ -114,12 +115,21 @@ def without_stop(tokens: list[int]) -> list[int]:
     return tokens[:-1] if tokens[-1] == 257 else tokens
 
 
-def patch(monkeypatch: pytest.MonkeyPatch, engine: Engine, name: str, before: Callable[[], None]) -> None:
-    """Have something happen before each call of one of the decoder's methods."""
-    original = getattr(engine.decoder, name)
+def before_rounds(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, happen: Callable[[Sequence[Chunk[Any]]], None]
+) -> None:
+    """Have something happen before each round of the decoder."""
+    forward = engine.model.decoder.forward
 
-    def patched(*args: Any) -> Any:
-        before()
-        return original(*args)
+    def patched(chunks: Sequence[Chunk[Any]]) -> list[F32]:
+        happen(chunks)
+        return forward(chunks)
 
-    monkeypatch.setattr(engine.decoder, name, patched)
+    monkeypatch.setattr(engine.model.decoder, "forward", patched)
+
+
+def before_steps(monkeypatch: pytest.MonkeyPatch, engine: Engine, happen: Callable[[], None]) -> None:
+    """Have something happen before each round that appends single tokens alone."""
+    before_rounds(
+        monkeypatch, engine, lambda chunks: happen() if all(len(chunk.inputs) == 1 for chunk in chunks) else None
+    )

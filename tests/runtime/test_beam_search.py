@@ -5,11 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
+from salmonrun.runtime.arrays import F32
+from salmonrun.runtime.beam_search import beam_search
 from salmonrun.runtime.config import GenerationConfig
-from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.decoder import Chunk, prefill, verify
 from salmonrun.runtime.decoders.kv_cache import Slot
 from salmonrun.runtime.logits import log_softmax
-from salmonrun.runtime.search import StopRules, beam_search
+from salmonrun.runtime.rounds import run_together
+from salmonrun.runtime.search import StopRules
 from tests.helpers.fakes import FakeDecoder, random_logits
 from tests.helpers.searches import our_tokens
 
@@ -28,7 +31,7 @@ def test_enough_beams_find_the_best_of_all_sequences(seed: int, length_penalty: 
     for sequence in itertools.product(range(vocab_size), repeat=length):
         tokens = sequence[: sequence.index(stop) + 1] if stop in sequence else sequence
         with decoder.open(1, 10) as (slot,):
-            rows = [decoder.prefill(slot, decoder.embed(prompt)), *decoder.verify(slot, tokens)]
+            rows = [prefill(decoder, slot, decoder.embed(prompt)), *verify(decoder, slot, tokens)]
         total = sum(log_softmax(row)[token] for row, token in zip(rows, tokens, strict=False))
         scores[tokens] = total / len(tokens) ** length_penalty
     tokens, reason = our_tokens(decoder, decoder.embed(prompt), config, StopRules(frozenset({stop})))
@@ -78,10 +81,9 @@ def test_beams_copy_their_prompt_once_after_a_fork(kept: int) -> None:
     config = GenerationConfig(max_new_tokens=15, num_beams=4, early_stopping="never", length_penalty=2.0)
     decoder = FakeDecoder(random_logits(30, 0))
     with decoder.open(1, 50) as (heard,), decoder.open(4, 100) as slots:
-        decoder.prefill(heard, np.ones((50, 1), np.float32))
-        decoder.fork(heard, slots[0], kept)
-        logits = decoder.prefill(slots[0], np.ones((30, 1), np.float32))
-        beam_search(decoder, slots, logits, config, StopRules(frozenset()), lambda: False)
+        prefill(decoder, heard, np.ones((50, 1), np.float32))
+        prompt = Chunk(slots[0], np.ones((30, 1), np.float32), keep=kept, source=heard)
+        run_together(decoder, [beam_search(prompt, slots, kept + 30, config, StopRules(frozenset()))])
     later = decoder.copied[4:]
     assert later
     assert max(later) < 15

@@ -13,9 +13,11 @@ import onnxruntime
 import pytest
 
 from salmonrun.runtime import Engine, GenerationConfig, StreamConfig
+from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import SAMPLE_RATE, load_audio
-from salmonrun.runtime.decoder import F32
+from salmonrun.runtime.decoder import prefill, step
 from salmonrun.runtime.decoders.kv_cache import Slot
+from salmonrun.runtime.decoders.onnx_decoder import EmbeddingTable, OnnxDecoder, SessionGraph
 from salmonrun.runtime.latency.recording import STORY
 from salmonrun.runtime.session import Graph, load_graph, session_options
 
@@ -31,10 +33,10 @@ def story() -> F32:
 
 
 @contextmanager
-def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Runs of each encoder graph, runs and rows of the LLM, and positions copied between slots."""
     counts: Counter[str] = Counter()
-    run, run_on, run_llm, copy = Graph.run, Graph.run_on, type(engine.decoder)._run, Slot.copy_from
+    run, run_on, run_llm, copy = Graph.run, Graph.run_on, SessionGraph.run, Slot.copy_from
 
     def counted_run(graph: Graph, **inputs: Any) -> F32:
         counts[graph.name] += 1
@@ -44,11 +46,12 @@ def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter
         counts[graph.name] += 1
         return run_on(graph, past, **inputs)
 
-    def counted_run_llm(decoder: Any, cache: Any, first: int, end: int, embeds: F32, wanted: list[int]) -> F32:
+    def counted_run_llm(graph: SessionGraph, inputs: dict[str, Any], buffers: dict[str, Any], logits: F32) -> None:
+        rows, positions, _ = inputs["inputs_embeds"].shape
         counts["llm"] += 1
-        counts["positions"] += embeds.shape[0] * embeds.shape[1]
-        counts["logits"] += embeds.shape[0] * len(wanted)
-        return run_llm(decoder, cache, first, end, embeds, wanted)
+        counts["positions"] += rows * positions
+        counts["logits"] += rows * len(inputs["logit_positions"])
+        run_llm(graph, inputs, buffers, logits)
 
     def counted_copy(slot: Slot, source: Slot, length: int) -> int:
         copied = copy(slot, source, length)
@@ -58,18 +61,17 @@ def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter
     with monkeypatch.context() as patch:
         patch.setattr(Graph, "run", counted_run)
         patch.setattr(Graph, "run_on", counted_run_on)
-        patch.setattr(type(engine.decoder), "_run", counted_run_llm)
+        patch.setattr(SessionGraph, "run", counted_run_llm)
         patch.setattr(Slot, "copy_from", counted_copy)
         yield counts
 
 
 def prompt_length(engine: Engine, pcm: F32) -> int:
-    ids = engine.prompt_ids("asr", None, None)
-    return engine.positions(ids, len(pcm), ANSWER) - TOKENS
+    return engine.model.positions(engine.model.request("asr", config=ANSWER), len(pcm)) - TOKENS
 
 
 def test_a_greedy_request(demo_engine: Engine, story: F32, monkeypatch: pytest.MonkeyPatch) -> None:
-    with counted(demo_engine, monkeypatch) as counts:
+    with counted(monkeypatch) as counts:
         demo_engine.generate(story, sample_rate=SAMPLE_RATE, task="asr", config=ANSWER)
     assert {graph: counts[graph] for graph in ("whisper", "audio_encoder", "qformer")} == {
         "whisper": 1,
@@ -83,7 +85,7 @@ def test_a_greedy_request(demo_engine: Engine, story: F32, monkeypatch: pytest.M
 
 
 def test_beams_copy_the_prompt_once(demo_engine: Engine, story: F32, monkeypatch: pytest.MonkeyPatch) -> None:
-    with counted(demo_engine, monkeypatch) as counts:
+    with counted(monkeypatch) as counts:
         demo_engine.generate(story, sample_rate=SAMPLE_RATE, task="asr", config=BEAMS)
     prompt = prompt_length(demo_engine, story)
     assert counts["llm"] == TOKENS  # the four beams take a step together
@@ -95,8 +97,8 @@ def test_a_question_about_what_was_heard_encodes_nothing(
     demo_engine: Engine, story: F32, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with demo_engine.listen(story, sample_rate=SAMPLE_RATE) as heard:
-        kept = heard._slot.length
-        with counted(demo_engine, monkeypatch) as counts:
+        kept = heard._lease.slots[0].length
+        with counted(monkeypatch) as counts:
             heard.ask(task="asr", config=ANSWER)
     assert counts.keys() == {"llm", "positions", "logits", "copied"}
     assert counts["positions"] == prompt_length(demo_engine, story) - kept + TOKENS - 1
@@ -106,13 +108,13 @@ def test_a_question_about_what_was_heard_encodes_nothing(
 def test_a_stream_encodes_each_block_once(demo_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     pcm = load_audio(STORY).pcm[: round(5.12 * SAMPLE_RATE)]  # four blocks of 1.28 s
     config = StreamConfig(endpoint=None, block_s=1.28)
-    with counted(demo_engine, monkeypatch) as counts, demo_engine.stream(task="asr", config=config) as stream:
+    with counted(monkeypatch) as counts, demo_engine.stream(task="asr", config=config) as stream:
         updates = [update for piece in np.array_split(pcm, 50) for update in stream.push(piece)]
         stream.finish()
     assert len(updates) == 3  # the last block is complete 15 ms after its end: it is left to finish()
     assert counts["whisper"] == counts["audio_encoder"] == counts["qformer"] == 4
-    ids = demo_engine.prompt_ids("asr", None, None)
-    audio = demo_engine.encoder.count(len(pcm))
+    ids = demo_engine.model.request("asr").prompt
+    audio = demo_engine.model.encoder.count(len(pcm))
     assert counts["copied"] == 0
     # Audio goes through the LLM once; the instruction and the draft once for each answer; the rest token by token.
     drafts = counts["positions"] - len(ids.before) - audio - 4 * len(ids.after)
@@ -149,10 +151,10 @@ def profiled(engine: Engine, name: str, pcm: F32, folder: Path) -> Counter[str]:
     if name == "llm":
         run_step(engine, graph)
     elif name == "whisper":
-        mel = np.pad(engine.encoder.log_mel(pcm), ((0, 0), (1, 1)))
+        mel = np.pad(engine.model.encoder.log_mel(pcm), ((0, 0), (1, 1)))
         graph.run(log_mel=mel[None], start=np.zeros(1, np.int64))
     else:
-        bank = engine.encoder.filter_bank(pcm)
+        bank = engine.model.encoder.filter_bank(pcm)
         assert bank is not None
         graph.run(fbank=bank[None])
     events = json.loads(Path(session.end_profiling()).read_text())
@@ -160,22 +162,22 @@ def profiled(engine: Engine, name: str, pcm: F32, folder: Path) -> Counter[str]:
 
 
 def run_step(engine: Engine, graph: Graph) -> None:
-    decoder = type(engine.decoder)(engine.bundle, "cpu", 1)
-    decoder.graph = graph
+    spec = engine.bundle.manifest.llm
+    decoder = OnnxDecoder(spec, EmbeddingTable(engine.bundle, spec.embedding), SessionGraph(graph, "cpu"))
     with decoder.open(1, 8) as (slot,):
-        decoder.step([slot], [1])
+        step(decoder, [slot], [1])
 
 
 def test_a_step_allocates_little_more_than_its_logits(demo_engine: Engine, story: F32) -> None:
     """The KV is updated in place: nothing that grows with its length is allocated for a token."""
-    decoder = demo_engine.decoder
+    decoder = demo_engine.model.decoder
     spec = demo_engine.bundle.manifest.llm
     cache_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * 4 * 1000
     with decoder.open(1, 1000) as (slot,):
-        decoder.prefill(slot, np.zeros((900, spec.dim), np.float32))
-        decoder.step([slot], [1])
+        prefill(decoder, slot, np.zeros((900, spec.dim), np.float32))
+        step(decoder, [slot], [1])
         tracemalloc.start()
-        decoder.step([slot], [1])
+        step(decoder, [slot], [1])
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < 4 * spec.vocab_size + 64 * 1024 < cache_bytes / 10

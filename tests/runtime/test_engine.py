@@ -41,7 +41,7 @@ def test_pieces_make_up_the_text(tiny_engine: Engine, speech: Path, config: Gene
 @EACH_SEARCH
 def test_text_is_the_decoded_tokens(tiny_engine: Engine, speech: Path, config: GenerationConfig) -> None:
     result = tiny_engine.generate(speech, task="asr", config=config)
-    assert result.text == tiny_engine.tokenizer.decode(result.token_ids)
+    assert result.text == tiny_engine.model.tokenizer.decode(result.token_ids)
 
 
 def test_bad_input_is_refused_before_the_first_piece(tiny_engine: Engine, speech: Path) -> None:
@@ -137,7 +137,7 @@ def test_stop_strings_cut_the_text(tiny_engine: Engine, speech: Path, length: in
         assert "".join(pieces) == result.text
         assert result.finish_reason == "stop"
         assert result.token_ids == whole.token_ids[: len(result.token_ids)]
-        assert string[-1] in tiny_engine.tokenizer.decode(result.token_ids)
+        assert string[-1] in tiny_engine.model.tokenizer.decode(result.token_ids)
 
 
 def test_stop_strings_cut_the_text_of_beams(tiny_engine: Engine, speech: Path) -> None:
@@ -394,4 +394,4 @@ def test_an_answer_that_cannot_fit_is_refused_before_encoding(tiny_engine: Engin
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.2, 29.99])
 def test_the_number_of_audio_embeddings_is_known_beforehand(tiny_engine: Engine, seconds: float) -> None:
     audio = load_audio(np.full(round(seconds * 16000), 0.1, np.float32), 16000)
-    assert tiny_engine.encoder.count(len(audio.pcm)) == len(tiny_engine.encoder.encode(audio))
+    assert tiny_engine.model.encoder.count(len(audio.pcm)) == len(tiny_engine.model.encoder.encode(audio))

@@ -1,13 +1,16 @@
 """Recordings that are encoded once and asked about many times."""
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from salmonrun.runtime import Engine, GenerationConfig, Result
 from salmonrun.runtime.audio import F32
+from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.errors import ClosedError
 from tests.helpers.answers import EACH_SEARCH, VARIED, answer, collect, noise, requests
 
@@ -57,18 +60,19 @@ def test_asking_computes_only_the_prompts_text(
     tiny_engine: Engine, speech: Path, prompt: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else listening saves nothing of the prefill. These are the forms of prompt that every task has."""
-    prefilled: list[int] = []
-    prefill = tiny_engine.decoder.prefill
+    appended: list[int] = []
+    forward = tiny_engine.model.decoder.forward
 
-    def counting(slot: object, inputs_embeds: F32) -> F32:
-        prefilled.append(len(inputs_embeds))
-        return prefill(slot, inputs_embeds)  # type: ignore[arg-type]
+    def counting(chunks: Sequence[Chunk[Any]]) -> list[F32]:
+        appended.extend(len(chunk.inputs) for chunk in chunks)
+        return forward(chunks)
 
     with tiny_engine.listen(speech) as heard:
-        monkeypatch.setattr(tiny_engine.decoder, "prefill", counting)
-        heard.ask(prompt, config=VARIED)
+        monkeypatch.setattr(tiny_engine.model.decoder, "forward", counting)
+        answer = heard.ask(prompt, config=VARIED)
     text = "</Speech> Describe.\nASSISTANT:" if prompt == "Describe." else "</Speech> What is said?\nASSISTANT:"
-    assert prefilled == [len(text)]  # the tiny tokenizer's tokens are bytes
+    steps = [1] * (len(answer.token_ids) - 1)
+    assert appended == [len(text), *steps]  # the tiny tokenizer's tokens are bytes
 
 
 def test_asking_streams(tiny_engine: Engine, speech: Path) -> None:

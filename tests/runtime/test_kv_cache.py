@@ -1,12 +1,15 @@
 """KV slots against lists: whatever is appended, forgotten and copied, a slot holds what its list holds."""
 
+import random
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from salmonrun.runtime.decoders.kv_cache import KVCache, Slot, contiguous_runs
+from salmonrun.runtime.decoders.kv_cache import KVCache, KVPool, Slot
 
 LAYERS, HEADS, HEAD_DIM = 2, 2, 3
 CAPACITIES = (6, 10)  # of two caches of the same model, with two rows each
@@ -14,8 +17,12 @@ INDEX = st.integers(0, 3)  # of a slot
 SHARE = st.sampled_from([0.0, 0.5, 0.8, 1.0])  # of what there is
 
 
-def make_cache(rows: int = 3, capacity: int = 8) -> KVCache:
-    return KVCache(LAYERS, rows, HEADS, capacity, HEAD_DIM, np.float32)
+def make_slots(rows: int = 3, capacity: int = 8) -> list[Slot]:
+    """All rows of a cache."""
+    cache = KVCache(LAYERS, rows, HEADS, capacity, HEAD_DIM, np.float32)
+    for buffer in cache.buffers:
+        buffer[:] = np.nan
+    return [Slot(cache, row, capacity) for row in range(rows)]
 
 
 def append(slot: Slot, values: list[float]) -> None:
@@ -38,11 +45,7 @@ def content(slot: Slot) -> list[float]:
 class SlotsAreLists(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        caches = [make_cache(2, capacity) for capacity in CAPACITIES]
-        for cache in caches:
-            for buffer in cache.buffers:
-                buffer[:] = np.nan
-        self.slots = [slot for cache in caches for slot in cache.slots]
+        self.slots = [slot for capacity in CAPACITIES for slot in make_slots(2, capacity)]
         self.lists: list[list[float]] = [[] for _ in self.slots]
         self.written = 0
 
@@ -62,7 +65,7 @@ class SlotsAreLists(RuleBasedStateMachine):
 
     @rule(source=INDEX, into=INDEX, share=SHARE)
     def copy(self, source: int, into: int, share: float) -> None:
-        length = round(share * min(len(self.lists[source]), self.slots[into].cache.capacity))
+        length = round(share * min(len(self.lists[source]), self.slots[into].capacity))
         copied = self.slots[into].copy_from(self.slots[source], length)
         assert 0 <= copied <= length
         self.lists[into] = self.lists[source][:length]
@@ -70,7 +73,7 @@ class SlotsAreLists(RuleBasedStateMachine):
     @rule(source=INDEX, into=INDEX)
     def copy_twice(self, source: int, into: int) -> None:
         """Copying again copies nothing."""
-        length = min(len(self.lists[source]), self.slots[into].cache.capacity)
+        length = min(len(self.lists[source]), self.slots[into].capacity)
         self.slots[into].copy_from(self.slots[source], length)
         assert self.slots[into].copy_from(self.slots[source], length) == 0
         self.lists[into] = self.lists[source][:length]
@@ -85,7 +88,7 @@ TestSlotsAreLists.settings = settings(max_examples=100, stateful_step_count=30, 
 
 
 def test_a_shared_prompt_is_copied_once() -> None:
-    first, second, _ = make_cache().slots
+    first, second, _ = make_slots()
     append(first, [1, 2, 3, 4])
     assert second.copy_from(first, 4) == 4
     append(first, [5])
@@ -98,7 +101,7 @@ def test_a_shared_prompt_is_copied_once() -> None:
 
 
 def test_a_rewritten_prompt_is_copied_again() -> None:
-    first, second, _ = make_cache().slots
+    first, second, _ = make_slots()
     append(first, [1, 2, 3, 4])
     second.copy_from(first, 4)
     first.truncate(2)
@@ -108,7 +111,7 @@ def test_a_rewritten_prompt_is_copied_again() -> None:
 
 
 def test_a_rewritten_copy_is_copied_again() -> None:
-    first, second, _ = make_cache().slots
+    first, second, _ = make_slots()
     append(first, [1, 2, 3, 4])
     second.copy_from(first, 4)
     second.truncate(1)
@@ -118,7 +121,7 @@ def test_a_rewritten_copy_is_copied_again() -> None:
 
 
 def test_the_end_of_a_partial_copy_is_its_own() -> None:
-    first, second, third = make_cache().slots
+    first, second, third = make_slots()
     append(first, [1, 2, 3, 4])
     third.copy_from(first, 4)
     second.copy_from(first, 2)
@@ -128,21 +131,21 @@ def test_the_end_of_a_partial_copy_is_its_own() -> None:
 
 
 def test_copying_a_slot_to_itself_truncates() -> None:
-    slot, *_ = make_cache().slots
+    slot, *_ = make_slots()
     append(slot, [1, 2, 3])
     assert slot.copy_from(slot, 2) == 0
     assert content(slot) == [1, 2]
 
 
 def test_room() -> None:
-    cache = make_cache(rows=1, capacity=8)
-    append(cache.slots[0], [1, 2, 3])
-    assert cache.slots[0].room == 5
+    (slot,) = make_slots(rows=1, capacity=8)
+    append(slot, [1, 2, 3])
+    assert slot.room == 5
 
 
 @pytest.mark.parametrize("length", [-1, 4])
 def test_truncating_to_what_is_not_there_is_an_error(length: int) -> None:
-    slot, *_ = make_cache().slots
+    slot, *_ = make_slots()
     append(slot, [1, 2, 3])
     with pytest.raises(ValueError, match=f"cannot truncate 3 positions to {length}"):
         slot.truncate(length)
@@ -150,30 +153,74 @@ def test_truncating_to_what_is_not_there_is_an_error(length: int) -> None:
 
 @pytest.mark.parametrize("length", [-1, 4])
 def test_copying_what_is_not_there_is_an_error(length: int) -> None:
-    first, second, _ = make_cache().slots
+    first, second, _ = make_slots()
     append(first, [1, 2, 3])
     with pytest.raises(ValueError, match=f"cannot copy {length} positions"):
         second.copy_from(first, length)
 
 
 def test_copying_into_a_smaller_cache_is_an_error() -> None:
-    (source,), (target,) = make_cache(1, capacity=8).slots, make_cache(1, capacity=3).slots
+    (source,), (target,) = make_slots(1, capacity=8), make_slots(1, capacity=3)
     append(source, [1, 2, 3, 4])
     with pytest.raises(ValueError, match="cannot copy 4 positions"):
         target.copy_from(source, 4)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4)), unique=True))
-def test_contiguous_runs_cover_every_slot_once(places: list[tuple[int, int]]) -> None:
-    caches = [make_cache(rows=5, capacity=1) for _ in range(3)]
-    slots = [caches[cache].slots[row] for cache, row in places]
-    runs = contiguous_runs(slots)
-    found = {}
-    for cache, first, end, members in runs:
-        assert len(members) == end - first > 0
-        for row, member in zip(range(first, end), members, strict=True):
-            assert slots[member] is cache.slots[row]
-            found[int(member)] = row
-    assert sorted(found) == list(range(len(slots)))
-    borders = [(id(cache), first) for cache, first, _, _ in runs]
-    assert not any((id(cache), end) in borders for cache, _, end, _ in runs)  # no two runs could have been one
+# The pool
+
+
+def make_pool(max_length: int = 1000) -> KVPool:
+    return KVPool(LAYERS, HEADS, HEAD_DIM, np.float32, max_length)
+
+
+def test_requests_of_different_lengths_meet_in_one_cache() -> None:
+    pool = make_pool()
+    leases = [pool.lease(1, capacity) for capacity in (255, 10, 100)]
+    assert len({id(lease.slots[0].cache) for lease in leases}) == 1
+    assert [lease.slots[0].row for lease in leases] == [0, 1, 2]
+    assert [lease.slots[0].room for lease in leases] == [255, 10, 100]
+
+
+def test_a_longer_request_has_a_cache_of_its_own() -> None:
+    pool = make_pool()
+    short, long, longest = pool.lease(1, 255), pool.lease(1, 256), pool.lease(1, 1000)
+    assert [lease.slots[0].cache.capacity for lease in (short, long, longest)] == [256, 512, 1001]
+    assert pool.lease(1, 300).slots[0].cache is long.slots[0].cache
+
+
+def test_slots_of_a_lease_are_neighbours() -> None:
+    pool = make_pool()
+    first, _, third = pool.lease(2, 10), pool.lease(3, 10), pool.lease(2, 10)
+    first.close()
+    third.close()
+    assert [slot.row for slot in pool.lease(3, 10).slots] == [5, 6, 7]
+    assert [slot.row for slot in pool.lease(2, 10).slots] == [0, 1]
+    more = pool.lease(12, 10)
+    assert more.slots[0].cache is not first.slots[0].cache
+    assert len(more.slots[0].cache.rows) == 12
+
+
+def test_a_cache_goes_with_its_last_lease() -> None:
+    pool = make_pool()
+    first, second = pool.lease(1, 10), pool.lease(2, 10)
+    first.close()
+    assert len(pool.caches) == 1
+    second.close()
+    assert pool.caches == []
+    assert first.closed
+    assert all(slot.closed for slot in (*first.slots, *second.slots))
+
+
+def test_leases_of_many_threads_never_share_a_row() -> None:
+    pool, pick = make_pool(), random.Random(0)
+    plans = [[(pick.randint(1, 5), pick.choice((10, 300))) for _ in range(100)] for _ in range(8)]
+
+    def run(plan: list[tuple[int, int]]) -> None:
+        for count, capacity in plan:
+            with pool.lease(count, capacity) as slots:
+                for slot in slots:
+                    assert slot.cache.rows[slot.row] is slot
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(run, plans))
+    assert pool.caches == []

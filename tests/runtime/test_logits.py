@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers.generation import logits_process as hf
 
+from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.config import GenerationConfig
-from salmonrun.runtime.decoder import F32
 from salmonrun.runtime.logits import (
     ban_repeated_ngrams,
     log_softmax,

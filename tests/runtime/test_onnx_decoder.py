@@ -1,6 +1,7 @@
 """The ONNX decoder against transformers: logits of every way to append, and slots that share, fork and roll back."""
 
 import gc
+import itertools
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ import onnxruntime
 import pytest
 import torch
 
+from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import EmbeddingSpec, LlmSpec
-from salmonrun.runtime.decoder import F32
-from salmonrun.runtime.decoders.onnx_decoder import EmbeddingTable
-from salmonrun.runtime.errors import CapacityError
+from salmonrun.runtime.decoder import Chunk
+from salmonrun.runtime.decoders.onnx_decoder import BRIDGED, EmbeddingTable, SessionGraph
+from salmonrun.runtime.errors import CapacityError, ClosedError
 from tests.helpers.llms import BASE, MAX_LENGTH, Pair, bundle_of
 
 LLAMA3 = {
@@ -104,7 +106,7 @@ def test_steps(pair: Pair) -> None:
     with pair.open(1, capacity=25) as (slot,):
         pair.prefill(slot, ids[:10])
         for position in range(10, 25):
-            assert_close(pair.decoder.step([slot], [ids[position]])[0], expected[position])
+            assert_close(pair.step([slot], [ids[position]])[0], expected[position])
 
 
 def test_steps_of_slots_of_different_lengths(pair: Pair) -> None:
@@ -115,7 +117,7 @@ def test_steps_of_slots_of_different_lengths(pair: Pair) -> None:
         for slot, ids, length in zip(slots, sequences, lengths, strict=True):
             pair.prefill(slot, ids[:length])
         for i in range(5):
-            logits = pair.decoder.step(slots, [ids[n + i] for ids, n in zip(sequences, lengths, strict=True)])
+            logits = pair.step(slots, [ids[n + i] for ids, n in zip(sequences, lengths, strict=True)])
             assert_close(logits, np.stack([rows[n + i] for rows, n in zip(expected, lengths, strict=True)]))
 
 
@@ -123,7 +125,7 @@ def test_verify(pair: Pair) -> None:
     ids = tokens_of(4, 30)
     with pair.open(1) as (slot,):
         pair.prefill(slot, ids[:22])
-        assert_close(pair.decoder.verify(slot, ids[22:]), pair.expected(ids)[22:])
+        assert_close(pair.verify(slot, ids[22:]), pair.expected(ids)[22:])
 
 
 def test_truncate_and_continue(pair: Pair) -> None:
@@ -132,7 +134,7 @@ def test_truncate_and_continue(pair: Pair) -> None:
         pair.prefill(slot, ids)
         pair.decoder.truncate(slot, 12)
         assert pair.decoder.length(slot) == 12
-        assert_close(pair.decoder.verify(slot, others), pair.expected(ids[:12] + others)[12:])
+        assert_close(pair.verify(slot, others), pair.expected(ids[:12] + others)[12:])
 
 
 def test_fork_and_diverge(pair: Pair) -> None:
@@ -141,7 +143,7 @@ def test_fork_and_diverge(pair: Pair) -> None:
         pair.prefill(first, ids)
         pair.decoder.fork(first, second, 13)
         for i in range(4):
-            logits = pair.decoder.step([first, second], [ours[i], theirs[i]])
+            logits = pair.step([first, second], [ours[i], theirs[i]])
             assert_close(logits[0], pair.expected(ids + ours[: i + 1])[-1])
             assert_close(logits[1], pair.expected(ids[:13] + theirs[: i + 1])[-1])
 
@@ -166,7 +168,7 @@ def test_slots_of_several_caches_in_any_order(base: Pair) -> None:
         slots = [near[3], far[2], near[0], far[0], near[1]]  # near[2] and far[1] stay empty
         for slot, ids in zip(slots, sequences, strict=True):
             base.prefill(slot, ids[:-1])
-        logits = base.decoder.step(slots, [ids[-1] for ids in sequences])
+        logits = base.step(slots, [ids[-1] for ids in sequences])
         assert_close(logits, np.stack([base.expected(ids)[-1] for ids in sequences]))
         assert [slot.length for slot in slots] == [length + 1 for length in lengths]
         assert near[2].length == far[1].length == 0
@@ -177,7 +179,7 @@ def test_fork_into_another_cache(base: Pair) -> None:
     with base.open(2, capacity=12) as (_, source), base.open(2, capacity=40) as (_, target):
         base.prefill(source, ids)
         base.decoder.fork(source, target, 12)
-        assert_close(base.decoder.verify(target, more), base.expected(ids + more)[12:])
+        assert_close(base.verify(target, more), base.expected(ids + more)[12:])
 
 
 def test_alone_and_batched_slots_choose_the_same_tokens(base: Pair) -> None:
@@ -190,7 +192,7 @@ def test_alone_and_batched_slots_choose_the_same_tokens(base: Pair) -> None:
         logits = np.stack([base.prefill(slot, ids) for slot, ids in zip(slots, prompts, strict=True)])
         together = [[int(token)] for token in logits.argmax(axis=1)]
         for _ in range(23):
-            logits = base.decoder.step(slots, [tokens[-1] for tokens in together])
+            logits = base.step(slots, [tokens[-1] for tokens in together])
             for tokens, token in zip(together, logits.argmax(axis=1), strict=True):
                 tokens.append(int(token))
     assert together == alone
@@ -214,9 +216,9 @@ def test_runs_write_their_own_positions_only(base: Pair) -> None:
         base.prefill(slots[1], ids[:8])
         base.prefill(slots[2], ids[:4])
         for position in range(8, 12):
-            logits = base.decoder.step(slots[1:], [ids[position], ids[position - 4]])
+            logits = base.step(slots[1:], [ids[position], ids[position - 4]])
         assert_close(logits, np.stack([base.expected(ids)[-1], base.expected(ids[:8])[-1]]))
-        written = np.zeros((3, 20), bool)
+        written = np.zeros(buffers[0].shape[::2], bool)
         written[1, :12] = written[2, :8] = True
         for before, buffer in zip(buffers, slots[0].cache.buffers, strict=True):
             assert buffer is before
@@ -241,23 +243,112 @@ def test_past_and_present_are_the_cache_itself(base: Pair, monkeypatch: pytest.M
                 assert bound[f"past_{kind}.{layer}"] == bound[f"present_{kind}.{layer}"] == address
 
 
-def test_caches_share_no_memory(base: Pair) -> None:
-    with base.open(2, capacity=10) as first, base.open(2, capacity=10) as second:
-        assert first[0].cache.keys[0].shape == (2, 2, 10, 16)
-        assert not any(map(np.shares_memory, first[0].cache.buffers, second[0].cache.buffers))
-
-
-def test_memory_is_freed_when_the_context_ends(base: Pair) -> None:
+def test_memory_is_freed_with_the_last_lease(base: Pair) -> None:
     gc.collect()
     gc.disable()
     try:
         with base.open(2) as slots:
             base.prefill(slots[0], [1, 2, 3])
             buffer = weakref.ref(slots[0].cache.keys[0])
+            with base.open(1) as (other,):
+                assert other.cache is slots[0].cache
+            del other
+        assert base.decoder._pool.caches == []
         del slots
         assert buffer() is None
     finally:
         gc.enable()
+
+
+def test_a_slot_that_was_given_back_is_refused(base: Pair) -> None:
+    with base.open(1) as (slot,), base.open(1) as (other,):
+        base.prefill(other, [1, 2])
+        lease = base.open(1)
+        base.prefill(lease.slots[0], [1, 2, 3])
+        lease.close()
+        lease.close()  # does nothing
+        with pytest.raises(ClosedError, match="was given back"):
+            base.step([slot, lease.slots[0]], [1, 2])
+        with pytest.raises(ClosedError, match="was given back"):
+            base.decoder.forward([Chunk(slot, [1], keep=2, source=lease.slots[0])])
+        assert (slot.length, other.length) == (0, 2)
+
+
+# Rounds
+
+
+def test_a_round_of_everything(base: Pair) -> None:
+    """Prompts, steps, a draft, a fork and a truncation at once."""
+    ids, more = tokens_of(80, 20), tokens_of(81, 5)
+    with base.open(3) as (recording, first, second), base.open(3) as (third, fourth, fifth):
+        for slot, count in ((recording, 12), (first, 9), (third, 15), (fourth, 20)):
+            base.prefill(slot, ids[:count])
+        rows = base.decoder.forward(
+            [
+                Chunk(second, more, keep=12, source=recording),
+                Chunk(first, [ids[9]]),
+                Chunk(fourth, more, wanted=3, keep=10),
+                Chunk(third, [ids[15]], wanted=0),
+                Chunk(fifth, base.decoder.embed(ids[:7])),
+                Chunk(recording, [ids[12]]),
+            ]
+        )
+        assert [len(each) for each in rows] == [1, 1, 3, 0, 1, 1]
+        assert_close(rows[0], base.expected(ids[:12] + more)[-1:])
+        assert_close(rows[1], base.expected(ids[:10])[-1:])
+        assert_close(rows[2], base.expected(ids[:10] + more)[-3:])
+        assert_close(rows[4], base.expected(ids[:7])[-1:])
+        assert_close(rows[5], base.expected(ids[:13])[-1:])
+        assert [slot.length for slot in (recording, first, second, third, fourth, fifth)] == [13, 10, 17, 16, 15, 7]
+        assert_close(base.step([third], [ids[16]]), base.expected(ids[:17])[-1:])
+
+
+def test_nothing_is_computed_for_no_logits(base: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = []
+    run = SessionGraph.run
+
+    def spy(self: SessionGraph, inputs: dict[str, Any], buffers: dict[str, Any], logits: F32) -> None:
+        wanted.append(inputs["logit_positions"].tolist())
+        run(self, inputs, buffers, logits)
+
+    monkeypatch.setattr(SessionGraph, "run", spy)
+    ids = tokens_of(82, 9)
+    with base.open(1) as (slot,):
+        base.decoder.forward([Chunk(slot, ids[:8], wanted=0)])
+        assert_close(base.step([slot], ids[8:]), base.expected(ids)[-1:])
+    assert wanted == [[], [0]]
+
+
+@pytest.mark.parametrize("places", [(0, 3), (0, 1, 4), (1, 7), (0, 2, 3, 6)])
+def test_rows_between_run_along_and_keep_what_they_have(base: Pair, places: tuple[int, ...]) -> None:
+    """Idle rows, the full and the free among them, are as if they had not been there; all of it up to two between."""
+    sequences = [tokens_of(90 + i, 8 + i) for i in range(8)]
+    leases = [base.open(1, capacity=9 + i) for i in range(8)]
+    slots = [lease.slots[0] for lease in leases]
+    assert [slot.row for slot in slots] == list(range(8))
+    for slot, ids in zip(slots, sequences, strict=True):
+        base.prefill(slot, ids)
+    base.verify(slots[2], [7]) if 2 not in places else None  # is full now
+    leases[5].close()
+    runs: list[int] = []
+    run = SessionGraph.run
+
+    def spy(self: SessionGraph, inputs: dict[str, Any], buffers: dict[str, Any], logits: F32) -> None:
+        runs.append(len(inputs["inputs_embeds"]))
+        run(self, inputs, buffers, logits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SessionGraph, "run", spy)
+        logits = base.step([slots[place] for place in places], [3] * len(places))
+    gaps = [b - a - 1 for a, b in itertools.pairwise(places)]
+    assert len(runs) == 1 + sum(gap > BRIDGED for gap in gaps)
+    for row, place in zip(logits, places, strict=True):
+        assert_close(row, base.expected([*sequences[place], 3])[-1])
+    for place in set(range(8)) - {*places, 2, 5}:
+        assert slots[place].length == len(sequences[place])
+        assert_close(base.step([slots[place]], [4])[0], base.expected([*sequences[place], 4])[-1])
+    for lease in leases:
+        lease.close()
 
 
 # What does not fit
@@ -266,28 +357,28 @@ def test_memory_is_freed_when_the_context_ends(base: Pair) -> None:
 def test_more_positions_than_the_model_has_are_refused(base: Pair) -> None:
     assert base.decoder.max_length == MAX_LENGTH
     with pytest.raises(CapacityError, match=r"need 129 positions, the KV cache has 128: shorten the prompt"):
-        base.open(1, capacity=129).__enter__()
+        base.open(1, capacity=129)
 
 
 def test_more_positions_than_reserved_are_refused(base: Pair) -> None:
     with base.open(2, capacity=6) as (slot, other):
         base.prefill(slot, [1, 2, 3, 4])
-        for append in (base.prefill, base.decoder.verify):
+        for append in (base.prefill, base.verify):
             with pytest.raises(CapacityError, match=r"4 \+ 3 positions exceed the 6 reserved for this request"):
                 append(slot, [1, 2, 3])
-        base.decoder.verify(slot, [5, 6])
+        base.verify(slot, [5, 6])
         with pytest.raises(CapacityError, match=r"6 \+ 1 positions exceed the 6 reserved"):
-            base.decoder.step([slot, other], [1, 2])
+            base.step([slot, other], [1, 2])
         assert (slot.length, other.length) == (6, 0)
         base.decoder.truncate(slot, 5)
-        assert_close(base.decoder.step([slot], [9])[0], base.expected([1, 2, 3, 4, 5, 9])[-1])
+        assert_close(base.step([slot], [9])[0], base.expected([1, 2, 3, 4, 5, 9])[-1])
 
 
 def test_the_last_position_can_be_used(base: Pair) -> None:
     ids = tokens_of(70, MAX_LENGTH)
     with base.open(1, capacity=MAX_LENGTH) as (slot,):
         base.prefill(slot, ids[:-1])
-        assert_close(base.decoder.step([slot], ids[-1:])[0], base.expected(ids)[-1])
+        assert_close(base.step([slot], ids[-1:])[0], base.expected(ids)[-1])
 
 
 # Embeddings

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from salmonrun.runtime.beam_search import top_k
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.logits import sample, sampling_distribution
-from salmonrun.runtime.search import StopRules, top_k
+from salmonrun.runtime.search import StopRules
 from tests.helpers.fakes import FakeDecoder, random_logits
 from tests.helpers.searches import TorchDecoder, our_tokens, prompt_embeds, their_tokens, tiny_llama
 

@@ -3,6 +3,7 @@
 import random
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,14 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 from transformers.generation import StopStringCriteria
 
-from salmonrun.runtime.answer import Answer, answer
+from salmonrun.runtime.answer import Answer, answer, choose_search
+from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.config import GenerationConfig
-from salmonrun.runtime.decoder import F32
-from salmonrun.runtime.search import StopRules, decode_one_by_one
+from salmonrun.runtime.decoder import Chunk
+from salmonrun.runtime.prompt import PromptIds
+from salmonrun.runtime.request import Request
+from salmonrun.runtime.rounds import Rounds
+from salmonrun.runtime.search import StopRules, decode
 from salmonrun.runtime.stopwatch import Stopwatch
 from salmonrun.runtime.tokenizer import Tokenizer
 from tests.helpers.fakes import FakeDecoder, random_logits, scripted
@@ -88,13 +93,25 @@ def test_generation_with_stop_strings_is_that_of_transformers(
     assert reason == ("stop" if stop.reached(tokens) else "length")
 
 
-def drained(pieces: Any) -> tuple[list[str], Answer]:
+def drained(
+    decoder: FakeDecoder, tokenizer: Tokenizer, config: GenerationConfig, cancel: threading.Event | None = None
+) -> tuple[list[str], Answer]:
+    """The pieces of the answer to a prompt of two positions, and all of it."""
+    request = Request(PromptIds((), ()), config, StopRules(frozenset(), config.stop_strings, tokenizer.decode))
+    model: Any = SimpleNamespace(tokenizer=tokenizer, rounds=Rounds(decoder))
     shown = []
+    with decoder.open(config.num_beams, 2 + config.max_new_tokens) as slots:
+        search = choose_search(request, Chunk(slots[0], np.ones((2, 1), np.float32)), slots, 2)
+        pieces = answer(model, request, search, Stopwatch(), cancel)
+        return shown, drained_pieces(pieces, shown)
+
+
+def drained_pieces(pieces: Any, shown: list[str]) -> Any:
     while True:
         try:
             shown.append(next(pieces))
         except StopIteration as end:
-            return shown, end.value
+            return end.value
 
 
 @settings(deadline=None, max_examples=500)
@@ -110,8 +127,7 @@ def test_streamed_text_never_shows_a_part_of_a_stop_string(data: st.DataObject, 
     strings = data.draw(st.lists(text, max_size=3, unique=True))
     config = GenerationConfig(max_new_tokens=len(tokens), stop_strings=tuple(strings))
     decoder = FakeDecoder(scripted(tokens, tokenizer.vocab_size, prompt=2))
-    with decoder.open(1, 2 + len(tokens)) as slots:
-        shown, result = drained(answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, (), Stopwatch()))
+    shown, result = drained(decoder, tokenizer, config)
     assert result.token_ids == tokens[: len(result.token_ids)]
     text = tokenizer.decode(result.token_ids)
     assert result.finish_reason == ("stop" if any(string in whole for string in strings) else "length")
@@ -124,8 +140,7 @@ def test_beams_are_cut_at_a_stop_string(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("abcdeefgh")
     config = GenerationConfig(max_new_tokens=len(tokens), num_beams=2, stop_strings=("ef",))
     decoder = FakeDecoder(scripted(tokens, tokenizer.vocab_size, prompt=2))
-    with decoder.open(2, 20) as slots:
-        shown, result = drained(answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, (), Stopwatch()))
+    shown, result = drained(decoder, tokenizer, config)
     assert "".join(shown) == result.text == "abcde"
     assert result.finish_reason == "stop"
 
@@ -145,12 +160,9 @@ def test_cancelling_during_a_step_is_the_last_step(num_beams: int, tokenizer: To
 
     decoder = FakeDecoder(cancelling)
     config = GenerationConfig(max_new_tokens=30, num_beams=num_beams)
-    with decoder.open(num_beams, 40) as slots:
-        _, result = drained(
-            answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, (), Stopwatch(), cancel)
-        )
+    _, result = drained(decoder, tokenizer, config, cancel)
     assert result.finish_reason == "cancelled"
-    assert decoder.calls.count("step") == 4
+    assert len(decoder.rounds) == 1 + 4
     assert len(result.token_ids) == 4
     assert result.text == tokenizer.decode(result.token_ids)
 
@@ -159,15 +171,12 @@ def test_cancelling_between_tokens_yields_no_further_one() -> None:
     cancel = threading.Event()
     decoder = FakeDecoder(random_logits(30, 0))
     with decoder.open(1, 40) as (slot,):
-        logits = decoder.prefill(slot, np.ones((2, 1), np.float32))
-        config = GenerationConfig(max_new_tokens=30)
-        search = decode_one_by_one(decoder, slot, logits, config, StopRules(frozenset()), cancel.is_set)
-        tokens = [next(search), next(search), next(search)]
-        steps = decoder.calls.count("step")
+        search = decode(Chunk(slot, [1, 1]), GenerationConfig(max_new_tokens=30), StopRules(frozenset()))
+        tokens = Rounds(decoder).tokens(search, cancel)
+        assert len([next(tokens), next(tokens), next(tokens)]) == 3
         cancel.set()
-        assert list(search) == []
-    assert len(tokens) == 3
-    assert decoder.calls.count("step") <= steps + 1  # "within one step"
+        assert list(tokens) == []
+    assert len(decoder.rounds) == 3
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -175,10 +184,6 @@ def test_cancelled_before_the_first_token(num_beams: int, tokenizer: Tokenizer) 
     cancel = threading.Event()
     cancel.set()
     decoder = FakeDecoder(random_logits(tokenizer.vocab_size, 0))
-    with decoder.open(num_beams, 40) as slots:
-        config = GenerationConfig(num_beams=num_beams)
-        shown, result = drained(
-            answer(decoder, tokenizer, slots, np.ones((2, 1), np.float32), config, (), Stopwatch(), cancel)
-        )
+    shown, result = drained(decoder, tokenizer, GenerationConfig(num_beams=num_beams), cancel)
     assert (shown, result.text, result.token_ids, result.finish_reason) == ([], "", [], "cancelled")
-    assert "step" not in decoder.calls
+    assert decoder.rounds == []

@@ -112,7 +112,7 @@ def test_the_summary() -> None:
     tally = Tally("block")
     for update in (UPDATE, replace(ENDED, latency_s=0.02, lag_s=0.0), replace(NEXT, latency_s=0.07)):
         tally.add(update)
-    result = Result("", [], "stop", Timings(total_s=0.123, audio_s=4.0), ("a note", "another"))
+    result = Result("", [], "stop", Timings(4.0, {"finish": 0.123}), ("a note", "another"))
     assert tally.summary(result) == (
         "4.0 s of audio, policy block, 1 utterance, 3 updates in 40 ms (median), the last in 70 ms, "
         "final text 123 ms after the last sample, at most 0.25 s behind real time, 2 updates left out, "

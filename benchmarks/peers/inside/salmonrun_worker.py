@@ -7,6 +7,7 @@ import numpy as np
 from protocol import F32, Json, serve
 
 from salmonrun.runtime import Engine, __version__
+from salmonrun.runtime.decoder import prefill, step
 
 
 class Bundle:
@@ -25,16 +26,16 @@ class Bundle:
     def reset(self, prompt: int, steps: int) -> None:
         """A slot for the sequence."""
         self.open.close()
-        self.slot = self.open.enter_context(self.engine.decoder.open(1, prompt + steps))[0]
+        self.slot = self.open.enter_context(self.engine.model.decoder.open(1, prompt + steps))[0]
 
     def prefill(self, token_ids: list[int]) -> None:
         """As the engine does it: embeddings in."""
-        decoder = self.engine.decoder
-        self.last = self.prompt_logits = decoder.prefill(self.slot, decoder.embed(token_ids))
+        decoder = self.engine.model.decoder
+        self.last = self.prompt_logits = prefill(decoder, self.slot, decoder.embed(token_ids))
 
     def step(self) -> None:
         """One token."""
-        self.last = self.engine.decoder.step([self.slot], [int(np.argmax(self.last))])[0]
+        self.last = step(self.engine.model.decoder, [self.slot], [int(np.argmax(self.last))])[0]
 
     def logits(self, token_ids: list[int]) -> F32:  # noqa: ARG002
         """Of the prompt's end."""
@@ -42,7 +43,7 @@ class Bundle:
 
     def encode(self, log_mel: F32) -> F32:
         """Whisper alone."""
-        return self.engine.encoder.speech(log_mel)
+        return self.engine.model.encoder.whisper(log_mel)
 
 
 if __name__ == "__main__":

@@ -56,15 +56,6 @@ def test_a_limit_on_what_was_not_measured(capsys: pytest.CaptureFixture[str], ti
     assert err.startswith("error: --fail-over names 'speed', which was not measured; there are load, ")
 
 
-def test_a_stage_that_is_slowed_down(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path) -> None:
-    path = tmp_path / "found.json"
-    code, _, _ = run(capsys, tiny_bundle, *QUICK, "--slow-down", "qformer=0.5", "--json", path)
-    assert code == 0
-    (case,) = json.loads(path.read_text())["protocols"][0]["cases"]
-    assert case["samples"][0]["qformer"][0] >= 0.5
-    assert case["cold"]["qformer"][0] >= 0.5
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -75,9 +66,6 @@ def test_a_stage_that_is_slowed_down(capsys: pytest.CaptureFixture[str], tiny_bu
         (["--concurrency", "0"], "concurrency has 0; it must be at least 1"),
         (["--tokens", "1"], "tokens is 1; at least 2"),
         (["--recording", "/gone.wav"], "'/gone.wav' does not exist"),
-        (["--slow-down", "whisper"], "--slow-down has 'whisper'; expected STAGE=SECONDS, such as whisper=0.05"),
-        (["--slow-down", ""], "--slow-down has ''"),
-        (["--slow-down", "ears=1"], "no stage 'ears'; expected one of prompt, audio"),
         (["--fail-over", ""], "--fail-over has ''; expected figure=limit"),
         (["--fail-over", "total"], "--fail-over has 'total'"),
         (["--json", "/gone/found.json"], "'/gone/found.json' cannot be written; expected a file in a folder that exi"),

@@ -11,8 +11,8 @@ import pytest
 from salmonrun.runtime import Engine
 from salmonrun.runtime.audio import F32
 from salmonrun.runtime.latency import load
-from salmonrun.runtime.latency.slow import slow_down
 from tests.helpers.latencies import QUICK, fake_time, hiss, measured, own
+from tests.helpers.slow import slow_down
 
 STREAMS = replace(QUICK, task="asr", concurrency=(1, 3))
 REQUESTS = replace(STREAMS, load_of="requests")

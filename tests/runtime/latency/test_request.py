@@ -12,9 +12,9 @@ from salmonrun.runtime.errors import AudioError
 from salmonrun.runtime.latency import reference, request
 from salmonrun.runtime.latency.recording import Recording
 from salmonrun.runtime.latency.request import STAGES
-from salmonrun.runtime.latency.slow import slow_down
 from tests.helpers.answers import noise
 from tests.helpers.latencies import QUICK, fake_time, hiss, own, seconds
+from tests.helpers.slow import slow_down
 
 CONFIG = replace(QUICK, task="asr", lengths_s=(1.0, 2.5), num_beams=(1, 3))
 
@@ -31,7 +31,7 @@ def counted(engine: Engine, *names: str) -> tuple[Engine, list[str]]:
         return run
 
     for name in names:
-        part = mine.encoder if hasattr(mine.encoder, name) else mine.decoder
+        part: Any = mine.model.encoder if hasattr(mine.model.encoder, name) else mine.model.decoder
         setattr(part, name, counting(name, getattr(part, name)))
     return mine, calls
 
@@ -44,10 +44,10 @@ def test_a_case_for_each_length_and_search(tiny_engine: Engine) -> None:
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_every_answer_has_its_tokens(tiny_engine: Engine, beams: int) -> None:
-    engine, calls = counted(tiny_engine, "prefill", "step", "speech", "sounds", "join")
+    engine, calls = counted(tiny_engine, "forward", "whisper", "audio_encoder", "qformer")
     (case,) = request.cases(engine, replace(CONFIG, lengths_s=(2.5,), num_beams=(beams,)), hiss())
     sample = case.run()
-    assert calls == ["speech", "sounds", "join", "prefill", *["step"] * (CONFIG.tokens - 1)]
+    assert calls == ["whisper", "audio_encoder", "qformer", *["forward"] * CONFIG.tokens]
     assert list(sample) == [*STAGES, "ttft", "tpot", "total", "rtf"]
     assert len(sample["tpot"]) == (CONFIG.tokens - 1 if beams == 1 else 1)
     assert all(value > 0 for values in sample.values() for value in values)
@@ -57,8 +57,8 @@ def test_every_answer_has_its_tokens(tiny_engine: Engine, beams: int) -> None:
 
 def test_the_recording_is_what_is_heard(tiny_engine: Engine) -> None:
     engine, heard = own(tiny_engine), []
-    load = engine.load_audio
-    engine.load_audio = lambda *arguments: heard.append(load(*arguments)) or heard[-1]  # type: ignore[method-assign]
+    load = engine.model.load_audio
+    engine.model.load_audio = lambda *arguments: heard.append(load(*arguments)) or heard[-1]  # type: ignore[method-assign]
     (case,) = request.cases(engine, replace(CONFIG, lengths_s=(2.5,), num_beams=(1,)), hiss())
     case.run()
     assert seconds(heard[0].pcm) == 2.5
@@ -84,8 +84,8 @@ def test_the_noise() -> None:
 
 
 def test_one_prefill_and_one_step(tiny_engine: Engine) -> None:
-    names = ("log_mel", "filter_bank", "speech", "sounds", "join", "prefill", "step")
-    engine, calls = counted(tiny_engine, *names)
+    names = ("log_mel", "filter_bank", "whisper", "audio_encoder", "qformer", "forward", "forward")
+    engine, calls = counted(tiny_engine, *dict.fromkeys(names))
     (case,) = reference.cases(engine, CONFIG)
     assert (case.name, case.headline) == ("10 s of noise", "latency")
     assert calls == []
@@ -113,13 +113,13 @@ def test_the_spectrogram_is_made_before_the_clock_starts(
     monkeypatch: pytest.MonkeyPatch, tiny_engine: Engine, feature: str, ttft: float
 ) -> None:
     clock, engine = fake_time(monkeypatch), own(tiny_engine)
-    plain = getattr(engine.encoder, feature)
+    plain = getattr(engine.model.encoder, feature)
 
     def slow(pcm: Any) -> Any:
         clock.advance(1.0)
         return plain(pcm)
 
-    setattr(engine.encoder, feature, slow)
+    setattr(engine.model.encoder, feature, slow)
     (case,) = reference.cases(engine, CONFIG)
     assert case.run()["ttft"] == [ttft]
 
@@ -127,11 +127,12 @@ def test_the_spectrogram_is_made_before_the_clock_starts(
 def test_it_is_the_engine_that_is_measured(monkeypatch: pytest.MonkeyPatch, tiny_engine: Engine) -> None:
     """The step takes the token that the engine's own greedy search says first."""
     engine, steps = own(tiny_engine), []
-    plain = engine.decoder.step
-    engine.decoder.step = lambda *arguments: steps.append(arguments[1]) or plain(*arguments)  # type: ignore[method-assign]
+    decoder: Any = engine.model.decoder
+    plain = decoder.forward
+    decoder.forward = lambda chunks: steps.append(chunks[0].inputs) or plain(chunks)
     (case,) = reference.cases(engine, CONFIG)
     case.run()
     said = tiny_engine.generate(
         reference.noise(), task="asr", sample_rate=16000, config=request.generation(replace(CONFIG, tokens=2), 1)
     )
-    assert steps == [said.token_ids[:1]]
+    assert steps[1:] == [said.token_ids[:1]]

@@ -7,14 +7,13 @@ import pytest
 
 from salmonrun.export import export_bundle
 from salmonrun.runtime import Engine, GenerationConfig
-from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.latency import request
 from salmonrun.runtime.latency.request import STAGES
-from salmonrun.runtime.latency.slow import slow_down
 from salmonrun.runtime.stopwatch import Stopwatch
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
 from tests.helpers.latencies import QUICK, fake_time, hiss, own
+from tests.helpers.slow import slow_down
 
 TOKENS = 5
 
@@ -90,29 +89,6 @@ def test_no_beats_no_stage(deaf_engine: Engine, speech: Path) -> None:
     timings = deaf_engine.generate(speech, task="asr", config=exactly(1)).timings
     assert list(timings.stages) == [stage for stage in STAGES if stage != "audio_encoder"]
     assert sum(timings.stages.values()) == pytest.approx(timings.total_s, abs=1e-9)
-    with pytest.raises(
-        ConfigError, match=r"no stage 'audio_encoder'; expected one of prompt, .*, whisper, qformer, prefill"
-    ):
-        slow_down(deaf_engine, "audio_encoder", 1.0)
-
-
-@pytest.mark.parametrize(
-    ("stage", "taken", "message"),
-    [
-        (
-            "bets",
-            1.0,
-            "no stage 'bets'; expected one of prompt, audio, features, whisper, audio_encoder, qformer, prefill, dec",
-        ),
-        ("", 1.0, "no stage ''"),
-        ("whisper", -0.5, "cannot be -0.5 s slower"),
-        ("whisper", float("nan"), "cannot be nan s slower"),
-        ("whisper", float("inf"), "cannot be inf s slower"),
-    ],
-)
-def test_what_cannot_be_slowed_down(tiny_engine: Engine, stage: str, taken: float, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        slow_down(tiny_engine, stage, taken)
 
 
 def test_silence_has_no_stages_behind_the_audio(tiny_engine: Engine) -> None:

@@ -10,11 +10,11 @@ from salmonrun.runtime import Engine
 from salmonrun.runtime.audio import SAMPLE_RATE
 from salmonrun.runtime.latency import stream
 from salmonrun.runtime.latency.recording import Recording
-from salmonrun.runtime.latency.slow import slow_down
 from salmonrun.runtime.streaming.block_encoder import LOOK_AHEAD
 from salmonrun.runtime.vad import VAD_HOP
 from tests.helpers.answers import noise
 from tests.helpers.latencies import QUICK, fake_time, hiss, own, seconds
+from tests.helpers.slow import slow_down
 
 CONFIG = replace(QUICK, task="asr")
 BLOCKS = [0.32, 0.64]  # an update, of at least 0.5 s, is 2 of them or 1
@@ -88,8 +88,7 @@ def test_work_shows(
     """Verifying the answer takes 0.25 s, at each update and at the end."""
     script(0, 1000)
     clock, engine = fake_time(monkeypatch), own(streaming_engine)
-    plain = engine.decoder.verify
-    engine.decoder.verify = lambda *arguments: clock.advance(0.25) or plain(*arguments)  # type: ignore[method-assign]
+    slow_down(engine, "prefill", 0.25, sleep=clock.advance)
     sample = stream.hear(engine, replace(CONFIG, block_s=0.32, paced=paced), noise(3.0))
     assert sample["update"] == [0.25] * 4
     assert sample["final"] == [0.25]

@@ -67,7 +67,7 @@ def test_all_blocks_are_the_whole(
     streaming_model: SalmonnModel, streaming_engine: Engine, block: Block, samples: int
 ) -> None:
     pcm = noise(samples)
-    encoder = BlockEncoder(streaming_engine.encoder, block)
+    encoder = BlockEncoder(streaming_engine.model.encoder, block)
     embeds = [encoder.encode(pcm[:end]) for end in range(0, samples, 700)]
     embeds.append(encoder.finish(load_audio(pcm, 16000, min_s=0.32).pcm))
     joined = np.concatenate(list(itertools.chain(*embeds)))
@@ -77,7 +77,7 @@ def test_all_blocks_are_the_whole(
 
 
 def test_a_block_is_encoded_when_its_features_are_known(streaming_engine: Engine) -> None:
-    encoder = BlockEncoder(streaming_engine.encoder, Block(16, 160))
+    encoder = BlockEncoder(streaming_engine.model.encoder, Block(16, 160))
     pcm = noise(32_000)
     complete = 16 * FRAME + LOOK_AHEAD
     assert complete == 5120 + 240
@@ -95,7 +95,7 @@ def test_what_follows_a_block_does_not_matter(streaming_engine: Engine, block: B
     known = 2 * block.size * FRAME + LOOK_AHEAD
     pcm = noise(3 * block.size * FRAME)
     other = np.concatenate([pcm[:known], noise(len(pcm) - known, seed=9)])
-    first, second, short = (BlockEncoder(streaming_engine.encoder, block) for _ in range(3))
+    first, second, short = (BlockEncoder(streaming_engine.model.encoder, block) for _ in range(3))
     expected = first.encode(pcm[:known])
     assert np.array_equal(second.finish(other)[:2], expected)
     assert np.array_equal(short.encode(pcm[: known - 1]), expected[:1])
@@ -103,9 +103,9 @@ def test_what_follows_a_block_does_not_matter(streaming_engine: Engine, block: B
 
 def test_a_fork_goes_its_own_way(streaming_engine: Engine) -> None:
     pcm, other = noise(40_000), np.concatenate([noise(20_000), noise(20_000, seed=5)])
-    alone = BlockEncoder(streaming_engine.encoder, Block(16, 16))
+    alone = BlockEncoder(streaming_engine.model.encoder, Block(16, 16))
     expected = alone.finish(pcm)
-    encoder = BlockEncoder(streaming_engine.encoder, Block(16, 16))
+    encoder = BlockEncoder(streaming_engine.model.encoder, Block(16, 16))
     beginning = encoder.encode(pcm[:18_000])
     fork = encoder.fork()
     assert fork.frames == encoder.frames
@@ -115,7 +115,7 @@ def test_a_fork_goes_its_own_way(streaming_engine: Engine) -> None:
 
 
 def test_only_the_lookback_is_kept(streaming_engine: Engine) -> None:
-    encoder = BlockEncoder(streaming_engine.encoder, Block(32, 16))
+    encoder = BlockEncoder(streaming_engine.model.encoder, Block(32, 16))
     encoder.encode(noise(60_000))
     lengths = {value.shape[1] for name, value in encoder._kept.whisper.items() if name != "past_conv"}
     assert lengths == {value.shape[1] for name, value in encoder._kept.audio.items() if name != "past_conv"} == {16}
@@ -191,7 +191,7 @@ def test_long_recordings_and_17_frames(
     model, engine = load_pair(window, beats, 3)
     for samples in (480_000, 333_333, 2 * 136 * FRAME + 1):
         pcm = noise(samples)
-        encoder = BlockEncoder(engine.encoder, block)
+        encoder = BlockEncoder(engine.model.encoder, block)
         embeds = [encoder.encode(pcm[:end]) for end in range(0, samples, 100_000)]
         joined = np.concatenate([*itertools.chain(*embeds), *encoder.finish(pcm)])
         expected = masked(model, pcm, block)

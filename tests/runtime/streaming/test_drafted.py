@@ -1,16 +1,17 @@
 """Verifying a draft is decoding one by one, whatever the draft."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salmonrun.runtime import Engine, GenerationConfig
-from salmonrun.runtime.decoder import Decoder
-from salmonrun.runtime.decoders.kv_cache import Slot
-from salmonrun.runtime.search import FinishReason, StopRules, decode_drafted, decode_one_by_one
+from salmonrun.runtime.decoder import Chunk, Decoder
+from salmonrun.runtime.rounds import run_together
+from salmonrun.runtime.search import FinishReason, Search, StopRules, decode, decode_drafted
 from tests.helpers.fakes import FakeDecoder, random_logits
 
 VOCAB = 6
@@ -29,44 +30,24 @@ NO_STOP = StopRules(frozenset())
 Answer = tuple[list[int], FinishReason]
 
 
-def never() -> bool:
-    return False
-
-
-def collect(search: Generator[int, None, FinishReason], said: Sequence[int]) -> Answer:
-    tokens = list(said)
-    while True:
-        try:
-            tokens.append(next(search))
-        except StopIteration as end:
-            return tokens, end.value
-
-
-def one_by_one(
-    decoder: Decoder[Slot],
-    said: Sequence[int],
-    config: GenerationConfig,
-    stop: StopRules,
-    cancelled: Callable[[], bool] = never,
-) -> tuple[Answer, int]:
-    """The greedy answer behind `said`, and the length of the slot in the end."""
+def one_by_one(decoder: Decoder[Any], said: Sequence[int], config: GenerationConfig, stop: StopRules) -> Answer:
+    """The greedy answer behind `said`."""
     with decoder.open(1, 40) as (slot,):
-        logits = decoder.prefill(slot, decoder.embed([0, *CONTEXT, *said]))
-        search = decode_one_by_one(decoder, slot, logits, config, stop, cancelled, said)
-        return collect(search, said), slot.length
+        prompt = Chunk(slot, [0, *CONTEXT, *said])
+        return run(decoder, decode(prompt, config, stop, said))
 
 
 def drafted(
-    decoder: Decoder[Slot],
-    said: Sequence[int],
-    draft: Sequence[int],
-    config: GenerationConfig,
-    stop: StopRules,
-    cancelled: Callable[[], bool] = never,
-) -> tuple[Answer, int]:
+    decoder: Decoder[Any], said: Sequence[int], draft: Sequence[int], config: GenerationConfig, stop: StopRules
+) -> Answer:
     with decoder.open(1, 40) as (slot,):
-        decoder.prefill(slot, decoder.embed([0]))
-        return decode_drafted(decoder, slot, CONTEXT, said, draft, config, stop, cancelled), slot.length
+        prompt = Chunk(slot, [0, *CONTEXT, *said, *draft], wanted=1 + len(draft))
+        return run(decoder, decode_drafted(prompt, 1 + len(CONTEXT), said, draft, config, stop))
+
+
+def run(decoder: Decoder[Any], search: Search[Any]) -> Answer:
+    (answer,) = run_together(decoder, [search])
+    return answer.tokens, answer.finish_reason
 
 
 @settings(max_examples=200)
@@ -80,10 +61,10 @@ def test_any_draft_gives_the_greedy_answer(
     if stops_at == "string":
         stop = replace(stop, strings=("4",), decode=lambda tokens: "".join(map(str, tokens[len(said) :])))
     decoder = FakeDecoder(random_logits(VOCAB, seed))
-    expected, length = one_by_one(decoder, said, config, stop)
+    expected = one_by_one(decoder, said, config, stop)
     right = expected[0][len(said) :]
     draft = [*right[: data.draw(st.integers(0, len(right)))], *data.draw(TOKENS)]
-    assert drafted(decoder, said, draft, config, stop) == (expected, length)
+    assert drafted(decoder, said, draft, config, stop) == expected
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -92,50 +73,27 @@ def test_a_right_draft_is_one_pass(ends: bool) -> None:
     stop = StopRules(frozenset({0})) if ends else NO_STOP
     for seed in range(20):
         decoder = FakeDecoder(random_logits(VOCAB, seed))
-        (tokens, reason), _ = one_by_one(decoder, [], PLAIN, stop)
+        tokens, reason = one_by_one(decoder, [], PLAIN, stop)
         draft = tokens[:-1] if reason == "stop" else tokens
-        decoder.calls.clear()
-        assert drafted(decoder, [], draft, PLAIN, stop)[0] == (tokens, reason)
-        assert [call for call in decoder.calls if call != "truncate"] == ["prefill", "verify"]
+        decoder.rounds.clear()
+        assert drafted(decoder, [], draft, PLAIN, stop) == (tokens, reason)
+        assert len(decoder.rounds) == 1
 
 
 def test_a_wrong_token_costs_the_steps_behind_it() -> None:
     decoder = FakeDecoder(random_logits(VOCAB, 3))
-    (right, _), _ = one_by_one(decoder, [], PLAIN, NO_STOP)
+    right, _ = one_by_one(decoder, [], PLAIN, NO_STOP)
     wrong = [*right[:6], (right[6] + 1) % VOCAB, *right[7:]]
-    decoder.calls.clear()
-    assert drafted(decoder, [], wrong, PLAIN, NO_STOP)[0] == (right, "length")
-    assert decoder.calls.count("verify") == 1
-    assert decoder.calls.count("step") == 3  # right[6] was chosen by the pass
-
-
-def test_what_is_said_already_may_be_all() -> None:
-    decoder = FakeDecoder(random_logits(VOCAB, 3))
-    said = list(range(5)) * 2
-    answer, length = drafted(decoder, said, [1, 2], PLAIN, NO_STOP)
-    assert answer == (said, "length")
-    assert length == 1  # nothing was computed
-    assert decoder.calls == ["prefill"]
-
-
-@pytest.mark.parametrize("allowed", range(4))
-def test_cancelled_between_tokens(allowed: int) -> None:
-    """What was verified until then stays; at most one more token is computed."""
-    decoder = FakeDecoder(random_logits(VOCAB, 3))
-    (right, _), _ = one_by_one(decoder, [], PLAIN, NO_STOP)
-    asked = iter(range(100))
-    (tokens, reason), length = drafted(decoder, [], right[:4], PLAIN, NO_STOP, lambda: next(asked) >= allowed)
-    assert reason == "cancelled"
-    assert tokens == right[: len(tokens)]
-    assert 5 <= len(tokens) <= 5 + allowed
-    assert length in (len(CONTEXT) + len(tokens), 1 + len(CONTEXT) + len(tokens))
+    decoder.rounds.clear()
+    assert drafted(decoder, [], wrong, PLAIN, NO_STOP) == (right, "length")
+    assert [len(chunk.inputs) for (chunk,) in decoder.rounds] == [4 + 10, 1, 1, 1]  # right[6] was chosen by the pass
 
 
 @pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, no_repeat_ngram_size=1), CONFIGS[3]])
 def test_on_a_real_decoder(tiny_engine: Engine, config: GenerationConfig) -> None:
-    decoder = tiny_engine.decoder
+    decoder = tiny_engine.model.decoder
     for said in ([], [7], [7, 8, 9]):
-        expected, length = one_by_one(decoder, said, config, NO_STOP)
+        expected = one_by_one(decoder, said, config, NO_STOP)
         right = expected[0][len(said) :]
         for draft in ([], right, right[:4], [*right[:2], 5, 5, 5], [250]):
-            assert drafted(decoder, said, draft, config, NO_STOP) == (expected, length)
+            assert drafted(decoder, said, draft, config, NO_STOP) == expected

@@ -16,10 +16,9 @@ from salmonrun.runtime.audio import F32
 from salmonrun.runtime.config import Block
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.prompt import prompt_ids
-from salmonrun.runtime.search import decode_drafted
-from salmonrun.runtime.streaming import utterance as utterance_module
 from salmonrun.runtime.streaming.agreement import LocalAgreement
 from salmonrun.runtime.streaming.block_encoder import LOOK_AHEAD
+from salmonrun.runtime.streaming.utterance import Utterance
 from salmonrun.runtime.vad import VAD_HOP
 from salmonrun.training.model.salmonn import SalmonnModel
 from tests.helpers.answers import answer
@@ -33,10 +32,10 @@ from tests.helpers.streams import (
     PLAIN,
     VARIED,
     WINDOW,
+    before_rounds,
     facts,
     hear,
     noise,
-    patch,
     pieces,
     without_stop,
 )
@@ -163,24 +162,26 @@ def test_a_draft_that_is_right_costs_one_pass(
     streaming_engine: Engine, monkeypatch: pytest.MonkeyPatch, config: StreamConfig
 ) -> None:
     """The same answer from any draft; from the right one without a step."""
-    calls: list[str] = []
-    patch(monkeypatch, streaming_engine, "verify", lambda: calls.append("verify"))
-    patch(monkeypatch, streaming_engine, "step", lambda: calls.append("step"))
+    rounds: list[int] = []
+    before_rounds(monkeypatch, streaming_engine, lambda chunks: rounds.append(len(chunks[0].inputs)))
     pcm = noise(20_000)
     expected = hear(streaming_engine, [pcm], replace(config, hypotheses=AT_THE_END_ONLY))
-    assert calls.count("step") > 0
+    assert rounds.count(1) > 0
     right = expected[1][1]
-    calls.clear()
-    drafts = iter([right, right, right])
-
-    def drafted(decoder: Any, slot: Any, context: Any, said: Any, draft: Any, *rest: Any) -> Any:
-        return decode_drafted(decoder, slot, context, said, next(drafts), *rest)
-
-    monkeypatch.setattr(utterance_module, "decode_drafted", drafted)
+    rounds.clear()
     with streaming_engine.stream(config=replace(config, update_s=9.0), generation=VARIED) as stream:
+        begin = stream._begin
+
+        def begin_with_a_draft() -> Utterance:
+            utterance = begin()
+            utterance.tokens = right
+            return utterance
+
+        monkeypatch.setattr(stream, "_begin", begin_with_a_draft)
         stream.push(pcm)
         assert answer(stream.finish())[:2] == expected[1][:2]
-    assert calls == ["verify"]
+    assert len(rounds) == 1
+    assert rounds[0] > len(right)
 
 
 # What updates and segments keep in their books

@@ -14,7 +14,7 @@ import pytest
 from salmonrun.runtime import EndpointConfig, Engine, GenerationConfig, Stream, StreamConfig
 from salmonrun.runtime.errors import AudioError, CapacityError, ClosedError, ConfigError, PromptError
 from salmonrun.runtime.prompt import PromptIds
-from salmonrun.runtime.streaming import stream as module
+from salmonrun.runtime.streaming import clock, stream
 from salmonrun.runtime.vad import VAD_HOP, load_vad
 from salmonrun.training.model.salmonn import SalmonnModel
 from tests.helpers.answers import answer
@@ -25,10 +25,10 @@ from tests.helpers.streams import (
     BLOCKS,
     ENDPOINT,
     VARIED,
+    before_steps,
     facts,
     hear,
     noise,
-    patch,
     without_stop,
 )
 
@@ -101,7 +101,7 @@ def test_between_utterances_the_last_one_is_asked_about(streaming_engine: Engine
 
 
 def released(stream: Stream) -> bool:
-    return stream._slot.cache.released
+    return stream._lease.closed
 
 
 def test_cancelled_before_the_first_sample(streaming_engine: Engine) -> None:
@@ -127,7 +127,7 @@ def test_cancelled_between_pushes(streaming_engine: Engine, config: StreamConfig
         result = stream.finish()
     assert result.text == last.stable
     assert result.finish_reason == "cancelled"
-    assert streaming_engine.tokenizer.decode(result.token_ids).startswith(result.text)
+    assert streaming_engine.model.tokenizer.decode(result.token_ids).startswith(result.text)
     assert result.notes == ()  # nothing was left out for want of speech
 
 
@@ -149,7 +149,7 @@ def test_cancelled_while_a_token_is_computed(
             else:
                 stream.cancel()
 
-    patch(monkeypatch, streaming_engine, "step", cancel)
+    before_steps(monkeypatch, streaming_engine, cancel)
     with streaming_engine.stream(config=config, generation=VARIED) as stream:
         stream.push(noise(40_000))
         assert next(steps) == 4
@@ -160,7 +160,7 @@ def test_cancelled_while_a_token_is_computed(
 def test_cancelled_while_finishing(streaming_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     with streaming_engine.stream(config=replace(AGREEMENT, update_s=9), generation=VARIED) as stream:
         stream.push(noise(20_000))
-        patch(monkeypatch, streaming_engine, "step", lambda: stream.cancel())
+        before_steps(monkeypatch, streaming_engine, lambda: stream.cancel())
         result = stream.finish()
     assert result.finish_reason == "cancelled"
     assert 1 <= len(result.token_ids) <= 2
@@ -238,7 +238,8 @@ def test_a_refused_piece_leaves_no_trace(streaming_engine: Engine) -> None:
 def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock by which everything takes long."""
     ticks: Iterator[float] = itertools.count(0.0, 0.7)
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    for module in (stream, clock):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
 
 
 @EITHER_POLICY
@@ -340,7 +341,7 @@ def test_a_prompt_that_ends_with_the_audio_is_refused(
     streaming_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a template with nothing behind the prompt makes it: there would be no position to answer from."""
-    monkeypatch.setattr(streaming_engine, "prompt_ids", lambda *text: PromptIds((256,), ()))
+    monkeypatch.setattr(streaming_engine.model, "_prompt_ids", lambda *text: PromptIds((256,), ()))
     with pytest.raises(PromptError, match="nothing follows the audio in this prompt"):
         streaming_engine.stream(config=AGREEMENT)
 

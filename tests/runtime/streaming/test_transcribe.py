@@ -25,10 +25,13 @@ from salmonrun.runtime import (
 )
 from salmonrun.runtime.audio import F32, Audio
 from salmonrun.runtime.longform import transcribe as module
-from salmonrun.runtime.longform.batch import Said
+from salmonrun.runtime.longform.batch import WindowAnswer
 from salmonrun.runtime.longform.reader import PcmReader
 from salmonrun.runtime.longform.transcribe import transcribe
 from salmonrun.runtime.longform.windows import Window
+from salmonrun.runtime.prompt import PromptIds
+from salmonrun.runtime.request import Request
+from salmonrun.runtime.search import Hypothesis, StopRules
 from salmonrun.runtime.vad import VAD_HOP, Vad
 from tests.helpers.streams import VARIED, cut_at
 
@@ -94,7 +97,7 @@ def test_each_window_is_answered_as_alone(tiny_engine: Engine, config: Generatio
 def test_a_stop_string_ends_one_of_a_batch(tiny_engine: Engine) -> None:
     pcm = bursts(1.0, 2.0)
     _, second = tiny_engine.transcribe(pcm, sample_rate=16000, generation=VARIED, config=cut_at())[0]
-    stop = tiny_engine.tokenizer.decode(second.token_ids[4:5]).strip()
+    stop = tiny_engine.model.tokenizer.decode(second.token_ids[4:5]).strip()
     config = replace(VARIED, stop_strings=(stop,))
     for segment in tiny_engine.transcribe(pcm, sample_rate=16000, generation=config, config=cut_at())[0]:
         alone = tiny_engine.generate(pcm[slice(*segment.window)], sample_rate=16000, task="asr", config=config)
@@ -198,7 +201,7 @@ def test_an_answer_that_did_not_end_is_noted(tiny_engine: Engine) -> None:
 
 @pytest.mark.usefixtures("loudness")
 def test_silence_below_the_limit_is_not_decoded(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_engine, "silence", lambda audio: "silence" if audio.source_s < 1.6 else "")
+    monkeypatch.setattr(tiny_engine.model, "silence", lambda audio: "silence" if audio.source_s < 1.6 else "")
     first, second = tiny_engine.transcribe(bursts(1.0, 2.0), sample_rate=16000, generation=VARIED, config=cut_at())[0]
     assert (first.text, first.token_ids, first.finish_reason, first.notes) == ("", [], "stop", ("silence",))
     assert second.token_ids
@@ -308,14 +311,14 @@ def test_cancelled_anywhere(tiny_engine: Engine, times: int, config: GenerationC
 def test_nothing_is_encoded_after_cancelling(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     cancel = threading.Event()
     encoded = []
-    plain = tiny_engine.encoder.encode
+    plain = tiny_engine.model.encoder.encode
 
     def encode(audio: Audio) -> F32:
         encoded.append(audio)
         cancel.set()
         return plain(audio)
 
-    monkeypatch.setattr(tiny_engine.encoder, "encode", encode)
+    monkeypatch.setattr(tiny_engine.model.encoder, "encode", encode)
     segments, info = tiny_engine.transcribe(
         bursts(1.0, 1.0, 1.0), sample_rate=16000, generation=VARIED, cancel=cancel, config=cut_at()
     )
@@ -332,21 +335,24 @@ TOKEN_SAMPLES = 8000  # in these tests a word lasts half a second
 class Listener:
     """Hears words that are numbered from the beginning of the recording, whole ones only; spoils what it hears."""
 
-    config = GenerationConfig(max_new_tokens=100)
-    stop_ids = (-1,)
+    request = Request(PromptIds((), ()), GenerationConfig(max_new_tokens=100), StopRules(frozenset({-1})))
 
     def __init__(self, spoil: Callable[[list[int]], list[int]]) -> None:
         tokenizer = SimpleNamespace(decode=self.text)
         manifest = SimpleNamespace(audio=SimpleNamespace(max_s=30.0))
-        self.model = SimpleNamespace(tokenizer=tokenizer, bundle=SimpleNamespace(manifest=manifest))
+        self.model = SimpleNamespace(
+            tokenizer=tokenizer,
+            bundle=SimpleNamespace(manifest=manifest),
+            check_capacity=lambda request, samples: None,
+        )
         self._spoil = spoil
 
-    def check_capacity(self, samples: int) -> None:
-        pass
-
-    def answer(self, windows: Sequence[Window]) -> list[Said]:
+    def answer(self, windows: Sequence[Window]) -> list[WindowAnswer]:
         words = [list(range(-(-window.start // TOKEN_SAMPLES), window.end // TOKEN_SAMPLES)) for window in windows]
-        return [Said([*self._spoil(heard), -1], "stop", ()) for heard in words]
+        return [
+            WindowAnswer(window, Hypothesis([*self._spoil(heard), -1], "stop"), ())
+            for window, heard in zip(windows, words, strict=True)
+        ]
 
     def text(self, token_ids: Sequence[int]) -> str:
         return "".join(f" {token}" for token in token_ids if token >= 0)

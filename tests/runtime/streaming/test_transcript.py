@@ -14,7 +14,7 @@ END = 257  # </s>: a token without a text
 @pytest.fixture(scope="module")
 def tokenizer(streaming_engine: Engine) -> Tokenizer:
     """Of bytes: most tokens are parts of a character."""
-    return streaming_engine.tokenizer
+    return streaming_engine.model.tokenizer
 
 
 def encoded(text: str) -> list[int]:
