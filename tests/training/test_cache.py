@@ -12,10 +12,11 @@ import torch
 
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.training.checkpoint import load, save
-from salmonrun.training.data.annotation import read_annotation
+from salmonrun.training.data.annotation import Entry, read_annotation
 from salmonrun.training.data.cache import FeatureCache
 from salmonrun.training.data.config import Augmentation, DataConfig, DataSet
 from salmonrun.training.finetuning.finetune import finetune
+from salmonrun.training.finetuning.frozen import FrozenFeatures
 from salmonrun.training.finetuning.parts import choose_parts
 from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts
 from salmonrun.training.model.config import LoraConfig
@@ -54,6 +55,13 @@ def frozen(checkpoint: Path, parts: TrainedParts = FROZEN) -> SalmonnModel:
     model = load(checkpoint)
     choose_parts(model, parts)
     return model
+
+
+def filled(folder: Path, model: SalmonnModel, entries: list[Entry]) -> FeatureCache:
+    features = FrozenFeatures(model, Augmentation())
+    cache = FeatureCache(folder / features.key)
+    cache.fill(entries, features.compute)
+    return cache
 
 
 @pytest.mark.parametrize("parts", [FROZEN, WHISPER], ids=["states", "spectrograms"])
@@ -105,23 +113,19 @@ def test_bf16_losses_with_a_cache_are_those_without_to_its_rounding(
 def test_what_is_kept_follows_from_what_is_frozen(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     entries, _ = read_annotation(annotation)
     for parts, kind in ((FROZEN, States), (WHISPER, Features)):
-        cache = FeatureCache(tmp_path / "cache", frozen(checkpoint, parts), Augmentation())
-        cache.fill(entries)
+        cache = filled(tmp_path / "cache", frozen(checkpoint, parts), entries)
         assert isinstance(cache.read(entries[0]), kind)
 
 
 def test_another_model_or_recording_is_computed_anew(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     entries, _ = read_annotation(annotation)
     model = frozen(checkpoint)
-    cache = FeatureCache(tmp_path / "cache", model, Augmentation())
-    cache.fill(entries)
+    cache = filled(tmp_path / "cache", model, entries)
     before = cache.read(entries[1])
     assert isinstance(before, States)
     with torch.no_grad():
         model.whisper.layers[0].fc1.weight.add_(0.1)
-    changed = FeatureCache(tmp_path / "cache", model, Augmentation())
-    changed.fill(entries)
-    after = changed.read(entries[1])
+    after = filled(tmp_path / "cache", model, entries).read(entries[1])
     assert isinstance(after, States)
     assert not torch.equal(before.speech, after.speech)
     assert after.audio is not None
@@ -131,7 +135,7 @@ def test_another_model_or_recording_is_computed_anew(checkpoint: Path, annotatio
     shutil.copy(entries[4].path, entries[1].path)
     with pytest.raises(CheckpointError, match=r"1\.wav has changed since its features were kept"):
         cache.read(entries[1])
-    cache.fill(entries)
+    cache.fill(entries, FrozenFeatures(model, Augmentation()).compute)
     recorded_anew = cache.read(entries[1])
     assert isinstance(recorded_anew, States)
     assert len(recorded_anew.speech) > len(before.speech)
@@ -140,17 +144,17 @@ def test_another_model_or_recording_is_computed_anew(checkpoint: Path, annotatio
 def test_another_front_end_is_computed_anew(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     entries, _ = read_annotation(annotation)
     model = frozen(checkpoint, WHISPER)
-    FeatureCache(tmp_path / "cache", model, Augmentation()).fill(entries)
+    filled(tmp_path / "cache", model, entries)
     assert model.config.audio_encoder
     encoder = replace(model.config.audio_encoder, fbank=EAT_FBANK)
     model.config = replace(model.config, audio_encoder=encoder)
     with pytest.raises(CheckpointError, match="has changed"):
-        FeatureCache(tmp_path / "cache", model, Augmentation()).read(entries[0])
+        FeatureCache(tmp_path / "cache" / FrozenFeatures(model, Augmentation()).key).read(entries[0])
 
 
-def test_augmentation_that_the_cache_would_undo_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_augmentation_that_the_cache_would_undo_is_refused(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="keeps encoder states, which augment would change"):
-        FeatureCache(tmp_path, frozen(checkpoint), Augmentation(mask_p=0.5))
+        FrozenFeatures(frozen(checkpoint), Augmentation(mask_p=0.5))
     with pytest.raises(ConfigError, match="keeps spectrograms, which augment would change"):
-        FeatureCache(tmp_path, frozen(checkpoint, WHISPER), Augmentation(noise_p=0.5))
-    FeatureCache(tmp_path, frozen(checkpoint, WHISPER), Augmentation(mask_p=0.5))
+        FrozenFeatures(frozen(checkpoint, WHISPER), Augmentation(noise_p=0.5))
+    FrozenFeatures(frozen(checkpoint, WHISPER), Augmentation(mask_p=0.5))

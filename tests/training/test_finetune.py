@@ -8,15 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
-from salmonrun.runtime.audio import load_audio
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.training.checkpoint import load
-from salmonrun.training.data.annotation import read_annotation
 from salmonrun.training.data.config import Augmentation, DataConfig, DataSet
-from salmonrun.training.data.dataset import BucketSampler, SpeechDataset
 from salmonrun.training.finetuning.finetune import finetune
 from salmonrun.training.finetuning.optimizer import lr_share
 from salmonrun.training.finetuning.parts import choose_parts
@@ -140,37 +136,6 @@ def test_broken_entries_stop_or_are_skipped(checkpoint: Path, annotation: Path, 
         finetune(stopping)
     finetune(replace(stopping, data=replace(stopping.data, on_broken="skip")))
     assert (tmp_path / "run" / "final").is_dir()
-
-
-def test_appended_recordings_are_heard_after_a_pause(checkpoint: Path, annotation: Path) -> None:
-    model = load(checkpoint)
-    entries, _ = read_annotation(annotation)
-    first, second = entries[:2]
-    joined = replace(first, appended=(second.path,), text="one two three")
-    example = SpeechDataset([joined], [1.0], model, multi_prompt=False, augment=None, seed=0)[0]
-    pcm = np.concatenate([soundfile.read(first.path)[0], np.zeros(1600), soundfile.read(second.path)[0]])
-    expected = model.features(load_audio(pcm.astype(np.float32), 16000))
-    assert torch.equal(example.features.log_mel, expected.log_mel)
-    assert model.tokenizer.decode(example.target) == "one two three"
-
-
-def test_batches_hold_every_entry_once_a_round_and_neighbours_in_length() -> None:
-    lengths = np.random.default_rng(0).uniform(1, 10, 60)
-    batches = list(BucketSampler(lengths, [1.0] * 60, 6, 20, seed=1))
-    assert len(batches) == 20
-    for turn in (0, 1):
-        drawn = [index for batch in batches[10 * turn : 10 * turn + 10] for index, draw in batch if draw == turn]
-        assert sorted(drawn) == list(range(60))
-    spread = [np.ptp(lengths[[index for index, _ in batch]]) for batch in batches]
-    assert np.mean(spread) < 2.0  # of 9
-    assert batches == list(BucketSampler(lengths, [1.0] * 60, 6, 20, seed=1))
-    assert batches != list(BucketSampler(lengths, [1.0] * 60, 6, 20, seed=2))
-
-
-def test_weights_share_the_draws() -> None:
-    batches = BucketSampler([1.0] * 200, [1.0] * 100 + [0.25] * 100, 10, 250, seed=0)
-    heavy = sum(index < 100 for batch in batches for index, _ in batch)
-    assert 0.75 < heavy / 2500 < 0.85
 
 
 def test_the_rate_warms_up_and_falls_to_its_floor() -> None:

@@ -9,21 +9,30 @@ import soundfile
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from salmonrun.runtime.config import PromptConfig
+from salmonrun.runtime.config import AudioConfig, PromptConfig
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.runtime.prompt import PromptIds, prompt_ids, task_prompt
+from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.data.annotation import Entry, Problem, part_usable, read_annotation
 from salmonrun.training.data.augment import augment_audio, mask_features, noise_files
 from salmonrun.training.data.cache import FeatureCache
 from salmonrun.training.data.config import Augmentation, DataConfig, DataSet
 from salmonrun.training.data.recordings import load_recording
-from salmonrun.training.model.features import FeatureBatch, Features, StateBatch, States, collate, collate_states
-from salmonrun.training.model.salmonn import IGNORE, SalmonnModel
+from salmonrun.training.model.features import (
+    FeatureBatch,
+    Features,
+    FrontEnd,
+    StateBatch,
+    States,
+    collate,
+    collate_states,
+)
+from salmonrun.training.model.labels import pad_labels
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sample, ready to be batched."""
+    """One entry, ready to be batched."""
 
     features: Features | States
     prompt: PromptIds
@@ -32,13 +41,30 @@ class Example:
 
 
 class SpeechDataset(Dataset[Example]):
-    """Entries whose audio is read, augmented and turned into features on demand."""
+    """Entries whose audio is read, augmented and turned into features on demand.
+
+    It is sent to loader workers, so it holds what they need and no model.
+
+    Args:
+        entries: that can be used, see load_entries.
+        weights: how often each is drawn, relative to the others.
+        front_end: of the model.
+        prompts: of the model.
+        tokenizer: of the model.
+        multi_prompt: draw one of a task's prompts each time; else its first.
+        augment: None for none.
+        seed: of all that is drawn.
+        cache: where features are kept; None to compute them each time.
+    """
 
     def __init__(
         self,
         entries: Sequence[Entry],
         weights: Sequence[float],
-        model: SalmonnModel,
+        front_end: FrontEnd,
+        prompts: PromptConfig,
+        tokenizer: Tokenizer,
+        *,
         multi_prompt: bool,
         augment: Augmentation | None,
         seed: int,
@@ -47,7 +73,9 @@ class SpeechDataset(Dataset[Example]):
         self.entries = list(entries)
         self.weights = list(weights)
         self.lengths = [sum(soundfile.info(path).duration for path in (e.path, *e.appended)) for e in entries]
-        self._model = model
+        self._front_end = front_end
+        self._prompts = prompts
+        self._tokenizer = tokenizer
         self._multi_prompt = multi_prompt
         self._augment = augment
         self._noises = noise_files(augment) if augment else []
@@ -65,25 +93,24 @@ class SpeechDataset(Dataset[Example]):
         features = self._cache.read(entry) if self._cache else self._features(entry, rng)
         if self._augment and isinstance(features, Features):
             features = mask_features(features, self._augment, rng)
-        prompts = self._model.prompts
-        text = self._prompt(prompts, entry, random.Random(int(rng.integers(2**32))))
-        target = self._model.tokenizer.encode(entry.text + prompts.end_symbol)
+        prompt = self._prompt(entry, random.Random(int(rng.integers(2**32))))
+        target = self._tokenizer.encode(entry.text + self._prompts.end_symbol)
         transcript = entry.text if entry.task == "asr" else ""
-        return Example(features, prompt_ids(prompts, self._model.tokenizer, text), target, transcript)
+        return Example(features, prompt_ids(self._prompts, self._tokenizer, prompt), target, transcript)
 
     def _features(self, entry: Entry, rng: np.random.Generator) -> Features:
-        audio = load_recording(entry, self._model.config.audio)
+        audio = load_recording(entry, self._front_end.audio)
         if self._augment:
-            audio = augment_audio(audio, self._augment, rng, self._noises, self._model.config.audio.max_s)
-        return self._model.features(audio)
+            audio = augment_audio(audio, self._augment, rng, self._noises, self._front_end.audio.max_s)
+        return self._front_end.features(audio)
 
-    def _prompt(self, prompts: PromptConfig, entry: Entry, rng: random.Random) -> str:
-        text = task_prompt(prompts, entry.task, rng if self._multi_prompt else None)
+    def _prompt(self, entry: Entry, rng: random.Random) -> str:
+        text = task_prompt(self._prompts, entry.task, rng if self._multi_prompt else None)
         return text.replace("{}", entry.question)
 
 
 def load_entries(
-    sets: Sequence[DataSet], data: DataConfig, model: SalmonnModel
+    sets: Sequence[DataSet], data: DataConfig, prompts: PromptConfig, audio: AudioConfig
 ) -> tuple[list[Entry], list[float], list[Problem]]:
     """Usable entries of several data sets, the weight of each, and the unusable ones with their reason.
 
@@ -100,7 +127,7 @@ def load_entries(
         if found and not wanted:
             tasks = ", ".join(sorted({entry.task for entry in found}))
             raise CheckpointError(f"{data_set.annotation} has no entry of {data_set.tasks}; its tasks are {tasks}")
-        usable, unusable = part_usable(wanted, model.prompts, model.config.audio)
+        usable, unusable = part_usable(wanted, prompts, audio)
         entries += usable
         weights += [data_set.weight] * len(usable)
         problems += unusable
@@ -177,7 +204,5 @@ def make_batch(examples: Sequence[Example]) -> Batch:
 
 def collate_examples(examples: Sequence[Example]) -> dict[str, object]:
     """What the trainer hands to the model, and the labels it counts to average over accumulated batches."""
-    labels = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(example.target) for example in examples], batch_first=True, padding_value=IGNORE
-    )
+    labels = pad_labels([torch.tensor(example.target) for example in examples])
     return {"batch": make_batch(examples), "labels": labels, "shift_labels": labels}

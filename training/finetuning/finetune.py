@@ -19,6 +19,7 @@ from salmonrun.training.checkpoint import load, open_checkpoint, save
 from salmonrun.training.data.cache import FeatureCache
 from salmonrun.training.data.config import Augmentation, DataSet
 from salmonrun.training.data.dataset import SpeechDataset, load_entries
+from salmonrun.training.finetuning.frozen import FrozenFeatures
 from salmonrun.training.finetuning.objective import TrainedModel
 from salmonrun.training.finetuning.parts import choose_parts
 from salmonrun.training.finetuning.qlora import hold_in_4_bits
@@ -145,18 +146,29 @@ def _dataset(
     arguments: transformers.TrainingArguments,
     augment: Augmentation | None = None,
 ) -> SpeechDataset:
-    entries, weights, problems = load_entries(sets, recipe.data, model)
+    entries, weights, problems = load_entries(sets, recipe.data, model.prompts, model.config.audio)
     if problems and arguments.process_index == 0:
         skipped = "\n".join(map(str, problems))
         _log.warning(f"{skipped}\n{len(problems)} of {len(problems) + len(entries)} entries are skipped")
     cache = None
     if recipe.data.cache:
         model.to(arguments.device)
-        cache = FeatureCache(recipe.data.cache, model, recipe.augment, COMPUTE_DTYPES[recipe.run.precision])
+        frozen = FrozenFeatures(model, recipe.augment, COMPUTE_DTYPES[recipe.run.precision])
+        cache = FeatureCache(Path(recipe.data.cache) / frozen.key)
         rank, processes = arguments.process_index, arguments.world_size
-        cache.fill(entries[rank::processes], progress=rank == 0)
+        cache.fill(entries[rank::processes], frozen.compute, progress=rank == 0)
         PartialState().wait_for_everyone()
-    return SpeechDataset(entries, weights, model, recipe.data.multi_prompt, augment, recipe.run.seed, cache)
+    return SpeechDataset(
+        entries,
+        weights,
+        model.config.front_end,
+        model.prompts,
+        model.tokenizer,
+        multi_prompt=recipe.data.multi_prompt,
+        augment=augment,
+        seed=recipe.run.seed,
+        cache=cache,
+    )
 
 
 def _arguments(recipe: Recipe) -> transformers.TrainingArguments:

@@ -11,7 +11,8 @@ from salmonrun.training.data.dataset import SpeechDataset, make_batch
 from salmonrun.training.data.recordings import load_recording
 from salmonrun.training.evaluation.scores import spell_digits, word_error_rate
 from salmonrun.training.finetuning.recipe import RunConfig
-from salmonrun.training.model.salmonn import IGNORE, SalmonnModel
+from salmonrun.training.model.labels import summed_loss
+from salmonrun.training.model.salmonn import SalmonnModel
 
 GREATER_IS_BETTER = {"loss": False, "accuracy": True, "wer": False, "exact": True}
 
@@ -56,7 +57,7 @@ class Validation:
             batch = make_batch([self._dataset[index] for index in order[start : start + self._run.batch_size]])
             embeds = self._model.fuse(self._model.states(batch.features))
             logits, wanted = self._model.answer_logits(embeds, batch.prompts, batch.targets)
-            loss += torch.nn.functional.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum").item()
+            loss += summed_loss(logits, wanted).item()
             right += int((logits.argmax(dim=-1) == wanted).sum())
             tokens += sum(map(len, batch.targets))
         return {"loss": loss / tokens, "accuracy": right / tokens}

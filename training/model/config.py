@@ -9,6 +9,7 @@ from salmonrun.runtime.config import AudioConfig, BlockConfig, PromptConfig, Win
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.schema import from_dict, to_dict
 from salmonrun.training.model.encoders import AudioEncoderConfig
+from salmonrun.training.model.features import FrontEnd
 
 FORMAT_VERSION = 1
 
@@ -125,6 +126,11 @@ class ModelConfig:
                 f"audio.max_s is {self.audio.max_s:g}, but the audio encoder has positions for {encoder.longest_s:g} s "
                 "only: lower it, or take one with more"
             )
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """What comes before the encoders."""
+        return FrontEnd(self.audio, self.qformer.window, self.audio_encoder.fbank if self.audio_encoder else None)
 
     @property
     def llm_dim(self) -> int:

@@ -1,4 +1,4 @@
-"""Spectrograms and encoder states as tensors, of one recording and in padded batches."""
+"""Spectrograms and encoder states as tensors, of one recording and in padded batches, and the front end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from salmonrun.runtime.config import FbankConfig
+from salmonrun.runtime.audio import Audio
+from salmonrun.runtime.config import AudioConfig, FbankConfig, WindowConfig
+from salmonrun.runtime.features import fbank, log_mel, whisper_frames
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,21 @@ class Features:
 
     log_mel: Tensor  # [n_mels, 2 T]
     fbank: Tensor | None  # [F, bins]; None without an audio encoder
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """What turns a recording into spectrograms: settings and no weights, so that a loader's worker needs no model."""
+
+    audio: AudioConfig
+    window: WindowConfig  # of the Q-Former: a trimmed recording fills whole windows
+    fbank: FbankConfig | None  # None without an audio encoder
+
+    def features(self, audio: Audio) -> Features:
+        """Spectrograms of one recording."""
+        mel = log_mel(audio.pcm, self.audio, 2 * whisper_frames(len(audio.pcm), self.audio, self.window))
+        bank = None if self.fbank is None else torch.from_numpy(fbank(audio.pcm, self.fbank))
+        return Features(torch.from_numpy(mel), bank)
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,14 @@ from transformers import PreTrainedModel
 from salmonrun.runtime.audio import Audio, AudioSource, load_audio
 from salmonrun.runtime.config import Block, GenerationConfig, PromptConfig
 from salmonrun.runtime.errors import ConfigError
-from salmonrun.runtime.features import fbank, log_mel, whisper_frames
 from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.model.blocks import valid_positions
 from salmonrun.training.model.config import ModelConfig
 from salmonrun.training.model.features import FeatureBatch, Features, StateBatch, collate, count_tokens
+from salmonrun.training.model.labels import IGNORE, pad_labels, summed_loss
 from salmonrun.training.model.qformer import QFormer
 from salmonrun.training.model.whisper import WhisperEncoder
-
-IGNORE = -100  # label of positions without a loss, PyTorch's default
 
 
 @dataclass(frozen=True)
@@ -72,10 +70,7 @@ class SalmonnModel(nn.Module):
 
     def features(self, audio: Audio) -> Features:
         """Spectrograms of one recording."""
-        frames = whisper_frames(len(audio.pcm), self.config.audio, self.config.qformer.window)
-        mel = torch.from_numpy(log_mel(audio.pcm, self.config.audio, 2 * frames))
-        encoder = self.config.audio_encoder
-        return Features(mel, torch.from_numpy(fbank(audio.pcm, encoder.fbank)) if encoder else None)
+        return self.config.front_end.features(audio)
 
     def states(self, features: FeatureBatch | StateBatch, block: Block | None = None) -> StateBatch:
         """Encoder states on the model's device, computed if they are not there already."""
@@ -186,8 +181,7 @@ class SalmonnModel(nn.Module):
         self, audio_embeds: Sequence[Tensor], prompts: Sequence[PromptIds], targets: Sequence[Sequence[int]]
     ) -> Tensor:
         """Sum of the cross-entropies of all target tokens, each row as if alone; audio_embeds each [1, N, llm_dim]."""
-        logits, wanted = self.answer_logits(audio_embeds, prompts, targets)
-        return nn.functional.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
+        return summed_loss(*self.answer_logits(audio_embeds, prompts, targets))
 
     def answer_logits(
         self, audio_embeds: Sequence[Tensor], prompts: Sequence[PromptIds], targets: Sequence[Sequence[int]]
@@ -206,5 +200,5 @@ class SalmonnModel(nn.Module):
             # None in front of the first answer. By index: of a slice, the product would copy the weights per row.
             logits_to_keep=torch.arange(first, mask.shape[1], device=self.device),
         ).logits
-        wanted = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)[:, -logits.shape[1] :]
+        wanted = pad_labels(labels)[:, -logits.shape[1] :]
         return logits[:, :-1].flatten(0, 1).float(), wanted[:, 1:].flatten()
