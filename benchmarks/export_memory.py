@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from salmonrun.training.model.config import LoraConfig
 from salmonrun.training.model.llm import build_llm, published_parameters
-from salmonrun.training.starting.assemble import Parts, PromptOptions, assemble
+from salmonrun.training.starting.assemble import PromptOptions, assemble
 from salmonrun.training.starting.new_tokenizer import write_tokenizer
 from salmonrun.training.starting.presets import VICUNA_7B
 
@@ -87,9 +87,14 @@ def _write_whisper(folder: Path) -> None:
 
 
 def _assemble(folder: Path) -> None:
-    parts = Parts(folder / "whisper", None, folder / "llm")
-    prompt = PromptOptions(template="USER: {}\nASSISTANT:", end_symbol="</s>")
-    assemble(parts, folder / "checkpoint", lora=LoraConfig(r=8, alpha=32.0), prompt=prompt)
+    assemble(
+        folder / "checkpoint",
+        whisper=folder / "whisper",
+        audio_encoder=None,
+        llm=folder / "llm",
+        lora=LoraConfig(r=8, alpha=32.0),
+        prompt=PromptOptions(template="USER: {}\nASSISTANT:", end_symbol="</s>"),
+    )
 
 
 def _export(folder: Path, precision: str) -> dict[str, Any]:

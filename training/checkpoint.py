@@ -2,10 +2,10 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -13,9 +13,9 @@ from torch import nn
 
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.runtime.tokenizer import Tokenizer
-from salmonrun.training.foreign.referred import as_referred
-from salmonrun.training.foreign.sources import file_sha256, read_audio_encoder, read_llm, read_whisper, resolve_source
-from salmonrun.training.model.config import SOURCED, ModelConfig, load_config, save_config
+from salmonrun.training.foreign.part_files import read_audio_encoder, read_llm, read_whisper
+from salmonrun.training.foreign.sources import file_sha256, read_source, resolve_source
+from salmonrun.training.model.config import ModelConfig, load_config, save_config
 from salmonrun.training.model.llm import build_llm, load_base, published_parameters
 from salmonrun.training.model.lora import base_parameters, load_lora, lora_parameters, merged_weights
 from salmonrun.training.model.qformer import QFormer
@@ -25,6 +25,11 @@ from salmonrun.training.tensors import LazyTensors, load_strict, open_safetensor
 
 M = TypeVar("M", bound=nn.Module)
 PARTS = ("whisper", "whisper_lora", "audio_encoder", "qformer", "llm", "lora")
+READERS: dict[str, Callable[[Path], Any]] = {
+    "whisper": read_whisper,
+    "audio_encoder": read_audio_encoder,
+    "llm": read_llm,
+}  # of the parts that may be referred to
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,9 @@ class Checkpoint:
     def hashes(self) -> dict[str, str]:
         """sha256 of the checkpoint's own files and of those it refers to."""
         own = {name: file_sha256(self.folder / name) for name in ("config.json", "model.safetensors", "tokenizer.json")}
-        for part in SOURCED:
-            source = getattr(self.config.sources, part)
-            own |= {f"{part}/{name}": digest for name, digest in source.sha256.items()} if source else {}
-            if source and source.adapter:
-                own |= {f"{part}/{name}": digest for name, digest in source.adapter.sha256.items()}
+        for part, source in self.config.sources.items():
+            for hashed in (source, source.adapter) if source.adapter else (source,):
+                own |= {f"{part}/{name}": digest for name, digest in hashed.sha256.items()}
         return own
 
 
@@ -77,15 +80,12 @@ def open_checkpoint(folder: str | Path, verify: bool = True) -> Checkpoint:
         known = sorted(prefixes.values())
         raise CheckpointError(f"{folder}/model.safetensors has tensors of {unknown}; its config knows {known}")
     parts = {part: with_prefix(stored, f"{prefix}.") for part, prefix in prefixes.items()}
-    for part, read in (("whisper", read_whisper), ("audio_encoder", read_audio_encoder), ("llm", read_llm)):
-        source = getattr(config.sources, part)
-        if source is None:
-            continue
+    for part, source in config.sources.items():
         if parts[part]:
             raise CheckpointError(f"{folder}: {part} is both stored and referred to ({source.path}); keep one")
         source = resolve_source(source, folder, verify)
-        found, parts[part] = as_referred(source, *read(Path(source.path)))
-        if found != getattr(config, part):
+        part_config, parts[part] = read_source(source, READERS[part])
+        if part_config != getattr(config, part):
             raise CheckpointError(f"{source.path} does not match the checkpoint's {part} config")
         config = replace(config, sources=replace(config.sources, **{part: source}))
     return Checkpoint(folder, config, parts)
@@ -163,8 +163,8 @@ def save(
         folder: to be created.
         tokenizer_file: to be copied.
         dtype: of the floating-point tensors; None for their own.
-        kept: tensors of whole parts (of SOURCED), to be stored as they are instead of the model's: of frozen parts,
-            which the model may hold in another precision or in 4 bits.
+        kept: tensors of whole parts, to be stored as they are instead of the model's: of frozen parts, which the model
+            may hold in another precision or in 4 bits.
     """
     config = model.config
     parts: dict[str, Mapping[str, torch.Tensor]] = {

@@ -20,7 +20,7 @@ from salmonrun.training.model.encoders import AudioEncoderConfig
 from salmonrun.training.model.encoders.beats import BeatsConfig
 from salmonrun.training.model.encoders.eat import EatConfig
 from salmonrun.training.model.salmonn import SalmonnModel, Sample
-from salmonrun.training.starting.assemble import Parts, assemble, format_assembly
+from salmonrun.training.starting.assemble import assemble, format_assembly
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
 from tests.helpers import eat as published
@@ -116,7 +116,7 @@ def test_a_published_eat_becomes_a_bundle(tmp_path: Path) -> None:
     hashes = set()
     for number, (source, copy) in enumerate([(sources[0], False), (sources[0], True), (sources[1], False)]):
         checkpoint = tmp_path / f"checkpoint-{number}"
-        report = format_assembly(assemble(Parts(whisper, source, llm), checkpoint, copy=copy))
+        report = format_assembly(assemble(checkpoint, whisper=whisper, audio_encoder=source, llm=llm, copy=copy))
         assert ("left out: 4 of eat's keys (decoder that pre-training predicts" in report) == (source.suffix == ".pt")
         assert open_checkpoint(checkpoint).config.audio_encoder == EAT
         bundle = export_bundle(checkpoint, tmp_path / f"bundle-{number}")

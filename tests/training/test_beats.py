@@ -14,7 +14,7 @@ from salmonrun.runtime.audio import load_audio
 from salmonrun.runtime.config import FbankConfig
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.runtime.features import fbank
-from salmonrun.training.foreign.sources import read_audio_encoder
+from salmonrun.training.foreign.part_files import read_audio_encoder
 from salmonrun.training.model.blocks import valid_positions
 from salmonrun.training.model.encoders.beats import BeatsConfig, BeatsEncoder, relative_buckets
 from salmonrun.training.model.features import count_tokens

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from salmonrun.runtime.config import Block, FbankConfig
 from salmonrun.runtime.errors import CheckpointError, ConfigError
-from salmonrun.training.foreign.sources import read_audio_encoder
+from salmonrun.training.foreign.part_files import read_audio_encoder
 from salmonrun.training.model.config import ModelConfig, load_config, save_config
 from salmonrun.training.model.encoders.eat import EatConfig, EatEncoder, rename, sincos_positions
 from salmonrun.training.model.encoders.published import Published

@@ -16,8 +16,8 @@ from salmonrun.export import export_bundle
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.__main__ import main
 from salmonrun.training.checkpoint import open_checkpoint
-from salmonrun.training.foreign.hub import AUDIO_ENCODER, LLM, SALMONN, WHISPER, HubId, locate, parse_id
-from salmonrun.training.foreign.sources import read_llm
+from salmonrun.training.foreign.hub import AUDIO_ENCODER, LLM, SALMONN, WHISPER, HubId, locate, parse_id, source_name
+from salmonrun.training.foreign.part_files import read_llm
 from salmonrun.training.inspection.inspect import inspect_path
 from salmonrun.training.model.config import load_config
 from salmonrun.training.starting.convert import convert_salmonn
@@ -78,12 +78,12 @@ def test_ids(text: str, expected: HubId | None) -> None:
 
 def test_ids_become_paths_in_the_cache(cache: Path) -> None:
     llm = locate("acme/llm", LLM)
-    assert llm.path == cache / "models--acme--llm" / "snapshots" / COMMITS["acme/llm"]
-    assert (llm.hub, llm.name) == (f"acme/llm@{COMMITS['acme/llm']}", "llm")
+    assert Path(llm.path) == cache / "models--acme--llm" / "snapshots" / COMMITS["acme/llm"]
+    assert (llm.hub, source_name(llm)) == (f"acme/llm@{COMMITS['acme/llm']}", "llm")
     assert locate(f"acme/llm@{COMMITS['acme/llm']}", LLM) == locate("acme/llm@main", LLM) == llm
     pth = locate("acme/SALMONN", SALMONN)
-    assert (pth.path.name, pth.hub) == ("salmonn.pth", f"acme/SALMONN/salmonn.pth@{COMMITS['acme/SALMONN']}")
-    assert locate("acme/BEATs/beats.pt", AUDIO_ENCODER).path.name == "beats.pt"
+    assert (Path(pth.path).name, pth.hub) == ("salmonn.pth", f"acme/SALMONN/salmonn.pth@{COMMITS['acme/SALMONN']}")
+    assert Path(locate("acme/BEATs/beats.pt", AUDIO_ENCODER).path).name == "beats.pt"
 
 
 def test_a_local_path_comes_first(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +94,8 @@ def test_a_local_path_comes_first(cache: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_a_revision_is_kept_to(cache: Path, golden: Path) -> None:
     other = add_to_cache(cache, "acme/llm", sorted((golden / "salmonn" / "llm").iterdir()), "e" * 40, "v2")
-    assert locate("acme/llm@v2", LLM).path == other
-    assert locate("acme/llm", LLM).path.name == COMMITS["acme/llm"]
+    assert Path(locate("acme/llm@v2", LLM).path) == other
+    assert Path(locate("acme/llm", LLM).path).name == COMMITS["acme/llm"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_files_that_are_missing_are_named(cache: Path) -> None:
         CheckpointError, match=r"no tokenizer\.json or tokenizer\.model in the cache; .*'tokenizer\.json'"
     ):
         locate("acme/llm", LLM)
-    assert locate("acme/llm", WHISPER).path == folder  # which needs none
+    assert Path(locate("acme/llm", WHISPER).path) == folder  # which needs none
     shards = {"model.norm.weight": "model-00001-of-00002.safetensors", "x": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     with pytest.raises(CheckpointError, match=r"--include 'model-00001-of-00002\.safetensors' --include 'model-00002"):
@@ -132,7 +132,7 @@ def test_pytorchs_files_serve_where_there_are_no_safetensors(cache: Path, golden
     add_to_cache(cache, "acme/vicuna", [*others, tmp_path / "pytorch_model.bin"], "8" * 40)
     located = locate("acme/vicuna", LLM)
     assert inspect_path("acme/vicuna").usable
-    tensors, same = read_llm(located.path)[1], read_llm(folder)[1]
+    tensors, same = read_llm(Path(located.path))[1], read_llm(folder)[1]
     assert tensors.keys() == same.keys()
     assert all(torch.equal(tensors[name](), same[name]()) for name in same)
 
@@ -143,7 +143,7 @@ def test_one_of_several_files_must_be_named(cache: Path, golden: Path) -> None:
     (folder / "other.pth").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"\['other\.pth', 'salmonn\.pth'\].*acme/two/FILE"):
         locate("acme/two", SALMONN)
-    assert locate("acme/two/salmonn.pth", SALMONN).path.name == "salmonn.pth"
+    assert Path(locate("acme/two/salmonn.pth", SALMONN).path).name == "salmonn.pth"
 
 
 class Online:
@@ -197,7 +197,7 @@ def test_only_what_is_needed_is_downloaded(golden: Path, tmp_path: Path, monkeyp
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= online.got
     locate("acme/vicuna", LLM)
     assert "pytorch_model.bin" in online.got
-    assert locate("acme/SALMONN", SALMONN).path.name == "salmonn.pth"
+    assert Path(locate("acme/SALMONN", SALMONN).path).name == "salmonn.pth"
     assert "README.md" not in online.got
 
 

@@ -26,12 +26,21 @@ from salmonrun.training.finetuning.finetune import finetune
 from salmonrun.training.finetuning.recipe import Recipe, RunConfig
 from salmonrun.training.model.config import LoraConfig, load_config
 from salmonrun.training.model.lora import lora_parameters
-from salmonrun.training.starting.assemble import Parts, PromptOptions, assemble, qformer_config
+from salmonrun.training.starting.assemble import PromptOptions, assemble, qformer_config
 from salmonrun.training.starting.presets import TASKS
 from tests.helpers.parts import CHATML, HEARD, SPECIAL, write_llm, write_openai_whisper, write_tokenizer, write_whisper
 
 # One that puts the beginning symbol in front by itself, as in Llama 3 and Mistral.
 WITH_BOS = "{{ bos_token }}{% for message in messages %}[INST] {{ message['content'] | trim }} [/INST]{% endfor %}"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts are."""
+
+    whisper: Path
+    audio_encoder: Path | None
+    llm: Path
 
 
 @dataclass
@@ -53,7 +62,7 @@ class Bench:
         """Assembling fails with `message` and leaves nothing behind."""
         before = set(self.folder.iterdir())
         with pytest.raises((CheckpointError, ConfigError), match=message):
-            assemble(parts or self.parts, self.out, **options)
+            assemble(self.out, **vars(parts or self.parts), **options)
         assert set(self.folder.iterdir()) == before
 
 
@@ -77,7 +86,7 @@ SMALL = qformer_config(dim=64, layers=1)
 
 
 def test_the_parts_compute_what_their_libraries_compute(bench: Bench, speech: Path) -> None:
-    assembly = assemble(bench.parts, bench.out, qformer=SMALL, lora=LoraConfig())
+    assembly = assemble(bench.out, **vars(bench.parts), qformer=SMALL, lora=LoraConfig())
     model = load(bench.out)
     assert model.config == replace(assembly.config, sources=model.config.sources)
     assert model.encode(model.load_audio(speech)).shape == (1, 88, 64)
@@ -93,7 +102,7 @@ def test_the_parts_compute_what_their_libraries_compute(bench: Bench, speech: Pa
 
 
 def test_frozen_parts_are_referred_to(bench: Bench) -> None:
-    assembly = assemble(bench.parts, bench.out, qformer=SMALL, lora=LoraConfig())
+    assembly = assemble(bench.out, **vars(bench.parts), qformer=SMALL, lora=LoraConfig())
     stored = load_file(bench.out / "model.safetensors")
     assert {name.split(".")[0] for name in stored} == {"qformer", "lora"}
     assert sum(value.numel() for value in stored.values()) == assembly.new_parameters
@@ -109,9 +118,9 @@ def test_frozen_parts_are_referred_to(bench: Bench) -> None:
 
 
 def test_copied_parts_need_their_folders_no_more(bench: Bench, speech: Path) -> None:
-    assemble(bench.parts, bench.folder / "referring", qformer=SMALL, lora=LoraConfig(), seed=3)
+    assemble(bench.folder / "referring", **vars(bench.parts), qformer=SMALL, lora=LoraConfig(), seed=3)
     audio_embeds = (referring := load(bench.folder / "referring")).encode(referring.load_audio(speech))
-    assemble(bench.parts, bench.out, qformer=SMALL, lora=LoraConfig(), seed=3, copy=True)
+    assemble(bench.out, **vars(bench.parts), qformer=SMALL, lora=LoraConfig(), seed=3, copy=True)
     shutil.rmtree(bench.parts.llm)
     shutil.rmtree(bench.parts.whisper)
     copied = load(bench.out)
@@ -121,8 +130,8 @@ def test_copied_parts_need_their_folders_no_more(bench: Bench, speech: Path) -> 
 
 
 def test_an_openai_whisper_is_the_same_encoder(bench: Bench, speech: Path) -> None:
-    assemble(bench.parts, bench.folder / "folder", qformer=SMALL)
-    assemble(replace(bench.parts, whisper=bench.folder / "whisper.pt"), bench.out, qformer=SMALL)
+    assemble(bench.folder / "folder", **vars(bench.parts), qformer=SMALL)
+    assemble(bench.out, **vars(bench.parts) | {"whisper": bench.folder / "whisper.pt"}, qformer=SMALL)
     one, other = load(bench.folder / "folder"), load(bench.out)
     audio = one.load_audio(speech)
     assert torch.equal(one.encode(audio), other.encode(audio))
@@ -130,7 +139,7 @@ def test_an_openai_whisper_is_the_same_encoder(bench: Bench, speech: Path) -> No
 
 def test_a_whisper_of_128_mels_without_its_head_and_no_beats(bench: Bench, speech: Path) -> None:
     whisper = write_whisper(bench.folder / "v3", n_mels=128, whole=False)
-    assemble(Parts(whisper, None, bench.parts.llm), bench.out, qformer=SMALL)
+    assemble(bench.out, whisper=whisper, audio_encoder=None, llm=bench.parts.llm, qformer=SMALL)
     model = load(bench.out)
     assert model.config.audio.n_mels == 128
     assert model.config.audio_encoder is None
@@ -142,7 +151,7 @@ def test_the_new_weights(bench: Bench) -> None:
     lora = LoraConfig(r=4, alpha=16, targets=("q_proj", "o_proj", "down_proj"))
     window = WindowConfig(25, 12, 2)
     for out, seed in (("one", 1), ("same", 1), ("other", 2)):
-        assemble(bench.parts, bench.folder / out, qformer=qformer_config(128, 3, window), lora=lora, seed=seed)
+        assemble(bench.folder / out, **vars(bench.parts), qformer=qformer_config(128, 3, window), lora=lora, seed=seed)
     one, same, other = (load_file(bench.folder / out / "model.safetensors") for out in ("one", "same", "other"))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["qformer.proj.weight"], other["qformer.proj.weight"])
@@ -183,7 +192,7 @@ def transformers_with_adapters(llm: Path, lora: LoraConfig) -> torch.nn.Module:
 )
 def test_a_prompt_is_token_for_token_what_transformers_makes(bench: Bench, template: str, special: Any) -> None:
     write_tokenizer(bench.parts.llm, template, **special)
-    assembly = assemble(bench.parts, bench.out, qformer=SMALL)
+    assembly = assemble(bench.out, **vars(bench.parts), qformer=SMALL)
     assert assembly.template_origin == "the LLM's chat template"
     ids = prompt_ids(assembly.config.prompt, Tokenizer(bench.out / "tokenizer.json"), HEARD)
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(bench.parts.llm)
@@ -195,11 +204,11 @@ def test_a_prompt_is_token_for_token_what_transformers_makes(bench: Bench, templ
 
 def test_what_ends_an_answer(bench: Bench) -> None:
     bench.edit_json("llm/generation_config.json", eos_token_id=[0, 2])
-    prompt = assemble(bench.parts, bench.out, qformer=SMALL).config.prompt
+    prompt = assemble(bench.out, **vars(bench.parts), qformer=SMALL).config.prompt
     assert (prompt.end_symbol, prompt.stop_token_ids) == ("<|im_end|>", (2, 0))
     assert prompt.tasks == TASKS
     options = PromptOptions(end_symbol="<|endoftext|>")
-    prompt = assemble(bench.parts, bench.folder / "other", qformer=SMALL, prompt=options).config.prompt
+    prompt = assemble(bench.folder / "other", **vars(bench.parts), qformer=SMALL, prompt=options).config.prompt
     assert (prompt.end_symbol, prompt.stop_token_ids) == ("<|endoftext|>", (0, 2))
 
 
@@ -213,7 +222,7 @@ def test_what_ends_an_answer(bench: Bench) -> None:
 )
 def test_salmonns_template_where_the_llms_does_not_serve(bench: Bench, template: str | None, origin: str) -> None:
     write_tokenizer(bench.parts.llm, template, bos_token="<|endoftext|>")
-    assembly = assemble(bench.parts, bench.out, qformer=SMALL)
+    assembly = assemble(bench.out, **vars(bench.parts), qformer=SMALL)
     assert origin in assembly.template_origin
     prompt = assembly.config.prompt
     assert (prompt.template, prompt.bos_token_id) == ("USER: {}\nASSISTANT:", 0)
@@ -221,7 +230,7 @@ def test_salmonns_template_where_the_llms_does_not_serve(bench: Bench, template:
 
 @pytest.mark.parametrize(("template", "bos"), [("Q: {} A:", 1), ("<|im_start|>user\n{}", None), ("<|endoftext|>{}", 1)])
 def test_a_template_that_is_given(bench: Bench, template: str, bos: int | None) -> None:
-    assembly = assemble(bench.parts, bench.out, qformer=SMALL, prompt=PromptOptions(template=template))
+    assembly = assemble(bench.out, **vars(bench.parts), qformer=SMALL, prompt=PromptOptions(template=template))
     assert (assembly.config.prompt.template, assembly.config.prompt.bos_token_id) == (template, bos)
 
 
@@ -241,7 +250,7 @@ def train_a_step(bench: Bench) -> Path:
 
 def test_it_trains_exports_and_answers_the_same(bench: Bench, speech: Path) -> None:
     """The Q-Former and the adapters learn, the parts do not; the parity gate passes; tokens are PyTorch's."""
-    assemble(bench.parts, bench.out, qformer=SMALL, lora=LoraConfig(), audio_window="trimmed")
+    assemble(bench.out, **vars(bench.parts), qformer=SMALL, lora=LoraConfig(), audio_window="trimmed")
     final = train_a_step(bench)
     before, after = load_file(bench.out / "model.safetensors"), load_file(final / "model.safetensors")
     assert before.keys() == after.keys()
@@ -258,7 +267,7 @@ def test_it_trains_exports_and_answers_the_same(bench: Bench, speech: Path) -> N
 def test_a_qwen2_trains(bench: Bench) -> None:
     shutil.rmtree(bench.parts.llm)
     write_llm(bench.parts.llm, transformers.Qwen2Config)
-    assemble(bench.parts, bench.out, qformer=SMALL, lora=LoraConfig(), audio_window="trimmed")
+    assemble(bench.out, **vars(bench.parts), qformer=SMALL, lora=LoraConfig(), audio_window="trimmed")
     final = train_a_step(bench)
     name = "lora.model.layers.1.self_attn.q_proj.B"
     assert load_file(final / "model.safetensors")[name].any()

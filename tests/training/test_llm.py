@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from salmonrun.runtime.errors import CheckpointError
-from salmonrun.training.foreign.sources import read_llm
+from salmonrun.training.foreign.part_files import read_llm
 from salmonrun.training.model.llm import build_llm, llm_config, load_base, published_parameters
 from salmonrun.training.tensors import LazyTensors, lazy
 from tests.helpers.llms import BASE, random_llm

@@ -1,5 +1,6 @@
 """NOTA-09's pruned files against models that were pruned by their own code's way: transformers, peft, ModuleLists."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training import SalmonnModel, load
 from salmonrun.training.checkpoint import save
-from salmonrun.training.foreign.referred import as_referred
-from salmonrun.training.foreign.sources import read_audio_encoder
+from salmonrun.training.foreign.part_files import read_audio_encoder
+from salmonrun.training.foreign.sources import read_source
 from salmonrun.training.model.config import PartSource, load_config
 from salmonrun.training.starting.convert import ConversionReport, convert_salmonn, format_report
+from salmonrun.training.tensors import LazyTensors
 from tests.helpers import published
 
 LLM_LAYERS, PRUNED = 6, [1, 3, 4]
@@ -251,12 +253,16 @@ def test_other_llms_go_without_layers_too(golden: Path, tmp_path: Path, kind: st
         assert torch.equal(ours, value)
 
 
+def llm_of(config: dict[str, Any]) -> Callable[[Path], tuple[dict[str, Any], LazyTensors]]:
+    return lambda _: (config, {})
+
+
 def test_beats_layers_and_llms_that_count_their_layers_are_refused(golden: Path, tmp_path: Path) -> None:
     source = PartSource(str(golden / "beats" / "beats.pt"), {}, left_out_layers=(1,))
     with pytest.raises(CheckpointError, match="layers of an audio encoder cannot be left out"):
-        as_referred(source, *read_audio_encoder(Path(source.path)))
+        read_source(source, read_audio_encoder)
     for setting in ({"mlp_only_layers": [0]}, {"decoder_sparse_step": 2}, {"use_sliding_window": True}):
         with pytest.raises(CheckpointError, match=f"{next(iter(setting))}.* cannot be left out"):
-            as_referred(source, {"num_hidden_layers": 3, **setting}, {})
-    config, _ = as_referred(source, {"num_hidden_layers": 3, "layer_types": ["a", "b", "c"]}, {})
+            read_source(source, llm_of({"num_hidden_layers": 3, **setting}))
+    config, _ = read_source(source, llm_of({"num_hidden_layers": 3, "layer_types": ["a", "b", "c"]}))
     assert config == {"num_hidden_layers": 2, "layer_types": ["a", "c"]}

@@ -22,7 +22,7 @@ from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training import load
 from salmonrun.training.checkpoint import open_checkpoint
 from salmonrun.training.foreign.adapters import read_adapter
-from salmonrun.training.foreign.sources import read_llm
+from salmonrun.training.foreign.part_files import read_llm
 from salmonrun.training.model.config import load_config
 from salmonrun.training.starting.chat import tokenizer_file
 from salmonrun.training.starting.convert import ConversionReport, convert_salmonn

@@ -25,9 +25,10 @@ from salmonrun.training.finetuning.finetune import finetune
 from salmonrun.training.finetuning.qlora import hold_in_4_bits
 from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts, load_recipe
 from salmonrun.training.foreign.names import rename_salmonn
+from salmonrun.training.foreign.part_files import read_llm
 from salmonrun.training.foreign.quantized import dequantized, rounded
-from salmonrun.training.foreign.sources import describe_source, read_llm
-from salmonrun.training.model.config import LoraConfig, Sources, load_config, save_config
+from salmonrun.training.foreign.sources import pin_source
+from salmonrun.training.model.config import LoraConfig, PartSource, Sources, load_config, save_config
 from salmonrun.training.model.llm import build_llm
 from salmonrun.training.model.lora import lora_parameters
 from salmonrun.training.starting.init import init_checkpoint
@@ -184,7 +185,9 @@ def test_a_checkpoint_on_a_4_bit_llm_loads_and_exports(
     for name in ("model.safetensors", "tokenizer.json"):
         (folder / name).write_bytes((golden_checkpoint / name).read_bytes())
     four = replace(config, llm=read_llm(four_bit_folder)[0])
-    save_config(replace(four, sources=replace(config.sources, llm=describe_source(four_bit_folder))), folder)
+    save_config(
+        replace(four, sources=replace(config.sources, llm=pin_source(PartSource(str(four_bit_folder), {})))), folder
+    )
     model = load(folder)
     assert model.llm.get_submodule("model.layers.0.self_attn.q_proj").weight.dtype == torch.float32
     export_bundle(folder, tmp_path / "bundle")  # which refuses other tokens than PyTorch's
@@ -230,7 +233,7 @@ def referring(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     llm = {name.removeprefix("llm."): value for name, value in tensors.items() if name.startswith("llm.")}
     save_file(llm, parts / "model.safetensors")
     folder.mkdir()
-    save_config(replace(config, sources=Sources(llm=describe_source(parts))), folder)
+    save_config(replace(config, sources=Sources(llm=pin_source(PartSource(str(parts), {})))), folder)
     save_file({n: value for n, value in tensors.items() if not n.startswith("llm.")}, folder / "model.safetensors")
     (folder / "tokenizer.json").write_bytes((stored / "tokenizer.json").read_bytes())
     return folder

@@ -12,7 +12,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as HfEnc
 from transformers.models.whisper.modeling_whisper import sinusoids as hf_sinusoids
 
 from salmonrun.runtime.errors import CheckpointError
-from salmonrun.training.foreign.sources import read_whisper
+from salmonrun.training.foreign.part_files import read_whisper
 from salmonrun.training.model.config import WhisperConfig
 from salmonrun.training.model.whisper import WhisperEncoder, sinusoids
 from salmonrun.training.tensors import LazyTensors, lazy, load_strict

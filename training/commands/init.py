@@ -11,7 +11,7 @@ from salmonrun.runtime.errors import ConfigError
 from salmonrun.training.data.annotation import read_annotation
 from salmonrun.training.foreign.published import seconds_to_frames
 from salmonrun.training.model.config import LoraConfig, QFormerConfig
-from salmonrun.training.starting.assemble import Parts, PromptOptions, assemble, format_assembly, qformer_config
+from salmonrun.training.starting.assemble import PromptOptions, assemble, format_assembly, qformer_config
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.new_tokenizer import FIRST_MERGE
 from salmonrun.training.starting.presets import PRESETS, preset
@@ -139,8 +139,10 @@ def _init_from_parts(arguments: argparse.Namespace, given: dict[str, Any]) -> st
     frames = given.get("window_frames", WindowConfig().frames)
     window = WindowConfig(frames, given.get("stride", frames), given.get("queries", WindowConfig().num_queries))
     assembly = assemble(
-        Parts(given["whisper"], given["audio_encoder"], given["llm"]),
         arguments.out,
+        whisper=given["whisper"],
+        audio_encoder=given["audio_encoder"],
+        llm=given["llm"],
         qformer=qformer_config(given.get("qformer_dim"), given.get("qformer_layers"), window),
         lora=None if "no_lora" in given else LoraConfig(**adapters),
         audio_window=given.get("audio_window", "padded"),

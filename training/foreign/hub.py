@@ -16,6 +16,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.foreign.weight_files import weight_files
+from salmonrun.training.model.config import PartSource
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:/([\w./-]+?))?(?:@([\w./-]+))?")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -55,28 +56,20 @@ class HubId:
         return self.repo + (f"/{self.file}" if self.file else "") + (f"@{self.revision}" if self.revision else "")
 
 
-@dataclass(frozen=True)
-class Located:
-    """A part on this machine."""
-
-    path: Path
-    hub: str | None = None  # its id with the commit, if it is from the hub
-
-    @property
-    def name(self) -> str:
-        """What people call it: a folder in the hub's cache is named by its commit."""
-        hub = parse_id(self.hub) if self.hub else None
-        return (hub.file or hub.repo).rpartition("/")[2] if hub else self.path.resolve().name
-
-
 def parse_id(text: str) -> HubId | None:
     """The parts of a hub id; None if it cannot be one."""
     found = HUB_ID.fullmatch(text)
     return HubId(*found.groups()) if found else None
 
 
-def locate(reference: str | Path, wanted: Wanted) -> Located:
-    """A local path as it is, or a hub id as a path in the hub's cache, downloaded if need be and possible.
+def source_name(source: PartSource) -> str:
+    """What people call a part: a folder in the hub's cache is named by its commit."""
+    hub = parse_id(source.hub) if source.hub else None
+    return (hub.file or hub.repo).rpartition("/")[2] if hub else Path(source.path).resolve().name
+
+
+def locate(reference: str | Path, wanted: Wanted) -> PartSource:
+    """A local path as it is, or a hub id as a path in the hub's cache, downloaded if need be and possible. Not pinned.
 
     Raises:
         CheckpointError: the hub and its cache do not have all that is wanted; names the command that gets it.
@@ -84,7 +77,7 @@ def locate(reference: str | Path, wanted: Wanted) -> Located:
     path = Path(reference)
     hub = None if path.exists() else parse_id(str(reference))
     if hub is None:
-        return Located(path)
+        return PartSource(str(path), {})
     if wanted.single or hub.file:
         hub = HubId(hub.repo, hub.file or _only_file(hub, wanted), hub.revision)
         wanted = Wanted((str(hub.file),), ((str(hub.file),),), single=True)
@@ -95,7 +88,7 @@ def locate(reference: str | Path, wanted: Wanted) -> Located:
     missing = _missing(folder, wanted)
     if missing:
         raise CheckpointError(f"{hub} has no {' or '.join(missing)} in the cache; {how_to_get(hub, missing)}")
-    return Located(folder / hub.file if hub.file else folder, str(hub))
+    return PartSource(str(folder / hub.file if hub.file else folder), {}, str(hub))
 
 
 def cached_folder(hub: HubId) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 from salmonrun.runtime.config import WindowConfig
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.foreign.names import rename_salmonn, run_state
-from salmonrun.training.foreign.sources import as_lazy
+from salmonrun.training.foreign.part_files import as_lazy
 from salmonrun.training.model.config import LoraConfig, QFormerConfig
 from salmonrun.training.tensors import LazyTensors, load_pickle
 

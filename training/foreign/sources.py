@@ -1,138 +1,68 @@
-"""Foreign files of the frozen parts, read under our names: Whisper, audio encoders and LLM folders."""
+"""Where the parts are that a checkpoint refers to: read as it takes them, pinned by hashes, found again and checked."""
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import Any, TypeVar
 
 from salmonrun.runtime.errors import CheckpointError
-from salmonrun.training.foreign.fairseq import STAND_INS, plain
+from salmonrun.training.foreign.adapters import read_adapter
 from salmonrun.training.foreign.hub import find_cached
-from salmonrun.training.foreign.quantized import check_method, dequantized
+from salmonrun.training.foreign.layers import kept_layers, renumbered, shortened
 from salmonrun.training.foreign.weight_files import weight_files
 from salmonrun.training.model.config import PartSource, WhisperConfig
-from salmonrun.training.model.encoders import AudioEncoderConfig, read_encoder
-from salmonrun.training.model.encoders.published import Published
-from salmonrun.training.tensors import (
-    LazyTensors,
-    lazy,
-    load_pickle,
-    open_safetensors,
-    read_json,
-    read_sizes,
-    with_prefix,
-)
+from salmonrun.training.model.encoders import AudioEncoderConfig
+from salmonrun.training.model.lora import merged_weights
+from salmonrun.training.tensors import LazyTensors
 
-# openai/whisper's names -> transformers'; both describe the same encoder.
-OPENAI_NAMES = (
-    ("positional_embedding", "embed_positions.weight"),
-    ("blocks.", "layers."),
-    ("attn.query.", "self_attn.q_proj."),
-    ("attn.key.", "self_attn.k_proj."),
-    ("attn.value.", "self_attn.v_proj."),
-    ("attn.out.", "self_attn.out_proj."),
-    ("attn_ln.", "self_attn_layer_norm."),
-    ("mlp.0.", "fc1."),
-    ("mlp.2.", "fc2."),
-    ("mlp_ln.", "final_layer_norm."),
-    ("ln_post.", "layer_norm."),
-)
+C = TypeVar("C", WhisperConfig, AudioEncoderConfig, dict[str, Any])
 
 
-def read_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
-    """The encoder of a transformers folder (config.json, safetensors) or an OpenAI .pt file."""
-    if path.is_file():
-        return _read_openai_whisper(path)
-    raw = read_json(path / "config.json")
-    sizes = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
-    config = WhisperConfig(*read_sizes(raw, (*sizes, "max_source_positions"), f"{path / 'config.json'}"))
-    tensors = open_weights(path)
-    encoder = with_prefix(tensors, "model.encoder.") or with_prefix(tensors, "encoder.")
-    if not encoder:
-        raise CheckpointError(f"{path} has no tensors named model.encoder.*; expected a Whisper folder")
-    return config, encoder
+def read_source(source: PartSource, read: Callable[[Path], tuple[C, LazyTensors]]) -> tuple[C, LazyTensors]:
+    """A part as a checkpoint takes it: an adapter merged, layers left out; tensors are still read on demand.
 
-
-def _read_openai_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
-    loaded = load_pickle(path)
-    dims, state = loaded.get("dims"), loaded.get("model_state_dict")
-    if not isinstance(dims, dict) or not isinstance(state, dict):
-        raise CheckpointError(f"{path} has no 'dims' and 'model_state_dict'; expected an OpenAI Whisper file")
-    names = ("n_audio_state", "n_audio_layer", "n_audio_head", "n_mels", "n_audio_ctx")
-    width, layers, heads, n_mels, max_frames = read_sizes(dims, names, f"{path}: dims")
-    config = WhisperConfig(width, layers, heads, 4 * width, n_mels, max_frames)
-    return config, {_openai_name(name): get for name, get in with_prefix(as_lazy(state), "encoder.").items()}
-
-
-def _openai_name(name: str) -> str:
-    for theirs, ours in OPENAI_NAMES:
-        name = name.replace(theirs, ours)
-    return name
-
-
-def read_audio_encoder(path: Path) -> tuple[AudioEncoderConfig, LazyTensors]:
-    """An audio encoder of any kind there is: a published .pt, or a folder with config.json and safetensors.
+    Args:
+        source: where the part is.
+        read: of its kind, see part_files.
 
     Raises:
-        CheckpointError: it is of no kind that is known, or damaged.
+        CheckpointError: a file is missing or damaged, the adapter does not fit, or a layer to be left out is not there.
     """
-    config, tensors, _ = read_encoder(open_published(path))
-    return config, tensors
+    config, tensors = read(Path(source.path))
+    if source.adapter:
+        tensors = _adapted(source.path, tensors, source.adapter)
+    if not source.left_out_layers:
+        return config, tensors
+    if isinstance(config, WhisperConfig):
+        left = kept_layers(config.layers, source)
+        return replace(config, layers=len(left)), renumbered(tensors, "layers.", left)
+    if isinstance(config, AudioEncoderConfig):
+        raise CheckpointError(f"{source.path}: layers of an audio encoder cannot be left out")
+    left = kept_layers(int(config["num_hidden_layers"]), source)
+    return shortened(config, left, source.path), renumbered(tensors, "model.layers.", left)
 
 
-def open_published(path: Path) -> Published:
-    """A published audio encoder: what it says of itself, and its tensors."""
-    if path.is_dir():
-        return Published(path, read_json(path / "config.json"), open_safetensors(path))
-    loaded = load_pickle(path, STAND_INS)
-    state = loaded.pop("model", None)
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} has no 'model'; expected a published audio encoder")
-    tensors = as_lazy(state)
-    return Published(path, plain(loaded), tensors, tuple(name for name in state if name not in tensors))
+def _adapted(path: str, tensors: LazyTensors, adapter: PartSource) -> LazyTensors:
+    lora, matrices = read_adapter(Path(adapter.path))
+    missing = sorted({name.rsplit(".", 1)[0] for name in matrices if f"{name[:-2]}.weight" not in tensors})
+    if missing:
+        raise CheckpointError(f"{adapter.path} adapts {missing[:3]}, which {path} does not have")
+    return merged_weights(tensors, matrices, lora)
 
 
-def read_llm(folder: Path) -> tuple[dict[str, Any], LazyTensors]:
-    """config.json and tensors of a transformers LLM folder; 4-bit matrices of bitsandbytes as their plain values.
-
-    Raises:
-        CheckpointError: a file is missing, or the folder is quantized in another way.
-    """
-    config = read_json(folder / "config.json")
-    quantization = config.pop("quantization_config", None)  # what is given back is not quantized
-    if not quantization:
-        return config, open_weights(folder)
-    check_method(quantization, str(folder))
-    return config, dequantized(open_weights(folder), str(folder))
-
-
-def open_weights(folder: Path) -> LazyTensors:
-    """The tensors of a transformers folder: safetensors, or where it has none, PyTorch files (Vicuna).
-
-    Raises:
-        CheckpointError: it has neither, or a file is damaged or holds more than tensors.
-    """
-    files = weight_files(folder)
-    if not files or files[0].suffix != ".bin":
-        return open_safetensors(folder)
-    tensors: LazyTensors = {}
-    for file in files:
-        tensors |= as_lazy(load_pickle(file))
-    return tensors
-
-
-def as_lazy(state: dict[str, Any]) -> LazyTensors:
-    """The tensors of a state dict, other values left out."""
-    return lazy({name: value for name, value in state.items() if isinstance(value, Tensor)})
-
-
-def describe_source(path: Path, hub: str | None = None) -> PartSource:
-    """Path and hashes of a part, to be written into a checkpoint's config; `hub` is its id there, with the commit."""
+def pin_source(source: PartSource) -> PartSource:
+    """The source with an absolute path and the hashes of its files, as a checkpoint's config has it."""
+    # Links in the hub's cache are named as the files are, what they point to is not.
+    path = Path(os.path.abspath(source.path)) if source.hub else Path(source.path).resolve()
     files = [path] if path.is_file() else source_files(path)
-    return PartSource(str(path), {file.name: file_sha256(file) for file in files}, hub)
+    return replace(
+        source,
+        path=str(path),
+        sha256={file.name: file_sha256(file) for file in files},
+        adapter=pin_source(source.adapter) if source.adapter else None,
+    )
 
 
 def source_files(folder: Path) -> list[Path]:

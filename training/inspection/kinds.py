@@ -156,9 +156,8 @@ def checkpoint(folder: Path) -> Finding:
     """A checkpoint of ours."""
     config = load_config(folder)
     problems = []
-    for part in ("whisper", "audio_encoder", "llm"):
-        source = getattr(config.sources, part)
-        if source and not (folder / source.path).exists():  # an absolute path stays what it is
+    for part, source in config.sources.items():
+        if not (folder / source.path).exists():  # an absolute path stays what it is
             problems.append(f"{part} is not at {source.path}" + (f"; it is from {source.hub}" if source.hub else ""))
     command = f"python -m export {folder} bundle/"
     return Finding("checkpoint", _checkpoint_facts(config), summary(folder_table(folder)), tuple(problems), (), command)
@@ -170,11 +169,7 @@ def _checkpoint_facts(config: ModelConfig) -> dict[str, str]:
         "Whisper": f"{config.whisper.layers} layers of {config.whisper.d_model}",
         "LLM": f"{config.llm['model_type']}, {config.llm.get('num_hidden_layers')} layers of {config.llm_dim}",
     }
-    for part in ("whisper", "audio_encoder", "llm"):
-        source = getattr(config.sources, part)
-        if source:
-            facts[f"{part} from"] = source.hub or source.path
-    return facts
+    return facts | {f"{part} from": source.hub or source.path for part, source in config.sources.items()}
 
 
 def bundle(folder: Path) -> Finding:

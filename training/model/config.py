@@ -1,6 +1,7 @@
 """What a checkpoint is made of: frozen dataclasses, read strictly from its config.json."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,10 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class PartSource:
-    """Where the frozen weights of a part are, what their bytes must be, and what is not taken as it is there."""
+    """Where the weights of a pretrained part are, what their bytes must be, and what is not taken as it is there."""
 
-    path: str  # a file or folder, relative to the checkpoint folder or absolute
-    sha256: dict[str, str]  # file name -> hash; for a single file the key is its name
+    path: str  # a file or folder; in a config.json relative to its folder, or absolute
+    sha256: dict[str, str]  # file name -> hash; for a single file the key is its name; empty until it is pinned
     hub: str | None = None  # where to get it if `path` is not there: org/name@commit or org/name/file@commit
     left_out_layers: tuple[int, ...] = ()  # numbered as in the files; what is left is numbered anew
     adapter: "PartSource | None" = None  # PEFT folder, merged before layers are left out (LLM only)
@@ -73,11 +74,25 @@ class PartSource:
 
 @dataclass(frozen=True)
 class Sources:
-    """Parts that are referenced rather than stored. None: the weights are in model.safetensors."""
+    """Parts that a checkpoint refers to. None: the part is stored in model.safetensors, or there is none."""
 
     whisper: PartSource | None = None
     audio_encoder: PartSource | None = None
     llm: PartSource | None = None
+
+    def of(self, part: str) -> PartSource:
+        """Where a part is that is surely referred to."""
+        source: PartSource | None = getattr(self, part)
+        assert source is not None, f"{part} is not referred to"
+        return source
+
+    def items(self) -> list[tuple[str, PartSource]]:
+        """The parts that are referred to, by name."""
+        return [(part, source) for part in SOURCED if (source := getattr(self, part)) is not None]
+
+    def map(self, change: Callable[[PartSource], PartSource]) -> "Sources":
+        """The same parts, each source changed."""
+        return Sources(**{part: change(source) for part, source in self.items()})
 
 
 SOURCED = tuple(part.name for part in fields(Sources))  # the parts that need not be stored

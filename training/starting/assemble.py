@@ -15,8 +15,9 @@ from salmonrun.runtime.config import AudioConfig, PromptConfig, WindowConfig
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import stored_prefix, write_checkpoint
+from salmonrun.training.foreign.part_files import open_published, read_llm, read_whisper
 from salmonrun.training.foreign.published import BERT_HEAD_DIM
-from salmonrun.training.foreign.sources import describe_source, open_published, read_llm, read_whisper
+from salmonrun.training.foreign.sources import pin_source
 from salmonrun.training.model.config import LoraConfig, ModelConfig, PartSource, QFormerConfig, Sources
 from salmonrun.training.model.encoders import AudioEncoderConfig, read_encoder
 from salmonrun.training.model.encoders.published import Leftovers
@@ -35,15 +36,6 @@ from salmonrun.training.starting.chat import (
 from salmonrun.training.starting.presets import TASKS
 from salmonrun.training.starting.prompts import read_prompts
 from salmonrun.training.tensors import LazyTensors, load_strict, read_json
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Where the pretrained parts are."""
-
-    whisper: Path  # transformers folder or OpenAI .pt; its decoder is not used
-    audio_encoder: Path | None  # see training/encoders; None: the model hears with Whisper alone
-    llm: Path  # transformers folder with safetensors and tokenizer.json
 
 
 @dataclass(frozen=True)
@@ -83,9 +75,11 @@ def qformer_config(
 
 
 def assemble(
-    parts: Parts,
     out: str | Path,
     *,
+    whisper: str | Path,
+    audio_encoder: str | Path | None,
+    llm: str | Path,
     qformer: QFormerConfig | None = None,
     lora: LoraConfig | None = None,
     audio_window: Literal["padded", "trimmed"] = "padded",
@@ -96,8 +90,10 @@ def assemble(
     """Write a checkpoint of pretrained parts, a new Q-Former and new adapters. It knows nothing of sound yet: train it.
 
     Args:
-        parts: the pretrained parts.
         out: folder to be created.
+        whisper: transformers folder or OpenAI .pt; its decoder is not used.
+        audio_encoder: BEATs or EAT .pt, or EAT folder; None: the model hears with Whisper alone.
+        llm: transformers folder with safetensors and tokenizer.json.
         qformer: the Q-Former's size and window; None for the published one.
         lora: the adapters on the LLM; None for none.
         audio_window: see AudioConfig.window.
@@ -113,15 +109,16 @@ def assemble(
         raise CheckpointError(f"{out} exists; choose another name or remove it")
     if lora is not None and lora.r < 1:
         raise ConfigError(f"the adapters' rank r is {lora.r}; expected at least 1, or no adapters (--no-lora)")
-    _check_kinds(parts)
-    with _naming(parts.whisper):
-        whisper_config, whisper = read_whisper(parts.whisper)
+    whisper, audio_encoder, llm = Path(whisper), Path(audio_encoder) if audio_encoder else None, Path(llm)
+    _check_kinds(whisper, audio_encoder, llm)
+    with _naming(whisper):
+        whisper_config, whisper_tensors = read_whisper(whisper)
         audio = AudioConfig(n_mels=whisper_config.n_mels, window=audio_window)
-    encoder_config, audio_encoder, leftovers = _read_audio_encoder(parts.audio_encoder)
-    llm_config, llm = read_llm(parts.llm)
-    prompt_config, origin = _prompt_config(parts.llm, llm_config, prompt or PromptOptions())
+    encoder_config, encoder_tensors, leftovers = _read_audio_encoder(audio_encoder)
+    llm_config, llm_tensors = read_llm(llm)
+    prompt_config, origin = _prompt_config(llm, llm_config, prompt or PromptOptions())
     config = ModelConfig(
-        name=parts.llm.resolve().name,
+        name=llm.resolve().name,
         whisper=whisper_config,
         audio_encoder=encoder_config,
         qformer=qformer or QFormerConfig(),
@@ -129,35 +126,33 @@ def assemble(
         lora=lora,
         audio=audio,
         prompt=prompt_config,
-        sources=Sources() if copy else _sources(parts),
+        sources=Sources() if copy else _sources(whisper, audio_encoder, llm).map(pin_source),
     )
-    pretrained = {"whisper": whisper, "audio_encoder": audio_encoder, "llm": llm}
+    pretrained = {"whisper": whisper_tensors, "audio_encoder": encoder_tensors, "llm": llm_tensors}
     new = _new_tensors(config, pretrained, seed)
     stored = dict(new)
     if copy:
         for part, tensors in pretrained.items():
             stored |= {f"{stored_prefix(config, part)}.{name}": get() for name, get in tensors.items()}
     stored = {name: tensor.contiguous() for name, tensor in stored.items()}
-    with tokenizer_file(parts.llm) as file:
+    with tokenizer_file(llm) as file:
         write_checkpoint(config, stored, file, out)
     return Assembly(config, origin, sum(tensor.numel() for tensor in new.values()), leftovers)
 
 
-def _check_kinds(parts: Parts) -> None:
+def _check_kinds(whisper: Path, audio_encoder: Path | None, llm: Path) -> None:
     """Tell the parts apart by what they say they are, before their sizes are looked for in vain."""
-    for what, path in (("Whisper", parts.whisper), ("audio encoder", parts.audio_encoder), ("LLM", parts.llm)):
+    for what, path in (("Whisper", whisper), ("audio encoder", audio_encoder), ("LLM", llm)):
         if path is not None and not path.exists():
             raise CheckpointError(f"{path} does not exist; expected the {what} part")
-    if not parts.llm.is_dir():
-        raise CheckpointError(f"{parts.llm} is a file; expected the LLM's transformers folder")
-    kind = read_json(parts.llm / "config.json").get("model_type")
+    if not llm.is_dir():
+        raise CheckpointError(f"{llm} is a file; expected the LLM's transformers folder")
+    kind = read_json(llm / "config.json").get("model_type")
     if kind in (None, "whisper"):
-        raise CheckpointError(
-            f"{parts.llm / 'config.json'} has model_type {kind!r}; expected an LLM's, such as 'llama'"
-        )
-    kind = read_json(parts.whisper / "config.json").get("model_type") if parts.whisper.is_dir() else "whisper"
+        raise CheckpointError(f"{llm / 'config.json'} has model_type {kind!r}; expected an LLM's, such as 'llama'")
+    kind = read_json(whisper / "config.json").get("model_type") if whisper.is_dir() else "whisper"
     if kind != "whisper":
-        raise CheckpointError(f"{parts.whisper / 'config.json'} has model_type {kind!r}; expected 'whisper'")
+        raise CheckpointError(f"{whisper / 'config.json'} has model_type {kind!r}; expected 'whisper'")
 
 
 @contextmanager
@@ -176,12 +171,9 @@ def _read_audio_encoder(path: Path | None) -> tuple[AudioEncoderConfig | None, L
         return read_encoder(open_published(path))
 
 
-def _sources(parts: Parts) -> Sources:
-    def describe(path: Path) -> PartSource:
-        return describe_source(path.resolve())
-
-    audio_encoder = None if parts.audio_encoder is None else describe(parts.audio_encoder)
-    return Sources(describe(parts.whisper), audio_encoder, describe(parts.llm))
+def _sources(*paths: Path | None) -> Sources:
+    """Of Whisper, the audio encoder and the LLM."""
+    return Sources(*(None if path is None else PartSource(str(path), {}) for path in paths))
 
 
 def _prompt_config(llm: Path, llm_config: dict[str, Any], options: PromptOptions) -> tuple[PromptConfig, str]:

@@ -8,11 +8,11 @@ import torch
 
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.runtime.tokenizer import Tokenizer
-from salmonrun.training.foreign.hub import Located
+from salmonrun.training.foreign.hub import source_name
 from salmonrun.training.foreign.model_names import differ, read_name
 from salmonrun.training.foreign.names import LM_HEAD_NAME
 from salmonrun.training.foreign.published import SalmonnFile
-from salmonrun.training.model.config import ModelConfig
+from salmonrun.training.model.config import ModelConfig, PartSource
 from salmonrun.training.model.llm import EMBEDDING, build_llm
 from salmonrun.training.model.lora import lora_parameters
 from salmonrun.training.model.qformer import QFormer
@@ -31,7 +31,7 @@ COMPARED_ROWS = 64  # of the LLM's embeddings, against those that the .pth broug
 HALF_STEP = 2.0**-7  # the .pth has them in half precision
 
 
-def check_named_parts(file: SalmonnFile, whisper: Located, n_mels: int, llm: Located) -> list[str]:
+def check_named_parts(file: SalmonnFile, whisper: PartSource, n_mels: int, llm: PartSource) -> list[str]:
     """Warnings about parts that have other names than those the file was trained with.
 
     Raises:
@@ -52,7 +52,7 @@ def check_named_parts(file: SalmonnFile, whisper: Located, n_mels: int, llm: Loc
             f"{whisper.path} takes {n_mels} mels, but {file.path} was trained with {said!r}, which takes {mels}"
         )
     vicuna = read_name(str(named.get("llama_path", "")))
-    positions = read_json(llm.path / "config.json").get("max_position_embeddings")
+    positions = read_json(Path(llm.path) / "config.json").get("max_position_embeddings")
     expected = VICUNA_POSITIONS.get(vicuna.version, positions) if vicuna and vicuna.family == "vicuna" else positions
     if positions != expected:
         warnings.append(
@@ -62,11 +62,11 @@ def check_named_parts(file: SalmonnFile, whisper: Located, n_mels: int, llm: Loc
     return warnings
 
 
-def _names(part: Located) -> list[str]:
+def _names(part: PartSource) -> list[str]:
     """What a part calls itself: its place, and where its config.json is from."""
-    config = part.path / "config.json"
+    config = Path(part.path) / "config.json"
     own = read_json(config).get("_name_or_path") if config.is_file() else None
-    return [part.name, *([str(own)] if own else [])]
+    return [source_name(part), *([str(own)] if own else [])]
 
 
 def _mels(whisper: str) -> int | None:

@@ -1,6 +1,5 @@
 """SALMONN and Nota `.pth` files into a checkpoint folder; every key is accounted for."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import write_checkpoint
 from salmonrun.training.foreign.adapters import read_adapter
-from salmonrun.training.foreign.hub import ADAPTER, AUDIO_ENCODER, LLM, SALMONN, WHISPER, Located, locate
+from salmonrun.training.foreign.hub import ADAPTER, AUDIO_ENCODER, LLM, SALMONN, WHISPER, locate, source_name
+from salmonrun.training.foreign.part_files import read_audio_encoder, read_llm, read_whisper
 from salmonrun.training.foreign.published import SalmonnFile, left_out_layers, lora_config, open_salmonn, qformer_config
-from salmonrun.training.foreign.referred import as_referred
-from salmonrun.training.foreign.sources import describe_source, read_audio_encoder, read_llm, read_whisper
+from salmonrun.training.foreign.sources import pin_source, read_source
 from salmonrun.training.model.config import LoraConfig, ModelConfig, PartSource, Sources
 from salmonrun.training.starting.chat import tokenizer_file
 from salmonrun.training.starting.conversion_checks import (
@@ -34,26 +33,6 @@ class ConversionReport:
     leftovers: dict[str, str]  # name -> why it is not needed
     left_out_layers: dict[str, tuple[int, ...]]  # of whisper and llm, where the file was pruned
     warnings: tuple[str, ...] = ()  # signs that the parts are not those it was trained on
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Where everything is."""
-
-    whisper: Located
-    audio_encoder: Located | None
-    llm: Located
-    adapter: Located | None
-    merge_adapter: bool
-
-
-@dataclass(frozen=True)
-class _Referred:
-    """What the checkpoint refers to."""
-
-    whisper: PartSource
-    audio_encoder: PartSource | None
-    llm: PartSource
 
 
 def convert_salmonn(
@@ -93,92 +72,66 @@ def convert_salmonn(
         raise CheckpointError(f"{out} exists; choose another name or remove it")
     if merge_adapter and not adapter:
         raise ConfigError("merge_adapter (--merge-adapter) says what to do with an adapter; pass one (--adapter DIR)")
-    file = open_salmonn(locate(pth, SALMONN).path)
-    parts = _Parts(
-        locate(whisper, WHISPER),
-        locate(audio_encoder, AUDIO_ENCODER) if audio_encoder else None,
-        locate(llm, LLM),
-        locate(adapter, ADAPTER) if adapter else None,
-        merge_adapter,
+    file = open_salmonn(Path(locate(pth, SALMONN).path))
+    sources = Sources(
+        locate(whisper, WHISPER), locate(audio_encoder, AUDIO_ENCODER) if audio_encoder else None, locate(llm, LLM)
     )
-    sources = _sources(file, parts, prune)
-    llm_config, llm_tensors = as_referred(sources.llm, *read_llm(parts.llm.path))
-    with tokenizer_file(parts.llm.path) as tokenizer_json:
+    peft = locate(adapter, ADAPTER) if adapter else None
+    sources = _as_trained(sources, file, prune, peft if merge_adapter else None)
+    llm_source, llm_folder = sources.of("llm"), Path(sources.of("llm").path)
+    llm_config, llm_tensors = read_source(llm_source, read_llm)
+    with tokenizer_file(llm_folder) as tokenizer_json:
         tokenizer = Tokenizer(tokenizer_json)
         prompt_options = Path(prompts) if prompts else None, end_symbol
-        prompt, ending = prompt_config(parts.llm.path, llm_config, tokenizer, file.options, *prompt_options)
-        tensors, lora = _adapters(file, parts)
-        config = _model_config(file, parts, sources, llm_config, lora, prompt)
+        prompt, ending = prompt_config(llm_folder, llm_config, tokenizer, file.options, *prompt_options)
+        tensors, lora = _stored(file, None if merge_adapter else peft)
+        config = _model_config(file, sources, llm_config, lora, prompt)
         warnings = [
-            *check_named_parts(file, parts.whisper, config.whisper.n_mels, parts.llm),
+            *check_named_parts(file, sources.of("whisper"), config.whisper.n_mels, llm_source),
             *check_output_layer(file, llm_config, llm_tensors, tokenizer.vocab_size),
-            *check_tokenizer(parts.llm.path, llm_config, tokenizer),
+            *check_tokenizer(llm_folder, llm_config, tokenizer),
             *_pruning_not_done(file, prune),
             *ending,
         ]
         check_shapes(tensors, config, file.path, warnings)
-        config = replace(config, sources=_hashed(sources))
+        config = replace(config, sources=sources.map(pin_source))
         stored = {name: get().float().contiguous() for name, get in tensors.items()}
         write_checkpoint(config, stored, tokenizer_json, out)
-    return ConversionReport(len(file.tensors), file.leftovers, _left_out(sources), tuple(warnings))
+    left_out = {part: source.left_out_layers for part, source in sources.items() if source.left_out_layers}
+    return ConversionReport(len(file.tensors), file.leftovers, left_out, tuple(warnings))
 
 
-def _sources(file: SalmonnFile, parts: _Parts, prune: bool) -> _Referred:
-    """What the checkpoint will refer to, not hashed yet."""
+def _as_trained(sources: Sources, file: SalmonnFile, prune: bool, adapter: PartSource | None) -> Sources:
+    """The parts as the file was trained on them: Whisper and the LLM without some layers, an adapter merged."""
     llm_layers, whisper_layers = left_out_layers(file, prune)
-    return _Referred(
-        replace(_source(parts.whisper), left_out_layers=whisper_layers),
-        _source(parts.audio_encoder) if parts.audio_encoder else None,
-        replace(
-            _source(parts.llm),
-            left_out_layers=llm_layers,
-            adapter=_source(parts.adapter) if parts.adapter and parts.merge_adapter else None,
-        ),
+    return replace(
+        sources,
+        whisper=replace(sources.of("whisper"), left_out_layers=whisper_layers),
+        llm=replace(sources.of("llm"), left_out_layers=llm_layers, adapter=adapter),
     )
 
 
-def _source(part: Located) -> PartSource:
-    # Links in the hub's cache are named as the files are, what they point to is not.
-    return PartSource(os.path.abspath(part.path) if part.hub else str(part.path.resolve()), {}, part.hub)
-
-
-def _hashed(sources: _Referred) -> Sources:
-    return Sources(
-        *(_with_hashes(source) if source else None for source in (sources.whisper, sources.audio_encoder, sources.llm))
-    )
-
-
-def _with_hashes(source: PartSource) -> PartSource:
-    hashes = describe_source(Path(source.path)).sha256
-    return replace(source, sha256=hashes, adapter=_with_hashes(source.adapter) if source.adapter else None)
-
-
-def _adapters(file: SalmonnFile, parts: _Parts) -> tuple[LazyTensors, LoraConfig | None]:
+def _stored(file: SalmonnFile, adapter: PartSource | None) -> tuple[LazyTensors, LoraConfig | None]:
     """All that the checkpoint stores, and what the LLM's adapters are: the file's own, or those of a PEFT folder."""
     own = lora_config(file, "lora")
-    if parts.adapter is None or parts.merge_adapter:
+    if adapter is None:
         return file.tensors, own
     if own:
         raise CheckpointError(
-            f"{file.path} has adapters of its own; merge those of {parts.adapter.path} into the LLM (--merge-adapter)"
+            f"{file.path} has adapters of its own; merge those of {adapter.path} into the LLM (--merge-adapter)"
         )
-    config, tensors = read_adapter(parts.adapter.path)
+    config, tensors = read_adapter(Path(adapter.path))
     return file.tensors | {f"lora.{name}": get for name, get in tensors.items()}, config
 
 
 def _model_config(
-    file: SalmonnFile,
-    parts: _Parts,
-    sources: _Referred,
-    llm: dict[str, Any],
-    lora: LoraConfig | None,
-    prompt: PromptConfig,
+    file: SalmonnFile, sources: Sources, llm: dict[str, Any], lora: LoraConfig | None, prompt: PromptConfig
 ) -> ModelConfig:
-    whisper, _ = as_referred(sources.whisper, *read_whisper(parts.whisper.path))
+    whisper, _ = read_source(sources.of("whisper"), read_whisper)
     return ModelConfig(
-        name=parts.llm.name,
+        name=source_name(sources.of("llm")),
         whisper=whisper,
-        audio_encoder=read_audio_encoder(parts.audio_encoder.path)[0] if parts.audio_encoder else None,
+        audio_encoder=read_source(sources.audio_encoder, read_audio_encoder)[0] if sources.audio_encoder else None,
         qformer=qformer_config(file),
         llm=llm,
         prompt=prompt,
@@ -186,11 +139,6 @@ def _model_config(
         lora=lora,
         whisper_lora=lora_config(file, "whisper_lora"),
     )
-
-
-def _left_out(sources: _Referred) -> dict[str, tuple[int, ...]]:
-    parts = {"whisper": sources.whisper, "llm": sources.llm}
-    return {part: source.left_out_layers for part, source in parts.items() if source.left_out_layers}
 
 
 def _pruning_not_done(file: SalmonnFile, prune: bool) -> list[str]:

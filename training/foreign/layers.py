@@ -1,43 +1,13 @@
-"""Parts a checkpoint refers to and does not take as their files have them: adapters merged, layers left out."""
+"""A part without some of its layers, as pruned models have it."""
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from salmonrun.runtime.errors import CheckpointError
-from salmonrun.training.foreign.adapters import read_adapter
-from salmonrun.training.model.config import PartSource, WhisperConfig
-from salmonrun.training.model.encoders import AudioEncoderConfig
-from salmonrun.training.model.lora import merged_weights
+from salmonrun.training.model.config import PartSource
 from salmonrun.training.tensors import LazyTensors
-
-C = TypeVar("C", WhisperConfig, AudioEncoderConfig, dict[str, Any])
 
 # Settings that give a layer another role by its number, and the values at which they do not.
 BY_NUMBER: dict[str, object] = {"mlp_only_layers": [], "decoder_sparse_step": 1, "first_k_dense_replace": 0}
-
-
-def as_referred(source: PartSource, config: C, tensors: LazyTensors) -> tuple[C, LazyTensors]:
-    """What the checkpoint means by a part that was read from `source`; tensors are still read on demand.
-
-    Raises:
-        CheckpointError: the adapter does not fit, or a layer to be left out is not there.
-    """
-    if source.adapter:
-        lora, adapter = read_adapter(Path(source.adapter.path))
-        missing = sorted({name.rsplit(".", 1)[0] for name in adapter if f"{name[:-2]}.weight" not in tensors})
-        if missing:
-            raise CheckpointError(f"{source.adapter.path} adapts {missing[:3]}, which {source.path} does not have")
-        tensors = merged_weights(tensors, adapter, lora)
-    if not source.left_out_layers:
-        return config, tensors
-    if isinstance(config, WhisperConfig):
-        left = kept_layers(config.layers, source)
-        return replace(config, layers=len(left)), renumbered(tensors, "layers.", left)
-    if isinstance(config, AudioEncoderConfig):
-        raise CheckpointError(f"{source.path}: layers of an audio encoder cannot be left out")
-    left = kept_layers(int(config["num_hidden_layers"]), source)
-    return shortened(config, left, source.path), renumbered(tensors, "model.layers.", left)
 
 
 def kept_layers(count: int, source: PartSource) -> list[int]:
