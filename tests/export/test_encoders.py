@@ -19,12 +19,13 @@ from salmonrun.training.model.config import ModelConfig
 from salmonrun.training.model.encoders import AudioEncoderConfig
 from salmonrun.training.model.encoders.beats import BeatsConfig
 from salmonrun.training.model.encoders.eat import EatConfig
-from salmonrun.training.model.salmonn import SalmonnModel, Sample
+from salmonrun.training.model.salmonn import SalmonnModel
 from salmonrun.training.starting.assemble import assemble, format_assembly
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
 from tests.helpers import eat as published
 from tests.helpers.answers import noise
+from tests.helpers.losses import Answer, mean_loss
 from tests.helpers.parts import write_llm, write_whisper
 
 EAT = EatConfig(dim=48, layers=2, heads=3, ffn=64, max_patches=200)
@@ -128,7 +129,7 @@ def test_a_published_eat_becomes_a_bundle(tmp_path: Path) -> None:
 def test_a_model_with_eat_learns(tmp_path: Path) -> None:
     init_checkpoint(config(EAT), tmp_path / "checkpoint", seed=3)
     model = load(tmp_path / "checkpoint")
-    loss = model([Sample(load_audio(noise(1.5), 16_000), "What is heard?", "noise")])
+    loss = mean_loss(model, [Answer(load_audio(noise(1.5), 16_000), "What is heard?", "noise")])
     loss.backward()
     assert model.audio_encoder is not None
     for name, parameter in model.audio_encoder.named_parameters():

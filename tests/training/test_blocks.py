@@ -21,10 +21,11 @@ from salmonrun.training.finetuning.recipe import load_recipe
 from salmonrun.training.model.blocks import attended, draw_block
 from salmonrun.training.model.config import load_config
 from salmonrun.training.model.encoders.beats import BeatsEncoder
-from salmonrun.training.model.salmonn import SalmonnModel, Sample
+from salmonrun.training.model.salmonn import SalmonnModel
 from salmonrun.training.model.whisper import WhisperEncoder
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
+from tests.helpers.losses import Answer, mean_loss
 from tests.helpers.runs import logged, write_noises
 from tests.helpers.streams import block_causal, noise
 
@@ -242,16 +243,14 @@ def test_training_hears_what_was_drawn(recipe: str, tmp_path: Path, monkeypatch:
     model = load(tmp_path / "start")
     model.config = replace(load_config(final))
     prompt = model.prompts.tasks["asr"][0]
-    samples = [
-        Sample(model.load_audio(tmp_path / f"{i}.wav"), prompt, text)
+    answers = [
+        Answer(model.load_audio(tmp_path / f"{i}.wav"), prompt, text)
         for i, text in enumerate(("one", "two three", "four"))
     ]
     losses = {}
-    encode_batch = model.encode_batch
     for name, heard in (("drawn", block), ("whole", None)):
-        monkeypatch.setattr(model, "encode_batch", lambda audios, heard=heard: encode_batch(audios, heard))
         with torch.inference_mode():
-            losses[name] = model(samples).item()
+            losses[name] = mean_loss(model, answers, heard).item()
     assert logged(tmp_path / "out", 1)[0] == pytest.approx(losses["drawn"], abs=1e-4)
     assert abs(losses["drawn"] - losses["whole"]) > 1e-3
 

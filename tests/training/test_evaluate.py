@@ -2,8 +2,9 @@
 
 import csv
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.__main__ import main
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.data.recordings import load_recording
-from salmonrun.training.evaluation.answers import Answered, append_answer, read_answers, resume_answers
+from salmonrun.training.evaluation.answers import Answered, append_answer, resume_answers
 from salmonrun.training.evaluation.evaluate import BundleSubject, CheckpointSubject, evaluate, open_subject
 from salmonrun.training.evaluation.submission import check_testset_ids, write_submission
 
@@ -57,6 +58,11 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out.jsonl"
 
 
+def stored(out: Path) -> list[dict[str, Any]]:
+    """The whole lines with answers; the first holds the settings."""
+    return [json.loads(line) for line in out.read_text().split("\n")[1:-1]]
+
+
 def test_checkpoint_and_bundle_answer_alike(
     tiny_checkpoint: Path, tiny_bundle: Path, entries: list[Entry], tmp_path: Path
 ) -> None:
@@ -75,20 +81,20 @@ def test_checkpoint_and_bundle_answer_alike(
     assert set(done[0].scores) == set(done[1].scores) == {"asr", "qa"}
     assert (done[0].scores["asr"].entries, done[0].scores["qa"].entries) == (3, 1)
     assert done[0].scores["asr"].wer == done[1].scores["asr"].wer
-    assert read_answers(tmp_path / "0.jsonl") == done[0].answers
+    assert stored(tmp_path / "0.jsonl") == [asdict(row) for row in done[0].answers]
 
 
 def test_a_crashed_evaluation_goes_on(entries: list[Entry], out: Path) -> None:
     first, second, whole = Echo(crash_at=2), Echo(), Echo()
     with pytest.raises(KeyboardInterrupt):
         evaluate(first, entries, out, SHORT)
-    assert [row.index for row in read_answers(out)] == [0, 1]
+    assert [row["index"] for row in stored(out)] == [0, 1]
     content = out.read_bytes()
     out.write_bytes(content[:-20])  # the crash cut the last line
-    assert [row.index for row in read_answers(out)] == [0]
+    assert [row["index"] for row in stored(out)] == [0]
     resumed = evaluate(second, entries, out, SHORT)
     assert second.calls == 2
-    assert [row.index for row in read_answers(out)] == [0, 1, 2]
+    assert [row["index"] for row in stored(out)] == [0, 1, 2]
     assert evaluate(whole, entries, out, SHORT) == resumed
     assert whole.calls == 0
     assert [row.hypothesis for row in resumed.answers] == ["Write. 16000", "Write. 19000", "Answer: what? 22000"]
@@ -146,7 +152,7 @@ def test_every_text_survives_the_file(out: Path) -> None:
     with out.open("a") as file:
         for row in rows:
             append_answer(file, row)
-    assert resume_answers(out, {}) == read_answers(out) == rows
+    assert resume_answers(out, {}) == rows
 
 
 def test_what_was_asked_before_is_not_asked_again(entries: list[Entry], out: Path) -> None:
@@ -176,7 +182,7 @@ def test_a_recording_whose_data_are_bad_is_named(entries: list[Entry], out: Path
     soundfile.write(entries[1].path, np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
     with pytest.raises(CheckpointError, match=r"set: entry 1: .*finite"):
         evaluate(Echo(), entries, out, SHORT)
-    assert [row.index for row in read_answers(out)] == [0]
+    assert [row["index"] for row in stored(out)] == [0]
 
 
 def test_joined_recordings_are_padded_as_a_whole(tmp_path: Path) -> None:

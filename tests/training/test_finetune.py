@@ -20,6 +20,7 @@ from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts
 from salmonrun.training.model.llm import attention_kernel
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
+from tests.helpers.losses import Answer, mean_loss
 from tests.helpers.runs import logged, write_noises
 
 EVERYTHING = TrainedParts(whisper=True, audio_encoder=True, qformer=True, llm=True)
@@ -70,7 +71,6 @@ def test_four_batches_of_one_are_one_batch_of_four(
 
 def test_the_loss_is_that_of_the_model(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     """Per target token over the whole batch."""
-    from salmonrun.training.model.salmonn import Sample
 
     out = tmp_path / "run"
     finetune(recipe(checkpoint, annotation, out, save_every=1))
@@ -78,7 +78,7 @@ def test_the_loss_is_that_of_the_model(checkpoint: Path, annotation: Path, tmp_p
     prompt = model.prompts.tasks["asr"][0]
     files = [annotation.parent / f"{i}.wav" for i in range(len(TEXTS))]
     with torch.inference_mode():
-        expected = model([Sample(model.load_audio(f), prompt, t) for f, t in zip(files, TEXTS, strict=True)])
+        expected = mean_loss(model, [Answer(model.load_audio(f), prompt, t) for f, t in zip(files, TEXTS, strict=True)])
     assert logged(out, 1)[0] == pytest.approx(expected.item(), abs=1e-4)
 
 

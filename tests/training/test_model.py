@@ -15,7 +15,7 @@ from salmonrun.runtime import ConfigError, GenerationConfig, PromptError, load_a
 from salmonrun.runtime.audio import Audio
 from salmonrun.runtime.prompt import prompt_ids
 from salmonrun.training import SalmonnModel, load
-from salmonrun.training.model.salmonn import Sample
+from tests.helpers.losses import Answer, mean_loss
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 AUDIO_TOLERANCE = 5e-4
@@ -116,8 +116,8 @@ def test_generated_ids_and_text(
 
 @torch.inference_mode()
 def test_training_loss(model: SalmonnModel, answers: dict[str, Any], audio: Audio) -> None:
-    sample = Sample(audio, prompts(answers)[0], answers["loss_texts"]["w1"])
-    assert float(model([sample])) == pytest.approx(answers["loss"]["w1"]["loss"], abs=1e-3)
+    answer = Answer(audio, prompts(answers)[0], answers["loss_texts"]["w1"])
+    assert float(mean_loss(model, [answer])) == pytest.approx(answers["loss"]["w1"]["loss"], abs=1e-3)
 
 
 @torch.inference_mode()
@@ -144,19 +144,19 @@ def test_a_batch_of_trimmed_windows_gives_what_each_clip_gives_alone(tiny: Salmo
 @torch.inference_mode()
 def test_the_loss_of_a_batch_is_the_mean_over_its_tokens(tiny: SalmonnModel) -> None:
     samples = [
-        Sample(noise(1.0), "Write down what is said.", "one two"),
-        Sample(noise(1.5, seed=1), "What is it?", "a much longer answer than the first"),
-        Sample(noise(1.2, seed=2), "A prompt of quite another length, to shift the answer.", ""),
+        Answer(noise(1.0), "Write down what is said.", "one two"),
+        Answer(noise(1.5, seed=1), "What is it?", "a much longer answer than the first"),
+        Answer(noise(1.2, seed=2), "A prompt of quite another length, to shift the answer.", ""),
     ]
-    single = [float(tiny([sample])) for sample in samples]
+    single = [float(mean_loss(tiny, [sample])) for sample in samples]
     counts = [len(tiny.tokenizer.encode(sample.text + tiny.prompts.end_symbol)) for sample in samples]
     assert counts == [8, 36, 1]
-    assert float(tiny(samples)) == pytest.approx(np.average(single, weights=counts), abs=1e-5)
+    assert float(mean_loss(tiny, samples)) == pytest.approx(np.average(single, weights=counts), abs=1e-5)
 
 
 def test_the_loss_reaches_every_trainable_part(tiny_checkpoint: Path) -> None:
     model = load(tiny_checkpoint)
-    model([Sample(noise(1.0), "Write down what is said.", "one two")]).backward()
+    mean_loss(model, [Answer(noise(1.0), "Write down what is said.", "one two")]).backward()
     silent = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     # A single query attends to itself alone (its query and key are dead), and keys' biases cancel in a softmax.
     dead = ("self_attn.query.", "self_attn.key.", "key.bias")

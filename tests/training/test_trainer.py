@@ -25,9 +25,9 @@ from salmonrun.training.finetuning.optimizer import make_optimizer, make_schedul
 from salmonrun.training.finetuning.parts import choose_parts
 from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts
 from salmonrun.training.finetuning.trainer import load_trained
-from salmonrun.training.model.salmonn import Sample
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
+from tests.helpers.losses import Answer, mean_loss
 from tests.helpers.runs import logged, write_noises
 
 EVERYTHING = TrainedParts(whisper=True, audio_encoder=True, qformer=True, llm=True)
@@ -58,12 +58,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in load(folder).named_parameters()}
 
 
-def mean_loss(folder: Path, annotation: Path) -> float:
+def loss_of(folder: Path, annotation: Path) -> float:
     model = load(folder)
     prompt = model.prompts.tasks["asr"][0]
     entries, _ = read_annotation(annotation)
     with torch.inference_mode():
-        return model([Sample(model.load_audio(e.path), prompt, e.text) for e in entries]).item()
+        return mean_loss(model, [Answer(model.load_audio(e.path), prompt, e.text) for e in entries]).item()
 
 
 def test_the_best_checkpoint_is_kept_beside_the_last(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_the_best_checkpoint_is_kept_beside_the_last(checkpoint: Path, annotatio
     assert len(measured) == 3
     best = min(range(3), key=lambda i: measured[i])
     assert best != 2, "the run must get worse, or this tests nothing"
-    assert mean_loss(out / "best", annotation) == pytest.approx(measured[best], rel=1e-4)
-    assert mean_loss(out / "final", annotation) == pytest.approx(measured[2], rel=1e-4)
+    assert loss_of(out / "best", annotation) == pytest.approx(measured[best], rel=1e-4)
+    assert loss_of(out / "final", annotation) == pytest.approx(measured[2], rel=1e-4)
 
 
 def test_accuracy_is_the_share_of_right_tokens(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:

@@ -72,15 +72,6 @@ def append_answer(file: TextIO, row: Answered) -> None:
     file.flush()
 
 
-def read_answers(path: Path) -> list[Answered]:
-    """The answers in a file; a last line cut by a crash is left out.
-
-    Raises:
-        CheckpointError: the file is something else.
-    """
-    return _read(path)[1]
-
-
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table beside `path` and rename it: all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """SalmonnModel: the whole model in PyTorch, and the reference that every bundle is compared with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -19,15 +19,6 @@ from salmonrun.training.model.features import FeatureBatch, Features, StateBatch
 from salmonrun.training.model.labels import IGNORE, pad_labels, summed_loss
 from salmonrun.training.model.qformer import QFormer
 from salmonrun.training.model.whisper import WhisperEncoder
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One training example."""
-
-    audio: Audio
-    prompt: str
-    text: str
 
 
 class SalmonnModel(nn.Module):
@@ -169,13 +160,6 @@ class SalmonnModel(nn.Module):
         # Beams that ended earlier are padded with a stop token; what follows the first one is padding.
         ends = [i for i, token in enumerate(ids) if token in stops]
         return ids[: ends[0] + 1] if ends else ids
-
-    def forward(self, samples: Sequence[Sample]) -> Tensor:
-        """Mean cross-entropy of the samples' texts, end symbol included."""
-        embeds = self.encode_batch([sample.audio for sample in samples])
-        prompts = [prompt_ids(self.prompts, self.tokenizer, sample.prompt) for sample in samples]
-        targets = [self.tokenizer.encode(sample.text + self.prompts.end_symbol) for sample in samples]
-        return self.answer_loss(embeds, prompts, targets) / sum(map(len, targets))
 
     def answer_loss(
         self, audio_embeds: Sequence[Tensor], prompts: Sequence[PromptIds], targets: Sequence[Sequence[int]]
