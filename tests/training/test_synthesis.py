@@ -22,7 +22,7 @@ from salmonrun.training.starting.presets import preset
 from salmonrun.training.synthesis import QUESTION_SOUND, QUESTION_SPEAKING, Plan, synthesize
 from salmonrun.training.synthesis.sounds import CAPTIONS, make_sound
 from salmonrun.training.synthesis.texts import SLOTS, TEMPLATES, draw_sentence, is_held_out
-from salmonrun.training.synthesis.voices import DEFAULT_ENGINES, voices
+from salmonrun.training.synthesis.voices import DEFAULT_SYNTHESIZERS, voices
 
 MISSING = [program for program in ("espeak-ng", "flite") if shutil.which(program) is None]
 needs_engines = pytest.mark.skipif(bool(MISSING), reason=f"not installed: apt-get install {' '.join(MISSING)}")
@@ -152,7 +152,7 @@ def test_tasks_and_questions(training_set: Path) -> None:
 def test_annotation_names_a_voice_of_its_set_and_the_plan(training_set: Path, held_out_set: Path) -> None:
     for file, held_out in ((training_set, False), (held_out_set, True)):
         labels = {entry["voice"] for entry in annotations(file) if entry["task"] == "asr"}
-        assert labels <= {voice.label for voice in voices(DEFAULT_ENGINES, held_out)}
+        assert labels <= {voice.label for voice in voices(DEFAULT_SYNTHESIZERS, held_out)}
         assert json.loads(file.read_text())["plan"] == to_dict(PLAN)
 
 

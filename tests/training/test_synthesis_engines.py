@@ -16,7 +16,6 @@ import pytest
 from salmonrun.runtime.audio import SAMPLE_RATE
 from salmonrun.runtime.errors import ConfigError, MissingExtraError
 from salmonrun.training.__main__ import main
-from salmonrun.training.synthesis.engine import Engine, share
 from salmonrun.training.synthesis.kokoro import Kokoro
 from salmonrun.training.synthesis.piper import Piper
 from salmonrun.training.synthesis.programs import (
@@ -27,7 +26,8 @@ from salmonrun.training.synthesis.programs import (
     Espeak,
     Flite,
 )
-from salmonrun.training.synthesis.voices import DEFAULT_ENGINES, parse_engines, voices
+from salmonrun.training.synthesis.synthesizer import SpeechSynthesizer, split_voices
+from salmonrun.training.synthesis.voices import DEFAULT_SYNTHESIZERS, parse_synthesizers, voices
 
 MISSING = [program for program in ("espeak-ng", "flite") if shutil.which(program) is None]
 needs_engines = pytest.mark.skipif(bool(MISSING), reason=f"not installed: apt-get install {' '.join(MISSING)}")
@@ -46,12 +46,12 @@ def speaker(label: str) -> str:
     return label.split(":")[1].split("+")[-1]
 
 
-def says(engine: Engine, voice: str, folder: Path, rate_varies: bool = True) -> None:
-    """The engine can do what `Engine` promises."""
+def says(engine: SpeechSynthesizer, voice: str, folder: Path, rate_varies: bool = True) -> None:
+    """The engine can do what `SpeechSynthesizer` promises."""
     engine.require()
-    same_engine: Engine = pickle.loads(pickle.dumps(engine))
+    same_engine: SpeechSynthesizer = pickle.loads(pickle.dumps(engine))
     first, same, other = (
-        who.say("turn on the fan", voice, np.random.default_rng(seed), folder / "scratch.wav")
+        who.synthesize("turn on the fan", voice, np.random.default_rng(seed), folder / "scratch.wav")
         for who, seed in ((engine, 0), (same_engine, 0), (engine, 1))
     )
     assert first.dtype == np.float32
@@ -62,10 +62,12 @@ def says(engine: Engine, voice: str, folder: Path, rate_varies: bool = True) -> 
 
 
 def test_voices_are_disjoint() -> None:
-    train, test = ({speaker(voice.label) for voice in voices(DEFAULT_ENGINES, held_out)} for held_out in (False, True))
+    train, test = (
+        {speaker(voice.label) for voice in voices(DEFAULT_SYNTHESIZERS, held_out)} for held_out in (False, True)
+    )
     assert not train & test
     for held_out in (False, True):
-        assert {voice.engine.name for voice in voices(DEFAULT_ENGINES, held_out)} == {"espeak-ng", "flite"}
+        assert {voice.synthesizer.name for voice in voices(DEFAULT_SYNTHESIZERS, held_out)} == {"espeak-ng", "flite"}
 
 
 @needs_engines
@@ -91,7 +93,7 @@ def test_every_flite_voice_exists() -> None:
 @pytest.mark.parametrize(
     ("engine", "voice"), [(Espeak(), "en-gb+f2"), (Flite(), "slt")], ids=lambda value: getattr(value, "name", value)
 )
-def test_programs_speak(tmp_path: Path, engine: Engine, voice: str) -> None:
+def test_programs_speak(tmp_path: Path, engine: SpeechSynthesizer, voice: str) -> None:
     says(engine, voice, tmp_path)
 
 
@@ -100,7 +102,7 @@ def test_a_command_speaks_as_its_program_does(tmp_path: Path) -> None:
     says(Command(FLITE), "slt", tmp_path, rate_varies=False)
     command = ["flite", "-voice", "slt", "-t", "it's $HOME; {out}", "-o", str(tmp_path / "direct.wav")]
     subprocess.run(command, check=True)
-    Command(FLITE).say("it's $HOME; {out}", "slt", np.random.default_rng(0), tmp_path / "scratch.wav")
+    Command(FLITE).synthesize("it's $HOME; {out}", "slt", np.random.default_rng(0), tmp_path / "scratch.wav")
     assert (tmp_path / "scratch.wav").read_bytes() == (tmp_path / "direct.wav").read_bytes()
 
 
@@ -142,7 +144,7 @@ def test_a_command_that_fails(tmp_path: Path, script: str, message: str) -> None
     (tmp_path / "x.wav").write_bytes(b"of an earlier recording")
     engine = Command(f'{sys.executable} -c "{script}" {{text}} {{out}}')
     with pytest.raises(ConfigError, match=message):
-        engine.say("a text", "default", np.random.default_rng(0), tmp_path / "x.wav")
+        engine.synthesize("a text", "default", np.random.default_rng(0), tmp_path / "x.wav")
 
 
 def test_a_command_that_is_not_there() -> None:
@@ -153,42 +155,48 @@ def test_a_command_that_is_not_there() -> None:
 @pytest.mark.parametrize("count", [2, 9, 10, 25, 100])
 def test_share_of_users_voices(count: int) -> None:
     names = [f"voice{i}" for i in range(count)]
-    train, test = share(names, False), share(names, True)
+    train, test = split_voices(names, False), split_voices(names, True)
     assert sorted([*train, *test]) == sorted(names)
     assert len(test) == max(1, count // 10)
-    assert set(share(reversed(names), True)) == set(test)  # not by order
+    assert set(split_voices(reversed(names), True)) == set(test)  # not by order
 
 
 def test_a_single_voice_is_for_training() -> None:
-    assert (share(["a"], False), share(["a"], True)) == (("a",), ())
+    assert (split_voices(["a"], False), split_voices(["a"], True)) == (("a",), ())
 
 
 def test_a_speaker_is_on_one_side() -> None:
     names = [f"{speaker}-{quality}" for speaker in "abcde" for quality in ("low", "high")]
-    sides = [{name[0] for name in share(names, held_out, lambda name: name[0])} for held_out in (False, True)]
+    sides = [{name[0] for name in split_voices(names, held_out, lambda name: name[0])} for held_out in (False, True)]
     assert [len(side) for side in sides] == [4, 1]
     assert not sides[0] & sides[1]
 
 
-def test_parse_engines() -> None:
+def test_parse_synthesizers() -> None:
     specs = ["flite", "espeak-ng", "piper=voices/", "kokoro=k", f"command={FLITE} --option=x"]
-    assert parse_engines(specs) == (Flite(), Espeak(), Piper("voices/"), Kokoro("k"), Command(f"{FLITE} --option=x"))
+    assert parse_synthesizers(specs) == (
+        Flite(),
+        Espeak(),
+        Piper("voices/"),
+        Kokoro("k"),
+        Command(f"{FLITE} --option=x"),
+    )
 
 
 @pytest.mark.parametrize("spec", ["festival", "", "piper", "piper=", "flite=slt", "command"])
 def test_no_such_engine(spec: str) -> None:
     with pytest.raises(ConfigError, match=rf"engine '{spec}'; expected espeak-ng, flite, piper=FOLDER"):
-        parse_engines([spec])
+        parse_synthesizers([spec])
 
 
 def test_engine_named_twice() -> None:
     with pytest.raises(ConfigError, match="piper is named twice"):
-        parse_engines(["piper=a", "flite", "piper=b"])
+        parse_synthesizers(["piper=a", "flite", "piper=b"])
 
 
 def test_few_voices_are_spoken_oftener() -> None:
     few = Command("tts {voice:a,b} {text} {out}")
-    names = [voice.engine.name for voice in voices((Espeak(), few), held_out=False)]
+    names = [voice.synthesizer.name for voice in voices((Espeak(), few), held_out=False)]
     assert names.count("espeak-ng") == 28 * 7
     assert names.count("command") == 28 * 7 // 4
     assert len(voices((few,), held_out=False)) == 1
@@ -198,7 +206,7 @@ def test_no_voice_to_hold_out() -> None:
     alone = Command("tts {text} {out}")
     with pytest.raises(ConfigError, match="command has no voice to hold out"):
         voices((alone,), held_out=True)
-    assert {voice.engine for voice in voices((alone, Flite()), held_out=True)} == {Flite()}
+    assert {voice.synthesizer for voice in voices((alone, Flite()), held_out=True)} == {Flite()}
 
 
 def piper_folder(folder: Path) -> Path:

@@ -3,7 +3,7 @@
 import argparse
 
 from salmonrun.training.synthesis import Plan, synthesize
-from salmonrun.training.synthesis.voices import DEFAULT_ENGINES, parse_engines
+from salmonrun.training.synthesis.voices import DEFAULT_SYNTHESIZERS, parse_synthesizers
 
 ENGINES = """engines, to be given one after another:
   espeak-ng         the program: 36 speakers, each in 7 accents of English
@@ -53,7 +53,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="play voices faster or slower by up to this share, which moves pitch and formants too "
         f"(default: {plan.speed:g})",
     )
-    names = [engine.name for engine in DEFAULT_ENGINES]
+    names = [engine.name for engine in DEFAULT_SYNTHESIZERS]
     making.add_argument(
         "--engines", nargs="+", default=names, metavar="ENGINE", help=f"see below (default: {' '.join(names)})"
     )
@@ -66,8 +66,8 @@ def _run(arguments: argparse.Namespace) -> str:
     """Make the data set, and return what to print."""
     low, high = arguments.snr
     plan = Plan(arguments.speech, arguments.sounds, arguments.mixtures, arguments.seed, (low, high), arguments.speed)
-    engines = parse_engines(arguments.engines)
-    path = synthesize(arguments.out, plan, arguments.held_out, arguments.workers, progress=True, engines=engines)
+    engines = parse_synthesizers(arguments.engines)
+    path = synthesize(arguments.out, plan, arguments.held_out, arguments.workers, progress=True, synthesizers=engines)
     lines = [f"{path}: annotation of the data set"]
     if plan.speech or plan.mixtures:
         alone = [engine.name for engine in engines if not engine.voices(held_out=True)]

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.training.data.augment import mix
-from salmonrun.training.synthesis.engine import Engine, Voice
 from salmonrun.training.synthesis.sounds import CAPTIONS, make_sound
+from salmonrun.training.synthesis.synthesizer import SpeechSynthesizer, Voice
 from salmonrun.training.synthesis.texts import draw_sentence
-from salmonrun.training.synthesis.voices import DEFAULT_ENGINES, voices
+from salmonrun.training.synthesis.voices import DEFAULT_SYNTHESIZERS, voices
 
 SNR_DB = (10.0, 40.0)
 MAX_SPEED = 0.5
@@ -66,7 +66,7 @@ def synthesize(
     held_out: bool = False,
     workers: int = 1,
     progress: bool = False,
-    engines: Sequence[Engine] = DEFAULT_ENGINES,
+    synthesizers: Sequence[SpeechSynthesizer] = DEFAULT_SYNTHESIZERS,
 ) -> Path:
     """Write recordings and their annotation JSON, `annotation.json`, into a folder.
 
@@ -79,7 +79,7 @@ def synthesize(
         held_out: make a set to measure on.
         workers: processes.
         progress: show a progress bar.
-        engines: who speaks.
+        synthesizers: whose voices speak.
 
     Returns:
         The annotation file.
@@ -88,16 +88,16 @@ def synthesize(
         MissingExtraError: a text-to-speech engine is not installed.
         ConfigError: an engine has no voices, or fails.
     """
-    cast: list[Voice] = []
+    speaking: list[Voice] = []
     if plan.speech or plan.mixtures:
-        for engine in engines:
-            engine.require()
-        cast = voices(engines, held_out)
+        for synthesizer in synthesizers:
+            synthesizer.require()
+        speaking = voices(synthesizers, held_out)
     folder = Path(out)
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     counts = (("speech", plan.speech), ("sound", plan.sounds), ("mixture", plan.mixtures))
     items = [(kind, index) for kind, count in counts for index in range(count)]
-    make = partial(_make, _Set(folder, plan, held_out, cast))
+    make = partial(_make, _Set(folder, plan, held_out, speaking))
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         made = tqdm(pool.imap(make, items, chunksize=16), total=len(items), disable=not progress, unit="recording")
         entries = [entry for several in made for entry in several]
@@ -119,7 +119,7 @@ def _make(data: _Set, item: tuple[str, int]) -> list[dict[str, str]]:
     else:
         voice = data.voices[rng.integers(len(data.voices))]
         text = draw_sentence(rng, data.held_out)
-        pcm = voice.engine.say(text, voice.name, rng, path.with_suffix(".wav"))
+        pcm = voice.synthesizer.synthesize(text, voice.name, rng, path.with_suffix(".wav"))
         path.with_suffix(".wav").unlink(missing_ok=True)
         pcm = _change_speed(pcm, rng, data.plan.speed)
         pcm = np.pad(pcm, tuple(rng.integers(0, SAMPLE_RATE // 4, 2))) * np.float32(rng.uniform(0.3, 1.0))

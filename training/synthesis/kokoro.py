@@ -11,8 +11,8 @@ import onnxruntime
 
 from salmonrun.runtime.audio import F32, load_audio
 from salmonrun.runtime.errors import ConfigError
-from salmonrun.training.synthesis.engine import share
 from salmonrun.training.synthesis.programs import require_program
+from salmonrun.training.synthesis.synthesizer import split_voices
 
 RATE = 24000  # Hz
 STYLES = 510  # a voice has one for each number of tokens
@@ -28,18 +28,18 @@ class Kokoro:
     name = "kokoro"
 
     def require(self) -> None:
-        """See `Engine.require`."""
+        """Check that espeak-ng is installed and that the folder is whole."""
         require_program("espeak-ng")
         _model(self.folder), _vocabulary(self.folder)
         if not self._names():
             raise ConfigError(f"{self.folder}/voices has no English voice; expected files like af_heart.bin")
 
     def voices(self, held_out: bool) -> tuple[str, ...]:
-        """See `Engine.voices`."""
-        return share(self._names(), held_out)
+        """The held-out tenth of the English voices, or the others."""
+        return split_voices(self._names(), held_out)
 
-    def say(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:  # noqa: ARG002
-        """Say a text at a random rate; see `Engine.say`."""
+    def synthesize(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:  # noqa: ARG002
+        """Speak a text at a random rate."""
         session = _load(_model(self.folder))
         tokens = self.tokens(text, voice)
         style = np.fromfile(Path(self.folder) / "voices" / f"{voice}.bin", np.float32).reshape(STYLES, 1, 256)

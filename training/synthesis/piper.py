@@ -12,7 +12,7 @@ import onnxruntime
 
 from salmonrun.runtime.audio import F32, load_audio
 from salmonrun.runtime.errors import ConfigError, MissingExtraError
-from salmonrun.training.synthesis.engine import share
+from salmonrun.training.synthesis.synthesizer import split_voices
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class Piper:
     name = "piper"
 
     def require(self) -> None:
-        """See `Engine.require`."""
+        """Check that piper-tts is installed and that the folder has whole voices."""
         _import_piper()
         _speakers(self.folder)
 
     def voices(self, held_out: bool) -> tuple[str, ...]:
-        """See `Engine.voices`. A voice in several qualities is one speaker."""
-        return share(_speakers(self.folder), held_out, lambda voice: re.sub(r"-(x_low|low|medium|high)\b", "", voice))
+        """The held-out tenth of the folder's speakers, or the others. A voice in several qualities is one speaker."""
+        return split_voices(_speakers(self.folder), held_out, _speaker)
 
-    def say(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:  # noqa: ARG002
-        """Say a text at a random rate; see `Engine.say`."""
+    def synthesize(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:  # noqa: ARG002
+        """Speak a text at a random rate."""
         loaded = _load(Path(self.folder) / f"{voice.split('#')[0]}.onnx")
         settings = _import_piper().SynthesisConfig(
             speaker_id=_speakers(self.folder)[voice],
@@ -44,6 +44,10 @@ class Piper:
         )
         pcm = np.concatenate([chunk.audio_float_array for chunk in loaded.synthesize(text, settings)])
         return load_audio(pcm, loaded.config.sample_rate, min_s=0.1).pcm
+
+
+def _speaker(voice: str) -> str:
+    return re.sub(r"-(x_low|low|medium|high)\b", "", voice)
 
 
 def _import_piper() -> Any:

@@ -1,4 +1,4 @@
-"""Engines that are programs: a command line turns text into a WAV file."""
+"""Text-to-speech engines that are programs: a command line turns text into a WAV file."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ import numpy as np
 
 from salmonrun.runtime.audio import F32, load_audio
 from salmonrun.runtime.errors import ConfigError, MissingExtraError
-from salmonrun.training.synthesis.engine import share
+from salmonrun.training.synthesis.synthesizer import split_voices
 
 ESPEAK_ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 ESPEAK_SPEAKERS: tuple[str, ...] = (
@@ -21,7 +21,7 @@ ESPEAK_SPEAKERS: tuple[str, ...] = (
     *("max", "michel", "pablo", "rob", "shelby"),
 )
 HELD_OUT_SPEAKERS = ("f5", "m4", "m6", "Denis", "Alicia", "travis", "victor", "steph")
-FLITE_VOICES = ("kal16", "awb", "slt")  # slt is the only woman: a model must have heard one
+FLITE_VOICES = ("kal16", "awb", "slt")  # slt is the only woman: a model must be trained on one
 HELD_OUT_FLITE = ("rms",)
 
 
@@ -32,7 +32,7 @@ class Espeak:
     name = "espeak-ng"
 
     def require(self) -> None:
-        """See `Engine.require`."""
+        """Check that espeak-ng is installed."""
         require_program("espeak-ng")
 
     def voices(self, held_out: bool) -> tuple[str, ...]:
@@ -40,10 +40,10 @@ class Espeak:
         speakers = HELD_OUT_SPEAKERS if held_out else ESPEAK_SPEAKERS
         return tuple(f"{accent}+{speaker}" for speaker in speakers for accent in ESPEAK_ACCENTS)
 
-    def say(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:
-        """Say a text at a random rate and pitch; see `Engine.say`."""
+    def synthesize(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:
+        """Speak a text at a random rate and pitch."""
         rate, pitch = rng.integers(120, 191), rng.integers(30, 71)
-        return _say(["espeak-ng", "-v", voice, "-s", str(rate), "-p", str(pitch), "-w", str(scratch), text], scratch)
+        return _run(["espeak-ng", "-v", voice, "-s", str(rate), "-p", str(pitch), "-w", str(scratch), text], scratch)
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,19 @@ class Flite:
     name = "flite"
 
     def require(self) -> None:
-        """See `Engine.require`."""
+        """Check that flite is installed."""
         require_program("flite")
 
     def voices(self, held_out: bool) -> tuple[str, ...]:
-        """See `Engine.voices`."""
+        """One of the four speakers, or the others."""
         return HELD_OUT_FLITE if held_out else FLITE_VOICES
 
-    def say(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:
-        """Say a text at a random rate and pitch; see `Engine.say`."""
+    def synthesize(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:
+        """Speak a text at a random rate and pitch."""
         stretch, pitch = rng.uniform(0.85, 1.25), rng.integers(85, 190)
         features = [f"duration_stretch={stretch:.2f}", f"int_f0_target_mean={pitch}"]
         settings = [item for feature in features for item in ("--setf", feature)]
-        return _say(["flite", "-voice", voice, *settings, "-t", text, "-o", str(scratch)], scratch)
+        return _run(["flite", "-voice", voice, *settings, "-t", text, "-o", str(scratch)], scratch)
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,19 @@ class Command:
         return re.findall(r"\{voice:([^{}\s]+)\}", self.template)
 
     def require(self) -> None:
-        """See `Engine.require`."""
+        """Check that the program is on the PATH."""
         program = shlex.split(self.template)[0]
         if shutil.which(program) is None:
             raise MissingExtraError(f"{program} is not installed, or not on the PATH; the command is {self.template!r}")
 
     def voices(self, held_out: bool) -> tuple[str, ...]:
         """The voices in the template; a command without any has one, "default"."""
-        return share(self._named[0].split(",") if self._named else ["default"], held_out)
+        return split_voices(self._named[0].split(",") if self._named else ["default"], held_out)
 
-    def say(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:  # noqa: ARG002
-        """Say a text as the program does; see `Engine.say`."""
+    def synthesize(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:  # noqa: ARG002
+        """Speak a text as the program does."""
         scratch.unlink(missing_ok=True)  # so that a program that writes nothing is noticed
-        return _say(self.words(text, voice, scratch), scratch)
+        return _run(self.words(text, voice, scratch), scratch)
 
     def words(self, text: str, voice: str, out: Path) -> list[str]:
         """The command line."""
@@ -130,7 +130,7 @@ def require_program(program: str) -> None:
         raise MissingExtraError(f"{program} is not installed; on Debian and Ubuntu: apt-get install {program}")
 
 
-def _say(command: Sequence[str], out: Path) -> F32:
+def _run(command: Sequence[str], out: Path) -> F32:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:

@@ -1,4 +1,4 @@
-"""What can be heard besides speech: a dozen kinds of sound events, each with its caption."""
+"""A dozen kinds of sound events, each with its caption."""
 
 from collections.abc import Callable
 
@@ -84,7 +84,7 @@ def _wind(rng: Rng, time: F64) -> F64:
     return _noise(rng, time, 60, rng.uniform(400, 700)) * gusts
 
 
-def _engine(rng: Rng, time: F64) -> F64:
+def _motor(rng: Rng, time: F64) -> F64:
     pitch = rng.uniform(45, 95) * (1 + 0.03 * np.sin(2 * np.pi * rng.uniform(0.3, 1) * time))
     return np.asarray(sum(_sine(k * pitch, time) / k for k in range(1, 9))) + 0.2 * _noise(rng, time, 50, 500)
 
@@ -121,14 +121,14 @@ _MAKERS: dict[str, Callable[[Rng, F64], F64]] = {
     "static": _static,
     "rain": _rain,
     "wind": _wind,
-    "engine": _engine,
+    "engine": _motor,
     "clicks": _clicks,
     "knocking": _knocks,
     "bell": _bell,
     "telephone": _telephone,
 }
 
-# Kind -> what is said of it.
+# By kind.
 CAPTIONS = {
     "tone": "a steady tone sounds",
     "beeps": "an alarm beeps",

@@ -1,4 +1,4 @@
-"""What can speak: the interface of text-to-speech engines, and which of a user's voices are held out."""
+"""Text-to-speech engines: what each must offer, and which of a user's voices are held out."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -13,42 +13,42 @@ from salmonrun.runtime.audio import F32
 HELD_OUT_SHARE = 10  # one of so many speakers is never trained on
 
 
-class Engine(Protocol):
+class SpeechSynthesizer(Protocol):
     """One text-to-speech program or model. Small and picklable: models are loaded once a process, when first needed."""
 
     @property
     def name(self) -> str:
-        """Names the engine in annotations and on the command line."""
+        """Its name in annotations and on the command line."""
 
     def require(self) -> None:
-        """Check that the engine can run.
+        """Check that it can run.
 
         Raises:
             MissingExtraError: it is not installed; says how to.
-            ConfigError: its voices are not where they were said to be.
+            ConfigError: its voices are not in the folder that was named.
         """
 
     def voices(self, held_out: bool) -> tuple[str, ...]:
         """Voices of the training or of the held-out set; the two never share a speaker."""
 
-    def say(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:
-        """Say a text at a random rate: PCM [N] at 16 kHz, the same for the same `rng`. `scratch` may be overwritten."""
+    def synthesize(self, text: str, voice: str, rng: np.random.Generator, scratch: Path) -> F32:
+        """Speak a text at a random rate: PCM [N] at 16 kHz, repeatable by `rng`. `scratch` may be overwritten."""
 
 
 @dataclass(frozen=True)
 class Voice:
-    """One voice of one engine."""
+    """A voice, and what speaks with it."""
 
-    engine: Engine
+    synthesizer: SpeechSynthesizer
     name: str
 
     @property
     def label(self) -> str:
         """Names the voice in annotations."""
-        return f"{self.engine.name}:{self.name}"
+        return f"{self.synthesizer.name}:{self.name}"
 
 
-def share(
+def split_voices(
     voices: Iterable[str], held_out: bool, speaker: Callable[[str], str] = lambda voice: voice
 ) -> tuple[str, ...]:
     """The held-out tenth of a user's voices, or the others.
