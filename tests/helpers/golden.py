@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from salmonrun.runtime.errors import CheckpointError
-from salmonrun.training.starting.convert import ConversionReport, convert_salmonn
+from salmonrun.training.starting.convert import Conversion, convert_salmonn
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -50,7 +50,7 @@ class Golden:
         change(raw)
         path.write_text(json.dumps(raw))
 
-    def convert(self, **options: Any) -> ConversionReport:
+    def convert(self, **options: Any) -> Conversion:
         return convert_salmonn(
             self.folder / "salmonn.pth",
             self.out,

@@ -10,7 +10,7 @@ import torch
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.__main__ import main
 from salmonrun.training.foreign.model_names import differ, read_name
-from salmonrun.training.starting.convert import ConversionReport, convert_salmonn
+from salmonrun.training.starting.convert import Conversion, convert_salmonn
 from tests.helpers import published
 
 
@@ -62,9 +62,7 @@ class Case:
         published.write_llm(self.llm, **sizes)
         published.write_whisper(self.whisper)
 
-    def convert(
-        self, name: str = "x.pth", extra: dict[str, torch.Tensor] | None = None, **named: str
-    ) -> ConversionReport:
+    def convert(self, name: str = "x.pth", extra: dict[str, torch.Tensor] | None = None, **named: str) -> Conversion:
         torch.manual_seed(7)
         state = published.qformer_state(48, 0, 64) | (extra or {})
         pth = published.write_salmonn(self.folder / name, state, named)
@@ -73,8 +71,8 @@ class Case:
 
 def test_parts_of_the_names_in_the_file(tmp_path: Path) -> None:
     case = Case(tmp_path, "vicuna-13b-v1.1", "whisper-large-v2", max_position_embeddings=2048)
-    report = case.convert(llama_path="lmsys/vicuna-13b-v1.1", whisper_path="openai/whisper-large-v2")
-    assert report.warnings == ()
+    conversion = case.convert(llama_path="lmsys/vicuna-13b-v1.1", whisper_path="openai/whisper-large-v2")
+    assert conversion.warnings == ()
 
 
 def test_a_vicuna_of_another_version_is_warned_about(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from salmonrun.runtime.config import WindowConfig
 from salmonrun.training import load
 from salmonrun.training.model.config import LoraConfig, load_config
-from salmonrun.training.starting.convert import format_report
+from salmonrun.training.starting.convert import format_conversion
 from salmonrun.training.starting.presets import TASKS
 from tests.helpers.golden import Edit, Golden
 
@@ -22,18 +22,18 @@ LORA = "llama_model.base_model.model.model.layers.0.self_attn."
 
 
 def test_every_key_is_accounted_for(published: Golden, golden: Path) -> None:
-    report = published.convert()
+    conversion = published.convert()
     loaded = torch.load(published.folder / "salmonn.pth", weights_only=True)
     expected = json.loads((golden / "salmonn" / "expected.json").read_text())
     beside = {"optimizer", "scaler", "epoch"}
-    assert set(report.leftovers) == set(expected["leftovers"]) | beside
-    assert report.used + len(report.leftovers) == len(loaded["model"]) + len(beside)
-    assert report.warnings == ()
+    assert set(conversion.leftovers) == set(expected["leftovers"]) | beside
+    assert conversion.used + len(conversion.leftovers) == len(loaded["model"]) + len(beside)
+    assert conversion.warnings == ()
     stored = load_file(published.out / "model.safetensors")
-    assert len(stored) == report.used
+    assert len(stored) == conversion.used
     assert {name.split(".")[0] for name in stored} == {"qformer", "lora"}
-    text = format_report(report)
-    assert f"{report.used} tensors used" in text
+    text = format_conversion(conversion)
+    assert f"{conversion.used} tensors used" in text
     for name in expected["leftovers"]:
         assert name in text
 
@@ -65,9 +65,9 @@ def test_leftovers_that_only_some_files_have(published: Golden) -> None:
     }
     published.edit_model(lambda model: model.update(leftovers))
     published.edit_model(lambda model: model.pop("llama_model.base_model.model.lm_head.weight"))
-    report = published.convert()
-    assert set(leftovers) < set(report.leftovers)
-    assert "llama_model.base_model.model.lm_head.weight" not in report.leftovers
+    conversion = published.convert()
+    assert set(leftovers) < set(conversion.leftovers)
+    assert "llama_model.base_model.model.lm_head.weight" not in conversion.leftovers
 
 
 @pytest.mark.parametrize(
@@ -215,8 +215,8 @@ def test_a_model_without_beats(published: Golden, speech: Path) -> None:
     published.edit_model(without_beats)
     published.refuses(r"missing \['qformer\.ln_audio")  # with a BEATs file it does not fit
     published.beats = None
-    report = published.convert()
-    assert not any(name.startswith("beats.") for name in report.leftovers)
+    conversion = published.convert()
+    assert not any(name.startswith("beats.") for name in conversion.leftovers)
     config = load_config(published.out)
     assert config.audio_encoder is None
     assert config.sources.audio_encoder is None

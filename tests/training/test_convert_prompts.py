@@ -13,8 +13,8 @@ from tests.helpers.golden import Golden
 def test_an_end_symbol_that_is_text_is_kept_and_warned_about(published: Golden) -> None:
     """As in the published stage-2 files for Llama 3: the model was trained to write it out."""
     published.edit(lambda loaded: loaded["config"]["model"].update(end_sym="</s>"))
-    report = published.convert()
-    assert any("end_sym '</s>' is no token" in warning and "--end-symbol" in warning for warning in report.warnings)
+    conversion = published.convert()
+    assert any("end_sym '</s>' is no token" in warning and "--end-symbol" in warning for warning in conversion.warnings)
     prompt = load_config(published.out).prompt
     assert (prompt.end_symbol, prompt.stop_token_ids) == ("</s>", (513, 517, 518))
 
@@ -66,8 +66,8 @@ def test_the_tied_output_layer_of_a_model_without_peft_is_left_out(published: Go
         state["llama_model.lm_head.weight"] = tied
 
     published.edit_model(without_peft)
-    report = published.convert()
-    assert report.leftovers["llama_model.lm_head.weight"] == "tied output layer of the frozen LLM"
+    conversion = published.convert()
+    assert conversion.leftovers["llama_model.lm_head.weight"] == "tied output layer of the frozen LLM"
     assert load_config(published.out).lora is None
 
 

@@ -20,7 +20,7 @@ from salmonrun.training.checkpoint import save
 from salmonrun.training.foreign.part_files import read_audio_encoder
 from salmonrun.training.foreign.sources import read_source
 from salmonrun.training.model.config import PartSource, load_config
-from salmonrun.training.starting.convert import ConversionReport, convert_salmonn, format_report
+from salmonrun.training.starting.convert import Conversion, convert_salmonn, format_conversion
 from salmonrun.training.tensors import LazyTensors
 from tests.helpers import published
 
@@ -47,7 +47,7 @@ class Nota09:
     def whisper(self) -> Path:
         return self.folder / "whisper"
 
-    def convert(self, out: Path, options: dict[str, Any] = NOTA_09, **entries: Any) -> ConversionReport:
+    def convert(self, out: Path, options: dict[str, Any] = NOTA_09, **entries: Any) -> Conversion:
         arguments = {name: entries.pop(name) for name in ("prune",) if name in entries}
         pruned = {"pruned_layers": PRUNED, "whisper_prune": WHISPER_PRUNED, **entries}
         pth = published.write_salmonn(out.with_suffix(".pth"), self.state, options, **pruned)
@@ -165,17 +165,17 @@ def test_a_copy_still_leaves_them_out(model: SalmonnModel, checkpoint: Path, tmp
 
 
 def test_the_report_says_so(nota: Nota09, tmp_path: Path) -> None:
-    report = nota.convert(tmp_path / "out")
-    assert report.left_out_layers == {"whisper": (2,), "llm": (1, 3, 4)}
-    assert "layers of llm left out: 1 3 4" in format_report(report)
+    conversion = nota.convert(tmp_path / "out")
+    assert conversion.left_out_layers == {"whisper": (2,), "llm": (1, 3, 4)}
+    assert "layers of llm left out: 1 3 4" in format_conversion(conversion)
 
 
 def test_awqs_wrapper_has_one_more_model_in_its_names(nota: Nota09, checkpoint: Path, tmp_path: Path) -> None:
     prefix = f"llama_model.{published.PEFT}"
     wrapped = {name.replace(prefix, f"{prefix}model."): value for name, value in nota.state.items()}
     left = {f"{prefix}model.model.layers.0.mlp.up_proj.{name}": torch.zeros(2, 2) for name in ("qweight", "scales")}
-    report = Nota09(nota.folder, nota.beats, wrapped | left).convert(tmp_path / "out")
-    assert set(left) < set(report.leftovers)
+    conversion = Nota09(nota.folder, nota.beats, wrapped | left).convert(tmp_path / "out")
+    assert set(left) < set(conversion.leftovers)
     stored = (tmp_path / "out" / "model.safetensors").read_bytes()
     assert stored == (checkpoint / "model.safetensors").read_bytes()
 
@@ -193,10 +193,10 @@ def test_a_file_that_lists_layers_and_has_them_is_converted_whole_with_a_warning
     targets = published.llm_targets(nota.llm, range(LLM_LAYERS))
     state = {name: value for name, value in nota.state.items() if "lora_" not in name}
     state |= published.lora_state(f"llama_model.{published.PEFT}", targets, RANK)
-    report = Nota09(nota.folder, nota.beats, state).convert(tmp_path / "out", {"prune": False})
-    assert report.left_out_layers == {}
+    conversion = Nota09(nota.folder, nota.beats, state).convert(tmp_path / "out", {"prune": False})
+    assert conversion.left_out_layers == {}
     assert load_config(tmp_path / "out").llm["num_hidden_layers"] == LLM_LAYERS
-    (warning,) = report.warnings
+    (warning,) = conversion.warnings
     assert "lists layers to leave out (3 of the LLM, 1 of Whisper)" in warning
 
 

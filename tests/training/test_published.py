@@ -25,7 +25,7 @@ from salmonrun.training.foreign.adapters import read_adapter
 from salmonrun.training.foreign.part_files import read_llm
 from salmonrun.training.model.config import load_config
 from salmonrun.training.starting.chat import tokenizer_file
-from salmonrun.training.starting.convert import ConversionReport, convert_salmonn
+from salmonrun.training.starting.convert import Conversion, convert_salmonn
 from salmonrun.training.starting.presets import TASKS
 from tests.helpers import eat, published
 from tests.helpers.parts import write_openai_whisper
@@ -71,7 +71,7 @@ class Published:
         state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
         published.write_salmonn(self.folder / "salmonn.pth", state | (extra or {}), options)
 
-    def convert(self, **options: Any) -> ConversionReport:
+    def convert(self, **options: Any) -> Conversion:
         return convert_salmonn(
             self.folder / "salmonn.pth",
             self.out,
@@ -184,10 +184,10 @@ def test_a_layout_converts_and_its_bundle_answers_like_pytorch(
     layout: Callable[[Published], None], files: Published, speech: Path
 ) -> None:
     layout(files)
-    report = files.convert()
-    assert report.warnings == ()
+    conversion = files.convert()
+    assert conversion.warnings == ()
     loaded = torch.load(files.folder / "salmonn.pth", weights_only=True)
-    assert report.used + len(report.leftovers) == len(loaded["model"]) + 3  # optimizer, scaler, epoch
+    assert conversion.used + len(conversion.leftovers) == len(loaded["model"]) + 3  # optimizer, scaler, epoch
     files.answers_like_pytorch(speech)
 
 

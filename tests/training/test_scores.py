@@ -10,8 +10,8 @@ import pytest
 
 from salmonrun.training.evaluation.answers import Answered
 from salmonrun.training.evaluation.cider import cider_d
-from salmonrun.training.evaluation.report import format_scores, write_table
 from salmonrun.training.evaluation.scores import TaskScore, is_of_task, score, spell_digits, word_error_rate
+from salmonrun.training.evaluation.tables import format_scores, write_table
 
 
 def answered(reference: str, hypothesis: str, audio: str = "a.wav", task: str = "asr", index: int = 0) -> Answered:
@@ -97,14 +97,14 @@ def test_captions_are_compared_with_all_references_of_their_recording() -> None:
     expected = cider_d([rain, "a cat"], [["it rains", rain], [dog]])
     assert scores.captions.cider_d == pytest.approx(sum(expected) / 2)
     assert (scores.captions.recordings, scores.captions.references) == (2, 3)
-    assert [one.cider_d for one in scores.utterances] == pytest.approx([expected[0], expected[0], expected[1]])
-    assert [one.exact for one in scores.utterances] == [True, True, False]
+    assert [one.cider_d for one in scores.answers] == pytest.approx([expected[0], expected[0], expected[1]])
+    assert [one.exact for one in scores.answers] == [True, True, False]
     assert scores.exact == pytest.approx(2 / 3)
 
 
 def test_other_tasks_have_one_reference_each() -> None:
     scores = score([answered("yes", "no"), answered("no", "no")])
-    assert [one.exact for one in scores.utterances] == [False, True]
+    assert [one.exact for one in scores.answers] == [False, True]
 
 
 def test_spider_is_asked_of_aac_metrics(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from salmonrun.training.starting.convert import convert_salmonn, format_report
+from salmonrun.training.starting.convert import convert_salmonn, format_conversion
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -42,7 +42,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _run(arguments: argparse.Namespace) -> str:
-    report = convert_salmonn(
+    conversion = convert_salmonn(
         arguments.pth,
         arguments.out,
         whisper=arguments.whisper,
@@ -54,6 +54,6 @@ def _run(arguments: argparse.Namespace) -> str:
         merge_adapter=arguments.merge_adapter,
         prune=arguments.prune,
     )
-    for warning in report.warnings:
+    for warning in conversion.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return f"{arguments.out}: {format_report(report)}"
+    return f"{arguments.out}: {format_conversion(conversion)}"

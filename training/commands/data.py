@@ -5,7 +5,7 @@ import argparse
 from salmonrun.runtime.config import AudioConfig
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.data.annotation import Entry, Problem, part_usable, read_annotation
-from salmonrun.training.data.report import describe, draw
+from salmonrun.training.data.statistics import draw, measure
 from salmonrun.training.model.config import load_config
 
 
@@ -54,8 +54,8 @@ def _check(arguments: argparse.Namespace) -> str:
 def _report(arguments: argparse.Namespace) -> str:
     config = load_config(arguments.checkpoint) if arguments.checkpoint else None
     prompts, audio = (config.prompt, config.audio) if config else (None, AudioConfig())
-    report = describe(arguments.annotation, arguments.prefix, prompts, audio)
+    statistics = measure(arguments.annotation, arguments.prefix, prompts, audio)
     if not arguments.out:
-        return report.table()
-    draw(report, arguments.out)
-    return f"{report.table()}\n{arguments.out}: chart of the distributions"
+        return statistics.table()
+    draw(statistics, arguments.out)
+    return f"{statistics.table()}\n{arguments.out}: chart of the distributions"

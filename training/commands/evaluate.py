@@ -7,9 +7,9 @@ from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.training.data.annotation import Entry, read_annotation
 from salmonrun.training.evaluation.evaluate import evaluate, open_subject
-from salmonrun.training.evaluation.report import format_scores, write_table
 from salmonrun.training.evaluation.scores import TASK_GROUPS, is_of_task
 from salmonrun.training.evaluation.submission import MODES, SUBMISSIONS, check_testset_ids, write_submission
+from salmonrun.training.evaluation.tables import format_scores, write_table
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

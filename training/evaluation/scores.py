@@ -31,7 +31,7 @@ class WordErrors(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Utterance:
+class AnswerScore:
     """Scores of one answer."""
 
     row: Answered
@@ -62,7 +62,7 @@ class TaskScore:
     exact: float  # share of answers equal to the reference after the normalizer
     rtf: float  # seconds computed per second of audio
     captions: CaptionScore | None  # of caption tasks
-    utterances: tuple[Utterance, ...]  # in the order of the answers
+    answers: tuple[AnswerScore, ...]  # in the order of the answers
 
 
 def is_of_task(task: str, wanted: str | None) -> bool:
@@ -73,15 +73,15 @@ def is_of_task(task: str, wanted: str | None) -> bool:
 def score(rows: Sequence[Answered]) -> TaskScore:
     """Score the answers to one task."""
     captions, ciders = _score_captions(rows) if rows[0].task in CAPTION_TASKS else (None, {})
-    utterances = tuple(_utterances(rows, ciders))
+    answers = tuple(_score_answers(rows, ciders))
     return TaskScore(
         entries=len(rows),
-        wer=_pooled(utterance.normal for utterance in utterances).rate,
-        wer_spelled=_pooled(utterance.spelled for utterance in utterances).rate,
-        exact=sum(utterance.exact for utterance in utterances) / len(rows),
+        wer=_pooled(answer.normal for answer in answers).rate,
+        wer_spelled=_pooled(answer.spelled for answer in answers).rate,
+        exact=sum(answer.exact for answer in answers) / len(rows),
         rtf=sum(row.took_s for row in rows) / max(1e-9, sum(row.audio_s for row in rows)),
         captions=captions,
-        utterances=utterances,
+        answers=answers,
     )
 
 
@@ -133,12 +133,12 @@ def spider(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     return float(corpus["spider"])
 
 
-def _utterances(rows: Sequence[Answered], ciders: dict[tuple[str, str, str], float]) -> Iterator[Utterance]:
+def _score_answers(rows: Sequence[Answered], ciders: dict[tuple[str, str, str], float]) -> Iterator[AnswerScore]:
     normalizer = EnglishTextNormalizer()
     captions = {key: {normalizer(text) for text in texts} for key, (_, texts) in _by_recording(rows).items()}
     for row in rows:
         reference, hypothesis = normalizer(row.reference), normalizer(row.hypothesis)
-        yield Utterance(
+        yield AnswerScore(
             row,
             normal=word_errors(reference, hypothesis),
             spelled=word_errors(spell_digits(row.reference), spell_digits(row.hypothesis)),

@@ -225,7 +225,7 @@ def _new_adapter(name: str, shape: torch.Size) -> Tensor:
 
 
 def format_assembly(assembly: Assembly) -> str:
-    """The report as text: what was put together, and how the LLM is spoken to."""
+    """The assembly as text: its parts, what is new, and how the LLM is prompted."""
     config, prompt = assembly.config, assembly.config.prompt
     window = config.qformer.window
     encoder = config.audio_encoder

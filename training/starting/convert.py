@@ -26,7 +26,7 @@ from salmonrun.training.tensors import LazyTensors
 
 
 @dataclass(frozen=True)
-class ConversionReport:
+class Conversion:
     """What became of every key of the file."""
 
     used: int
@@ -47,7 +47,7 @@ def convert_salmonn(
     adapter: str | Path | None = None,
     merge_adapter: bool = False,
     prune: bool = False,
-) -> ConversionReport:
+) -> Conversion:
     """Turn a SALMONN `.pth` and the frozen parts it was trained on into a checkpoint folder that refers to them.
 
     The file and the parts are paths or hub ids: `org/name`, `org/name/file`, either with `@revision`.
@@ -98,7 +98,7 @@ def convert_salmonn(
         stored = {name: get().float().contiguous() for name, get in tensors.items()}
         write_checkpoint(config, stored, tokenizer_json, out)
     left_out = {part: source.left_out_layers for part, source in sources.items() if source.left_out_layers}
-    return ConversionReport(len(file.tensors), file.leftovers, left_out, tuple(warnings))
+    return Conversion(len(file.tensors), file.leftovers, left_out, tuple(warnings))
 
 
 def _as_trained(sources: Sources, file: SalmonnFile, prune: bool, adapter: PartSource | None) -> Sources:
@@ -150,8 +150,10 @@ def _pruning_not_done(file: SalmonnFile, prune: bool) -> list[str]:
     ]
 
 
-def format_report(report: ConversionReport) -> str:
-    """The report as text, one leftover a line."""
-    lines = [f"{report.used} tensors used"]
-    lines += [f"layers of {part} left out: {' '.join(map(str, left))}" for part, left in report.left_out_layers.items()]
-    return "\n".join(lines + [f"left out: {name} ({reason})" for name, reason in report.leftovers.items()])
+def format_conversion(conversion: Conversion) -> str:
+    """The conversion as text, one leftover a line."""
+    lines = [f"{conversion.used} tensors used"]
+    lines += [
+        f"layers of {part} left out: {' '.join(map(str, left))}" for part, left in conversion.left_out_layers.items()
+    ]
+    return "\n".join(lines + [f"left out: {name} ({reason})" for name, reason in conversion.leftovers.items()])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from salmonrun.training.evaluation.answers import write_csv
-from salmonrun.training.evaluation.scores import TaskScore, Utterance
+from salmonrun.training.evaluation.scores import AnswerScore, TaskScore
 
 WORST = 5  # shown of each task
 TEXT_COLUMNS = ("audio", "task", "question", "reference", "hypothesis")
@@ -21,13 +21,13 @@ def format_scores(scores: dict[str, TaskScore]) -> str:
         lines.append(f"{task:<20}{result.entries:>8}{rates}{result.exact:>9.1%}{cider}{result.rtf:>8.3f}")
     lines.append("WER: after Whisper's English normalizer; WER spelled: without it, digits as words (70: seven zero)")
     for task, result in scores.items():
-        lines += _captions(task, result) + _worst(task, result.utterances)
+        lines += _captions(task, result) + _worst(task, result.answers)
     return "\n".join(lines)
 
 
 def write_table(path: Path, scores: dict[str, TaskScore]) -> None:
     """A CSV with a line for every answer; columns that do not apply to a task are empty."""
-    write_csv(path, HEADER, [_table_row(one) for result in scores.values() for one in result.utterances])
+    write_csv(path, HEADER, [_table_row(one) for result in scores.values() for one in result.answers])
 
 
 def _captions(task: str, result: TaskScore) -> list[str]:
@@ -43,9 +43,9 @@ def _captions(task: str, result: TaskScore) -> list[str]:
     return [*lines, f"{task}: SPIDEr {captions.spider:.3f}, by aac-metrics"]
 
 
-def _worst(task: str, utterances: Sequence[Utterance]) -> list[str]:
+def _worst(task: str, answers: Sequence[AnswerScore]) -> list[str]:
     """The worst answers by word error rate, captions by CIDEr-D; those without a fault are left out."""
-    faulty = [one for one in utterances if not one.exact]
+    faulty = [one for one in answers if not one.exact]
     faulty.sort(key=lambda one: (-one.normal.rate, -one.normal.errors) if one.cider_d is None else (one.cider_d, 0))
     lines = [f"\n{task}: the worst answers"] if faulty else []
     for one in faulty[:WORST]:
@@ -55,7 +55,7 @@ def _worst(task: str, utterances: Sequence[Utterance]) -> list[str]:
     return lines
 
 
-def _table_row(one: Utterance) -> tuple[object, ...]:
+def _table_row(one: AnswerScore) -> tuple[object, ...]:
     row = one.row
     errors: tuple[object, ...] = ("",) * len(ERROR_COLUMNS)
     if one.cider_d is None:

@@ -1,4 +1,4 @@
-"""The data report: every entry is counted once, and drawn."""
+"""Statistics of data sets: every entry is counted once, and drawn."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ import soundfile
 from salmonrun.runtime.config import AudioConfig, PromptConfig
 from salmonrun.runtime.errors import ConfigError, MissingExtraError
 from salmonrun.training.__main__ import main
-from salmonrun.training.data.report import Measured, Report, describe, draw
+from salmonrun.training.data.statistics import DataStatistics, EntryStatistics, draw, measure
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
 
@@ -61,18 +61,18 @@ def write(file: Path, entries: list[Any]) -> Path:
 
 
 def test_entries_are_measured(first: Path) -> None:
-    report = describe([first], None, TASKS, AudioConfig())
-    assert report.measured == (
-        Measured(str(first), "asr", 1.0, (8000,), 2),
-        Measured(str(first), "asr", pytest.approx(3.6), (16000, 8000), 4),  # the gap of 0.1 s is heard, too
-        Measured(str(first), "asr", 0.5, (44100,), 9),
-        Measured(str(first), "qa", 2.5, (16000,), 3),
+    statistics = measure([first], None, TASKS, AudioConfig())
+    assert statistics.usable == (
+        EntryStatistics(str(first), "asr", 1.0, (8000,), 2),
+        EntryStatistics(str(first), "asr", pytest.approx(3.6), (16000, 8000), 4),  # the gap of 0.1 s is heard, too
+        EntryStatistics(str(first), "asr", 0.5, (44100,), 9),
+        EntryStatistics(str(first), "qa", 2.5, (16000,), 3),
     )
-    assert report.min_s == 1.0
+    assert statistics.min_s == 1.0
 
 
 def test_table(first: Path, second: Path) -> None:
-    lines = describe([first, second], None, TASKS, AudioConfig()).table().splitlines()
+    lines = measure([first, second], None, TASKS, AudioConfig()).table().splitlines()
     cells = [line.replace("/", " ").split() for line in lines]
     name = str(first).replace("/", " ").split()
     other = str(second).replace("/", " ").split()
@@ -89,13 +89,13 @@ def test_table(first: Path, second: Path) -> None:
 
 
 def test_hours() -> None:
-    rows = tuple(Measured("a.json", "asr", seconds, (16000,), 5) for seconds in (3600.0, 5400.0))
-    (row,) = [line for line in Report(rows, (), (), 1.0).table().splitlines() if line.startswith("a.json")]
+    rows = tuple(EntryStatistics("a.json", "asr", seconds, (16000,), 5) for seconds in (3600.0, 5400.0))
+    (row,) = [line for line in DataStatistics(rows, (), (), 1.0).table().splitlines() if line.startswith("a.json")]
     assert row.split()[2:4] == ["2", "2.50"]
 
 
 def test_problems_are_counted_by_reason(first: Path, second: Path) -> None:
-    lines = describe([second, first], None, TASKS, AudioConfig()).table().splitlines()
+    lines = measure([second, first], None, TASKS, AudioConfig()).table().splitlines()
     assert [line for line in lines if "unusable" in line][:2] == [
         f"2 unusable: FILE does not exist; the first is {first}: entry 4",
         f"2 unusable: N s of audio; the model hears N s; the first is {first}: entry 8",
@@ -111,8 +111,8 @@ def test_problems_are_counted_by_reason(first: Path, second: Path) -> None:
 
 
 def test_without_prompts_the_recordings_alone_are_checked(first: Path) -> None:
-    with_prompts, without = (describe([first], None, prompts, AudioConfig()) for prompts in (TASKS, None))
-    assert [row.task for row in without.measured] == ["asr", "asr", "asr", "qa", "asr", "dance"]
+    with_prompts, without = (measure([first], None, prompts, AudioConfig()) for prompts in (TASKS, None))
+    assert [row.task for row in without.usable] == ["asr", "asr", "asr", "qa", "asr", "dance"]
     assert {problem.index for problem in with_prompts.problems} - {problem.index for problem in without.problems} == {
         10,
         11,
@@ -120,16 +120,16 @@ def test_without_prompts_the_recordings_alone_are_checked(first: Path) -> None:
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
-    report = describe([write(tmp_path / "bad.json", [{"path": "none.wav", "text": "a"}])], None, None, AudioConfig())
-    assert report.table().splitlines()[0] == "no usable entry"
+    statistics = measure([write(tmp_path / "bad.json", [{"path": "none.wav", "text": "a"}])], None, None, AudioConfig())
+    assert statistics.table().splitlines()[0] == "no usable entry"
     with pytest.raises(ConfigError, match="no usable entry"):
-        draw(report, tmp_path / "chart.png")
+        draw(statistics, tmp_path / "chart.png")
 
 
 def test_chart(first: Path, second: Path, tmp_path: Path) -> None:
     from matplotlib.image import imread
 
-    draw(describe([first, second], None, TASKS, AudioConfig()), tmp_path / "chart.png")
+    draw(measure([first, second], None, TASKS, AudioConfig()), tmp_path / "chart.png")
     pixels = imread(tmp_path / "chart.png")
     assert min(pixels.shape[:2]) > 800
     assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 10  # text and bars of two tasks
@@ -140,7 +140,7 @@ def test_chart_shows_the_numbers(first: Path, second: Path, tmp_path: Path, monk
 
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-    draw(describe([first, second], None, TASKS, AudioConfig()), tmp_path / "chart.png")
+    draw(measure([first, second], None, TASKS, AudioConfig()), tmp_path / "chart.png")
     (figure,) = drawn
     counts, durations, texts = figure.axes
     assert [bar.get_width() for bars in counts.containers for bar in bars] == [3, 2, 1, 0]  # asr, then qa
@@ -158,7 +158,7 @@ def test_chart_shows_the_numbers(first: Path, second: Path, tmp_path: Path, monk
 
 def test_chart_of_another_kind(second: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"chart\.gif'; expected one that ends in \.png"):
-        draw(describe([second], None, None, AudioConfig()), tmp_path / "chart.gif")
+        draw(measure([second], None, None, AudioConfig()), tmp_path / "chart.gif")
 
 
 def test_without_matplotlib(
@@ -168,7 +168,7 @@ def test_without_matplotlib(
     assert main(["data", "report", str(second)]) == 0  # the table needs none
     capsys.readouterr()
     with pytest.raises(MissingExtraError, match=r"matplotlib.*pip install 'salmonrun\[train\]'"):
-        draw(describe([second], None, None, AudioConfig()), tmp_path / "chart.png")
+        draw(measure([second], None, None, AudioConfig()), tmp_path / "chart.png")
 
 
 def test_command(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

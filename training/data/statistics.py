@@ -22,8 +22,8 @@ _HEADS = f"{'entries':>8}{'hours':>9}   {'s: min / median / max':>22}   {'charac
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A usable entry in numbers."""
+class EntryStatistics:
+    """Sizes of a usable entry."""
 
     dataset: str  # the annotation file
     task: str
@@ -33,27 +33,27 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Report:
+class DataStatistics:
     """The usable entries of some data sets, and the problems of the others."""
 
-    measured: tuple[Measured, ...]
+    usable: tuple[EntryStatistics, ...]
     problems: tuple[Problem, ...]
     kinds: tuple[str, ...]  # of each problem: its reason without paths and numbers
     min_s: float  # shorter recordings are padded
 
     def table(self) -> str:
         """Lines to print: data sets by task, sample rates, problems by kind with the first example of each."""
-        groups: dict[tuple[str, str], list[Measured]] = defaultdict(list)
-        for row in self.measured:
+        groups: dict[tuple[str, str], list[EntryStatistics]] = defaultdict(list)
+        for row in self.usable:
             groups[row.dataset, row.task].append(row)
         if len(groups) > 1:
-            groups["all", ""] = list(self.measured)
+            groups["all", ""] = list(self.usable)
         width = 2 + max((len(dataset) for dataset, _ in groups), default=0)
         lines = [f"{'data set':<{width}}{'task':<20}{_HEADS}"] if groups else ["no usable entry"]
         lines += [f"{dataset:<{width}}{task:<20}{_cells(rows)}" for (dataset, task), rows in groups.items()]
-        rates = Counter(rate for row in self.measured for rate in row.rates)
+        rates = Counter(rate for row in self.usable for rate in row.rates)
         lines += [f"sample rate {rate} Hz: {count}" for rate, count in sorted(rates.items())]
-        if short := sum(row.seconds < self.min_s for row in self.measured):
+        if short := sum(row.seconds < self.min_s for row in self.usable):
             lines.append(f"{short} entries shorter than {self.min_s:g} s, to be padded with zeros")
         examples = dict(zip(reversed(self.kinds), reversed(self.problems), strict=True))  # the first of each stays
         lines += [
@@ -63,9 +63,9 @@ class Report:
         return "\n".join(lines)
 
 
-def describe(
+def measure(
     files: Iterable[str | Path], prefix: str | None, prompts: PromptConfig | None, audio: AudioConfig
-) -> Report:
+) -> DataStatistics:
     """Measure annotations and the headers of their recordings.
 
     Args:
@@ -77,7 +77,7 @@ def describe(
     Raises:
         CheckpointError: a file is not such a JSON.
     """
-    measured: list[Measured] = []
+    usable: list[EntryStatistics] = []
     problems: list[Problem] = []
     kinds: list[str] = []
     for file in files:
@@ -90,12 +90,12 @@ def describe(
                 problems.append(Problem(entry.dataset, entry.index, reason))
                 kinds.append(_kind(reason, entry))
             else:
-                measured.append(_measure(entry))
-    return Report(tuple(measured), tuple(problems), tuple(kinds), audio.min_s)
+                usable.append(_measure_entry(entry))
+    return DataStatistics(tuple(usable), tuple(problems), tuple(kinds), audio.min_s)
 
 
-def draw(report: Report, file: str | Path) -> None:
-    """Draw a report's distributions into one PNG: entries by data set and task, durations, text lengths.
+def draw(statistics: DataStatistics, file: str | Path) -> None:
+    """Draw the distributions into one PNG: entries by data set and task, durations, text lengths.
 
     Raises:
         ConfigError: the name does not end in .png, or there is nothing to draw.
@@ -108,20 +108,20 @@ def draw(report: Report, file: str | Path) -> None:
         raise MissingExtraError("charts need matplotlib; install it with: pip install 'salmonrun[train]'") from error
     if Path(file).suffix.lower() != ".png":
         raise ConfigError(f"the chart's name is {str(file)!r}; expected one that ends in .png")
-    if not report.measured:
+    if not statistics.usable:
         raise ConfigError("there is no usable entry to draw; leave --out away to see the problems")
-    datasets = list(dict.fromkeys(row.dataset for row in report.measured))
-    tasks = sorted({row.task for row in report.measured})
+    datasets = list(dict.fromkeys(row.dataset for row in statistics.usable))
+    tasks = sorted({row.task for row in statistics.usable})
     figure = Figure(figsize=(10, 10 + 0.4 * len(datasets)), layout="constrained")
     counts, durations, texts = figure.subplots(3, 1, height_ratios=[2 + 0.4 * len(datasets), 4, 4])
     for axes in (counts, durations, texts):
         axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
-    hours = sum(row.seconds for row in report.measured) / 3600
+    hours = sum(row.seconds for row in statistics.usable) / 3600
     figure.suptitle(
-        f"{len(report.measured)} entries, {hours:.2f} hours; {len(report.problems)} unusable entries left out"
+        f"{len(statistics.usable)} entries, {hours:.2f} hours; {len(statistics.problems)} unusable entries left out"
     )
-    _draw_counts(counts, report.measured, datasets, tasks)
-    by_task = {task: [row for row in report.measured if row.task == task] for task in tasks}
+    _draw_counts(counts, statistics.usable, datasets, tasks)
+    by_task = {task: [row for row in statistics.usable if row.task == task] for task in tasks}
     durations.hist([[row.seconds for row in rows] for rows in by_task.values()], bins=40, stacked=True, label=tasks)
     durations.set(title="Duration of the audio", xlabel="seconds", ylabel="entries")
     texts.hist([[row.characters for row in rows] for rows in by_task.values()], bins=40, stacked=True, label=tasks)
@@ -130,11 +130,11 @@ def draw(report: Report, file: str | Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def _draw_counts(axes: "Axes", measured: Sequence[Measured], datasets: list[str], tasks: list[str]) -> None:
-    found = Counter((row.dataset, row.task) for row in measured)
+def _draw_counts(axes: "Axes", usable: Sequence[EntryStatistics], datasets: list[str], tasks: list[str]) -> None:
+    entries = Counter((row.dataset, row.task) for row in usable)
     left = [0] * len(datasets)
     for task in tasks:
-        widths = [found[dataset, task] for dataset in datasets]
+        widths = [entries[dataset, task] for dataset in datasets]
         axes.barh(range(len(datasets)), widths, left=left, label=task)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     names = [name if len(name) <= 40 else f"…{name[-39:]}" for name in datasets]
@@ -143,11 +143,11 @@ def _draw_counts(axes: "Axes", measured: Sequence[Measured], datasets: list[str]
     axes.set(title="Entries by data set and task", xlabel="entries")
 
 
-def _measure(entry: Entry) -> Measured:
+def _measure_entry(entry: Entry) -> EntryStatistics:
     headers = [soundfile.info(path) for path in (entry.path, *entry.appended)]
     seconds = GAP_S * len(entry.appended) + sum(header.frames / header.samplerate for header in headers)
     rates = tuple(header.samplerate for header in headers)
-    return Measured(entry.dataset, entry.task, seconds, rates, len(entry.text))
+    return EntryStatistics(entry.dataset, entry.task, seconds, rates, len(entry.text))
 
 
 def _kind(reason: str, entry: Entry | None = None) -> str:
@@ -157,7 +157,7 @@ def _kind(reason: str, entry: Entry | None = None) -> str:
     return re.sub(r"\d+(\.\d+)?", "N", reason)
 
 
-def _cells(rows: Sequence[Measured]) -> str:
+def _cells(rows: Sequence[EntryStatistics]) -> str:
     seconds, characters = [row.seconds for row in rows], [row.characters for row in rows]
     spread = (min(seconds), median(seconds), max(seconds), min(characters), round(median(characters)), max(characters))
     return _CELLS.format(len(rows), sum(seconds) / 3600, *spread)
