@@ -42,7 +42,7 @@ class Checkpoint:
 
     @property
     def tokenizer_file(self) -> Path:
-        """The tokenizer.json."""
+        """The path of its tokenizer.json."""
         return self.folder / "tokenizer.json"
 
     def merged_whisper(self) -> LazyTensors:
@@ -130,7 +130,7 @@ def load_audio_encoder(checkpoint: Checkpoint) -> nn.Module:
 
 
 def load_qformer(checkpoint: Checkpoint) -> QFormer:
-    """The Q-Former alone."""
+    """The Q-Former without the rest of the model."""
     return _filled(QFormer(checkpoint.config), checkpoint, "qformer")
 
 

@@ -106,8 +106,8 @@ def load_pickle(path: Path, stand_ins: Sequence[tuple[Callable[..., Any], str]] 
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         text = str(error) or type(error).__name__
-        found = re.search(r"WeightsUnpickler error: (.+?)(?:\. |\n|$)", text)  # what torch's own advice stands around
-        reason = found[1] if found else text.splitlines()[0]
+        cause = re.search(r"WeightsUnpickler error: (.+?)(?:\. |\n|$)", text)  # what torch's own advice stands around
+        reason = cause[1] if cause else text.splitlines()[0]
         raise CheckpointError(
             f"{path} cannot be loaded with weights_only=True: {reason}; "
             "files that need arbitrary code are refused: save tensors and plain values only"
@@ -159,7 +159,7 @@ def account_for(
     left_out: dict[str, str] = {}
     unknown = []
     for name in (*tensors, *others):
-        new = next((found.expand(to) for pattern, to in names if (found := re.fullmatch(pattern, name))), None)
+        new = next((match.expand(to) for pattern, to in names if (match := re.fullmatch(pattern, name))), None)
         reason = next((reason for pattern, reason in leftovers if re.fullmatch(pattern, name)), None)
         if new in renamed:
             raise CheckpointError(f"{where} has {new} twice: as {name}, too")

@@ -48,22 +48,22 @@ def noise_files(settings: Augmentation) -> list[Path]:
     Raises:
         ConfigError: one does not exist or is none, or a folder holds none.
     """
-    found: list[Path] = []
+    recordings: list[Path] = []
     for name in settings.noise_files:
         path = Path(name)
         files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix.lower() in NOISE_SUFFIXES)
         if not files:
             kinds = ", ".join(NOISE_SUFFIXES)
             raise ConfigError(f"augment.noise_files: {name} is neither a file nor a folder with {kinds}")
-        found += files
-    for path in found:  # found out now, and not after hours of training
+        recordings += files
+    for path in recordings:  # now, and not after hours of training
         try:
             seconds = soundfile.info(path).duration
         except soundfile.SoundFileError as error:
             raise ConfigError(f"augment.noise_files: {path} cannot be read as audio ({error})") from error
         if not 0 < seconds <= LONGEST_NOISE_S:
             raise ConfigError(f"augment.noise_files: {path} has {seconds:.0f} s; at most {LONGEST_NOISE_S:.0f}")
-    return found
+    return recordings
 
 
 def mix(pcm: F32, other: F32, snr_db: float) -> F32:

@@ -8,7 +8,7 @@ from salmonrun.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class DataSet:
-    """One annotation file."""
+    """An annotation file, and how its entries are drawn."""
 
     annotation: str
     prefix: str | None = None  # folder of relative paths; None: the annotation's own
@@ -22,7 +22,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained on."""
+    """The data sets of a run, and how their entries are read."""
 
     train: tuple[DataSet, ...]
     valid: tuple[DataSet, ...] = ()  # measured at every snapshot

@@ -37,7 +37,7 @@ class Example:
     features: Features | States
     prompt: PromptIds
     target: list[int]  # token ids of the text and the end symbol
-    transcript: str  # for the auxiliary character loss; empty where the text is not what is said
+    transcript: str  # for the auxiliary character loss; empty where the text is no transcript
 
 
 class SpeechDataset(Dataset[Example]):
@@ -121,11 +121,11 @@ def load_entries(
     weights: list[float] = []
     problems: list[Problem] = []
     for data_set in sets:
-        found, broken = read_annotation(data_set.annotation, data_set.prefix)
+        listed, broken = read_annotation(data_set.annotation, data_set.prefix)
         problems += [problem for problem in broken if problem not in problems]  # one file may be listed twice
-        wanted = [entry for entry in found if data_set.tasks is None or entry.task in data_set.tasks]
-        if found and not wanted:
-            tasks = ", ".join(sorted({entry.task for entry in found}))
+        wanted = [entry for entry in listed if data_set.tasks is None or entry.task in data_set.tasks]
+        if listed and not wanted:
+            tasks = ", ".join(sorted({entry.task for entry in listed}))
             raise CheckpointError(f"{data_set.annotation} has no entry of {data_set.tasks}; its tasks are {tasks}")
         usable, unusable = part_usable(wanted, prompts, audio)
         entries += usable
@@ -179,7 +179,7 @@ class BucketSampler(Sampler[list[tuple[int, int]]]):
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples, padded."""
+    """Examples whose features are padded to one length."""
 
     features: FeatureBatch | StateBatch
     prompts: list[PromptIds]

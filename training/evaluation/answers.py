@@ -15,7 +15,7 @@ Settings = dict[str, Any]  # what decides the answers, beside the recordings: mo
 
 @dataclass(frozen=True)
 class Answered:
-    """One entry and what the model said."""
+    """An entry and the model's hypothesis."""
 
     dataset: str
     index: int

@@ -26,7 +26,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class Subject(Protocol):
-    """What is evaluated."""
+    """A model that is evaluated: a bundle or a checkpoint."""
 
     prompts: PromptConfig
     audio: AudioConfig
@@ -80,7 +80,7 @@ def open_subject(path: str | Path, device: Device = "auto") -> Subject:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out."""
+    """Answers and their scores."""
 
     answers: list[Answered]  # in the order of the entries
     scores: dict[str, TaskScore]  # of each task; empty for a submission

@@ -32,7 +32,7 @@ class WordErrors(NamedTuple):
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """Scores of one answer."""
+    """An answer with its word errors and, of a caption, its CIDEr-D."""
 
     row: Answered
     normal: WordErrors  # after Whisper's English normalizer
@@ -54,7 +54,7 @@ class CaptionScore:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Quality on one task."""
+    """Quality on a task, over all its answers."""
 
     entries: int
     wer: float  # word error rate, micro-averaged, after Whisper's English normalizer

@@ -13,7 +13,7 @@ HEADER = (*TEXT_COLUMNS, *ERROR_COLUMNS, "exact", "cider_d", "seconds")
 
 
 def format_scores(scores: dict[str, TaskScore]) -> str:
-    """The scores as text."""
+    """A line for each task, then its worst answers."""
     lines = [f"{'task':<20}{'entries':>8}{'WER':>9}{'WER spelled':>13}{'exact':>9}{'CIDEr-D':>9}{'RTF':>8}"]
     for task, result in scores.items():
         rates = f"{'-':>9}{'-':>13}" if result.captions else f"{result.wer:>9.1%}{result.wer_spelled:>13.1%}"

@@ -19,7 +19,7 @@ from salmonrun.training.model.salmonn import SalmonnModel
 
 @dataclass(frozen=True)
 class Work:
-    """One measurement."""
+    """A question of the latency command: what is to be timed."""
 
     audio: str  # path of a recording
     protocol: Literal["reference", "request"]
@@ -38,11 +38,11 @@ def take_time(model: SalmonnModel, work: Work) -> dict[str, list[float]]:
     audio = model.load_audio(work.audio)
     embeds = _prompt(model, model.encode(audio), work)
     if work.beams > 1:
-        found = _beams(model, embeds, work, started)
+        seconds = _beams(model, embeds, work, started)
     else:
         token_s = [at - started for _, at in greedy(model, embeds, work.tokens)]
-        found = {"ttft": token_s[:1], "tpot": np.diff(token_s).tolist(), "total": token_s[-1:]}
-    return {**found, "rtf": [found["total"][0] / audio.source_s]}
+        seconds = {"ttft": token_s[:1], "tpot": np.diff(token_s).tolist(), "total": token_s[-1:]}
+    return {**seconds, "rtf": [seconds["total"][0] / audio.source_s]}
 
 
 def _reference(model: SalmonnModel, work: Work) -> dict[str, list[float]]:
@@ -64,17 +64,17 @@ def _prompt(model: SalmonnModel, audio_embeds: Tensor, work: Work) -> Tensor:
 def greedy(model: SalmonnModel, embeds: Tensor, tokens: int) -> list[tuple[int, float]]:
     """So many tokens behind the prompt [1, P, llm_dim], whatever they are, and when each was known."""
     output: Any = model.llm(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
-    found: list[tuple[int, float]] = []
+    timed: list[tuple[int, float]] = []
     while True:
         token = output.logits[:, -1:].argmax(-1)
-        found.append((int(token), time.perf_counter()))
-        if len(found) == tokens:
-            return found
+        timed.append((int(token), time.perf_counter()))
+        if len(timed) == tokens:
+            return timed
         output = model.llm(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
 
 
 def _beams(model: SalmonnModel, embeds: Tensor, work: Work, started: float) -> dict[str, list[float]]:
-    """transformers' own beam search. It does not say when it has the first token: the LLM's first pass does."""
+    """transformers' own beam search. It does not tell when it has the first token: the LLM's first pass does."""
     passes: list[float] = []
     watch = model.llm.register_forward_hook(lambda *_: passes.append(time.perf_counter()))
     try:

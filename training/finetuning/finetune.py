@@ -58,7 +58,7 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
     run = recipe.run
     final, best = Path(run.out) / "final", Path(run.out) / "best"
     for folder in (final, best):
-        if folder.exists():  # found out now, and not after hours of training
+        if folder.exists():  # now, and not after hours of training
             raise ConfigError(f"{folder} exists; choose another run.out or remove it")
     _check_snapshots(recipe, resume)
     transformers.set_seed(run.seed)
@@ -120,7 +120,7 @@ def _same_losses(recipe: Recipe) -> dict[str, Any]:
 
 
 def _model(recipe: Recipe, device: torch.device) -> SalmonnModel:
-    """The checkpoint's model, its parts held and frozen as the recipe says."""
+    """The checkpoint's model, its parts held and frozen by the recipe."""
     dtype = torch.float32 if recipe.train.llm else COMPUTE_DTYPES[recipe.run.precision]
     model = load(recipe.checkpoint, dtype=dtype)
     if recipe.whisper_lora:

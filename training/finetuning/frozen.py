@@ -22,7 +22,7 @@ class FrozenFeatures:
     cache, to the rounding of the run's precision.
 
     Args:
-        model: its encoders' `requires_grad` says what is frozen.
+        model: by its encoders' `requires_grad` it is known what is frozen.
         augment: of the run.
         dtype: of the run's products, in which states are computed.
 

@@ -39,24 +39,24 @@ class TrainedModel(nn.Module):
         Beside it, for the log: the answers' loss per token and the auxiliary one per character, of this batch alone.
         """
         tokens = num_items_in_batch if num_items_in_batch is not None else sum(map(len, batch.targets))
-        loss, parts = torch.zeros((), device=self.model.device), {}
+        loss, terms = torch.zeros((), device=self.model.device), {}
         states = self._states(batch.features)
         if self.answer_weight:
             answers = self.model.answer_loss(self.model.fuse(states), batch.prompts, batch.targets)
             loss = loss + self.answer_weight * answers
-            parts["answer_loss"] = answers.detach() / sum(map(len, batch.targets))
+            terms["answer_loss"] = answers.detach() / sum(map(len, batch.targets))
         if self.ctc_head is not None:
             characters = self._ctc_loss(states, batch)
             loss = loss + self.ctc_weight * characters
-            parts["ctc_loss"] = characters.detach() / max(1, sum(map(len, batch.transcripts)))
-        return {"loss": loss / tokens, **parts}
+            terms["ctc_loss"] = characters.detach() / max(1, sum(map(len, batch.transcripts)))
+        return {"loss": loss / tokens, **terms}
 
     def _states(self, features: FeatureBatch | StateBatch) -> StateBatch:
         streaming = self.model.config.streaming
         block = draw_block(streaming) if streaming and self.training else None
         if self.answer_weight or isinstance(features, StateBatch):
             return self.model.states(features, block)
-        return self.model.hear_speech(features.to(self.model.device), block)
+        return self.model.encode_speech(features.to(self.model.device), block)
 
     def _ctc_loss(self, states: StateBatch, batch: Batch) -> Tensor:
         """Sum over the rows that have a transcript."""
@@ -72,5 +72,5 @@ class TrainedModel(nn.Module):
             reduction="none",
             zero_infinity=True,
         )
-        spoken = torch.tensor([bool(text) for text in texts], device=states.speech.device)
-        return (losses * spoken).sum()
+        has_text = torch.tensor([bool(text) for text in texts], device=states.speech.device)
+        return (losses * has_text).sum()

@@ -61,18 +61,18 @@ class Pair(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Of both."""
+        """The states of the two optimizers."""
         return {"both": [optimizer.state_dict() for optimizer in self._both]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Into both."""
+        """Restore the two optimizers."""
         for optimizer, state in zip(self._both, state_dict["both"], strict=True):
             optimizer.load_state_dict(state)
         self._share_groups()
 
 
 def lr_share(step: int, run: RunConfig) -> float:
-    """Share of run.lr at a step."""
+    """The rate at a step, as a share of run.lr: warm-up, then a cosine to run.min_lr."""
     if step < run.warmup_steps:
         return (step + 1) / run.warmup_steps
     progress = min(1.0, (step - run.warmup_steps) / max(1, run.steps - run.warmup_steps))

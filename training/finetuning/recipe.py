@@ -28,7 +28,7 @@ class TrainedParts:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How it is trained."""
+    """Steps, rates, losses, precision, and where and how often a run is saved and measured."""
 
     out: str  # folder of snapshots and of the final checkpoint
     steps: int = 1000
@@ -71,7 +71,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run."""
+    """A run: where it starts, what it is trained on, and how."""
 
     checkpoint: str  # folder to start from
     data: DataConfig
@@ -79,9 +79,7 @@ class Recipe:
     train: TrainedParts = field(default_factory=TrainedParts)
     augment: Augmentation = field(default_factory=Augmentation)
     whisper_lora: LoraConfig | None = None  # new adapters for a checkpoint that has none on Whisper
-    streaming: BlockConfig | None = (
-        None  # train the encoders to hear in blocks, too; what the checkpoint has if left out
-    )
+    streaming: BlockConfig | None = None  # train the encoders on blocks, too; left out: as the checkpoint has it
     quantize_llm: Literal["nf4"] | None = None  # hold the frozen LLM in 4 bits while training (QLoRA)
 
     def __post_init__(self) -> None:

@@ -34,20 +34,20 @@ class RecipeTrainer(transformers.Trainer):
         super().__init__(**kwargs)
         self._recipe = recipe
         self._validation = validation
-        self._parts: defaultdict[str, list[Tensor]] = defaultdict(list)  # losses since the last log
+        self._loss_terms: defaultdict[str, list[Tensor]] = defaultdict(list)  # since the last log
         self._norms: list[float] = []  # of all steps so far, for clipping by a percentile
         self.model_accepts_loss_kwargs = True  # forward divides by the tokens of all accumulated batches
 
     # Trainer makes these once the model is where it will be trained.
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The recipe's."""
+        """AdamW or Muon, as the recipe says."""
         self.optimizer = make_optimizer(model or self.model, self._recipe.run)
         return self.optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The recipe's, over as many steps."""
+        """The recipe's rates, over as many steps."""
         assert num_training_steps == self._recipe.run.steps
         self.lr_scheduler = make_scheduler(optimizer or self.optimizer, self._recipe.run)
         return self.lr_scheduler
@@ -72,18 +72,18 @@ class RecipeTrainer(transformers.Trainer):
         return self.accelerator.prepare(loader)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss; its parts are kept for the next log."""
+        """The loss; its terms are kept for the next log."""
         loss, outputs = super().compute_loss(model, inputs, *args, **kwargs | {"return_outputs": True})
         for name, value in outputs.items():
             if name != "loss":
-                self._parts[name].append(value)
+                self._loss_terms[name].append(value)
         return (loss, outputs) if kwargs.get("return_outputs") else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with the mean of each part of the loss: each in its own unit, as this process saw it."""
+        """Log, with the mean of each term of the loss: each in its own unit, as this process saw it."""
         if "loss" in logs:
-            logs |= {name: torch.stack(values).mean().item() for name, values in self._parts.items()}
-            self._parts.clear()
+            logs |= {name: torch.stack(values).mean().item() for name, values in self._loss_terms.items()}
+            self._loss_terms.clear()
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -155,6 +155,6 @@ class MeasureLast(transformers.TrainerCallback):
     """The last snapshot is measured too, where save_every does not divide the steps."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Trainer's hook."""
+        """Ask for a measurement at the last step."""
         if state.global_step >= args.max_steps and args.eval_strategy != "no":
             control.should_evaluate = True

@@ -9,7 +9,7 @@ from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.model.config import LoraConfig
 from salmonrun.training.tensors import LazyTensors, open_safetensors, read_json
 
-# What W + scale * B @ A, the same for all layers, cannot say; each with the value that means nothing.
+# What W + scale * B @ A, the same for all layers, cannot express; each with the values that change nothing.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "use_dora": (False,),
     "use_qalora": (False,),
@@ -42,17 +42,17 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, LazyTensors]:
         raise CheckpointError(f"{file} does not exist; save the adapter with safe_serialization=True")
     tensors: LazyTensors = {}
     for name, get in open_safetensors(file).items():
-        found = WEIGHT.fullmatch(name)
-        if not found:
+        match = WEIGHT.fullmatch(name)
+        if not match:
             raise CheckpointError(f"{file}: {name} is no adapter of a linear layer; merge the adapter with peft")
-        tensors[f"{found[1]}.{found[2]}"] = get
+        tensors[f"{match[1]}.{match[2]}"] = get
     if not tensors:
         raise CheckpointError(f"{file} is empty; expected lora_A and lora_B weights")
     return _config(raw, tensors, str(config)), tensors
 
 
 def check_adapter(raw: dict[str, Any], where: str) -> None:
-    """Refuse an adapter_config.json that says more than rank, scale and targets.
+    """Refuse an adapter_config.json with more than rank, scale and targets.
 
     Raises:
         CheckpointError: names the setting.

@@ -1,6 +1,6 @@
 """fairseq's .pt files without fairseq: the objects in their settings become inert stand-ins, of which no code runs.
 
-torch.load still reads with weights_only=True; what it is told is that these names stand for `Inert`. Files that name
+torch.load still reads with weights_only=True; it is made to take `Inert` for these names. Files that name
 anything else are refused.
 """
 
@@ -13,7 +13,7 @@ class Inert:
     state: Any
 
     def __new__(cls, *_: object) -> "Inert":
-        """Whatever the arguments."""
+        """Made of any arguments."""
         inert = super().__new__(cls)
         inert.state = None
         return inert

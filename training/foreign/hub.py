@@ -58,8 +58,8 @@ class HubId:
 
 def parse_id(text: str) -> HubId | None:
     """The parts of a hub id; None if it cannot be one."""
-    found = HUB_ID.fullmatch(text)
-    return HubId(*found.groups()) if found else None
+    match = HUB_ID.fullmatch(text)
+    return HubId(*match.groups()) if match else None
 
 
 def source_name(source: PartSource) -> str:
@@ -101,7 +101,7 @@ def cached_folder(hub: HubId) -> Path:
 
 
 def find_cached(hub: str, files: list[str]) -> Path:
-    """The path in the cache of what a checkpoint says is from the hub; nothing is downloaded.
+    """The path in the cache of a part that a checkpoint has from the hub; nothing is downloaded.
 
     Raises:
         CheckpointError: a file is not there; names the command that gets it.
@@ -141,7 +141,7 @@ def _only_file(hub: HubId, wanted: Wanted) -> str:
     try:
         listed = snapshot_download(hub.repo, revision=hub.revision, allow_patterns=list(wanted.patterns), dry_run=True)
         names = [entry.filename for entry in listed]
-    except (HTTPError, HFValidationError, DryRunError):  # offline: what the cache has, and errors are told there
+    except (HTTPError, HFValidationError, DryRunError):  # offline: what the cache has, and errors are raised there
         folder = _snapshot(hub, wanted.patterns)
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     fitting = sorted(name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in wanted.patterns))

@@ -1,4 +1,4 @@
-"""What the name of a published model says: enough to tell when a checkpoint is given another than it was made with."""
+"""The telling parts of a published model's name: whether a checkpoint is given another than it was made with."""
 
 import re
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def read_name(name: str) -> ModelName | None:
 
 
 def differ(named: str, given: str) -> bool:
-    """Whether two names are surely not of the same model; what one of them does not say is no difference."""
+    """Whether two names are surely not of the same model; what one of them lacks is no difference."""
     one, other = read_name(named), read_name(given)
     if one is None or other is None:
         return False

@@ -80,7 +80,7 @@ def read_audio_encoder(path: Path) -> tuple[AudioEncoderConfig, LazyTensors]:
 
 
 def open_published(path: Path) -> Published:
-    """A published audio encoder: what it says of itself, and its tensors."""
+    """A published audio encoder: its own settings, and its tensors."""
     if path.is_dir():
         return Published(path, read_json(path / "config.json"), open_safetensors(path))
     loaded = load_pickle(path, STAND_INS)

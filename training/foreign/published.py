@@ -17,7 +17,7 @@ WHISPER_WINDOW_FRAMES = 1500  # the published code derives the window from 1500 
 
 @dataclass(frozen=True)
 class SalmonnFile:
-    """What a `.pth` holds."""
+    """The tensors and settings of a `.pth`."""
 
     path: Path
     tensors: LazyTensors  # qformer.*, lora.*, whisper_lora.*
@@ -88,13 +88,13 @@ def whisper_adapted(file: SalmonnFile) -> bool:
     """Whether the file was trained with adapters on Whisper.
 
     Raises:
-        CheckpointError: its config says no, and there are some.
+        CheckpointError: its config has whisper_lora: False, and there are some.
     """
-    found = any(name.startswith("whisper_lora.") for name in file.tensors)
-    said = file.options.get("whisper_lora")
-    if found and said is False:
+    adapted = any(name.startswith("whisper_lora.") for name in file.tensors)
+    option = file.options.get("whisper_lora")
+    if adapted and option is False:
         raise CheckpointError(f"{file.path}: its config has whisper_lora: False, but there are adapters on Whisper")
-    return found or said is True
+    return adapted or option is True
 
 
 def qformer_config(file: SalmonnFile) -> QFormerConfig:

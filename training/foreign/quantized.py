@@ -74,22 +74,22 @@ def dequantized(tensors: LazyTensors, where: str) -> LazyTensors:
         if suffix is None:
             continue
         matrix = name.removesuffix(suffix)
-        parts = {"state": plain.pop(name)}
-        for part in ("", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"):
-            if f"{matrix}{part}" in plain:
-                parts[part] = plain.pop(f"{matrix}{part}")
-        missing = [f"{matrix}{part}" for part in ("", ".absmax", ".quant_map") if part not in parts]
-        if missing or (".nested_absmax" in parts) != (".nested_quant_map" in parts):
+        pieces = {"state": plain.pop(name)}
+        for piece in ("", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"):
+            if f"{matrix}{piece}" in plain:
+                pieces[piece] = plain.pop(f"{matrix}{piece}")
+        missing = [f"{matrix}{piece}" for piece in ("", ".absmax", ".quant_map") if piece not in pieces]
+        if missing or (".nested_absmax" in pieces) != (".nested_quant_map" in pieces):
             raise CheckpointError(f"{where}: 4-bit {matrix} is incomplete: {missing or 'half of its nested scales'}")
-        plain[matrix] = partial(_dequantize, parts, f"{where}: {matrix}")
+        plain[matrix] = partial(_dequantize, pieces, f"{where}: {matrix}")
     return plain
 
 
-def _dequantize(parts: LazyTensors, where: str) -> Tensor:
+def _dequantize(pieces: LazyTensors, where: str) -> Tensor:
     try:
-        raw = json.loads(parts["state"]().numpy().tobytes())
+        raw = json.loads(pieces["state"]().numpy().tobytes())
         state = from_dict(QuantState, raw, where)
-        arrays = {part: get().flatten().view(torch.uint8).numpy() for part, get in parts.items() if part != "state"}
+        arrays = {piece: get().flatten().view(torch.uint8).numpy() for piece, get in pieces.items() if piece != "state"}
         values = dequantize(arrays, state, math.prod(state.shape))
     except (ConfigError, ValueError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"{where} cannot be read as 4 bits of bitsandbytes: {error}") from error

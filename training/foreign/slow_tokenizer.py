@@ -8,7 +8,7 @@ import transformers
 from salmonrun.runtime.errors import CheckpointError, MissingExtraError
 
 # What a conversion must give SentencePiece's own ids for: a prompt's halves, bytes, digits, runs of spaces.
-SAMPLES = (
+PROBES = (
     "USER: <Speech>",
     "</Speech> Recognize the speech and give me the transcription.\nASSISTANT:",
     "Gr\u00fc\u00dfe,  \u6f22\u5b57 \U0001f600\n\n12,345",
@@ -32,11 +32,11 @@ def convert_sentencepiece(llm: Path) -> tokenizers.Tokenizer:
         ) from None
     try:
         slow = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        # The class is named here: tokenizer_config.json may say any, and none of them tells what the file is.
+        # The class is named here: tokenizer_config.json may name any, and none of them is sure to be what the file is.
         fast = transformers.LlamaTokenizer.from_pretrained(llm, legacy=True).backend_tokenizer
     except (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"{path} cannot be converted by transformers: {error}") from error
-    for text in SAMPLES:
+    for text in PROBES:
         if fast.encode(text, add_special_tokens=False).ids != slow.encode(text):
             raise CheckpointError(
                 f"{path}: transformers' conversion gives other tokens than SentencePiece for {text!r}; "

@@ -1,1 +1,1 @@
-"""What a foreign file or folder is, told by its names, shapes and configs; no weights are read."""
+"""What a foreign file or folder is, by its names, shapes and configs; no weights are read."""

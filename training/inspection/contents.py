@@ -16,21 +16,21 @@ from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.foreign.fairseq import STAND_INS
 from salmonrun.training.foreign.weight_files import weight_files
 
-# The names of safetensors' dtypes, as PyTorch says them.
+# safetensors' names of dtypes -> PyTorch's.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
 DTYPES |= {"I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn"}
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's header."""
+    """Shape and dtype of a tensor."""
 
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def count(self) -> int:
-        """How many values it has."""
+        """Number of values."""
         return torch.Size(self.shape).numel()
 
 
@@ -58,11 +58,11 @@ def safetensors_table(path: Path) -> TensorTable:
 def folder_table(folder: Path) -> TensorTable:
     """All tensors of a folder's weights or adapters; shards that are missing have none."""
     files = weight_files(folder) or [folder / "adapter_model.safetensors"]
-    found: TensorTable = {}
+    tensors: TensorTable = {}
     for file in files:
         if file.is_file():
-            found |= table(pickle_entries(file)) if file.suffix == ".bin" else safetensors_table(file)
-    return found
+            tensors |= table(pickle_entries(file)) if file.suffix == ".bin" else safetensors_table(file)
+    return tensors
 
 
 def pickle_entries(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What was found out about a file or folder."""
+"""The result of an inspection."""
 
 from dataclasses import dataclass, field
 from typing import Any

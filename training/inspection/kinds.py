@@ -1,4 +1,4 @@
-"""Each kind of file and folder: how it is told, what is said about it, and what comes next."""
+"""Each kind of file and folder: its facts, what keeps it from being used, and the command that comes next."""
 
 import re
 from pathlib import Path

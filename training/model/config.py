@@ -57,7 +57,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """The factor on B @ A."""
+        """alpha / r, by which B @ A is multiplied."""
         return self.alpha / self.r
 
 
@@ -103,14 +103,14 @@ class ModelConfig:
     """A whole audio language model."""
 
     whisper: WhisperConfig
-    audio_encoder: AudioEncoderConfig | None  # beside Whisper; None: the model hears with Whisper alone
+    audio_encoder: AudioEncoderConfig | None  # beside Whisper; None: Whisper is the only encoder
     qformer: QFormerConfig
     llm: dict[str, Any]  # the LLM's config.json, as transformers writes it
     prompt: PromptConfig
     audio: AudioConfig = field(default_factory=AudioConfig)
     lora: LoraConfig | None = None  # on the LLM
     whisper_lora: LoraConfig | None = None  # on Whisper's encoder
-    streaming: BlockConfig | None = None  # encoders that were trained to hear in blocks, too
+    streaming: BlockConfig | None = None  # encoders that were trained on blocks, too
     sources: Sources = field(default_factory=Sources)
     name: str = "salmonn"
     format_version: int = FORMAT_VERSION
@@ -134,7 +134,7 @@ class ModelConfig:
                 raise ConfigError(f"llm has no {key!r}; it must be the LLM's config.json")
 
     def _check_audio_encoder(self, encoder: AudioEncoderConfig) -> None:
-        if self.streaming and not encoder.hears_in_blocks:
+        if self.streaming and not encoder.block_causal:
             raise ConfigError(f"streaming needs encoders that can hear in blocks, which {encoder.kind!r} cannot")
         if self.audio.max_s > encoder.longest_s:
             raise ConfigError(

@@ -20,7 +20,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 def build_llm(config: dict[str, Any], lora: LoraConfig | None, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """An LLM of random weights, with adapters if `lora` says so.
+    """An LLM of random weights, with adapters if there is a `lora`.
 
     Raises:
         CheckpointError: the config is none that transformers can build, or the adapters do not fit it.

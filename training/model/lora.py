@@ -40,13 +40,13 @@ def add_lora(module: nn.Module, config: LoraConfig, what: str) -> None:
 
 def lora_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Adapter parameters under our names: `model.layers.0.self_attn.q_proj.A` [r, in] and `.B` [out, r]."""
-    found: dict[str, nn.Parameter] = {}
+    adapters: dict[str, nn.Parameter] = {}
     for name, parameter in module.named_parameters():
         for matrix in ("A", "B"):
             suffix = f".lora_{matrix}.default.weight"
             if name.endswith(suffix):
-                found[f"{name.removesuffix(suffix)}.{matrix}"] = parameter
-    return found
+                adapters[f"{name.removesuffix(suffix)}.{matrix}"] = parameter
+    return adapters
 
 
 def base_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -52,7 +52,7 @@ class SalmonnModel(nn.Module):
         return load_audio(source, sample_rate, min_s=self.config.audio.min_s, max_s=self.config.audio.max_s)
 
     def encode(self, audio: Audio, block: Block | None = None) -> Tensor:
-        """Audio embeddings of one recording, heard at once or in blocks: [1, N, llm_dim]."""
+        """Audio embeddings of one recording, encoded at once or in blocks: [1, N, llm_dim]."""
         return self.encode_batch([audio], block)[0]
 
     def encode_batch(self, audios: Sequence[Audio], block: Block | None = None) -> list[Tensor]:
@@ -68,18 +68,18 @@ class SalmonnModel(nn.Module):
         on_device = features.to(self.device)
         return on_device if isinstance(on_device, StateBatch) else self.encode_states(on_device, block)
 
-    def hear_speech(self, batch: FeatureBatch, block: Block | None = None) -> StateBatch:
+    def encode_speech(self, batch: FeatureBatch, block: Block | None = None) -> StateBatch:
         """States of Whisper alone."""
         return StateBatch(self.whisper(batch.log_mel, batch.frames, block), batch.frames, None, batch.fbank_frames)
 
     def encode_states(self, batch: FeatureBatch, block: Block | None = None) -> StateBatch:
         """States of both encoders."""
-        heard = self.hear_speech(batch, block)
+        states = self.encode_speech(batch, block)
         config = self.config.audio_encoder
         if self.audio_encoder is None or config is None or batch.fbank is None:
-            return heard
+            return states
         audio = self.audio_encoder(batch.fbank, batch.fbank_frames, block)
-        return replace(heard, audio=audio, audio_tokens=count_tokens(batch.fbank_frames, config.fbank))
+        return replace(states, audio=audio, audio_tokens=count_tokens(batch.fbank_frames, config.fbank))
 
     def fuse(self, states: StateBatch) -> list[Tensor]:
         """Audio embeddings of each row, [1, N, llm_dim]."""
@@ -96,11 +96,11 @@ class SalmonnModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.qformer.query_tokens.device
 
     def embed_tokens(self, ids: Sequence[int]) -> Tensor:
-        """[1, len(ids), llm_dim]."""
+        """The LLM's input embeddings of tokens: [1, len(ids), llm_dim]."""
         return self._embeddings(torch.tensor([list(ids)], dtype=torch.long, device=self.device))
 
     @property

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salmonrun.runtime.config import Block
-from salmonrun.training.model.blocks import attended
+from salmonrun.training.model.blocks import attended, valid_positions
 from salmonrun.training.model.config import LoraConfig, WhisperConfig
 from salmonrun.training.model.lora import add_lora
 
 
 def build_whisper(config: WhisperConfig, lora: LoraConfig | None) -> "WhisperEncoder":
-    """An encoder of random weights, with adapters if `lora` says so.
+    """An encoder of random weights, with adapters if there is a `lora`.
 
     Raises:
         CheckpointError: the adapters do not fit it.
@@ -42,11 +42,11 @@ class WhisperEncoder(nn.Module):
 
         `frames` [B] is how many of the T each row has, if not all: a row padded with zeros gives what it gives alone.
         With `block` a frame attends to its own block and the look-back. The convolutions stay as they are: the last
-        frame of a block hears 12.5 ms of the next one.
+        frame of a block sees 12.5 ms of the next one.
         """
         valid = None
         if frames is not None and bool((frames != log_mel.shape[2] // 2).any()):
-            valid = torch.arange(log_mel.shape[2] // 2, device=frames.device)[None, :] < frames[:, None]
+            valid = valid_positions(frames, log_mel.shape[2] // 2)
         x = F.gelu(self.conv2(F.gelu(self.conv1(log_mel)))).transpose(1, 2)
         x = x + self.embed_positions.weight[: x.shape[1]]
         keys = attended(x.shape[1], valid, block, x.device)

@@ -40,7 +40,7 @@ from salmonrun.training.tensors import LazyTensors, load_strict, read_json
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """How the LLM is spoken to. None: as its folder says."""
+    """How the LLM is prompted. None: by its folder's own settings."""
 
     prompts: Path | None = None  # JSON of task -> prompt or prompts; None for our own
     template: str | None = None
@@ -49,7 +49,7 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class Assembly:
-    """What was put together."""
+    """What a checkpoint was assembled of."""
 
     config: ModelConfig
     template_origin: str
@@ -92,12 +92,12 @@ def assemble(
     Args:
         out: folder to be created.
         whisper: transformers folder or OpenAI .pt; its decoder is not used.
-        audio_encoder: BEATs or EAT .pt, or EAT folder; None: the model hears with Whisper alone.
+        audio_encoder: BEATs or EAT .pt, or EAT folder; None: Whisper is the only encoder.
         llm: transformers folder with safetensors and tokenizer.json.
         qformer: the Q-Former's size and window; None for the published one.
         lora: the adapters on the LLM; None for none.
         audio_window: see AudioConfig.window.
-        prompt: how the LLM is spoken to; None for its own ways.
+        prompt: how the LLM is prompted; None for its own settings.
         copy: store the parts in the checkpoint; else it refers to them, and they must stay where they are.
         seed: of the new weights.
 
@@ -105,7 +105,7 @@ def assemble(
         CheckpointError: a part is missing, of another kind or damaged, or `out` exists.
         ConfigError: the sizes make no model.
     """
-    if Path(out).exists():  # found out now, and not after gigabytes of hashing
+    if Path(out).exists():  # now, and not after gigabytes of hashing
         raise CheckpointError(f"{out} exists; choose another name or remove it")
     if lora is not None and lora.r < 1:
         raise ConfigError(f"the adapters' rank r is {lora.r}; expected at least 1, or no adapters (--no-lora)")
@@ -141,7 +141,7 @@ def assemble(
 
 
 def _check_kinds(whisper: Path, audio_encoder: Path | None, llm: Path) -> None:
-    """Tell the parts apart by what they say they are, before their sizes are looked for in vain."""
+    """Refuse a part of another kind by name, before its sizes are looked for in vain."""
     for what, path in (("Whisper", whisper), ("audio encoder", audio_encoder), ("LLM", llm)):
         if path is not None and not path.exists():
             raise CheckpointError(f"{path} does not exist; expected the {what} part")
@@ -229,13 +229,13 @@ def format_assembly(assembly: Assembly) -> str:
     config, prompt = assembly.config, assembly.config.prompt
     window = config.qformer.window
     encoder = config.audio_encoder
-    sounds = f"{encoder.kind} ({encoder.layers} layers of {encoder.dim})" if encoder else "no audio encoder"
+    beside = f"{encoder.kind} ({encoder.layers} layers of {encoder.dim})" if encoder else "no audio encoder"
     reasons = Counter(assembly.leftovers.values())
     longest = window.count(round(config.audio.max_s * 50)) * window.num_queries
     stops = " ".join(map(str, prompt.stop_token_ids))
     return "\n".join(
         [
-            f"Whisper ({config.whisper.layers} layers of {config.whisper.d_model}), {sounds}, LLM {config.name} "
+            f"Whisper ({config.whisper.layers} layers of {config.whisper.d_model}), {beside}, LLM {config.name} "
             f"({config.llm['model_type']}, {config.llm_dim} wide)",
             *(f"left out: {count} of {encoder.kind}'s keys ({reason})" for reason, count in reasons.items() if encoder),
             f"new: {assembly.new_parameters:,} parameters; {longest} embeddings for {config.audio.max_s:g} s of audio",

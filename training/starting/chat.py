@@ -1,4 +1,4 @@
-"""How an LLM takes turns, as its folder says: tokenizer, beginning and end symbols, chat template."""
+"""How an LLM takes turns, by the files of its folder: tokenizer, beginning and end symbols, chat template."""
 
 import tempfile
 from collections.abc import Iterator
@@ -78,8 +78,9 @@ def tokenizer_file(llm: Path) -> Iterator[Path]:
 
 
 def read_bos(llm: Path, llm_config: dict[str, Any], tokenizer: Tokenizer) -> int | None:
-    """The beginning symbol as the tokenizer has it: its files say more than the LLM's config, which may name one that
-    the tokenizer does not use (Qwen). None: there is none.
+    """The beginning symbol by the tokenizer's files, else by the LLM's config. None: there is none.
+
+    The files come first: a config may name a symbol that the tokenizer does not use (Qwen).
     """
     for name, text in _named_tokens(llm, "bos_token"):
         if text is None:
@@ -131,14 +132,14 @@ def stop_ids(llm: Path, llm_config: dict[str, Any], tokenizer: Tokenizer, end_sy
 
 
 def _named_tokens(llm: Path, key: str) -> list[tuple[str, str | None]]:
-    """(file, text) of a special token, for each file that names it; None where it says that there is none."""
-    found: list[tuple[str, str | None]] = []
+    """(file, text) of a special token, for each file that names it; None where it has null."""
+    named: list[tuple[str, str | None]] = []
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         settings = read_json(llm / name) if (llm / name).is_file() else {}
         if key in settings:
             token = settings[key]
-            found.append((name, token.get("content") if isinstance(token, dict) else token))
-    return found
+            named.append((name, token.get("content") if isinstance(token, dict) else token))
+    return named
 
 
 def _token_id(text: str, key: str, where: Path, tokenizer: Tokenizer) -> int:

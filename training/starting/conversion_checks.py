@@ -20,7 +20,7 @@ from salmonrun.training.model.whisper import build_whisper
 from salmonrun.training.starting.chat import read_eos, read_special_id
 from salmonrun.training.tensors import LazyTensors, read_json
 
-# What the released files were trained on, for those that do not say so themselves.
+# What the released files were trained on, for those whose config does not name it.
 RELEASED = {
     "salmonn_v1.pth": {"llama_path": "vicuna-13b-v1.1", "whisper_path": "whisper-large-v2"},
     "salmonn_7b_v0.pth": {"llama_path": "vicuna-7b-v1.5", "whisper_path": "whisper-large-v2"},
@@ -40,16 +40,16 @@ def check_named_parts(file: SalmonnFile, whisper: PartSource, n_mels: int, llm: 
     named = RELEASED.get(file.path.name, {}) | {key: value for key, value in file.options.items() if value}
     warnings = []
     for key, part in (("whisper_path", whisper), ("llama_path", llm)):
-        said = str(named.get(key, ""))
+        trained_with = str(named.get(key, ""))
         for given in _names(part):
-            if differ(said, given):
-                warnings.append(f"{file.path} was trained with {key} {said!r}, this is {given}: another model?")
+            if differ(trained_with, given):
+                warnings.append(f"{file.path} was trained with {key} {trained_with!r}, this is {given}: another model?")
                 break
-    said = str(named.get("whisper_path", ""))
-    mels = _mels(said)
+    trained_with = str(named.get("whisper_path", ""))
+    mels = _mels(trained_with)
     if mels and mels != n_mels:
         raise CheckpointError(
-            f"{whisper.path} takes {n_mels} mels, but {file.path} was trained with {said!r}, which takes {mels}"
+            f"{whisper.path} takes {n_mels} mels, but {file.path} was trained with {trained_with!r}, which takes {mels}"
         )
     vicuna = read_name(str(named.get("llama_path", "")))
     positions = read_json(Path(llm.path) / "config.json").get("max_position_embeddings")
@@ -63,7 +63,7 @@ def check_named_parts(file: SalmonnFile, whisper: PartSource, n_mels: int, llm: 
 
 
 def _names(part: PartSource) -> list[str]:
-    """What a part calls itself: its place, and where its config.json is from."""
+    """The names a part goes by: its place, and where its config.json is from."""
     config = Path(part.path) / "config.json"
     own = read_json(config).get("_name_or_path") if config.is_file() else None
     return [source_name(part), *([str(own)] if own else [])]
@@ -121,10 +121,10 @@ def check_tokenizer(folder: Path, llm_config: dict[str, Any], tokenizer: Tokeniz
             )
     warnings = []
     for key, expected in (("bos_token", [] if bos is None else [bos]), ("eos_token", stops)):
-        found = read_special_id(folder, key, tokenizer)
-        if found is not None and expected and found not in expected:
+        special = read_special_id(folder, key, tokenizer)
+        if special is not None and expected and special not in expected:
             warnings.append(
-                f"{folder}: {key} is token {found} in the tokenizer's files and {expected} in the LLM's: "
+                f"{folder}: {key} is token {special} in the tokenizer's files and {expected} in the LLM's: "
                 "another tokenizer?"
             )
     return warnings

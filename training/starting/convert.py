@@ -68,7 +68,7 @@ def convert_salmonn(
         CheckpointError: a key is missing, unknown or misshapen, or a part does not fit.
         ConfigError: `merge_adapter` without `adapter`, or settings in the file that make no model.
     """
-    if Path(out).exists():  # found out now, and not after gigabytes of hashing
+    if Path(out).exists():  # now, and not after gigabytes of hashing
         raise CheckpointError(f"{out} exists; choose another name or remove it")
     if merge_adapter and not adapter:
         raise ConfigError("merge_adapter (--merge-adapter) says what to do with an adapter; pass one (--adapter DIR)")

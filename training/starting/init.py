@@ -79,7 +79,7 @@ def random_model(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> Sa
 
 
 def _gain(name: str) -> float:
-    """Peaked attention that is listened to: otherwise a random model says the same whatever it hears."""
+    """Peaked attention with weight in the sum: otherwise a random model's answers do not depend on the audio."""
     if name.endswith(("q_proj.weight", "query.weight")):
         return 4.0
     return 3.0 if name.endswith(("o_proj.weight", "cross_attn.out.weight")) else 1.0

@@ -148,7 +148,7 @@ PRESETS = {
         "v3-turbo-llama-1b", WHISPER_LARGE_V3, LLAMA_3_2_1B, "<|end_of_text|>", (128001, 128008, 128009)
     ),
 }
-# The same with encoders that hear in blocks of 0.32 to 1.28 s.
+# The same with encoders for blocks of 0.32 to 1.28 s.
 PRESETS["v3-turbo-llama-1b-streaming"] = replace(
     PRESETS["v3-turbo-llama-1b"],
     name="v3-turbo-llama-1b-streaming",

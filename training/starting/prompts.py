@@ -1,4 +1,4 @@
-"""How a converted model is spoken to: the file's template and end symbol, published task prompts, the LLM's tokens."""
+"""How a converted model is prompted: the file's template and end symbol, published task prompts, the LLM's tokens."""
 
 from pathlib import Path
 from typing import Any

@@ -29,7 +29,7 @@ QUESTION_SOUND = "what can be heard behind the voice"
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of what."""
+    """How many recordings of each kind, and how they are varied."""
 
     speech: int = 8000
     sounds: int = 2000

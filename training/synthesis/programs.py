@@ -115,7 +115,7 @@ class Command:
         """The command line."""
         filled = {r"{out}": str(out), r"{text}": text}  # in one pass: what is filled in is not looked at again
         return [
-            re.sub(r"\{(?:out|text|voice:[^{}\s]+)\}", lambda found: filled.get(found[0], voice), word)
+            re.sub(r"\{(?:out|text|voice:[^{}\s]+)\}", lambda match: filled.get(match[0], voice), word)
             for word in shlex.split(self.template)
         ]
 

@@ -1,4 +1,4 @@
-"""What is said: digit strings and short spoken commands, an open set of sentences from a closed vocabulary."""
+"""The sentences: digit strings and short spoken commands, an open set from a closed vocabulary."""
 
 import hashlib
 

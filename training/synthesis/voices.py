@@ -43,7 +43,7 @@ def _parse_synthesizer(spec: str) -> SpeechSynthesizer:
 def voices(synthesizers: Sequence[SpeechSynthesizer], held_out: bool) -> list[Voice]:
     """All voices of the training or of the held-out set, to draw from.
 
-    Those of an engine are repeated until it is spoken about a quarter as often as the one with most voices, or oftener.
+    Those of an engine are repeated until it speaks about a quarter as often as the one with most voices, or oftener.
 
     Raises:
         ConfigError: there is none.

@@ -40,7 +40,7 @@ CFG_NAMES = {
 class BeatsConfig:
     """Dimensions of a BEATs encoder. Defaults are those of all published checkpoints."""
 
-    hears_in_blocks: ClassVar[bool] = True
+    block_causal: ClassVar[bool] = True
     longest_s: ClassVar[float] = math.inf
 
     kind: Literal["beats"] = "beats"
@@ -124,7 +124,7 @@ class BeatsLayers(nn.Module):
         return x if valid is None else x * valid[..., None]
 
     def positions(self, x: Tensor, block: Block | None) -> Tensor:
-        """The convolution [B, T, dim] -> [B, T, dim]; with blocks each hears zeros where the next one would be."""
+        """The convolution [B, T, dim] -> [B, T, dim]; with blocks each sees zeros in place of the next one."""
         x = x.transpose(1, 2)
         if block is None:
             return self.pos_conv(x)[..., : x.shape[2]].transpose(1, 2)
@@ -134,8 +134,8 @@ class BeatsLayers(nn.Module):
             2, half + size, size
         )  # [B, dim, count, half + size]
         pieces = F.pad(pieces.transpose(1, 2).flatten(0, 1), (0, half))
-        heard = F.conv1d(pieces, self.pos_conv.weight, self.pos_conv.bias, groups=self.pos_conv.groups)[..., :size]
-        return heard.unflatten(0, (-1, count)).transpose(2, 3).flatten(1, 2)[:, : x.shape[2]]
+        encoded = F.conv1d(pieces, self.pos_conv.weight, self.pos_conv.bias, groups=self.pos_conv.groups)[..., :size]
+        return encoded.unflatten(0, (-1, count)).transpose(2, 3).flatten(1, 2)[:, : x.shape[2]]
 
     def position_bias(self, length: int) -> Tensor:
         """[heads, length, length]: depends on key - query only."""
@@ -208,7 +208,7 @@ def relative_buckets(relative: Tensor, config: BeatsConfig) -> Tensor:
 
 
 def recognises(published: Published) -> bool:
-    """Whether this is a BEATs .pt."""
+    """Whether a published file is a BEATs .pt."""
     return "patch_embedding.weight" in published.tensors
 
 

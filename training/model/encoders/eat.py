@@ -30,7 +30,7 @@ EAT_FBANK = FbankConfig(
 class EatConfig:
     """Dimensions of an EAT encoder. Defaults are EAT-base's."""
 
-    hears_in_blocks: ClassVar[bool] = False  # its CLS token hears all, and every token hears it
+    block_causal: ClassVar[bool] = False  # its CLS token attends to all, and all attend to it
 
     kind: Literal["eat"] = "eat"
     dim: int = 768
@@ -131,7 +131,7 @@ class EatAttention(nn.Module):
 
 
 def sincos_positions(patches: int, bands: int, dim: int) -> Tensor:
-    """EAT's table [1, patches * bands, dim], time-major: half of a row says which band, half which patch in time.
+    """EAT's table [1, patches * bands, dim], time-major: half of a row encodes the band, half the patch in time.
 
     Sines, then cosines, of frequencies 1 to 1/10000 (He et al. 2022, masked autoencoders, with the width first).
     """
