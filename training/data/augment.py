@@ -11,11 +11,10 @@ import torch
 from salmonrun.runtime.audio import F32, SAMPLE_RATE, Audio, load_audio
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.training.data.config import Augmentation
-from salmonrun.training.model.features import Features
+from salmonrun.training.model.features import HOPS_PER_S, Features
 
 LONGEST_NOISE_S = 3600.0
 NOISE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-HOPS_PER_S = 100  # both spectrograms have a frame every 10 ms
 
 
 def augment_audio(

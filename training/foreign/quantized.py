@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from salmonrun.runtime.audio import F32
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.schema import from_dict
 from salmonrun.training.tensors import LazyTensors
 
 Bytes = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 
 STATES = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

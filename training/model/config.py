@@ -10,7 +10,7 @@ from salmonrun.runtime.config import AudioConfig, BlockConfig, PromptConfig, Win
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.schema import from_dict, to_dict
 from salmonrun.training.model.encoders import AudioEncoderConfig
-from salmonrun.training.model.features import FrontEnd
+from salmonrun.training.model.features import FRAMES_PER_S, FrontEnd
 
 FORMAT_VERSION = 1
 
@@ -120,7 +120,7 @@ class ModelConfig:
             raise ConfigError(f"format_version {self.format_version} is newer than {FORMAT_VERSION}; update salmonrun")
         if self.audio.n_mels != self.whisper.n_mels:
             raise ConfigError(f"audio.n_mels {self.audio.n_mels} and whisper.n_mels {self.whisper.n_mels} differ")
-        frames = round(self.audio.max_s * 50)
+        frames = round(self.audio.max_s * FRAMES_PER_S)
         if frames > self.whisper.max_frames:
             raise ConfigError(f"audio.max_s takes {frames} frames, whisper.max_frames is {self.whisper.max_frames}")
         if self.qformer.window.frames > frames:

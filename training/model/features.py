@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from salmonrun.runtime.audio import Audio
+from salmonrun.runtime.audio import SAMPLE_RATE, Audio
 from salmonrun.runtime.config import AudioConfig, FbankConfig, WindowConfig
-from salmonrun.runtime.features import fbank, log_mel, whisper_frames
+from salmonrun.runtime.features import HOP, MELS_PER_FRAME, fbank, log_mel, whisper_frames
+
+HOPS_PER_S = SAMPLE_RATE // HOP  # both spectrograms have a frame every 10 ms
+FRAMES_PER_S = HOPS_PER_S // MELS_PER_FRAME  # of Whisper's states
 
 
 @dataclass(frozen=True)

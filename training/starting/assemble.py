@@ -21,6 +21,7 @@ from salmonrun.training.foreign.sources import pin_source
 from salmonrun.training.model.config import LoraConfig, ModelConfig, PartSource, QFormerConfig, Sources
 from salmonrun.training.model.encoders import AudioEncoderConfig, read_encoder
 from salmonrun.training.model.encoders.published import Leftovers
+from salmonrun.training.model.features import FRAMES_PER_S
 from salmonrun.training.model.llm import build_llm, load_base
 from salmonrun.training.model.lora import lora_parameters
 from salmonrun.training.model.qformer import QFormer
@@ -231,7 +232,7 @@ def format_assembly(assembly: Assembly) -> str:
     encoder = config.audio_encoder
     beside = f"{encoder.kind} ({encoder.layers} layers of {encoder.dim})" if encoder else "no audio encoder"
     reasons = Counter(assembly.leftovers.values())
-    longest = window.count(round(config.audio.max_s * 50)) * window.num_queries
+    longest = window.count(round(config.audio.max_s * FRAMES_PER_S)) * window.num_queries
     stops = " ".join(map(str, prompt.stop_token_ids))
     return "\n".join(
         [

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.features import F64
 
-F64 = npt.NDArray[np.float64]
 Rng = np.random.Generator
 
 

@@ -9,8 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from salmonrun.runtime.audio import F32
-
-HELD_OUT_SHARE = 10  # one of so many speakers is never trained on
+from salmonrun.training.synthesis.texts import HELD_OUT_SHARE
 
 
 class SpeechSynthesizer(Protocol):

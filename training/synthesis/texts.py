@@ -42,7 +42,7 @@ SLOTS = {
     "thing": THINGS,
     "day": DAYS,
 }
-HELD_OUT_SHARE = 10  # one sentence in ten is never trained on
+HELD_OUT_SHARE = 10  # one sentence in ten, and one of ten speakers, is never trained on
 
 
 def draw_sentence(rng: np.random.Generator, held_out: bool) -> str:
