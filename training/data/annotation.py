@@ -28,6 +28,11 @@ class Entry:
     appended: tuple[Path, ...] = ()  # recordings played after the first, 0.1 s apart (published key expand_wav)
     testset_id: str = ""
 
+    @property
+    def recordings(self) -> tuple[Path, ...]:
+        """The recording and those appended to it."""
+        return (self.path, *self.appended)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -109,7 +114,7 @@ def check_recordings(entry: Entry, audio: AudioConfig) -> str:
     Any sample rate is resampled and a short recording is padded, so neither is a reason.
     """
     seconds = GAP_S * len(entry.appended)
-    for path in (entry.path, *entry.appended):
+    for path in entry.recordings:
         if not os.path.isfile(path):  # unlike Path's, it takes names that no file system has
             return f"{path} does not exist"
         try:

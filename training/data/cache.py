@@ -52,6 +52,6 @@ class FeatureCache:
         return Features(tensors["log_mel"], tensors.get("fbank"))
 
     def _path(self, entry: Entry) -> Path:
-        files = [(str(path.resolve()), path.stat()) for path in (entry.path, *entry.appended)]
+        files = [(str(path.resolve()), path.stat()) for path in entry.recordings]
         text = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"

@@ -72,7 +72,7 @@ class SpeechDataset(Dataset[Example]):
     ) -> None:
         self.entries = list(entries)
         self.weights = list(weights)
-        self.lengths = [sum(soundfile.info(path).duration for path in (e.path, *e.appended)) for e in entries]
+        self.lengths = [sum(soundfile.info(path).duration for path in e.recordings) for e in entries]
         self._front_end = front_end
         self._prompts = prompts
         self._tokenizer = tokenizer

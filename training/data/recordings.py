@@ -25,7 +25,7 @@ def load_recording(entry: Entry, config: AudioConfig) -> Audio:
 def _joined(entry: Entry, config: AudioConfig) -> Audio:
     if not entry.appended:
         return load_audio(entry.path, min_s=config.min_s, max_s=config.max_s)
-    first, *others = (load_audio(path, min_s=0.0, max_s=config.max_s) for path in (entry.path, *entry.appended))
+    first, *others = (load_audio(path, min_s=0.0, max_s=config.max_s) for path in entry.recordings)
     gap = np.zeros(round(GAP_S * SAMPLE_RATE), np.float32)
     pcm = np.concatenate([first.pcm, *(piece for other in others for piece in (gap, other.pcm))])
     notes = [note for audio in (first, *others) for note in audio.notes]

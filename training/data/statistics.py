@@ -144,7 +144,7 @@ def _draw_counts(axes: "Axes", usable: Sequence[EntryStatistics], datasets: list
 
 
 def _measure_entry(entry: Entry) -> EntryStatistics:
-    headers = [soundfile.info(path) for path in (entry.path, *entry.appended)]
+    headers = [soundfile.info(path) for path in entry.recordings]
     seconds = GAP_S * len(entry.appended) + sum(header.frames / header.samplerate for header in headers)
     rates = tuple(header.samplerate for header in headers)
     return EntryStatistics(entry.dataset, entry.task, seconds, rates, len(entry.text))
@@ -152,7 +152,7 @@ def _measure_entry(entry: Entry) -> EntryStatistics:
 
 def _kind(reason: str, entry: Entry | None = None) -> str:
     """A reason without what is particular to one entry, so that equal ones can be counted."""
-    for path in (entry.path, *entry.appended) if entry else ():
+    for path in entry.recordings if entry else ():
         reason = reason.replace(str(path), "FILE")
     return re.sub(r"\d+(\.\d+)?", "N", reason)
 

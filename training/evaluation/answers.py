@@ -39,7 +39,7 @@ class Answered:
 
 def asked(entry: Entry) -> tuple[str, str, str]:
     """Audio, task and question of an entry, as in `Answered.asked`."""
-    return " + ".join(map(str, (entry.path, *entry.appended))), entry.task, entry.question
+    return " + ".join(map(str, entry.recordings)), entry.task, entry.question
 
 
 def resume_answers(path: Path, settings: Settings) -> list[Answered]:
