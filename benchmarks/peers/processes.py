@@ -21,21 +21,24 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A process that answers requests (see inside/protocol.py) and sleeps between them."""
+    """A process that answers requests (see inside/protocol.py) and sleeps between them.
 
-    def __init__(self, python: Path, script: str, threads: int, log: Path) -> None:
+    It runs a script of inside/, or one by its own path, without .py; with `checkout` there, on that checkout's code.
+    """
+
+    def __init__(self, python: Path, script: str, threads: int, log: Path, checkout: Path | None = None) -> None:
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         variables = os.environ | {name: str(threads) for name in THREAD_VARIABLES}
         variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         # Compiled code is kept: a later run of the same shapes need not compile them.
         variables["TORCHINDUCTOR_CACHE_DIR"] = str(log.parents[1] / "inductor")
-        if script in ("salmonrun_worker", "limits_worker"):
-            variables["PYTHONPATH"] = str(REPOSITORY)
+        if checkout or script in ("salmonrun_worker", "limits_worker"):
+            variables["PYTHONPATH"] = str(checkout or REPOSITORY)
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 (str(python), str(HERE / "inside" / f"{script}.py")),
-                cwd=log.parent,
+                cwd=checkout or log.parent,
                 env=variables,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
