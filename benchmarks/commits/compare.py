@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.commits import report
-from benchmarks.commits.bundles import export
+from benchmarks.commits.bundles import export, same_weights_and_graphs
 from benchmarks.commits.cases import KINDS, Json
 from benchmarks.commits.checkouts import HERE, Checkout, both
 from benchmarks.commits.latency import Method, measure
@@ -61,6 +61,7 @@ def run(checkouts: Sequence[Checkout], arguments: argparse.Namespace, root: Path
         "checkouts": [asdict(checkout) | {"path": str(checkout.path)} for checkout in checkouts],
         "bundles": {name: {model: str(path) for model, path in own.items()} for name, own in bundles.items()},
     }
+    results["same_bundles"] = _bundles(bundles)
     workers: dict[str, Worker] = {}
     with closing_all(workers):
         for checkout in checkouts:
@@ -71,6 +72,18 @@ def run(checkouts: Sequence[Checkout], arguments: argparse.Namespace, root: Path
         if timed:
             results["latency"] = _latency(timed, workers, bundles, root, arguments)
     return results
+
+
+def _bundles(bundles: dict[str, dict[str, Path]]) -> dict[str, bool]:
+    """Print and return which are the same, which they need not be."""
+    base, new = bundles.values()
+    same = {name: same_weights_and_graphs(base[name], new[name]) for name in base}
+    others = [name for name, equal in same.items() if not equal]
+    print(
+        f"{len(same) - len(others)} of {len(same)} bundles have the same weights and graphs"
+        f"{'; not ' if others else ''}{', '.join(others)}"
+    )
+    return same
 
 
 def _tokens(outcomes: Sequence[Outcome]) -> Json:

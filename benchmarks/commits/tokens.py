@@ -131,8 +131,8 @@ def _margin(workers: dict[str, Worker], outcome: Outcome, index: int, position: 
     reasons = []
     for name, worker in workers.items():
         try:
-            margin: float = worker.request(do="margin", **place)["margin"]
-            return {"margin": margin, "near_tie": margin < NEAR_TIE}
+            found = worker.request(do="margin", **place)
+            return {**found, "near_tie": found["margin"] < NEAR_TIE}
         except WorkerError as error:
             reasons.append(f"{name}: {error}")
     return {"margin": None, "why_no_margin": "; ".join(reasons)}
@@ -144,7 +144,7 @@ def margin_request(outcome: Outcome, index: int) -> Json | None:
     config: dict[str, Any] = request.get("config", {})
     if request["do"] == "transcribe":
         config = request["generation"]
-    if index >= len(outcome.base) or not set(config) <= PLAIN:
+    if "token_ids" not in dict(enumerate(outcome.base)).get(index, {}) or not set(config) <= PLAIN:
         return None
     match request["do"]:
         case "generate" | "pieces":

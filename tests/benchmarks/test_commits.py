@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.commits import recordings
+from benchmarks.commits.bundles import same_weights_and_graphs
 from benchmarks.commits.cases import KINDS, Case, token_cases
 from benchmarks.commits.compare import main
 from benchmarks.commits.latency import Method, latency_cases, stage_rows
@@ -63,6 +64,7 @@ def test_a_commit_is_equal_to_itself_and_a_tampered_one_is_found(repository: Pat
     assert summary["answers"] > 100
     assert (summary["differ"], summary["errors"]) == (0, 0)
     assert not any(checkout["changed"] for checkout in results["checkouts"])
+    assert results["same_bundles"] == {"tiny": True}
     check_latency(results["latency"]["rows"])
     worktrees = subprocess.run(("git", "worktree", "list"), cwd=repository, capture_output=True, text=True, check=True)
     assert len(worktrees.stdout.splitlines()) == 1
@@ -77,6 +79,7 @@ def test_a_commit_is_equal_to_itself_and_a_tampered_one_is_found(repository: Pat
     (found,) = cases["greedy, bell"]["differences"]
     assert (found["field"], found["position"]) == ("token_ids", 2)
     assert found["margin"] > 0
+    assert found["best"] == found["base"]
     assert found["near_tie"] == (found["margin"] < 0.01)
     assert f"tiny: greedy, bell, answer 0: token 2: {found['base']} / {found['new']}" in output
 
@@ -162,6 +165,26 @@ def test_a_margin_is_asked_for_where_the_best_logit_is_the_next_token() -> None:
     long = {"do": "transcribe", "audio": "x.wav", "generation": {}, "config": {"batch_size": 1}}
     assert place(long, 1) == {"audio": "x.wav", "window": [3, 9], "ask": {"task": "asr"}}
     assert place({"do": "together", "requests": [request]}) is None
+
+
+def test_no_margin_where_an_answer_is_an_error_or_has_no_tokens() -> None:
+    case = Case("transcribe", "long", {"do": "transcribe", "audio": "x.wav", "generation": {}, "config": {}})
+    outcome = Outcome(MODELS["tiny"], case, case.request, [{"windows": 3}, {"error": "no"}], [answer(1)] * 2)
+    assert [margin_request(outcome, index) for index in range(3)] == [None] * 3
+
+
+def test_bundles_are_the_same_but_for_what_was_measured(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for bundle in (one, other):
+        (bundle / "llm").mkdir(parents=True)
+        (bundle / "llm" / "decoder.onnx").write_bytes(b"graph")
+        (bundle / "parity.json").write_text(bundle.name)
+    assert same_weights_and_graphs(one, other)
+    (other / "llm" / "decoder.onnx").write_bytes(b"grape")
+    assert not same_weights_and_graphs(one, other)
+    shutil.copy(one / "llm" / "decoder.onnx", other / "llm")
+    (other / "more").touch()
+    assert not same_weights_and_graphs(one, other)
 
 
 def test_errors_in_both_are_equal_and_counted() -> None:

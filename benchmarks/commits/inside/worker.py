@@ -10,7 +10,7 @@ A JSON request on a line of stdin, a JSON reply on a line of stdout:
     transcribe  audio, generation, config              -> an answer for each segment
     stream      audio, piece_s, ask_at_s, stream, generation -> an answer with all updates; then one about the middle
     together    requests                               -> all answers of these requests, each in a thread of its own
-    margin      audio, window, ask, token_ids          -> margin, by which the best logit behind these tokens leads
+    margin      audio, window, ask, token_ids          -> best: what the best logit behind these is of; margin: its lead
 
 What answers has `answers`, and `seconds`: name -> what it took. A failure is {"error": reason}.
 """
@@ -179,8 +179,9 @@ def margin(engine: Engine, request: Json) -> Json:
     audio_embeds = engine.encoder.encode(engine.load_audio(pcm, rate))
     inputs = np.concatenate([embed(ids.before), audio_embeds, embed([*ids.after, *request["token_ids"]])])
     with engine.decoder.open(1, len(inputs)) as (slot,):
-        second, best = np.sort(engine.decoder.prefill(slot, inputs))[-2:]
-    return {"margin": float(best - second)}
+        logits = engine.decoder.prefill(slot, inputs)
+    second, best = np.argsort(logits, kind="stable")[-2:]
+    return {"margin": float(logits[best] - logits[second]), "best": int(best)}
 
 
 DO: dict[str, Callable[[Engine, Json], Json]] = {
