@@ -10,6 +10,7 @@ in turn. Checkpoints and bundles stay in build/commits, and so does results.json
 import argparse
 import datetime
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -127,7 +128,7 @@ def _latency(
         arguments.answer_tokens,
         arguments.transcribe_s,
     )
-    rows = measure(models, workers, bundles, root, method)
+    rows = measure(models, workers, bundles, root, method, arguments.kind)
     print(report.latency_table(rows))
     return {"method": asdict(method), "rows": rows}
 
@@ -191,4 +192,5 @@ def _shapes(text: str) -> list[Model]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the work tree goes, too
     sys.exit(main())

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from benchmarks.commits import recordings
 from benchmarks.commits.cases import ASKS, BLOCK_STREAMS, STREAMS, Case, Json, stream, together
 from benchmarks.commits.models import Model
-from benchmarks.commits.tokens import ask, differences, hears_in_blocks
+from benchmarks.commits.tokens import ask, chosen, differences, hears_in_blocks
 from benchmarks.peers.processes import Worker
 from benchmarks.peers.summary import quartiles
 
@@ -38,14 +38,16 @@ def measure(
     bundles: dict[str, dict[str, Path]],
     root: Path,
     method: Method,
+    kinds: Sequence[str],
 ) -> list[Json]:
-    """A row for each model, case and stage."""
+    """A row for each model, case of these kinds, and stage."""
     rows = []
     for model in models:
         for name, worker in workers.items():
             worker.request(do="load", bundle=str(bundles[name][model.name]), threads=method.threads)
         blocks = hears_in_blocks(model.checkpoint(root / "checkpoints"))
-        for case in (bar := tqdm(latency_cases(root / "inputs", blocks, method), desc=model.name, unit="case")):
+        cases = chosen(latency_cases(root / "inputs", blocks, method), kinds)
+        for case in (bar := tqdm(cases, desc=model.name, unit="case")):
             bar.set_postfix_str(case.name)
             warm = {name: ask(worker, case.request) for name, worker in workers.items()}
             same = not differences(warm["base"], warm["new"])
@@ -62,8 +64,8 @@ def latency_cases(folder: Path, blocks: bool, method: Method) -> list[Case]:
     streams = STREAMS | BLOCK_STREAMS if blocks else STREAMS
     long = str(recordings.story(folder, method.transcribed_s))
     return [
-        Case("generate", "10 s, greedy", question | {"config": exactly}),
-        Case("generate", "10 s, 4 beams", question | {"config": exactly | {"num_beams": 4}}),
+        Case("greedy", "10 s, greedy", question | {"config": exactly}),
+        Case("beams", "10 s, 4 beams", question | {"config": exactly | {"num_beams": 4}}),
         Case(
             "listen",
             "listen to 10 s, 3 asks",
