@@ -21,22 +21,24 @@ from salmonrun.export.parity.gate import prove
 from salmonrun.export.progress import Progress, counted
 from salmonrun.runtime import __version__
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
-from salmonrun.runtime.bundle import (
+from salmonrun.runtime.bundle import file_sha256
+from salmonrun.runtime.config import AudioConfig
+from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError
+from salmonrun.runtime.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     EmbeddingSpec,
     FileSpec,
     GraphSpec,
     LlmSpec,
+    LlmWeights,
     Manifest,
+    OnnxWeights,
     Precision,
     Provenance,
     WeightPrecision,
-    file_sha256,
     manifest_bytes,
 )
-from salmonrun.runtime.config import AudioConfig
-from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
 from salmonrun.training.model.llm import EMBEDDING, published_parameters
@@ -225,14 +227,16 @@ def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, Grap
         vocab_size=shape.vocab_size,
         dim=shape.dim,
         layers=shape.layers,
+        heads=shape.heads,
         kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,
+        eps=shape.eps,
+        windows=shape.windows,
+        experts=shape.experts,
         max_length=_max_length(source, options),
-        dtype="float16" if options.target == "cuda" else "float32",
+        weights=LlmWeights(onnx=_onnx_weights(options)),
         embedding=EmbeddingSpec(EMBEDDING_FILE, EMBEDDING_DTYPES[dtype], shape.vocab_size, shape.dim),
     )
-    quantized = options.llm_precision != "fp32"
-    plain: WeightPrecision = "fp16" if options.target == "cuda" else "fp32"
     return Manifest(
         format_version=FORMAT_VERSION,
         manifest_sha256="",
@@ -246,8 +250,6 @@ def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, Grap
             whisper=options.encoder_precision,
             audio_encoder=options.encoder_precision if config.audio_encoder else None,
             qformer="fp32",
-            llm=options.llm_precision if quantized else plain,
-            lm_head="int8" if quantized else plain,
         ),
         provenance=Provenance(
             model=config.name,
@@ -256,12 +258,20 @@ def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, Grap
             lora_scale=config.lora.scale if config.lora else None,
             pruned_layers=config.sources.llm.left_out_layers if config.sources.llm else (),
             whisper_pruned_layers=config.sources.whisper.left_out_layers if config.sources.whisper else (),
-            quantization="symmetric, blocks of 32, round to nearest" if quantized else "",
+            quantization="symmetric, blocks of 32, round to nearest" if options.llm_precision != "fp32" else "",
         ),
         graphs=graphs,
         files=_files(folder),
         streaming=config.streaming,
     )
+
+
+def _onnx_weights(options: ExportOptions) -> OnnxWeights:
+    dtype: Literal["float16", "float32"] = "float16" if options.target == "cuda" else "float32"
+    if options.llm_precision != "fp32":
+        return OnnxWeights(dtype, options.llm_precision, lm_head="int8")
+    plain: WeightPrecision = "fp16" if options.target == "cuda" else "fp32"
+    return OnnxWeights(dtype, plain, plain)
 
 
 def _audio(source: Checkpoint, options: ExportOptions) -> AudioConfig:

@@ -142,6 +142,7 @@ class _Layers:
     def _mixture(self, x: str, prefix: str) -> str:
         """Experts, and the one that all positions share if there is one. Routers stay in full precision."""
         graph, shape = self._graph, self._shape
+        assert shape.experts is not None, "its tensors say that it has some"
         names = EXPERTS[shape.config.model_type]
         flat = graph.op("Reshape", x, graph.ints(-1, shape.dim))
         router = to_numpy(self._tensors[f"{prefix}gate.weight"]())
@@ -150,8 +151,8 @@ class _Layers:
             flat,
             plain_linear(graph, flat, f"{prefix}gate", router, None),
             [f"{prefix}experts.{i}." for i in range(len(router))],
-            shape.experts_per_token,
-            shape.normalised_experts,
+            shape.experts.per_token,
+            shape.experts.normalised,
             lambda rows, expert: self._mlp(rows, expert, (names.gate, names.up, names.down)),
         )
         shared = f"{prefix}shared_expert_gate"
