@@ -15,13 +15,13 @@ from salmonrun.export.graphs.linear import (
     LLM_LINEARS,
     LM_HEAD_LINEARS,
     Linear,
-    LlmPrecision,
     Matrix,
     Stacked,
     blockwise_linear,
     dynamic_int8_linear,
     plain_linear,
 )
+from salmonrun.export.options import LlmPrecision
 from salmonrun.kernels.formats import dequantize_blocks, quantize_blocks
 from salmonrun.runtime.arrays import F32
 
