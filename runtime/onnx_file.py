@@ -193,7 +193,7 @@ class _Reader:
         if dtype not in DTYPES or shape is None:
             raise OnnxFileError(f"{name!r} has no shape, or values of type {dtype}")
         dims = tuple(self._dim(span) for _, _, span in self._fields(shape, _SHAPE))
-        _check_dims([dim for dim in dims if isinstance(dim, int)])
+        _check_dims([dim if isinstance(dim, int) else 0 for dim in dims])
         return TensorSpec(name, DTYPES[dtype][0], dims)
 
     def _dim(self, dim: Span) -> int | str:
@@ -224,7 +224,7 @@ class _Reader:
             field = known.get(tag)
             if field is None or (field in seen and field not in repeated):
                 what = f"field {tag >> 3} (wire type {tag & 7})" if field is None else f"{field} twice"
-                raise OnnxFileError(f"byte {start}: {what} in a {kind.name} is nothing that the exporter writes")
+                raise OnnxFileError(f"byte {start}: {what} of {kind.name} is nothing that the exporter writes")
             seen.add(field)
             if tag & 7 == VARINT:
                 number, at = self._varint(at, end)
@@ -234,7 +234,7 @@ class _Reader:
             if tag & 7 == BYTES:
                 length, at = self._varint(at, end)
             if length > end - at:
-                raise OnnxFileError(f"byte {start}: {field} of a {kind.name} is cut off")
+                raise OnnxFileError(f"byte {start}: {field} of {kind.name} is cut off")
             yield field, 0, (at, at + length)
             at += length
 

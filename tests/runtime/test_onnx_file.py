@@ -101,6 +101,10 @@ def entry(model: Model, key: str, value: str) -> None:
     found.value = value
 
 
+def first_dims(model: Model) -> Any:
+    return model.graph.input[0].type.tensor_type.shape.dim
+
+
 def body() -> onnx.GraphProto:
     return helper.make_graph([helper.make_node("Identity", ["x"], ["z"])], "body", [], [])
 
@@ -129,14 +133,14 @@ def with_attribute(**attribute: Any) -> Callable[[Model], None]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda model: model.functions.append(function()), r"field 25 .* in a ModelProto"),
-        (lambda model: model.metadata_props.add(key="ort_config", value="{}"), r"field 14 .* in a ModelProto"),
-        (lambda model: model.training_info.add(), r"field 20 .* in a ModelProto"),
-        (with_attribute(then_branch=body()), r"field 6 .* in a AttributeProto"),
-        (with_attribute(branches=[body()]), r"field 11 .* in a AttributeProto"),
-        (with_attribute(value=sparse()), r"field 22 .* in a AttributeProto"),
+        (lambda model: model.functions.append(function()), r"field 25 .* of ModelProto"),
+        (lambda model: model.metadata_props.add(key="ort_config", value="{}"), r"field 14 .* of ModelProto"),
+        (lambda model: model.training_info.add(), r"field 20 .* of ModelProto"),
+        (with_attribute(then_branch=body()), r"field 6 .* of AttributeProto"),
+        (with_attribute(branches=[body()]), r"field 11 .* of AttributeProto"),
+        (with_attribute(value=sparse()), r"field 22 .* of AttributeProto"),
         (external_attribute, "an attribute's tensor lies in another file"),
-        (lambda model: model.graph.sparse_initializer.append(sparse()), r"field 15 .* in a GraphProto"),
+        (lambda model: model.graph.sparse_initializer.append(sparse()), r"field 15 .* of GraphProto"),
         (lambda model: model.graph.ClearField("input") or model.ClearField("graph"), "it has no graph"),
         (lambda model: entry(model, "offset", "-4096"), "lies at offset '-4096'"),
         (lambda model: entry(model, "offset", "+4096"), r"lies at offset '\+4096'"),
@@ -157,8 +161,9 @@ def with_attribute(**attribute: Any) -> Callable[[Model], None]:
         ),
         (lambda model: model.graph.input[0].type.ClearField("tensor_type"), "'x' has no shape"),
         (lambda model: model.graph.input[0].type.tensor_type.ClearField("shape"), "'x' has no shape"),
-        (lambda model: model.graph.input[0].type.sequence_type.elem_type.SetInParent(), "in a TypeProto"),
+        (lambda model: model.graph.input[0].type.sequence_type.elem_type.SetInParent(), "of TypeProto"),
         (lambda model: model.graph.input[0].type.tensor_type.shape.dim.add(), "neither a number nor a name"),
+        (lambda model: [first_dims(model).add(dim_param="n") for _ in range(7)], "too many"),
         (lambda model: model.graph.input.extend([model.graph.input[0]] * 4096), "more than 4096 inputs"),
     ],
 )
@@ -186,16 +191,16 @@ def length(content: bytes) -> bytes:
     ("content", "message"),
     [
         (b"", "it has no graph"),
-        (b"nonsense", r"byte 0: field 13 \(wire type 6\) in a ModelProto"),
+        (b"nonsense", r"byte 0: field 13 \(wire type 6\) of ModelProto"),
         (b"\x08", "a number is cut off"),
         (b"\x08" + b"\xff" * 10 + b"\x01", "more than 64 bits"),
         (b"\x08" + b"\xff" * 9 + b"\x7f", "more than 64 bits"),
-        (b"\x3a\x05abc", "graph of a ModelProto is cut off"),
-        (b"\x3a" + b"\xff" * 9 + b"\x01", "graph of a ModelProto is cut off"),
+        (b"\x3a\x05abc", "graph of ModelProto is cut off"),
+        (b"\x3a" + b"\xff" * 9 + b"\x01", "graph of ModelProto is cut off"),
         (b"\x3b", r"field 7 \(wire type 3\)"),  # a group, which may nest without end
-        (field(7, b"") + field(7, b""), "graph twice in a ModelProto"),
+        (field(7, b"") + field(7, b""), "graph twice of ModelProto"),
         (field(7, field(1, field(4, b"\xff"))), "not UTF-8"),
-        (field(7, field(5, b"\x0a\x02\x01\x01")), r"field 1 \(wire type 2\) in a TensorProto"),  # packed
+        (field(7, field(5, b"\x0a\x02\x01\x01")), r"field 1 \(wire type 2\) of TensorProto"),  # packed
         (b"\x80", "field 0"),
     ],
 )
