@@ -1,82 +1,37 @@
 """Checkpoint to bundle: every part built, compared with PyTorch, described, hashed, and moved into place at once."""
 
-import math
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from salmonrun.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder, WeightFile
 from salmonrun.export.graphs.encoders import BUILDERS
-from salmonrun.export.graphs.linear import ENCODER_LINEARS, EncoderPrecision, LlmPrecision
+from salmonrun.export.graphs.linear import ENCODER_LINEARS
 from salmonrun.export.graphs.llm import build_llm_graph
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.qformer import build_qformer
 from salmonrun.export.graphs.whisper import build_whisper
+from salmonrun.export.manifest import (
+    EMBEDDING_DTYPES,
+    EMBEDDING_FILE,
+    audio_config,
+    list_files,
+    make_manifest,
+    max_length,
+    write_manifest,
+)
+from salmonrun.export.options import ExportOptions
 from salmonrun.export.parity.gate import prove
 from salmonrun.export.progress import Progress, counted
-from salmonrun.runtime import __version__
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
-from salmonrun.runtime.bundle import (
-    FORMAT_VERSION,
-    MANIFEST,
-    EmbeddingSpec,
-    FileSpec,
-    GraphSpec,
-    LlmSpec,
-    Manifest,
-    Precision,
-    Provenance,
-    WeightPrecision,
-    file_sha256,
-    manifest_bytes,
-)
-from salmonrun.runtime.config import AudioConfig
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError
-from salmonrun.runtime.tokenizer import Tokenizer
+from salmonrun.runtime.manifest import GraphSpec
 from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
 from salmonrun.training.model.llm import EMBEDDING, published_parameters
-
-DEFAULT_MAX_LENGTH = 4096
-MIN_MAX_LENGTH = 256  # 30 s of audio, a prompt and a short answer
-EMBEDDING_FILE = "llm/embed_tokens.bin"
-EMBEDDING_DTYPES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] = {
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What kind of bundle to make."""
-
-    encoder_precision: EncoderPrecision = "fp32"
-    llm_precision: LlmPrecision = "fp32"
-    target: Literal["cpu", "cuda"] = "cpu"
-    window: Literal["padded", "trimmed"] | None = None  # None: as the checkpoint was trained
-    max_length: int = DEFAULT_MAX_LENGTH  # positions of the KV cache; never more than the LLM has
-    parity_budget: float = 0.35  # quantized bundles: largest relative error (rms) of any stage
-    lora_scale: float | None = None  # factor on the LLM's adapters; None: alpha / r, as they were trained
-
-    def __post_init__(self) -> None:
-        if self.target == "cuda" and self.encoder_precision == "int8":
-            raise ConfigError("int8 encoders run on the CPU only; use --encoder-precision fp32 with --target cuda")
-        if self.max_length < MIN_MAX_LENGTH:
-            raise ConfigError(f"max_length is {self.max_length}; it must be at least {MIN_MAX_LENGTH}")
-        if not self.parity_budget > 0:
-            raise ConfigError(f"parity_budget is {self.parity_budget}; it must be above 0")
-        if self.lora_scale is not None and not math.isfinite(self.lora_scale):
-            raise ConfigError(f"lora_scale is {self.lora_scale}; it must be a number")
-
-    @property
-    def exact(self) -> bool:
-        """Whether the bundle must compute what PyTorch computes, but for rounding."""
-        return (self.encoder_precision, self.llm_precision, self.target) == ("fp32", "fp32", "cpu")
 
 
 def export_bundle(
@@ -105,7 +60,7 @@ def export_bundle(
     if out.exists():
         raise BundleError(f"{out} exists; choose another name or remove it")
     source = _rescaled(open_checkpoint(checkpoint), options.lora_scale)
-    _audio(source, options)
+    audio_config(source, options)  # refuses what cannot be, before anything is written
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -146,10 +101,10 @@ def _write(source: Checkpoint, options: ExportOptions, folder: Path, golden_audi
             graphs[name] = _write_graph(folder, file, build)
         _write_embedding(source, folder / EMBEDDING_FILE)
         shutil.copyfile(source.tokenizer_file, folder / "tokenizer.json")
-        manifest = _manifest(source, options, graphs, folder)
-        _write_manifest(manifest, folder)
+        manifest = make_manifest(source, options, graphs, folder)
+        write_manifest(manifest, folder)
         prove(source, folder, golden_audio, None if options.exact else options.parity_budget, progress)
-    _write_manifest(replace(manifest, files=_files(folder)), folder)
+    write_manifest(replace(manifest, files=list_files(folder)), folder)
 
 
 def _builders(
@@ -183,7 +138,7 @@ def _llm_builder(
     source: Checkpoint, options: ExportOptions, progress: Progress
 ) -> Callable[[WeightFile], GraphBuilder]:
     """The LLM's graph, its tensors' names and shapes checked before anything is built."""
-    shape, length = LlmShape.from_config(source.config.llm), _max_length(source, options)
+    shape, length = LlmShape.from_config(source.config.llm), max_length(source, options)
     size = sum(parameter.numel() for parameter in published_parameters(load_llm(source, device="meta")).values())
     dtype = FLOAT16 if options.target == "cuda" else FLOAT
 
@@ -214,87 +169,3 @@ def _write_embedding(source: Checkpoint, path: Path) -> None:
         raise CheckpointError(f"{EMBEDDING} has dtype {tensor.dtype}; expected one of {list(EMBEDDING_DTYPES)}")
     with path.open("wb") as file:
         tensor.view(torch.uint8).numpy().tofile(file)
-
-
-def _manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, GraphSpec], folder: Path) -> Manifest:
-    config = source.config
-    shape = LlmShape.from_config(config.llm)
-    _check_ids(source, shape.vocab_size)
-    dtype = source.parts["llm"][EMBEDDING]().dtype
-    llm = LlmSpec(
-        vocab_size=shape.vocab_size,
-        dim=shape.dim,
-        layers=shape.layers,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        max_length=_max_length(source, options),
-        dtype="float16" if options.target == "cuda" else "float32",
-        embedding=EmbeddingSpec(EMBEDDING_FILE, EMBEDDING_DTYPES[dtype], shape.vocab_size, shape.dim),
-    )
-    quantized = options.llm_precision != "fp32"
-    plain: WeightPrecision = "fp16" if options.target == "cuda" else "fp32"
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        manifest_sha256="",
-        target=options.target,
-        audio=_audio(source, options),
-        fbank=config.audio_encoder.fbank if config.audio_encoder else None,
-        window=config.qformer.window,
-        prompt=config.prompt,
-        llm=llm,
-        precision=Precision(
-            whisper=options.encoder_precision,
-            audio_encoder=options.encoder_precision if config.audio_encoder else None,
-            qformer="fp32",
-            llm=options.llm_precision if quantized else plain,
-            lm_head="int8" if quantized else plain,
-        ),
-        provenance=Provenance(
-            model=config.name,
-            exporter=f"salmonrun {__version__}",
-            sources=source.hashes(),
-            lora_scale=config.lora.scale if config.lora else None,
-            pruned_layers=config.sources.llm.left_out_layers if config.sources.llm else (),
-            whisper_pruned_layers=config.sources.whisper.left_out_layers if config.sources.whisper else (),
-            quantization="symmetric, blocks of 32, round to nearest" if quantized else "",
-        ),
-        graphs=graphs,
-        files=_files(folder),
-        streaming=config.streaming,
-    )
-
-
-def _audio(source: Checkpoint, options: ExportOptions) -> AudioConfig:
-    """The bundle's settings of the audio.
-
-    Raises:
-        ConfigError: the window that `options` asks for is not one to stream with.
-    """
-    audio = replace(source.config.audio, window=options.window or source.config.audio.window)
-    if source.config.streaming:
-        source.config.streaming.check(audio, source.config.qformer.window)
-    return audio
-
-
-def _max_length(source: Checkpoint, options: ExportOptions) -> int:
-    return min(options.max_length, int(source.config.llm.get("max_position_embeddings", options.max_length)))
-
-
-def _check_ids(source: Checkpoint, vocab_size: int) -> None:
-    """Every id that can occur must have an embedding."""
-    tokens = Tokenizer(source.tokenizer_file).vocab_size
-    if tokens > vocab_size:
-        raise CheckpointError(f"tokenizer.json has {tokens} tokens, the LLM {vocab_size}: they do not belong together")
-    prompt = source.config.prompt
-    for token_id in (*prompt.stop_token_ids, *(() if prompt.bos_token_id is None else (prompt.bos_token_id,))):
-        if not 0 <= token_id < vocab_size:
-            raise CheckpointError(f"prompt uses token id {token_id}, the LLM has {vocab_size}")
-
-
-def _files(folder: Path) -> dict[str, FileSpec]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {path.relative_to(folder).as_posix(): FileSpec(path.stat().st_size, file_sha256(path)) for path in paths}
-
-
-def _write_manifest(manifest: Manifest, folder: Path) -> None:
-    (folder / MANIFEST).write_bytes(manifest_bytes(manifest))

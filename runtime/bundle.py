@@ -3,125 +3,24 @@
 import hashlib
 import json
 import os
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from salmonrun.runtime.config import AudioConfig, BlockConfig, FbankConfig, PromptConfig, WindowConfig
 from salmonrun.runtime.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
-from salmonrun.runtime.schema import from_dict, to_dict
+from salmonrun.runtime.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    FileSpec,
+    GraphSpec,
+    Manifest,
+    OnnxWeights,
+    manifest_hash,
+)
+from salmonrun.runtime.schema import from_dict
+from salmonrun.runtime.signature import check_graph, check_signatures
 
-FORMAT_VERSION = 3
-MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
-_OWN_HASH = re.compile(rb'("manifest_sha256":\s*)"[0-9a-f]{64}"')
-_NO_HASH = "0" * 64
-
-WeightPrecision = Literal["fp32", "fp16", "int8", "int4"]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph; a dimension is a size or the name of a free one."""
-
-    name: str
-    dtype: str  # "float32", "float16", "int32", "int64"
-    dims: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One ONNX file."""
-
-    file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    @property
-    def result(self) -> str:
-        """Name of the output that is not kept for the next run."""
-        return next(spec.name for spec in self.outputs if not spec.name.startswith("present_"))
-
-    @property
-    def past(self) -> tuple[TensorSpec, ...]:
-        """What it is given of earlier runs: the KV of an LLM, and of an encoder that hears in blocks."""
-        return tuple(spec for spec in self.inputs if spec.name.startswith("past_"))
-
-
-@dataclass(frozen=True)
-class FileSpec:
-    """What a file's bytes must be."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class EmbeddingSpec:
-    """The token embedding table: raw little-endian rows [vocab_size, dim]."""
-
-    file: str
-    dtype: Literal["float32", "float16", "bfloat16"]
-    rows: int
-    dim: int
-
-
-@dataclass(frozen=True)
-class LlmSpec:
-    """What the decoder needs to know."""
-
-    vocab_size: int
-    dim: int
-    layers: int
-    kv_heads: int
-    head_dim: int
-    max_length: int  # positions a sequence may have, prompt included
-    dtype: Literal["float32", "float16"]  # of activations and KV cache
-    embedding: EmbeddingSpec
-
-
-@dataclass(frozen=True)
-class Precision:
-    """What the weights of each part are stored as."""
-
-    whisper: WeightPrecision
-    audio_encoder: WeightPrecision | None
-    qformer: WeightPrecision
-    llm: WeightPrecision
-    lm_head: WeightPrecision
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where the bundle comes from."""
-
-    model: str
-    exporter: str
-    sources: dict[str, str] = field(default_factory=dict)  # file -> sha256
-    lora_scale: float | None = None  # of the adapters merged into the LLM
-    pruned_layers: tuple[int, ...] = ()  # of the LLM, as its files number them
-    whisper_pruned_layers: tuple[int, ...] = ()
-    quantization: str = ""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """bundle.json."""
-
-    format_version: int
-    manifest_sha256: str  # of bundle.json itself, with these 64 digits as zeros
-    target: Literal["cpu", "cuda"]
-    audio: AudioConfig
-    window: WindowConfig
-    prompt: PromptConfig
-    llm: LlmSpec
-    precision: Precision
-    provenance: Provenance
-    graphs: dict[str, GraphSpec]  # whisper, audio_encoder (if any), qformer, llm
-    files: dict[str, FileSpec]  # every file but bundle.json
-    streaming: BlockConfig | None = None  # encoders that also hear in blocks; None: recordings at once only
-    fbank: FbankConfig | None = None  # the front end of the audio encoder; None: there is none
+NATIVE_PAGE = 2 * 2**20  # the native decoder's weights are mapped with pages of this size
 
 
 @dataclass(frozen=True)
@@ -137,24 +36,53 @@ class Bundle:
             raise BundleIntegrityError(f"{self.folder}: {name!r} is not listed in {MANIFEST}; export the bundle again")
         return self.folder / name
 
+    def graph(self, name: str) -> GraphSpec:
+        """What the manifest says of a graph.
+
+        Raises:
+            BundleError: the bundle has no such graph; without `llm`, its LLM is for other decoders.
+        """
+        if name not in self.manifest.graphs:
+            raise BundleError(
+                f"{self.folder} has no graph {name!r}, only {', '.join(self.manifest.graphs)}, and weights of the LLM "
+                f"for {', '.join(self.manifest.llm.weights.decoders)}: choose another decoder, or export for this one"
+            )
+        return self.manifest.graphs[name]
+
+    @property
+    def onnx_weights(self) -> OnnxWeights:
+        """The LLM's weights for ONNX Runtime.
+
+        Raises:
+            BundleError: there are none.
+        """
+        self.graph("llm")
+        weights = self.manifest.llm.weights.onnx
+        assert weights is not None, "open_bundle has checked that they come with the graph"
+        return weights
+
 
 def open_bundle(folder: str | os.PathLike[str], verify: bool = True) -> Bundle:
     """Read and check a bundle.
 
     Args:
         folder: of the bundle.
-        verify: hash every file. Sizes, paths and the manifest's own hash are always checked.
+        verify: hash every file. Sizes, paths, the manifest's own hash and the graphs are always checked.
 
     Raises:
-        BundleVersionError: written in a newer format.
+        BundleVersionError: written in another format.
         BundleIntegrityError: a file is missing, changed, linked or outside the folder.
-        BundleError: not a bundle, or a manifest that does not follow the specification.
+        BundleError: not a bundle, a manifest that does not follow the specification, or a graph that is not as it says.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
     for name, spec in manifest.files.items():
         _check_file(folder, name, spec, verify)
     _check_references(manifest, folder)
+    _check_consistency(manifest, folder)
+    for graph in manifest.graphs.values():
+        data = manifest.files.get(graph.weights)
+        check_graph(folder / graph.file, graph, data.size if data else 0)
     return Bundle(folder, manifest)
 
 
@@ -218,64 +146,46 @@ def _check_file(folder: Path, name: str, spec: FileSpec, verify: bool) -> None:
 
 
 def _check_references(manifest: Manifest, folder: Path) -> None:
-    needed = {"whisper", "qformer", "llm"}
-    missing = needed - set(manifest.graphs)
-    if missing:
-        raise BundleError(f"{folder}/{MANIFEST} has no graph {sorted(missing)}; it must have {sorted(needed)}")
-    for name in [graph.file for graph in manifest.graphs.values()] + [manifest.llm.embedding.file, "tokenizer.json"]:
+    """Every file that is used must be listed, and of the size that is expected."""
+    llm, graphs = manifest.llm, manifest.graphs.values()
+    for name in (*(graph.file for graph in graphs), *llm.weights.files, llm.embedding.file, "tokenizer.json"):
         if name not in manifest.files:
             raise BundleIntegrityError(f"{folder}/{MANIFEST} uses {name!r} but does not list it under files")
-    for graph in manifest.graphs.values():
-        weights = f"{graph.file}.data"
-        if weights not in manifest.files and (folder / weights).exists():
-            raise BundleIntegrityError(f"{folder}/{weights} is there, but {MANIFEST} does not list it; export again")
-    _check_consistency(manifest, folder)
-    table = manifest.llm.embedding
-    expected = table.rows * table.dim * (4 if table.dtype == "float32" else 2)
-    if manifest.files[table.file].size != expected:
+    for graph in graphs:
+        if graph.weights not in manifest.files and (folder / graph.weights).exists():
+            raise BundleIntegrityError(
+                f"{folder}/{graph.weights} is there, but {MANIFEST} does not list it; export again"
+            )
+    table = llm.embedding
+    expected, found = table.rows * table.dim * (4 if table.dtype == "float32" else 2), manifest.files[table.file].size
+    if found != expected:
         raise BundleError(
-            f"{folder}/{table.file} has {manifest.files[table.file].size} bytes; "
-            f"{table.rows} x {table.dim} {table.dtype} values take {expected}"
+            f"{folder}/{table.file} has {found} bytes; {table.rows} x {table.dim} {table.dtype} values take {expected}"
         )
+    native = llm.weights.native
+    size = manifest.files[native.file].size if native else 0
+    if native and (not size or size % NATIVE_PAGE):
+        raise BundleError(f"{folder}/{native.file} has {size} bytes; expected a multiple of {NATIVE_PAGE}")
 
 
 def _check_consistency(manifest: Manifest, folder: Path) -> None:
     """Parts of the manifest that must agree with each other."""
     llm, prompt = manifest.llm, manifest.prompt
+    if (llm.embedding.rows, llm.embedding.dim) != (llm.vocab_size, llm.dim):
+        raise BundleError(
+            f"{folder}/{MANIFEST}: the embedding table is {llm.embedding.rows} x {llm.embedding.dim}, "
+            f"the LLM has {llm.vocab_size} tokens of {llm.dim}"
+        )
     special = [*prompt.stop_token_ids, *([] if prompt.bos_token_id is None else [prompt.bos_token_id])]
     for token_id in special:
         if not 0 <= token_id < llm.vocab_size:
             raise BundleError(f"{folder}/{MANIFEST}: prompt has token id {token_id}, the LLM has {llm.vocab_size}")
-    hears = any(spec.name == "audio" for spec in manifest.graphs["qformer"].inputs)
-    if hears != ("audio_encoder" in manifest.graphs):
-        raise BundleError(f"{folder}/{MANIFEST}: the inputs of qformer and the graph audio_encoder do not fit together")
-    if hears != (manifest.fbank is not None):
-        raise BundleError(f"{folder}/{MANIFEST}: fbank and the graph audio_encoder do not fit together")
-    if manifest.streaming:
-        try:
+    try:
+        if manifest.streaming:
             manifest.streaming.check(manifest.audio, manifest.window)
-        except ConfigError as error:
-            raise BundleError(f"{folder}/{MANIFEST}: {error}") from error
-    for name in ("whisper", "audio_encoder"):
-        if name in manifest.graphs and bool(manifest.graphs[name].past) != bool(manifest.streaming):
-            raise BundleError(f"{folder}/{MANIFEST}: streaming and the inputs of the {name} graph do not fit together")
-    buffers = [spec for spec in manifest.graphs["llm"].inputs if spec.name.startswith("past_")]
-    expected = ("batch", llm.kv_heads, "capacity", llm.head_dim)
-    if len(buffers) != 2 * llm.layers or any(spec.dims != expected for spec in buffers):
-        raise BundleError(f"{folder}/{MANIFEST}: the llm graph's KV buffers are not those of llm: {expected}")
-
-
-def manifest_bytes(manifest: Manifest) -> bytes:
-    """The manifest as it is stored, its own hash filled in."""
-    data = to_dict(manifest) | {"manifest_sha256": _NO_HASH}
-    content = (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
-    return content.replace(_NO_HASH.encode(), manifest_hash(content).encode(), 1)
-
-
-def manifest_hash(content: bytes) -> str:
-    """sha256 of a manifest's bytes with the digits of its own hash as zeros."""
-    blanked = _OWN_HASH.sub(rb'\1"' + _NO_HASH.encode() + b'"', content, count=1)
-    return hashlib.sha256(blanked).hexdigest()
+        check_signatures(manifest)
+    except (ConfigError, BundleError) as error:
+        raise BundleError(f"{folder}/{MANIFEST}: {error}") from error
 
 
 def file_sha256(path: Path) -> str:

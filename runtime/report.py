@@ -38,7 +38,7 @@ def describe(model: Model) -> Report:
         decoder=decoder.name,
         device=decoder.device,
         providers={**providers, "llm": decoder.providers},
-        precision={part: value for part, value in vars(manifest.precision).items() if value is not None},
+        precision=manifest.precisions(decoder.name),
         window=manifest.audio.window,
         threads=decoder.threads,
         onnxruntime=onnxruntime.__version__,

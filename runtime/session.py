@@ -9,14 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from salmonrun.runtime.bundle import Bundle, GraphSpec
+from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.errors import BundleError, DeviceError
+from salmonrun.runtime.manifest import GraphSpec
 
 Device = Literal["cpu", "cuda"]
 F32 = npt.NDArray[np.float32]
-
-_ONNX_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
-_ONNX_TYPES["tensor(int64)"] = "int64"
 
 
 def resolve_device(device: str, target: str) -> Device:
@@ -54,7 +52,7 @@ def usable_cores() -> int:
 
 @dataclass(frozen=True)
 class Graph:
-    """A loaded graph, its signature checked against the bundle's."""
+    """A loaded graph, and how it is called."""
 
     name: str
     session: onnxruntime.InferenceSession
@@ -86,10 +84,10 @@ def load_graph(bundle: Bundle, name: str, device: Device, threads: int) -> Graph
     """Create the session of one graph.
 
     Raises:
-        BundleError: the file is not a graph ONNX Runtime accepts, or its signature is not the manifest's.
+        BundleError: the bundle has no such graph, or ONNX Runtime does not accept it.
         DeviceError: the CUDA provider could not be started.
     """
-    spec = bundle.manifest.graphs[name]
+    spec = bundle.graph(name)
     path = bundle.path(spec.file)
     try:
         session = onnxruntime.InferenceSession(
@@ -99,9 +97,7 @@ def load_graph(bundle: Bundle, name: str, device: Device, threads: int) -> Graph
         raise BundleError(f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {error}") from error
     if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise DeviceError(f"device='cuda', but {name} was given {session.get_providers()}; check the CUDA driver")
-    graph = Graph(name, session, spec)
-    _check_signature(graph, str(path))
-    return graph
+    return Graph(name, session, spec)
 
 
 def _providers(device: Device) -> list[str]:
@@ -117,14 +113,3 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     # Each session has its own pool; one that is not running must not spin on the cores another needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
-
-
-def _check_signature(graph: Graph, path: str) -> None:
-    for kind, specs, nodes in (
-        ("input", graph.spec.inputs, graph.session.get_inputs()),
-        ("output", graph.spec.outputs, graph.session.get_outputs()),
-    ):
-        expected = {(spec.name, spec.dtype) for spec in specs}
-        found = {(node.name, _ONNX_TYPES.get(node.type, node.type)) for node in nodes}
-        if expected != found:
-            raise BundleError(f"{path} has {kind}s {sorted(found ^ expected)} that the manifest does not describe")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from salmonrun.runtime.bundle import GraphSpec, TensorSpec
+from salmonrun.runtime.manifest import GraphSpec, TensorSpec
 
 OPSET = 21
 MICROSOFT = "com.microsoft"

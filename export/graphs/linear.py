@@ -1,13 +1,14 @@
 """Matrix products in the precisions a bundle can have, as graph nodes: weights in, quantized weights and a node out."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from salmonrun.export.graphs.builder import FLOAT, MICROSOFT, NUMPY_TYPES, GraphBuilder
+from salmonrun.kernels.formats import Bytes, quantize_blocks
 
 F32 = npt.NDArray[np.float32]
 
@@ -24,9 +25,6 @@ class Matrix(Protocol):
 
 
 Linear = Callable[[GraphBuilder, str, str, Matrix, "F32 | None"], str]  # (graph, input, name, weight, [out]) -> output
-
-EncoderPrecision = Literal["fp32", "int8"]
-LlmPrecision = Literal["fp32", "int8", "int4"]
 
 BLOCK = 32  # the block size that is fast on both CPU and CUDA
 ACCURACY_INT8 = 4  # MatMulNBits quantizes activations to int8 per block: the level with VNNI kernels
@@ -84,9 +82,9 @@ def blockwise_linear(bits: int) -> Linear:
         rows, columns = weight.shape
         scales: list[F32] = []
 
-        def packed() -> Iterator[npt.NDArray[np.uint8]]:
+        def packed() -> Iterator[Bytes]:
             for piece in _pieces(rows, columns):
-                values, steps = quantize_blocks(weight[piece, ALL], bits)
+                values, steps = quantize_blocks(weight[piece, ALL], bits, BLOCK)
                 scales.append(steps)
                 yield values
 
@@ -112,28 +110,6 @@ def _pieces(count: int, width: int) -> Iterator[slice]:
     """Slices of `count` rows (or columns) of `width` values each, about PIECE values long."""
     step = max(1, PIECE // width)
     return (slice(i, i + step) for i in range(0, count, step))
-
-
-def dequantize_blocks(packed: npt.NDArray[np.uint8], scales: F32, bits: int) -> F32:
-    """What MatMulNBits computes with: [out, blocks * 32]."""
-    values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], BLOCK)
-    centred = values.astype(np.float32) - 2 ** (bits - 1)
-    return (centred * scales[..., None]).reshape(len(packed), -1)
-
-
-def quantize_blocks(weight: F32, bits: int) -> tuple[npt.NDArray[np.uint8], F32]:
-    """MatMulNBits' layout: packed [out, blocks, 32 * bits / 8] (low nibble first) and scales [out, blocks]."""
-    rows, columns = weight.shape
-    blocks = np.pad(weight, ((0, 0), (0, -columns % BLOCK))).reshape(rows, -1, BLOCK)
-    zero_point = 2 ** (bits - 1)
-    # The value of largest magnitude maps to the end of the range that has one step more.
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)
-    scale = largest / -zero_point  # [rows, blocks, 1]
-    inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0)
-    quantized = np.clip(np.rint(blocks * inverse) + zero_point, 0, 2**bits - 1).astype(np.uint8)
-    if bits == 4:
-        quantized = quantized[..., 0::2] | (quantized[..., 1::2] << 4)
-    return quantized, scale[..., 0]
 
 
 ENCODER_LINEARS: dict[str, Linear] = {"fp32": plain_linear, "int8": dynamic_int8_linear}

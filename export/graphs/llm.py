@@ -1,20 +1,17 @@
 """The LLM as one graph for prefill, step and verify, built node by node from its tensors."""
 
-import numpy as np
-
 from salmonrun.export.graphs.builder import FLOAT, INT32, INT64, MICROSOFT, GraphBuilder, WeightFile
+from salmonrun.export.graphs.layers import NamedLayers
 from salmonrun.export.graphs.linear import (
-    F32,
     LLM_LINEARS,
     LM_HEAD_LINEARS,
-    LlmPrecision,
     Stacked,
     plain_linear,
-    to_numpy,
 )
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.moe import mixture
 from salmonrun.export.graphs.rope import rope_tables
+from salmonrun.export.options import LlmPrecision
 from salmonrun.training.model.experts import EXPERTS
 from salmonrun.training.model.llm import EMBEDDING, LM_HEAD
 from salmonrun.training.tensors import LazyTensors
@@ -65,8 +62,7 @@ class _Layers:
     ) -> None:
         self._graph = graph
         self._shape = shape
-        self._tensors = tensors
-        self._precision = precision
+        self._named = NamedLayers(graph, tensors, LLM_LINEARS[precision])
         lengths = graph.input("seqlens_k", ["batch"], INT32)
         total = graph.input("total_sequence_length", [], INT32)
         cos, sin = rope_tables(shape.config, shape.head_dim, max_length)
@@ -79,13 +75,13 @@ class _Layers:
         x = self._attention(x, layer, f"{prefix}self_attn.")
         x, residual = self.norm(x, residual, f"{prefix}post_attention_layernorm")
         names = EXPERTS.get(self._shape.config.model_type)
-        if names and f"{prefix}{names.block}.gate.weight" in self._tensors:
+        if names and f"{prefix}{names.block}.gate.weight" in self._named:
             return self._mixture(x, f"{prefix}{names.block}."), residual
         return self._mlp(x, f"{prefix}mlp.", ("gate_proj", "up_proj", "down_proj")), residual
 
     def norm(self, x: str, residual: str, name: str) -> tuple[str, str]:
         """RMS norm of x + residual, and that sum; the first layer has no residual yet."""
-        scale, eps = self._weight(f"{name}.weight"), self._shape.eps
+        scale, eps = self._named.weight(f"{name}.weight"), self._shape.eps
         if not residual:
             kind = "SimplifiedLayerNormalization"
             return self._graph.named_op([f"{name}.out"], kind, x, scale, axis=-1, epsilon=eps, stash_type=1)[0], x
@@ -98,9 +94,9 @@ class _Layers:
     def _attention(self, x: str, layer: int, prefix: str) -> str:
         """Fused rotary attention that appends to the layer's KV buffers in place."""
         graph, shape = self._graph, self._shape
-        qkv = self._linear(x, f"{prefix}qkv_proj", *(f"{prefix}{p}_proj" for p in "qkv"))
+        qkv = self._named.linear(x, f"{prefix}qkv_proj", *(f"{prefix}{p}_proj" for p in "qkv"))
         inputs = [qkv, "", ""]
-        if f"{prefix}q_norm.weight" in self._tensors:
+        if f"{prefix}q_norm.weight" in self._named:
             inputs = self._head_norms(qkv, prefix)
         cache: list[int | str] = ["batch", shape.kv_heads, "capacity", shape.head_dim]
         past = [graph.input(f"past_{kind}.{layer}", cache) for kind in ("key", "value")]
@@ -118,7 +114,7 @@ class _Layers:
         )
         for name in present:
             graph.direct_output(name, cache)
-        return self._linear(output, f"{prefix}o_proj", f"{prefix}o_proj")
+        return self._named.linear(output, f"{prefix}o_proj")
 
     def _head_norms(self, qkv: str, prefix: str) -> list[str]:
         """Queries, keys and values apart, the first two RMS-normed per head: the kernel on the CPU does not do it."""
@@ -128,46 +124,36 @@ class _Layers:
         *normed, values = graph.op_n(3, "Split", qkv, widths, axis=-1)
         for i, (part, count) in enumerate(zip(normed, heads[:2], strict=True)):
             x = graph.op("Reshape", part, graph.ints(0, 0, count, shape.head_dim))
-            scale = self._weight(f"{prefix}{'qk'[i]}_norm.weight")
+            scale = self._named.weight(f"{prefix}{'qk'[i]}_norm.weight")
             x = graph.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=shape.eps, stash_type=1)
             normed[i] = graph.op("Reshape", x, graph.ints(0, 0, count * shape.head_dim))
         return [*normed, values]
 
     def _mlp(self, x: str, prefix: str, names: tuple[str, str, str]) -> str:
         graph = self._graph
-        gate, up = (self._linear(x, prefix + name, prefix + name) for name in names[:2])
+        gate, up = (self._named.linear(x, prefix + name) for name in names[:2])
         silu = graph.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x)
-        return self._linear(graph.op("Mul", silu, up), prefix + names[2], prefix + names[2])
+        return self._named.linear(graph.op("Mul", silu, up), prefix + names[2])
 
     def _mixture(self, x: str, prefix: str) -> str:
         """Experts, and the one that all positions share if there is one. Routers stay in full precision."""
         graph, shape = self._graph, self._shape
+        assert shape.experts is not None, "its tensors say that it has some"
         names = EXPERTS[shape.config.model_type]
         flat = graph.op("Reshape", x, graph.ints(-1, shape.dim))
-        router = to_numpy(self._tensors[f"{prefix}gate.weight"]())
+        router = self._named.array(f"{prefix}gate.weight")
         total = mixture(
             graph,
             flat,
             plain_linear(graph, flat, f"{prefix}gate", router, None),
             [f"{prefix}experts.{i}." for i in range(len(router))],
-            shape.experts_per_token,
-            shape.normalised_experts,
+            shape.experts.per_token,
+            shape.experts.normalised,
             lambda rows, expert: self._mlp(rows, expert, (names.gate, names.up, names.down)),
         )
         shared = f"{prefix}shared_expert_gate"
-        if f"{shared}.weight" in self._tensors:
-            gate = plain_linear(graph, flat, shared, to_numpy(self._tensors[f"{shared}.weight"]()), None)
+        if f"{shared}.weight" in self._named:
+            gate = plain_linear(graph, flat, shared, self._named.array(f"{shared}.weight"), None)
             output = self._mlp(flat, f"{prefix}shared_expert.", (names.gate, names.up, names.down))
             total = graph.op("Add", total, graph.op("Mul", output, graph.op("Sigmoid", gate)))
         return graph.op("Reshape", total, graph.op("Shape", x))
-
-    def _linear(self, x: str, name: str, *stacked: str) -> str:
-        """x times one matrix or several stacked ones, plus their biases if they have any."""
-        weight = Stacked([self._tensors[f"{part}.weight"]() for part in stacked])
-        bias: F32 | None = None
-        if f"{stacked[0]}.bias" in self._tensors:
-            bias = np.concatenate([to_numpy(self._tensors[f"{part}.bias"]()) for part in stacked])
-        return LLM_LINEARS[self._precision](self._graph, x, name, weight, bias)
-
-    def _weight(self, name: str) -> str:
-        return self._graph.weight(name, to_numpy(self._tensors[name]()))

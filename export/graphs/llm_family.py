@@ -10,6 +10,7 @@ from typing import Any, Literal
 from transformers import PreTrainedConfig
 
 from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.manifest import ExpertSpec
 from salmonrun.training.model.llm import llm_config
 
 
@@ -48,8 +49,7 @@ class LlmShape:
     eps: float
     tied: bool
     windows: tuple[int | None, ...]  # of each layer: positions it sees, its own included; None: all
-    experts_per_token: int
-    normalised_experts: bool
+    experts: ExpertSpec | None
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "LlmShape":
@@ -68,7 +68,6 @@ class LlmShape:
         head_dim = int(getattr(read, "head_dim", None) or read.hidden_size // read.num_attention_heads)
         if head_dim % 16:
             raise ConfigError(f"head_dim is {head_dim}; the attention kernel needs a multiple of 16")
-        normalised = family.normalised_experts
         return cls(
             config=read,
             layers=read.num_hidden_layers,
@@ -80,9 +79,15 @@ class LlmShape:
             eps=read.rms_norm_eps,
             tied=bool(read.tie_word_embeddings),
             windows=_windows(family, read),
-            experts_per_token=getattr(read, "num_experts_per_tok", 0),
-            normalised_experts=getattr(read, "norm_topk_prob", False) if normalised is None else normalised,
+            experts=_experts(family, read),
         )
+
+
+def _experts(family: Family, config: PreTrainedConfig) -> ExpertSpec | None:
+    if not hasattr(config, "num_experts_per_tok"):
+        return None
+    normalised = family.normalised_experts
+    return ExpertSpec(config.num_experts_per_tok, config.norm_topk_prob if normalised is None else normalised)
 
 
 def _windows(family: Family, config: PreTrainedConfig) -> tuple[int | None, ...]:

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from salmonrun.export.graphs.builder import GraphBuilder, WeightFile
+from salmonrun.export.graphs.layers import NamedLayers
 from salmonrun.export.graphs.linear import F32, plain_linear, to_numpy
 from salmonrun.training.model.config import QFormerConfig
 from salmonrun.training.model.qformer import BERT_EPS, BertAttention, QFormer, QFormerLayer
+from salmonrun.training.tensors import lazy
 
 LN_EPS = 1e-5
 
@@ -23,23 +25,23 @@ LN_EPS = 1e-5
 def build_qformer(config: QFormerConfig, qformer: QFormer, weights: WeightFile, llm_dim: int) -> GraphBuilder:
     """speech [1, S, Ds] and, with an audio encoder, audio [1, A, Da] -> audio_embeds [1, N, llm_dim]."""
     graph = GraphBuilder("qformer", weights)
-    windows = _windows(graph, config, _fuse(graph, qformer))  # [L, frames, width]
-    x = _first_layer(graph, config, qformer, windows)
+    named = NamedLayers(graph, lazy(qformer.state_dict()), plain_linear)
+    windows = _windows(graph, config, _fuse(graph, named, qformer))  # [L, frames, width]
+    x = _first_layer(graph, named, config, qformer, windows)
     for i in range(1, config.layers):
-        x = _layer(graph, config, qformer.layers[i], f"layers.{i}.", x, windows)  # type: ignore[arg-type]
-    embeds = _linear(graph, x, "proj", qformer.proj)
-    embeds = graph.op("Reshape", embeds, graph.ints(1, -1, llm_dim))
+        x = _layer(graph, named, config, qformer.layers[i], f"layers.{i}.", x, windows)  # type: ignore[arg-type]
+    embeds = graph.op("Reshape", named.linear(x, "proj"), graph.ints(1, -1, llm_dim))
     graph.output(embeds, "audio_embeds", [1, "audio_embeds", llm_dim])
     return graph
 
 
-def _fuse(graph: GraphBuilder, qformer: QFormer) -> str:
+def _fuse(graph: GraphBuilder, named: NamedLayers, qformer: QFormer) -> str:
     speech = graph.input("speech", [1, "frames", qformer.ln_speech.normalized_shape[0]])
-    speech = _norm(graph, speech, "ln_speech", qformer.ln_speech, LN_EPS)
+    speech = named.norm(speech, "ln_speech", LN_EPS)
     if qformer.ln_audio is None:
         return speech
     audio = graph.input("audio", [1, "audio_tokens", qformer.ln_audio.normalized_shape[0]])
-    audio = _norm(graph, audio, "ln_audio", qformer.ln_audio, LN_EPS)
+    audio = named.norm(audio, "ln_audio", LN_EPS)
     length = graph.op("Max", graph.dim(speech, 1), graph.dim(audio, 1))
     return graph.op("Concat", *(_pad(graph, x, length) for x in (speech, audio)), axis=2)
 
@@ -66,7 +68,7 @@ def _windows(graph: GraphBuilder, config: QFormerConfig, fused: str) -> str:
     return graph.op("Gather", graph.op("Squeeze", fused, graph.ints(0)), index, axis=0)
 
 
-def _first_layer(graph: GraphBuilder, config: QFormerConfig, qformer: QFormer, windows: str) -> str:
+def _first_layer(graph: GraphBuilder, named: NamedLayers, config: QFormerConfig, qformer: QFormer, windows: str) -> str:
     layer: QFormerLayer = qformer.layers[0]  # type: ignore[assignment]
     with torch.inference_mode():
         x = qformer.embed_norm(qformer.query_tokens)[None]
@@ -74,25 +76,32 @@ def _first_layer(graph: GraphBuilder, config: QFormerConfig, qformer: QFormer, w
         keys = _absorb_keys(layer.cross_attn, layer.cross_attn.query(x))  # [queries * heads, width]
     scores = graph.op("MatMul", windows, graph.weight("layers.0.absorbed_keys", keys.T))  # [L, frames, queries * heads]
     scores = graph.op("Transpose", scores, perm=[0, 2, 1])
-    attended = _attend(graph, config, layer.cross_attn, "layers.0.cross_attn.", scores, windows)
+    attended = _attend(graph, named, config, "layers.0.cross_attn.", scores, windows)
     residual = graph.weight("layers.0.residual", to_numpy(x)[None])
-    return _finish_layer(graph, layer, "layers.0.", graph.op("Add", attended, residual))
+    return _finish_layer(graph, named, "layers.0.", graph.op("Add", attended, residual))
 
 
-def _layer(graph: GraphBuilder, config: QFormerConfig, layer: QFormerLayer, prefix: str, x: str, windows: str) -> str:
+def _layer(
+    graph: GraphBuilder,
+    named: NamedLayers,
+    config: QFormerConfig,
+    layer: QFormerLayer,
+    prefix: str,
+    x: str,
+    windows: str,
+) -> str:
     """[L, queries, dim] -> [L, queries, dim]."""
-    x = _self_attention(graph, config, layer.self_attn, f"{prefix}self_attn.", x)
-    cross = layer.cross_attn
+    x = _self_attention(graph, named, config, layer.self_attn, f"{prefix}self_attn.", x)
     heads, head_dim, queries = config.heads, config.dim // config.heads, config.window.num_queries
-    q = _linear(graph, x, f"{prefix}cross_attn.query", cross.query)
+    q = named.linear(x, f"{prefix}cross_attn.query")
     q = graph.op("Reshape", q, graph.ints(-1, heads, head_dim))  # [L * queries, heads, head_dim]
-    keys = to_numpy(cross.key.weight).reshape(heads, head_dim, -1) / math.sqrt(head_dim)
+    keys = named.array(f"{prefix}cross_attn.key.weight").reshape(heads, head_dim, -1) / math.sqrt(head_dim)
     q = graph.op("MatMul", graph.op("Transpose", q, perm=[1, 0, 2]), graph.weight(f"{prefix}absorbed_keys", keys))
     q = graph.op("Transpose", q, perm=[1, 0, 2])  # [L * queries, heads, width]
     q = graph.op("Reshape", q, graph.ints(-1, queries * heads, keys.shape[2]))
     scores = graph.op("MatMul", q, graph.op("Transpose", windows, perm=[0, 2, 1]))  # [L, queries * heads, frames]
-    attended = _attend(graph, config, cross, f"{prefix}cross_attn.", scores, windows)
-    return _finish_layer(graph, layer, prefix, graph.op("Add", attended, x))
+    attended = _attend(graph, named, config, f"{prefix}cross_attn.", scores, windows)
+    return _finish_layer(graph, named, prefix, graph.op("Add", attended, x))
 
 
 def _absorb_keys(attention: BertAttention, q: torch.Tensor) -> F32:
@@ -104,22 +113,24 @@ def _absorb_keys(attention: BertAttention, q: torch.Tensor) -> F32:
 
 
 def _attend(
-    graph: GraphBuilder, config: QFormerConfig, attention: BertAttention, prefix: str, scores: str, windows: str
+    graph: GraphBuilder, named: NamedLayers, config: QFormerConfig, prefix: str, scores: str, windows: str
 ) -> str:
     """Scores [L, queries * heads, frames] -> output of the cross-attention [L, queries, dim], residual not added."""
     heads, head_dim = config.heads, config.dim // config.heads
     weighted = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), windows)  # [L, queries * heads, width]
-    values = to_numpy(attention.value.weight).reshape(heads, head_dim, -1).transpose(0, 2, 1)
+    values = named.array(f"{prefix}value.weight").reshape(heads, head_dim, -1).transpose(0, 2, 1)
     weighted = graph.op("Reshape", weighted, graph.ints(-1, heads, values.shape[1]))
     by_head = graph.op("Transpose", weighted, perm=[1, 0, 2])  # [heads, L * queries, width]
     by_head = graph.op("MatMul", by_head, graph.weight(f"{prefix}value.weight", values))
     joined = graph.op("Transpose", by_head, perm=[1, 0, 2])
     joined = graph.op("Reshape", joined, graph.ints(-1, config.window.num_queries, config.dim))
-    joined = graph.op("Add", joined, graph.weight(f"{prefix}value.bias", to_numpy(attention.value.bias)))
-    return _linear(graph, joined, f"{prefix}out", attention.out)
+    joined = graph.op("Add", joined, named.weight(f"{prefix}value.bias"))
+    return named.linear(joined, f"{prefix}out")
 
 
-def _self_attention(graph: GraphBuilder, config: QFormerConfig, attention: BertAttention, prefix: str, x: str) -> str:
+def _self_attention(
+    graph: GraphBuilder, named: NamedLayers, config: QFormerConfig, attention: BertAttention, prefix: str, x: str
+) -> str:
     """Post-norm self-attention among the queries of one window."""
     if config.window.num_queries == 1:
         with torch.inference_mode():
@@ -127,35 +138,25 @@ def _self_attention(graph: GraphBuilder, config: QFormerConfig, attention: BertA
             bias = to_numpy(attention.out.weight @ attention.value.bias + attention.out.bias)
         mixed = plain_linear(graph, x, f"{prefix}value_out", weight, bias)
     else:
-        q, k, v = (_heads(graph, config, x, f"{prefix}{name}", attention) for name in ("query", "key", "value"))
+        q, k, v = (_heads(graph, named, config, x, f"{prefix}{name}") for name in ("query", "key", "value"))
         scale = graph.weight(f"{prefix}scale", np.array(1 / math.sqrt(config.dim // config.heads), np.float32))
         scores = graph.op("MatMul", graph.op("Mul", q, scale), graph.op("Transpose", k, perm=[0, 1, 3, 2]))
         mixed = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), v)
         mixed = graph.op("Transpose", mixed, perm=[0, 2, 1, 3])
         mixed = graph.op("Reshape", mixed, graph.ints(-1, config.window.num_queries, config.dim))
-        mixed = _linear(graph, mixed, f"{prefix}out", attention.out)
-    return _norm(graph, graph.op("Add", x, mixed), f"{prefix}norm", attention.norm, BERT_EPS)
+        mixed = named.linear(mixed, f"{prefix}out")
+    return named.norm(graph.op("Add", x, mixed), f"{prefix}norm", BERT_EPS)
 
 
-def _heads(graph: GraphBuilder, config: QFormerConfig, x: str, name: str, attention: BertAttention) -> str:
+def _heads(graph: GraphBuilder, named: NamedLayers, config: QFormerConfig, x: str, name: str) -> str:
     """Project and split: [L, queries, dim] -> [L, heads, queries, head_dim]."""
-    projected = _linear(graph, x, name, getattr(attention, name.rsplit(".", 1)[1]))
+    projected = named.linear(x, name)
     shape = graph.ints(-1, config.window.num_queries, config.heads, config.dim // config.heads)
     return graph.op("Transpose", graph.op("Reshape", projected, shape), perm=[0, 2, 1, 3])
 
 
-def _finish_layer(graph: GraphBuilder, layer: QFormerLayer, prefix: str, attended: str) -> str:
+def _finish_layer(graph: GraphBuilder, named: NamedLayers, prefix: str, attended: str) -> str:
     """Norm of the cross-attention, then the feed-forward with its own."""
-    x = _norm(graph, attended, f"{prefix}cross_attn.norm", layer.cross_attn.norm, BERT_EPS)
-    h = graph.op("Gelu", _linear(graph, x, f"{prefix}fc1", layer.fc1))
-    h = _linear(graph, h, f"{prefix}fc2", layer.fc2)
-    return _norm(graph, graph.op("Add", x, h), f"{prefix}norm", layer.norm, BERT_EPS)
-
-
-def _linear(graph: GraphBuilder, x: str, name: str, module: torch.nn.Linear) -> str:
-    return plain_linear(graph, x, name, to_numpy(module.weight), to_numpy(module.bias))
-
-
-def _norm(graph: GraphBuilder, x: str, name: str, module: torch.nn.LayerNorm, epsilon: float) -> str:
-    scale, shift = graph.weight(f"{name}.weight", to_numpy(module.weight)), to_numpy(module.bias)
-    return graph.op("LayerNormalization", x, scale, graph.weight(f"{name}.bias", shift), epsilon=epsilon)
+    x = named.norm(attended, f"{prefix}cross_attn.norm", BERT_EPS)
+    h = named.linear(graph.op("Gelu", named.linear(x, f"{prefix}fc1")), f"{prefix}fc2")
+    return named.norm(graph.op("Add", x, h), f"{prefix}norm", BERT_EPS)

@@ -1,9 +1,8 @@
 """Whisper's encoder as a graph: of a whole recording, or of a block that follows others."""
 
-import numpy as np
-
 from salmonrun.export.graphs.builder import END, INT64, MICROSOFT, GraphBuilder, WeightFile, with_past
-from salmonrun.export.graphs.linear import Linear, to_numpy
+from salmonrun.export.graphs.layers import NamedLayers
+from salmonrun.export.graphs.linear import Linear
 from salmonrun.training.model.config import WhisperConfig
 from salmonrun.training.tensors import LazyTensors
 
@@ -20,13 +19,8 @@ def build_whisper(
     past_value.N [1, P, d_model] are what layer N sees of the past; present_... are the same with the T frames added.
     """
     graph = GraphBuilder("whisper", weights)
-
-    def w(name: str) -> str:
-        return graph.weight(name, to_numpy(tensors[name]()))
-
-    def norm(x: str, name: str) -> str:
-        return graph.op("LayerNormalization", x, w(f"{name}.weight"), w(f"{name}.bias"), epsilon=EPS)
-
+    layers = NamedLayers(graph, tensors, linear)
+    w = layers.weight
     padding = [0, 0] if blocks else [1, 1]
     x = graph.input("log_mel", [1, config.n_mels, "mel_frames"])
     x = graph.op("Gelu", graph.op("Conv", x, w("conv1.weight"), w("conv1.bias"), pads=padding))
@@ -41,35 +35,23 @@ def build_whisper(
     x = graph.op("Add", x, graph.op("Slice", w("embed_positions.weight"), start, end, graph.ints(0)))
     for i in range(config.layers):
         prefix = f"layers.{i}."
-        h = norm(x, f"{prefix}self_attn_layer_norm")
-        x = graph.op("Add", x, _attention(graph, h, i, config, tensors, linear, blocks))
-        h = norm(x, f"{prefix}final_layer_norm")
-        h = graph.op("Gelu", _linear(graph, h, f"{prefix}fc1", tensors, linear))
-        x = graph.op("Add", x, _linear(graph, h, f"{prefix}fc2", tensors, linear))
-    graph.output(norm(x, "layer_norm"), "speech", [1, "frames", config.d_model])
+        h = layers.norm(x, f"{prefix}self_attn_layer_norm", EPS)
+        x = graph.op("Add", x, _attention(graph, layers, h, i, config, blocks))
+        h = layers.norm(x, f"{prefix}final_layer_norm", EPS)
+        h = graph.op("Gelu", layers.linear(h, f"{prefix}fc1"))
+        x = graph.op("Add", x, layers.linear(h, f"{prefix}fc2"))
+    graph.output(layers.norm(x, "layer_norm", EPS), "speech", [1, "frames", config.d_model])
     return graph
 
 
 def _attention(
-    graph: GraphBuilder, x: str, layer: int, config: WhisperConfig, tensors: LazyTensors, linear: Linear, blocks: bool
+    graph: GraphBuilder, layers: NamedLayers, x: str, layer: int, config: WhisperConfig, blocks: bool
 ) -> str:
-    """The three projections as one product, then fused attention."""
+    """The three projections as one product, then fused attention. Whisper's keys have no bias."""
     prefix = f"layers.{layer}.self_attn."
-    weight = np.concatenate([to_numpy(tensors[f"{prefix}{p}_proj.weight"]()) for p in "qkv"])
-    bias = np.concatenate(
-        [
-            to_numpy(tensors[f"{prefix}q_proj.bias"]()),
-            np.zeros(config.d_model, np.float32),  # Whisper's keys have no bias
-            to_numpy(tensors[f"{prefix}v_proj.bias"]()),
-        ]
-    )
-    qkv = linear(graph, x, f"{prefix}qkv_proj", weight, bias)
+    qkv = layers.linear(x, f"{prefix}qkv_proj", *(f"{prefix}{p}_proj" for p in "qkv"))
     q, k, v = graph.op_n(3, "Split", qkv, axis=2, num_outputs=3)
     if blocks:
         k, v = with_past(graph, layer, config.d_model, k, v)
     attended = graph.op("MultiHeadAttention", q, k, v, domain=MICROSOFT, num_heads=config.heads)
-    return _linear(graph, attended, f"{prefix}out_proj", tensors, linear)
-
-
-def _linear(graph: GraphBuilder, x: str, name: str, tensors: LazyTensors, linear: Linear) -> str:
-    return linear(graph, x, name, to_numpy(tensors[f"{name}.weight"]()), to_numpy(tensors[f"{name}.bias"]()))
+    return layers.linear(attended, f"{prefix}out_proj")

@@ -11,7 +11,7 @@ from salmonrun.export.parity.pieces import PIECE_BYTES, PiecewiseGraph, cut
 from salmonrun.export.progress import Progress
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.decoder import prefill, step, verify
-from salmonrun.runtime.decoders.onnx_decoder import EmbeddingTable, OnnxDecoder
+from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
 from salmonrun.runtime.golden import GOLDEN_TOKENS
 from salmonrun.runtime.prompt import PromptIds, prompt_ids
 from salmonrun.runtime.session import usable_cores
@@ -47,7 +47,7 @@ def run_llm(bundle: Bundle, got_embeds: F32, reference_embeds: F32, progress: Pr
         if len(pieces) == 1:
             decoder = OnnxDecoder.load(bundle, "cpu", usable_cores())
         else:
-            decoder = OnnxDecoder(spec, EmbeddingTable(bundle, spec.embedding), PiecewiseGraph(bundle, pieces, counted))
+            decoder = OnnxDecoder(bundle, PiecewiseGraph(bundle, pieces, counted))
         before, after = decoder.embed(ids.before), decoder.embed(ids.after)
         tokens, logits = greedy_path(decoder, np.concatenate([before, got_embeds, after]))
         prompt = np.concatenate([before, reference_embeds, after])

@@ -9,10 +9,11 @@ import numpy as np
 import onnxruntime
 
 from salmonrun.runtime.arrays import F32, Array
-from salmonrun.runtime.bundle import Bundle, EmbeddingSpec, LlmSpec
+from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity
 from salmonrun.runtime.decoders.kv_cache import KVCache, KVPool, Slot
 from salmonrun.runtime.errors import CapacityError
+from salmonrun.runtime.manifest import EmbeddingSpec
 from salmonrun.runtime.session import Device, Graph, load_graph
 
 # Rows between two that take a step which may take it with them, for nothing: an idle row costs less than another run.
@@ -91,10 +92,10 @@ class OnnxDecoder:
     position to spare.
     """
 
-    def __init__(self, spec: LlmSpec, embed: EmbeddingTable, graph: LlmGraph) -> None:
-        self._spec = spec
-        self._dtype: Any = np.dtype(spec.dtype)
-        self.embed = embed
+    def __init__(self, bundle: Bundle, graph: LlmGraph) -> None:
+        self._spec = spec = bundle.manifest.llm
+        self._dtype: Any = np.dtype(bundle.onnx_weights.dtype)
+        self.embed = EmbeddingTable(bundle, spec.embedding)
         self._graph = graph
         self._pool = KVPool(spec.layers, spec.kv_heads, spec.head_dim, self._dtype, spec.max_length)
         self._round = threading.RLock()
@@ -104,11 +105,9 @@ class OnnxDecoder:
         """The decoder of a bundle.
 
         Raises:
-            BundleError: ONNX Runtime does not take its graph.
+            BundleError: it has no weights for ONNX Runtime, or this does not take its graph.
         """
-        spec = bundle.manifest.llm
-        graph = SessionGraph(load_graph(bundle, "llm", device, threads), device)
-        return cls(spec, EmbeddingTable(bundle, spec.embedding), graph)
+        return cls(bundle, SessionGraph(load_graph(bundle, "llm", device, threads), device))
 
     @property
     def max_length(self) -> int:

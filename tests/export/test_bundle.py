@@ -15,13 +15,15 @@ import torch
 from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.graphs.builder import INLINE_BYTES, PAGE
 from salmonrun.runtime import Engine, GenerationConfig, load_audio
-from salmonrun.runtime.bundle import MANIFEST, FileSpec, Manifest, file_sha256, manifest_bytes, open_bundle
+from salmonrun.runtime.bundle import file_sha256, open_bundle
 from salmonrun.runtime.decoder import prefill, verify
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
 from salmonrun.runtime.golden import check
+from salmonrun.runtime.manifest import MANIFEST, FileSpec, Manifest, OnnxWeights, manifest_bytes
 from salmonrun.runtime.prompt import prompt_ids
 from salmonrun.runtime.schema import from_dict
 from salmonrun.training import load
+from salmonrun.training.model.config import load_config
 from salmonrun.training.starting.init import init_checkpoint
 from tests.helpers.exports import TINY, TOLERANCE, noise, parity
 
@@ -50,7 +52,8 @@ def test_quantized_bundles(tmp_path: Path, tiny_checkpoint: Path, encoder: Any, 
     assert report.passed
     precision = engine.bundle.manifest.precision
     assert (precision.whisper, precision.audio_encoder, precision.qformer) == (encoder, encoder, "fp32")
-    assert (precision.llm, precision.lm_head) == (llm, "int8")
+    weights = engine.bundle.onnx_weights
+    assert (weights.precision, weights.lm_head, weights.dtype) == (llm, "int8", "float32")
     assert engine.generate(noise(1.5, 0), task="asr", config=GenerationConfig(max_new_tokens=5)).token_ids
 
 
@@ -99,6 +102,9 @@ def test_what_the_manifest_says(golden_bundle: Path, golden_checkpoint: Path) ->
     assert manifest.provenance.sources["model.safetensors"] == own
     assert manifest.llm.max_length == 1024  # what the LLM has, though the default is more
     assert (manifest.llm.layers, manifest.llm.kv_heads, manifest.llm.head_dim) == (3, 2, 16)
+    config = load_config(golden_checkpoint).llm
+    assert (manifest.llm.heads, manifest.llm.eps) == (config["num_attention_heads"], config["rms_norm_eps"])
+    assert (manifest.llm.windows, manifest.llm.experts) == ((None, None, None), None)
     assert manifest.prompt.stop_token_ids == (513, 517, 518)
     assert set(manifest.graphs) == {"whisper", "audio_encoder", "qformer", "llm"}
 
@@ -157,7 +163,7 @@ def test_a_bundle_for_cuda_has_a_float16_llm(tmp_path: Path, tiny_checkpoint: Pa
     folder = export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions(target="cuda"))
     bundle = open_bundle(folder)
     assert bundle.manifest.target == "cuda"
-    assert bundle.manifest.llm.dtype == "float16"
+    assert bundle.onnx_weights == OnnxWeights("float16", "fp16", "fp16")
     assert parity(folder)["stages"]["whisper"]["max_abs"] <= TOLERANCE  # the encoders stay in float32
     decoder = OnnxDecoder.load(bundle, "cpu", 2)
     exact = tiny_engine.model.decoder

@@ -15,6 +15,7 @@ from salmonrun.runtime import ConfigError, Engine, GenerationConfig
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.runtime.golden import check
+from salmonrun.runtime.manifest import ExpertSpec
 from salmonrun.training import load
 from salmonrun.training.model.config import LoraConfig
 from salmonrun.training.starting.init import init_checkpoint
@@ -227,3 +228,17 @@ def test_windows_are_read_as_transformers_reads_them(change: dict[str, Any], win
 def test_what_no_graph_has_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LlmShape.from_config(BASE | change)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama", None),
+        ("mixtral", ExpertSpec(2, True)),
+        ("qwen2_moe", ExpertSpec(2, False)),
+        ("qwen3_moe", ExpertSpec(2, True)),
+        ("qwen3_moe sliding", ExpertSpec(2, False)),
+    ],
+)
+def test_how_experts_are_chosen(name: str, expected: ExpertSpec | None) -> None:
+    assert LlmShape.from_config(BASE | CASES[name]).experts == expected

@@ -25,7 +25,8 @@ def test_export(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFix
     options = ["--llm-precision", "int8", "--window", "trimmed", "--max-length", "512", "--quiet"]
     assert main([str(tiny_checkpoint), str(out), *options]) == 0
     manifest = open_bundle(out).manifest
-    assert (manifest.precision.whisper, manifest.precision.llm) == ("fp32", "int8")
+    assert manifest.precisions("onnx")["whisper"] == "fp32"
+    assert manifest.precisions("onnx")["llm"] == "int8"
     assert manifest.audio.window == "trimmed"
     assert manifest.llm.max_length == 512
     printed = capsys.readouterr()

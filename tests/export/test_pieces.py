@@ -13,7 +13,7 @@ from salmonrun.export.parity.pieces import PiecewiseGraph, cut
 from salmonrun.runtime import Engine
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.decoder import prefill, step, verify
-from salmonrun.runtime.decoders.onnx_decoder import EmbeddingTable, OnnxDecoder
+from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
 from salmonrun.runtime.errors import ParityError
 from salmonrun.runtime.golden import check
 from tests.helpers.exports import parity
@@ -56,9 +56,8 @@ def test_every_node_is_in_one_piece(pair: Pair) -> None:
 def test_pieces_compute_what_the_whole_does(pair: Pair) -> None:
     done: list[int] = []
     pieces = cut(file(pair), pair.bundle.manifest.llm.layers, 1)
-    spec = pair.bundle.manifest.llm
     graph = PiecewiseGraph(pair.bundle, pieces, done.append)
-    decoder = OnnxDecoder(spec, EmbeddingTable(pair.bundle, spec.embedding), graph)
+    decoder = OnnxDecoder(pair.bundle, graph)
     ids = np.random.default_rng(0).integers(0, 70, 20).tolist()
     found, expected = [], []
     for each, logits in ((decoder, found), (pair.decoder, expected)):

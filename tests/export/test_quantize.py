@@ -15,15 +15,14 @@ from salmonrun.export.graphs.linear import (
     LLM_LINEARS,
     LM_HEAD_LINEARS,
     Linear,
-    LlmPrecision,
     Matrix,
     Stacked,
     blockwise_linear,
-    dequantize_blocks,
     dynamic_int8_linear,
     plain_linear,
-    quantize_blocks,
 )
+from salmonrun.export.options import LlmPrecision
+from salmonrun.kernels.formats import dequantize_blocks, quantize_blocks
 from salmonrun.runtime.arrays import F32
 
 SHAPES = [
@@ -74,50 +73,6 @@ def relative_error(found: F32, expected: F32) -> float:
     return float(np.sqrt(np.mean(np.square(found - expected)) / np.mean(np.square(expected))))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_blocks_are_within_half_a_step(shape: tuple[int, int], bits: int) -> None:
-    """But for values near the far end of a block, which has one step less: those may be a whole step off."""
-    weight = weights(*shape)
-    packed, scales = quantize_blocks(weight, bits)
-    blocks = -(-shape[1] // BLOCK)
-    assert (packed.dtype, packed.shape) == (np.uint8, (shape[0], blocks, BLOCK * bits // 8))
-    assert scales.shape == (shape[0], blocks)
-    restored = dequantize_blocks(packed, scales, bits)
-    assert restored.shape == (shape[0], blocks * BLOCK)
-    np.testing.assert_array_equal(restored[:, shape[1] :], 0)
-    step = np.repeat(np.abs(scales), BLOCK, axis=1)[:, : shape[1]]
-    sign = np.repeat(np.sign(scales), BLOCK, axis=1)[:, : shape[1]]
-    clipped = weight * sign > (2 ** (bits - 1) - 1) * step
-    error = np.abs(weight - restored[:, : shape[1]])
-    assert np.all(error <= np.where(clipped, 1.0, 0.5) * step * (1 + 1e-5))
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_the_largest_value_of_a_block_is_kept(bits: int) -> None:
-    weight = weights(6, 4 * BLOCK)
-    restored = dequantize_blocks(*quantize_blocks(weight, bits), bits)
-    largest = np.abs(weight.reshape(6, 4, BLOCK)).argmax(axis=2)[..., None]
-    found, expected = (np.take_along_axis(w.reshape(6, 4, BLOCK), largest, axis=2) for w in (restored, weight))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_numbers_on_the_grid_are_kept(bits: int) -> None:
-    half = 2 ** (bits - 1)
-    grid = np.random.default_rng(0).integers(-half, half, (5, 3 * BLOCK)).astype(np.float32)
-    grid[:, ::BLOCK] = -half  # the end with one step more
-    np.testing.assert_array_equal(dequantize_blocks(*quantize_blocks(grid / 16, bits), bits), grid / 16)
-
-
-def test_four_bits_are_packed_low_nibble_first() -> None:
-    row = np.zeros((1, BLOCK), np.float32)
-    row[0, :4] = [-8, 7, 1, -2]
-    packed, scales = quantize_blocks(row, 4)
-    assert scales.tolist() == [[1.0]]
-    assert packed[0, 0, :3].tolist() == [0xF0, 0x69, 0x88]
-
-
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_stacked_tensors_in_pieces_make_the_same_file(
@@ -151,7 +106,7 @@ def test_the_node_multiplies_with_the_dequantized_weights(
 ) -> None:
     """To 1e-4 with float activations; level 4, which bundles have, rounds them to 8 bits a block."""
     weight, x = weights(*shape), activations(rows, shape[1])
-    exact = x @ dequantize_blocks(*quantize_blocks(weight, bits), bits)[:, : shape[1]].T
+    exact = x @ dequantize_blocks(*quantize_blocks(weight, bits, BLOCK), bits)[:, : shape[1]].T
     scale = np.abs(x) @ np.abs(weight).T  # of the sums' terms
     for level in (0, 1):
         found = run(blockwise_linear(bits), x, weight, None, tmp_path, accuracy_level=level)

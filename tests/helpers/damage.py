@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from salmonrun.runtime.bundle import MANIFEST, manifest_hash
+from salmonrun.runtime.bundle import file_sha256
+from salmonrun.runtime.manifest import MANIFEST, manifest_hash
 
 
 def flipped(data: bytes, position: int, mask: int = 1) -> bytes:
@@ -29,3 +30,10 @@ def reseal(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     data = manifest_data(folder)
     change(data)
     (folder / MANIFEST).write_bytes(sealed(data))
+
+
+def add_file(folder: Path, name: str, content: bytes) -> None:
+    """Put a file into the bundle, in place of the one there if there is one, and list it."""
+    (folder / name).write_bytes(content)
+    spec = {"size": len(content), "sha256": file_sha256(folder / name)}
+    reseal(folder, lambda data: data["files"].update({name: spec}))

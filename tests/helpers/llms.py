@@ -12,21 +12,23 @@ from salmonrun.export.graphs.builder import WeightFile
 from salmonrun.export.graphs.llm import build_llm_graph
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.runtime.arrays import F32
-from salmonrun.runtime.bundle import (
-    FORMAT_VERSION,
-    Bundle,
-    EmbeddingSpec,
-    FileSpec,
-    GraphSpec,
-    LlmSpec,
-    Manifest,
-    Precision,
-    Provenance,
-)
+from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import AudioConfig, PromptConfig, WindowConfig
 from salmonrun.runtime.decoder import Lease, prefill, step, verify
 from salmonrun.runtime.decoders.kv_cache import Slot
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.manifest import (
+    FORMAT_VERSION,
+    EmbeddingSpec,
+    FileSpec,
+    GraphSpec,
+    LlmSpec,
+    LlmWeights,
+    Manifest,
+    OnnxWeights,
+    Precision,
+    Provenance,
+)
 from salmonrun.training.model.llm import build_llm, published_parameters
 from salmonrun.training.tensors import lazy
 
@@ -75,10 +77,14 @@ def write_llm(llm: nn.Module, config: dict[str, Any], folder: Path) -> Bundle:
         vocab_size=shape.vocab_size,
         dim=shape.dim,
         layers=shape.layers,
+        heads=shape.heads,
         kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,
+        eps=shape.eps,
+        windows=shape.windows,
+        experts=shape.experts,
         max_length=MAX_LENGTH,
-        dtype="float32",
+        weights=LlmWeights(OnnxWeights("float32", "fp32", "fp32")),
         embedding=EmbeddingSpec("embed_tokens.bin", "float32", shape.vocab_size, shape.dim),
     )
     return bundle_of(folder, spec, {"llm": graph.spec("decoder.onnx")})
@@ -93,7 +99,7 @@ def bundle_of(folder: Path, llm: LlmSpec, graphs: dict[str, GraphSpec]) -> Bundl
         window=WindowConfig(),
         prompt=PromptConfig(),
         llm=llm,
-        precision=Precision("fp32", None, "fp32", "fp32", "fp32"),
+        precision=Precision("fp32", None, "fp32"),
         provenance=Provenance("random", "test"),
         graphs=graphs,
         files={path.name: FileSpec(path.stat().st_size, "") for path in folder.iterdir()},

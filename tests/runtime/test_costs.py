@@ -17,7 +17,7 @@ from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import SAMPLE_RATE, load_audio
 from salmonrun.runtime.decoder import prefill, step
 from salmonrun.runtime.decoders.kv_cache import Slot
-from salmonrun.runtime.decoders.onnx_decoder import EmbeddingTable, OnnxDecoder, SessionGraph
+from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder, SessionGraph
 from salmonrun.runtime.latency.recording import STORY
 from salmonrun.runtime.session import Graph, load_graph, session_options
 
@@ -162,8 +162,7 @@ def profiled(engine: Engine, name: str, pcm: F32, folder: Path) -> Counter[str]:
 
 
 def run_step(engine: Engine, graph: Graph) -> None:
-    spec = engine.bundle.manifest.llm
-    decoder = OnnxDecoder(spec, EmbeddingTable(engine.bundle, spec.embedding), SessionGraph(graph, "cpu"))
+    decoder = OnnxDecoder(engine.bundle, SessionGraph(graph, "cpu"))
     with decoder.open(1, 8) as (slot,):
         step(decoder, [slot], [1])
 

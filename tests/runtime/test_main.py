@@ -13,8 +13,9 @@ import soundfile
 
 from salmonrun.runtime import Engine, GenerationConfig
 from salmonrun.runtime.__main__ import main
-from salmonrun.runtime.bundle import MANIFEST, FileSpec, file_sha256, manifest_bytes, open_bundle
+from salmonrun.runtime.bundle import file_sha256, open_bundle
 from salmonrun.runtime.latency.recording import STORY
+from salmonrun.runtime.manifest import MANIFEST, FileSpec, manifest_bytes
 
 FEW = ["--max-new-tokens", "8"]
 

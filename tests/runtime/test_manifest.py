@@ -13,17 +13,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from salmonrun.runtime.bundle import (
-    FORMAT_VERSION,
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    file_sha256,
-    manifest_bytes,
-    manifest_hash,
-    open_bundle,
-)
+from salmonrun.runtime import Engine
+from salmonrun.runtime.bundle import MAX_MANIFEST_BYTES, file_sha256, open_bundle
 from salmonrun.runtime.errors import BundleError, BundleIntegrityError, BundleVersionError
-from tests.helpers.damage import flipped, manifest_data, reseal, sealed
+from salmonrun.runtime.manifest import FORMAT_VERSION, MANIFEST, OnnxWeights, manifest_bytes, manifest_hash
+from tests.helpers.damage import add_file, flipped, manifest_data, reseal, sealed
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +124,15 @@ def test_manifest_without_a_format_version(bundle: Path, stored: str) -> None:
 
 
 def test_newer_format_is_told_apart_from_damage(bundle: Path) -> None:
-    reseal(bundle, lambda data: data.update(format_version=4, something="new"))
-    with pytest.raises(BundleVersionError, match=r"format_version 4, this salmonrun reads 3: update salmonrun"):
+    reseal(bundle, lambda data: data.update(format_version=FORMAT_VERSION + 1, something="new"))
+    with pytest.raises(BundleVersionError, match=r"format_version 5, this salmonrun reads 4: update salmonrun"):
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("version", [2, 1, 0, -1])
+@pytest.mark.parametrize("version", [3, 2, 1, 0, -1])
 def test_older_and_impossible_formats_are_to_be_exported_again(bundle: Path, version: int) -> None:
     reseal(bundle, lambda data: data.update(format_version=version))
-    with pytest.raises(BundleVersionError, match=rf"format_version {version}, this salmonrun reads 3: export"):
+    with pytest.raises(BundleVersionError, match=rf"format_version {version}, this salmonrun reads 4: export"):
         open_bundle(bundle)
 
 
@@ -149,7 +143,7 @@ def test_streaming_that_the_encoders_cannot_do(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "key"), [("", "extra"), ("llm", "heads"), ("audio", "rate"), ("prompt", "system")], ids=str
+    ("where", "key"), [("", "extra"), ("llm", "dtype"), ("audio", "rate"), ("prompt", "system")], ids=str
 )
 def test_unknown_key(bundle: Path, where: str, key: str) -> None:
     reseal(bundle, lambda data: (data[where] if where else data).update({key: 1}))
@@ -194,10 +188,16 @@ def test_path_no_file_can_have(bundle: Path, name: str) -> None:
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("graph", ["whisper", "qformer", "llm"])
+@pytest.mark.parametrize("graph", ["whisper", "qformer"])
 def test_missing_graph(bundle: Path, graph: str) -> None:
     reseal(bundle, lambda data: data["graphs"].pop(graph))
     with pytest.raises(BundleError, match=rf"has no graph \['{graph}'\]"):
+        open_bundle(bundle)
+
+
+def test_unknown_graph(bundle: Path) -> None:
+    reseal(bundle, lambda data: data["graphs"].update(vocoder=data["graphs"]["qformer"]))
+    with pytest.raises(BundleError, match=r"unknown ones \['vocoder'\]; known are .*'draft'"):
         open_bundle(bundle)
 
 
@@ -252,16 +252,7 @@ def test_fuzzed_values_of_a_sealed_manifest(spare: Path, data: st.DataObject) ->
         open_bundle(spare, verify=False)
 
 
-# In another layout
-
-
-def resealed(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """Change the manifest and make its own hash right again."""
-    data = json.loads((bundle / MANIFEST).read_text())
-    edit(data)
-    data["manifest_sha256"] = "0" * 64
-    content = json.dumps(data).encode()
-    (bundle / MANIFEST).write_bytes(content.replace(b"0" * 64, manifest_hash(content).encode(), 1))
+# Manifests that contradict themselves
 
 
 @pytest.mark.parametrize(
@@ -269,12 +260,25 @@ def resealed(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     [
         (lambda data: data["files"].pop("whisper.onnx.data"), r"whisper\.onnx\.data is there, but .* does not list it"),
         (lambda data: data["prompt"].update(bos_token_id=10**9), "token id 1000000000"),
-        (lambda data: data["llm"].update(head_dim=16), "KV buffers"),
+        (lambda data: data["llm"].update(head_dim=16), r"inputs of llm: past_key\.0 .*; expected .*'capacity', 16\]"),
+        (
+            lambda data: data["llm"].update(layers=1, windows=[None]),
+            r"past_key\.1 .*; expected no such tensor",
+        ),
+        (lambda data: data["llm"].update(layers=3, windows=3 * [None]), r"inputs of llm: past_key\.2 .* is missing"),
+        (lambda data: data["llm"].update(windows=[0, 1]), r"windows are \(0, 1\)"),
+        (lambda data: data["llm"].update(windows=[None]), "expected a number or null for 2 layers"),
+        (lambda data: data["llm"].update(heads=3, kv_heads=2), "3 heads cannot share 2 KV heads"),
+        (lambda data: data["llm"].update(eps=0.0), r"eps is 0\.0"),
+        (lambda data: data["llm"].update(experts={"per_token": 0, "normalised": True}), "per_token is 0"),
+        (lambda data: data["llm"].update(dim=63), "the embedding table is 258 x 64, the LLM has 258 tokens of 63"),
+        (lambda data: data["audio"].update(n_mels=128), "inputs of whisper: log_mel .* expected .*128"),
+        (lambda data: data["fbank"].update(bins=64), "inputs of audio_encoder: fbank .* expected .*64"),
         (lambda data: data["graphs"].pop("audio_encoder"), "inputs of qformer and the graph audio_encoder"),
         (lambda data: data.update(fbank=None), "fbank and the graph audio_encoder"),
         (lambda data: data["fbank"].update(scale=0.0), "scale 0.0 and waveform_scale"),
         (lambda data: data["fbank"].update(window="hamming"), "'povey', 'hanning'"),
-        (lambda data: data["precision"].update(whisper="banana"), "'fp32', 'fp16', 'int8', 'int4'"),
+        (lambda data: data["precision"].update(whisper="banana"), "'fp32', 'fp16', 'int8', 'int4', 'nf4'"),
         (lambda data: data["audio"].pop("max_s"), "'max_s' is missing"),
         (lambda data: data["files"].update({"./golden.npz": data["files"].pop("golden.npz")}), "expected it as"),
     ],
@@ -282,11 +286,87 @@ def resealed(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:
 def test_manifests_that_contradict_themselves(
     bundle: Path, edit: Callable[[dict[str, Any]], None], message: str
 ) -> None:
-    resealed(bundle, edit)
+    reseal(bundle, edit)
     with pytest.raises(BundleError, match=message):
         open_bundle(bundle)
 
 
 def test_another_layout_of_the_same_manifest_is_fine(bundle: Path) -> None:
-    resealed(bundle, lambda data: None)
+    zeros = "0" * 64
+    text = json.dumps(manifest_data(bundle) | {"manifest_sha256": zeros}).encode()  # without a line break
+    (bundle / MANIFEST).write_bytes(text.replace(zeros.encode(), manifest_hash(text).encode(), 1))
     assert open_bundle(bundle).manifest.format_version == FORMAT_VERSION
+
+
+# Weights for one decoder or another
+
+NATIVE = {"file": "llm/native.bin", "layout": "t16", "block": 32, "precision": "int4", "lm_head": "int8"}
+TORCH = {"file": "llm/nf4.bin", "block": 64, "precision": "nf4", "lm_head": "fp16"}
+
+
+def only_for(bundle: Path, **weights: Any) -> None:
+    """A bundle whose LLM has these weights, and none for ONNX Runtime."""
+    for part in weights.values():
+        add_file(bundle, part["file"], bytes(2**21))
+
+    def change(data: dict[str, Any]) -> None:
+        data["llm"]["weights"] = {"onnx": None, "native": None, "torch": None} | weights
+        data["graphs"].pop("llm")
+
+    reseal(bundle, change)
+
+
+def test_an_exported_bundle_has_weights_for_onnx_runtime(tiny_bundle: Path) -> None:
+    opened = open_bundle(tiny_bundle)
+    assert opened.manifest.llm.weights.decoders == ("onnx",)
+    assert opened.onnx_weights == OnnxWeights("float32", "fp32", "fp32")
+
+
+@pytest.mark.parametrize("weights", [{"native": NATIVE}, {"torch": TORCH}, {"native": NATIVE, "torch": TORCH}], ids=str)
+def test_weights_for_other_decoders_are_read(bundle: Path, weights: dict[str, Any]) -> None:
+    only_for(bundle, **weights)
+    opened = open_bundle(bundle)
+    assert opened.manifest.llm.weights.decoders == tuple(weights)
+    assert set(opened.manifest.llm.weights.files) == {part["file"] for part in weights.values()}
+    for decoder, part in weights.items():
+        precisions = opened.manifest.precisions(decoder)
+        assert (precisions["llm"], precisions["lm_head"]) == (part["precision"], part["lm_head"])
+
+
+def test_a_decoder_without_weights_is_refused(bundle: Path) -> None:
+    only_for(bundle, native=NATIVE)
+    with pytest.raises(BundleError, match=r"no graph 'llm', only .* for native: choose another decoder"):
+        Engine.load(bundle, decoder="onnx")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda weights: weights.update(tpu=NATIVE),
+            "unknown key 'tpu'; known keys are onnx, native, torch",
+        ),
+        (lambda weights: weights.pop("native"), r"llm\.weights: key 'native' is missing"),
+        (lambda weights: weights.update(onnx=None), "there are weights for no decoder"),
+        (lambda weights: weights.update(onnx=None, torch=TORCH | {"file": "tokenizer.json"}), "both or neither"),
+        (lambda weights: weights.update(native=NATIVE), r"uses 'llm/native\.bin' but does not list it under files"),
+        (lambda weights: weights.update(torch=TORCH), r"uses 'llm/nf4\.bin' but does not list it under files"),
+        (lambda weights: weights.update(native=NATIVE | {"layout": "t17"}), r"native\.layout: expected one of 't16'"),
+        (lambda weights: weights.update(native=NATIVE | {"block": 16}), r"native\.block: expected one of 32, 64, 128"),
+        (lambda weights: weights.update(native=NATIVE | {"precision": "nf4"}), r"expected one of 'int8', 'int4'"),
+        (lambda weights: weights.update(torch=TORCH | {"precision": "int8"}), r"expected one of 'nf4', 'int4'"),
+        (lambda weights: weights["onnx"].update(dtype="float16"), "inputs of llm: inputs_embeds float32 .* float16"),
+    ],
+)
+def test_weights_that_cannot_be(bundle: Path, edit: Callable[[dict[str, Any]], object], message: str) -> None:
+    reseal(bundle, lambda data: edit(data["llm"]["weights"]))
+    with pytest.raises(BundleError, match=message):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**21 - 1, 2**21 + 4096])
+def test_native_weights_are_whole_pages(bundle: Path, size: int) -> None:
+    only_for(bundle, native=NATIVE)
+    add_file(bundle, NATIVE["file"], bytes(size))
+    with pytest.raises(BundleError, match=f"native.bin has {size} bytes; expected a multiple of 2097152"):
+        open_bundle(bundle)

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from salmonrun.runtime.arrays import F32
-from salmonrun.runtime.bundle import EmbeddingSpec, LlmSpec
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.decoders.onnx_decoder import BRIDGED, EmbeddingTable, SessionGraph
 from salmonrun.runtime.errors import CapacityError, ClosedError
+from salmonrun.runtime.manifest import EmbeddingSpec, LlmSpec, LlmWeights, OnnxWeights
 from tests.helpers.llms import BASE, MAX_LENGTH, Pair, bundle_of
 
 LLAMA3 = {
@@ -390,7 +390,8 @@ def test_embeddings_are_the_stored_rows(dtype: Any, tmp_path: Path) -> None:
     stored: npt.NDArray[np.uint8] = rows.view(torch.uint8).numpy()
     stored.tofile(tmp_path / "rows.bin")
     spec = EmbeddingSpec("rows.bin", dtype, 9, 6)
-    llm = LlmSpec(9, 6, 1, 1, 16, 128, "float32", spec)
+    weights = LlmWeights(OnnxWeights("float32", "fp32", "fp32"))
+    llm = LlmSpec(9, 6, 1, 1, 1, 16, 1e-5, (None,), None, 128, spec, weights)
     found = EmbeddingTable(bundle_of(tmp_path, llm, {}), spec)([3, 0, 3, 8])
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, rows[[3, 0, 3, 8]].float().numpy())

@@ -175,7 +175,8 @@ def test_adapters_checkpoints_bundles_and_tokenizers(
     assert "use_dora is True" in inspect_path(adapter).problems[0]
     finding = usable(inspect_path(golden_checkpoint), "checkpoint", "export")
     assert finding.facts["LLM"] == "llama, 3 layers of 64"
-    usable(inspect_path(golden_bundle), "bundle", "runtime check")
+    finding = usable(inspect_path(golden_bundle), "bundle", "runtime check")
+    assert finding.facts["LLM"] == "fp32 for onnx"
     assert inspect_path(llm / "tokenizer.json").kind == "tokenizer"
     assert inspect_path(llm / "config.json").kind == "LLM folder"
     moved = tmp_path / "moved"

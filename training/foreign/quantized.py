@@ -13,16 +13,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from salmonrun.runtime.audio import F32
+from salmonrun.kernels.formats import F32, Bytes, dequantize_scales, dequantize_table
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.schema import from_dict
 from salmonrun.training.tensors import LazyTensors
-
-Bytes = npt.NDArray[np.uint8]
 
 STATES = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -98,14 +95,8 @@ def _dequantize(pieces: LazyTensors, where: str) -> Tensor:
 
 def dequantize(arrays: dict[str, Bytes], state: QuantState, count: int) -> F32:
     """The first `count` values of a matrix in float32, from the bytes of its tensors."""
-    packed, table = arrays[""], arrays[".quant_map"].view(np.float32)
-    values = table[np.stack([packed >> 4, packed & 15], axis=1)].reshape(-1)[:count]
-    absmax = scales(arrays, state)
-    blocks = -(-count // state.blocksize)
-    if (len(values), len(absmax)) != (count, blocks):
-        raise ValueError(f"{len(values)} values and {len(absmax)} scales; expected {count} and {blocks}")
-    values *= np.repeat(absmax, state.blocksize)[:count]
-    return values
+    table = arrays[".quant_map"].view(np.float32)
+    return dequantize_table(arrays[""], table, scales(arrays, state), state.blocksize, count)
 
 
 def scales(arrays: dict[str, Bytes], state: QuantState) -> F32:
@@ -114,8 +105,7 @@ def scales(arrays: dict[str, Bytes], state: QuantState) -> F32:
     if ".nested_absmax" not in arrays:
         return absmax.view(np.float32)
     table, outer = arrays[".nested_quant_map"].view(np.float32), arrays[".nested_absmax"].view(np.float32)
-    scaled = table[absmax] * np.repeat(outer, state.nested_blocksize)[: len(absmax)]
-    return scaled + np.float32(state.nested_offset)
+    return dequantize_scales(absmax, table, outer, state.nested_blocksize, state.nested_offset)
 
 
 def rounded(values: F32, dtype: torch.dtype) -> Tensor:

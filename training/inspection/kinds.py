@@ -178,10 +178,12 @@ def bundle(folder: Path) -> Finding:
     files = manifest.get("files", {})
     missing = [f"{name} is missing" for name in files if not (folder / name).is_file()]
     precision = manifest.get("precision", {})
+    weights = (manifest.get("llm", {}).get("weights") or {}).items()
     facts = {
         "model": str(manifest.get("provenance", {}).get("model")),
         "target": str(manifest.get("target")),
         "precision": ", ".join(f"{part} {value}" for part, value in precision.items() if value),
+        "LLM": ", ".join(f"{part['precision']} for {decoder}" for decoder, part in weights if part),
         "files": str(len(files)),
     }
     return Finding("bundle", facts, problems=tuple(missing), command=f"python -m runtime check {folder}")

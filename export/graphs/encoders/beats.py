@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from salmonrun.export.graphs.builder import END, MICROSOFT, GraphBuilder, WeightFile, with_past
-from salmonrun.export.graphs.linear import F32, Linear, to_numpy
+from salmonrun.export.graphs.layers import NamedLayers
+from salmonrun.export.graphs.linear import Linear
 from salmonrun.training.model.encoders.beats import BeatsConfig, deepnorm_alpha, relative_buckets
 from salmonrun.training.tensors import LazyTensors
 
@@ -27,36 +28,32 @@ def build_beats(
     """
     graph = GraphBuilder("audio_encoder", weights)
 
-    def w(name: str) -> str:
-        return graph.weight(name, to_numpy(tensors[name]()))
-
-    def norm(x: str, name: str, epsilon: float = EPS) -> str:
-        return graph.op("LayerNormalization", x, w(f"{name}.weight"), w(f"{name}.bias"), epsilon=epsilon)
-
+    encoder = NamedLayers(graph, tensors, linear)
     fbank = graph.input("fbank", [1, "fbank_frames", config.fbank.bins])
     patch = config.patch_size
     x = graph.op("Unsqueeze", fbank, graph.ints(1))
-    x = graph.op("Conv", x, w("patch_embedding.weight"), strides=[patch, patch])  # [1, patch_dim, T, 8]
+    x = graph.op("Conv", x, encoder.weight("patch_embedding.weight"), strides=[patch, patch])  # [1, patch_dim, T, 8]
     x = graph.op("Reshape", x, graph.ints(1, config.patch_dim, -1))
-    x = norm(graph.op("Transpose", x, perm=[0, 2, 1]), "layer_norm")  # tokens: time-major, 8 bands each
-    x = _named_linear(graph, x, "post_extract_proj", tensors, linear)
-    x = norm(graph.op("Add", x, _position_conv(graph, x, config, tensors, blocks)), "encoder.layer_norm")
+    x = encoder.norm(graph.op("Transpose", x, perm=[0, 2, 1]), "layer_norm", EPS)  # tokens: time-major, 8 bands each
+    x = encoder.linear(x, "post_extract_proj")
+    conv = _position_conv(graph, encoder, x, config, blocks)
+    x = encoder.norm(graph.op("Add", x, conv), "encoder.layer_norm", EPS)
     longest = config.fbank.bins // patch * (max_frames // patch)
-    bias = _position_bias(graph, x, graph.dim("past_key.0", 1) if blocks else None, config, tensors, longest)
+    bias = _position_bias(graph, encoder, x, graph.dim("past_key.0", 1) if blocks else None, config, longest)
     # LN(alpha x + f) with epsilon e equals LN(x + f / alpha) with e / alpha^2: the factor moves into f's weights.
     alpha = deepnorm_alpha(config.layers)
     for i in range(config.layers):
         prefix = f"encoder.layers.{i}."
-        attended = _attention(graph, x, i, config, tensors, linear, bias, alpha, blocks)
-        x = norm(graph.op("Add", x, attended), f"{prefix}self_attn_layer_norm", EPS / alpha**2)
-        h = graph.op("Gelu", _named_linear(graph, x, f"{prefix}fc1", tensors, linear))
-        h = _named_linear(graph, h, f"{prefix}fc2", tensors, linear, 1 / alpha)
-        x = norm(graph.op("Add", x, h), f"{prefix}final_layer_norm", EPS / alpha**2)
+        attended = _attention(graph, encoder, x, i, config, bias, alpha, blocks)
+        x = encoder.norm(graph.op("Add", x, attended), f"{prefix}self_attn_layer_norm", EPS / alpha**2)
+        h = graph.op("Gelu", encoder.linear(x, f"{prefix}fc1"))
+        h = encoder.linear(h, f"{prefix}fc2", factor=1 / alpha)
+        x = encoder.norm(graph.op("Add", x, h), f"{prefix}final_layer_norm", EPS / alpha**2)
     graph.output(x, "audio", [1, "audio_tokens", config.dim])
     return graph
 
 
-def _position_conv(graph: GraphBuilder, x: str, config: BeatsConfig, tensors: LazyTensors, blocks: bool) -> str:
+def _position_conv(graph: GraphBuilder, encoder: NamedLayers, x: str, config: BeatsConfig, blocks: bool) -> str:
     """The grouped convolution; an even kernel pads one step less on the right: the step that published code drops."""
     half = config.conv_pos // 2
     if blocks:
@@ -66,8 +63,8 @@ def _position_conv(graph: GraphBuilder, x: str, config: BeatsConfig, tensors: La
     conv = graph.op(
         "Conv",
         graph.op("Transpose", x, perm=[0, 2, 1]),
-        graph.weight("encoder.pos_conv.weight", to_numpy(tensors["encoder.pos_conv.weight"]())),
-        graph.weight("encoder.pos_conv.bias", to_numpy(tensors["encoder.pos_conv.bias"]())),
+        encoder.weight("encoder.pos_conv.weight"),
+        encoder.weight("encoder.pos_conv.bias"),
         group=config.conv_pos_groups,
         pads=[0 if blocks else half, half - 1 + config.conv_pos % 2],
     )
@@ -75,10 +72,10 @@ def _position_conv(graph: GraphBuilder, x: str, config: BeatsConfig, tensors: La
 
 
 def _position_bias(
-    graph: GraphBuilder, x: str, past: str | None, config: BeatsConfig, tensors: LazyTensors, longest: int
+    graph: GraphBuilder, encoder: NamedLayers, x: str, past: str | None, config: BeatsConfig, longest: int
 ) -> str:
     """[heads, T, P + T] gathered from [heads, 2 * longest - 1]: the bias depends on key - query only."""
-    table = to_numpy(tensors["encoder.relative_attention_bias.weight"]())  # [buckets, heads]
+    table = encoder.array("encoder.relative_attention_bias.weight")  # [buckets, heads]
     distances = torch.arange(-(longest - 1), longest)
     by_distance = graph.weight("bias_by_distance", table[relative_buckets(distances, config).numpy()].T)
     length = graph.op("Squeeze", graph.dim(x, 1))
@@ -93,45 +90,32 @@ def _position_bias(
 
 def _attention(
     graph: GraphBuilder,
+    encoder: NamedLayers,
     x: str,
     layer: int,
     config: BeatsConfig,
-    tensors: LazyTensors,
-    linear: Linear,
     bias: str,
     alpha: float,
     blocks: bool,
 ) -> str:
     prefix = f"encoder.layers.{layer}.self_attn."
-    weight = np.concatenate([to_numpy(tensors[f"{prefix}{p}_proj.weight"]()) for p in "qkv"])
-    qkv_bias = np.concatenate([to_numpy(tensors[f"{prefix}{p}_proj.bias"]()) for p in "qkv"])
-    q, k, v = graph.op_n(3, "Split", linear(graph, x, f"{prefix}qkv_proj", weight, qkv_bias), axis=2, num_outputs=3)
-    gated = graph.op("Mul", _gate(graph, q, prefix, config, tensors), bias)  # [1, heads, T, P + T]
+    qkv = encoder.linear(x, f"{prefix}qkv_proj", *(f"{prefix}{p}_proj" for p in "qkv"))
+    q, k, v = graph.op_n(3, "Split", qkv, axis=2, num_outputs=3)
+    gated = graph.op("Mul", _gate(graph, encoder, q, prefix, config), bias)  # [1, heads, T, P + T]
     if blocks:
         k, v = with_past(graph, layer, config.dim, k, v)
     attended = graph.op("MultiHeadAttention", q, k, v, "", "", gated, domain=MICROSOFT, num_heads=config.heads)
-    return _named_linear(graph, attended, f"{prefix}out_proj", tensors, linear, 1 / alpha)
+    return encoder.linear(attended, f"{prefix}out_proj", factor=1 / alpha)
 
 
-def _gate(graph: GraphBuilder, q: str, prefix: str, config: BeatsConfig, tensors: LazyTensors) -> str:
+def _gate(graph: GraphBuilder, encoder: NamedLayers, q: str, prefix: str, config: BeatsConfig) -> str:
     """[1, heads, T, 1] from the queries [1, T, dim]. The published sum over groups of 4 outputs is folded in."""
-    folded = to_numpy(tensors[f"{prefix}grep_linear.weight"]()).reshape(2, 4, -1).sum(axis=1)  # [2, head_dim]
-    folded_bias = to_numpy(tensors[f"{prefix}grep_linear.bias"]()).reshape(2, 4).sum(axis=1)
+    folded = encoder.array(f"{prefix}grep_linear.weight").reshape(2, 4, -1).sum(axis=1)  # [2, head_dim]
+    folded_bias = encoder.array(f"{prefix}grep_linear.bias").reshape(2, 4).sum(axis=1)
     by_head = graph.op("Reshape", q, graph.ints(1, -1, config.heads, config.dim // config.heads))
     gates = graph.op("MatMul", by_head, graph.weight(f"{prefix}gate.weight", folded.T))
     gates = graph.op("Sigmoid", graph.op("Add", gates, graph.weight(f"{prefix}gate.bias", folded_bias)))
     a, b = graph.op_n(2, "Split", graph.op("Transpose", gates, perm=[0, 2, 1, 3]), axis=3, num_outputs=2)
-    scaled = graph.op("Mul", b, graph.weight(f"{prefix}grep_a", to_numpy(tensors[f"{prefix}grep_a"]())))
+    scaled = graph.op("Mul", b, encoder.weight(f"{prefix}grep_a"))
     one, two = (graph.weight(f"float_{value}", np.array(value, np.float32)) for value in (1, 2))
     return graph.op("Add", graph.op("Mul", a, graph.op("Sub", scaled, one)), two)
-
-
-def _named_linear(
-    graph: GraphBuilder, x: str, name: str, tensors: LazyTensors, linear: Linear, scale: float = 1.0
-) -> str:
-    weight, bias = (to_numpy(tensors[f"{name}.{kind}"]()) for kind in ("weight", "bias"))
-    return linear(graph, x, name, _scaled(weight, scale), _scaled(bias, scale))
-
-
-def _scaled(array: F32, scale: float) -> F32:
-    return array if scale == 1.0 else (array * np.float32(scale))

@@ -1,7 +1,8 @@
 """EAT as a graph."""
 
 from salmonrun.export.graphs.builder import END, MICROSOFT, GraphBuilder, WeightFile
-from salmonrun.export.graphs.linear import Linear, to_numpy
+from salmonrun.export.graphs.layers import NamedLayers
+from salmonrun.export.graphs.linear import Linear
 from salmonrun.training.model.encoders.eat import EPS, EatConfig
 from salmonrun.training.tensors import LazyTensors
 
@@ -18,34 +19,29 @@ def build_eat(
     assert not blocks, "EAT cannot hear in blocks; ModelConfig refuses it"
     graph = GraphBuilder("audio_encoder", weights)
 
-    def w(name: str) -> str:
-        return graph.weight(name, to_numpy(tensors[name]()))
-
-    def norm(x: str, name: str) -> str:
-        return graph.op("LayerNormalization", x, w(f"{name}.weight"), w(f"{name}.bias"), epsilon=EPS)
-
-    def dense(x: str, name: str) -> str:
-        return linear(graph, x, name, to_numpy(tensors[f"{name}.weight"]()), to_numpy(tensors[f"{name}.bias"]()))
-
+    encoder = NamedLayers(graph, tensors, linear)
     fbank = graph.input("fbank", [1, "fbank_frames", config.fbank.bins])
     patches = graph.op(
         "Conv",
         graph.op("Unsqueeze", fbank, graph.ints(1)),
-        w("patch_embedding.weight"),
-        w("patch_embedding.bias"),
+        encoder.weight("patch_embedding.weight"),
+        encoder.weight("patch_embedding.bias"),
         strides=[config.patch_size] * 2,
     )  # [1, dim, T, 8]
     x = graph.op("Transpose", graph.op("Reshape", patches, graph.ints(1, config.dim, -1)), perm=[0, 2, 1])
     longest = -(-max_frames // config.patch_size) * config.fbank.patch_tokens
-    table = graph.weight("positions", to_numpy(tensors["positions"]()[:, :longest]))
+    table = graph.weight("positions", encoder.array("positions")[:, :longest])
     x = graph.op("Add", x, graph.op("Slice", table, graph.ints(0), graph.dim(x, 1), graph.ints(1)))
-    x = norm(graph.op("Concat", w("cls_token"), x, axis=1), "pre_norm")
+    x = encoder.norm(graph.op("Concat", encoder.weight("cls_token"), x, axis=1), "pre_norm", EPS)
     for i in range(config.layers):
-        q, k, v = graph.op_n(3, "Split", dense(x, f"blocks.{i}.attn.qkv"), axis=2, num_outputs=3)
+        qkv = encoder.linear(x, f"blocks.{i}.attn.qkv")
+        q, k, v = graph.op_n(3, "Split", qkv, axis=2, num_outputs=3)
         attended = graph.op("MultiHeadAttention", q, k, v, domain=MICROSOFT, num_heads=config.heads)
-        x = norm(graph.op("Add", x, dense(attended, f"blocks.{i}.attn.proj")), f"blocks.{i}.norm1")
-        h = dense(graph.op("Gelu", dense(x, f"blocks.{i}.mlp.fc1")), f"blocks.{i}.mlp.fc2")
-        x = norm(graph.op("Add", x, h), f"blocks.{i}.norm2")
+        attended = encoder.linear(attended, f"blocks.{i}.attn.proj")
+        x = encoder.norm(graph.op("Add", x, attended), f"blocks.{i}.norm1", EPS)
+        h = graph.op("Gelu", encoder.linear(x, f"blocks.{i}.mlp.fc1"))
+        h = encoder.linear(h, f"blocks.{i}.mlp.fc2")
+        x = encoder.norm(graph.op("Add", x, h), f"blocks.{i}.norm2", EPS)
     frames = graph.op("Slice", x, graph.ints(1), graph.ints(END), graph.ints(1))  # without the CLS token
     graph.output(frames, "audio", [1, "audio_tokens", config.dim])
     return graph

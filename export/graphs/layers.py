@@ -1,0 +1,58 @@
+"""What the graphs of all parts are made of: nodes whose weights are a checkpoint's tensors, by their names."""
+
+import numpy as np
+
+from salmonrun.export.graphs.builder import GraphBuilder
+from salmonrun.export.graphs.linear import F32, Linear, Matrix, Stacked, to_numpy
+from salmonrun.training.tensors import LazyTensors
+
+
+class NamedLayers:
+    """Adds layers to a graph, each under the name of its tensors."""
+
+    def __init__(self, graph: GraphBuilder, tensors: LazyTensors, linear: Linear) -> None:
+        self._graph = graph
+        self._tensors = tensors
+        self._linear = linear
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._tensors
+
+    def array(self, name: str) -> F32:
+        """A tensor's values, to be computed with."""
+        return to_numpy(self._tensors[name]())
+
+    def weight(self, name: str) -> str:
+        """A tensor as it is."""
+        return self._graph.weight(name, self.array(name))
+
+    def norm(self, x: str, name: str, epsilon: float) -> str:
+        """Layer normalisation of the last axis."""
+        scale, shift = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
+        return self._graph.op("LayerNormalization", x, scale, shift, epsilon=epsilon)
+
+    def linear(self, x: str, name: str, *stacked: str, factor: float = 1.0) -> str:
+        """x times a matrix, plus its bias if it has one.
+
+        Args:
+            x: input [..., in].
+            name: of the product, and of its matrix.
+            stacked: names of matrices that are stacked to one, if it is not `name`'s own; one without a bias has zeros.
+            factor: on weights and bias.
+        """
+        parts = stacked or (name,)
+        matrices = [self._tensors[f"{part}.weight"]() for part in parts]
+        weight: Matrix = Stacked(matrices)
+        bias = self._bias(parts, [len(matrix) for matrix in matrices])
+        if factor != 1.0:
+            weight = weight[:, :] * np.float32(factor)
+            bias = None if bias is None else bias * np.float32(factor)
+        return self._linear(self._graph, x, name, weight, bias)
+
+    def _bias(self, parts: tuple[str, ...], sizes: list[int]) -> F32 | None:
+        names = [f"{part}.bias" for part in parts]
+        if not any(name in self for name in names):
+            return None
+        zeros = [np.zeros(size, np.float32) for size in sizes]
+        return np.concatenate([self.array(n) if n in self else zero for n, zero in zip(names, zeros, strict=True)])

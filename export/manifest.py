@@ -1,0 +1,147 @@
+"""What a bundle says about itself, from the checkpoint, the options and the files that were written."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from salmonrun.export.graphs.llm_family import LlmShape
+from salmonrun.export.options import ExportOptions
+from salmonrun.runtime import __version__
+from salmonrun.runtime.bundle import file_sha256
+from salmonrun.runtime.config import AudioConfig
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.runtime.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    EmbeddingSpec,
+    FileSpec,
+    GraphSpec,
+    LlmSpec,
+    LlmWeights,
+    Manifest,
+    OnnxWeights,
+    Precision,
+    Provenance,
+    WeightPrecision,
+    manifest_bytes,
+)
+from salmonrun.runtime.tokenizer import Tokenizer
+from salmonrun.training.checkpoint import Checkpoint
+from salmonrun.training.model.llm import EMBEDDING
+
+EMBEDDING_FILE = "llm/embed_tokens.bin"
+EMBEDDING_DTYPES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+
+def make_manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, GraphSpec], folder: Path) -> Manifest:
+    """Describe a bundle's folder as it is now.
+
+    Raises:
+        CheckpointError: the tokenizer or the prompt has ids that the LLM does not have.
+    """
+    config = source.config
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        manifest_sha256="",
+        target=options.target,
+        audio=audio_config(source, options),
+        fbank=config.audio_encoder.fbank if config.audio_encoder else None,
+        window=config.qformer.window,
+        prompt=config.prompt,
+        llm=_llm(source, options),
+        precision=Precision(
+            whisper=options.encoder_precision,
+            audio_encoder=options.encoder_precision if config.audio_encoder else None,
+            qformer="fp32",
+        ),
+        provenance=_provenance(source, options),
+        graphs=graphs,
+        files=list_files(folder),
+        streaming=config.streaming,
+    )
+
+
+def audio_config(source: Checkpoint, options: ExportOptions) -> AudioConfig:
+    """The bundle's settings of the audio.
+
+    Raises:
+        ConfigError: the window that `options` asks for is not one to stream with.
+    """
+    audio = replace(source.config.audio, window=options.window or source.config.audio.window)
+    if source.config.streaming:
+        source.config.streaming.check(audio, source.config.qformer.window)
+    return audio
+
+
+def max_length(source: Checkpoint, options: ExportOptions) -> int:
+    """Positions of the KV cache: never more than the LLM has."""
+    return min(options.max_length, int(source.config.llm.get("max_position_embeddings", options.max_length)))
+
+
+def list_files(folder: Path) -> dict[str, FileSpec]:
+    """Sizes and hashes of all files there are but the manifest."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): FileSpec(path.stat().st_size, file_sha256(path)) for path in paths}
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write bundle.json."""
+    (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
+
+
+def _llm(source: Checkpoint, options: ExportOptions) -> LlmSpec:
+    shape = LlmShape.from_config(source.config.llm)
+    _check_ids(source, shape.vocab_size)
+    dtype = EMBEDDING_DTYPES[source.parts["llm"][EMBEDDING]().dtype]
+    return LlmSpec(
+        vocab_size=shape.vocab_size,
+        dim=shape.dim,
+        layers=shape.layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        eps=shape.eps,
+        windows=shape.windows,
+        experts=shape.experts,
+        max_length=max_length(source, options),
+        embedding=EmbeddingSpec(EMBEDDING_FILE, dtype, shape.vocab_size, shape.dim),
+        weights=LlmWeights(onnx=_onnx_weights(options)),
+    )
+
+
+def _check_ids(source: Checkpoint, vocab_size: int) -> None:
+    """Every id that can occur must have an embedding."""
+    tokens = Tokenizer(source.tokenizer_file).vocab_size
+    if tokens > vocab_size:
+        raise CheckpointError(f"tokenizer.json has {tokens} tokens, the LLM {vocab_size}: they do not belong together")
+    prompt = source.config.prompt
+    for token_id in (*prompt.stop_token_ids, *(() if prompt.bos_token_id is None else (prompt.bos_token_id,))):
+        if not 0 <= token_id < vocab_size:
+            raise CheckpointError(f"prompt uses token id {token_id}, the LLM has {vocab_size}")
+
+
+def _onnx_weights(options: ExportOptions) -> OnnxWeights:
+    dtype: Literal["float16", "float32"] = "float16" if options.target == "cuda" else "float32"
+    if options.llm_precision != "fp32":
+        return OnnxWeights(dtype, options.llm_precision, lm_head="int8")
+    plain: WeightPrecision = "fp16" if options.target == "cuda" else "fp32"
+    return OnnxWeights(dtype, plain, plain)
+
+
+def _provenance(source: Checkpoint, options: ExportOptions) -> Provenance:
+    config, quantized = source.config, options.llm_precision != "fp32"
+    return Provenance(
+        model=config.name,
+        exporter=f"salmonrun {__version__}",
+        sources=source.hashes(),
+        lora_scale=config.lora.scale if config.lora else None,
+        pruned_layers=config.sources.llm.left_out_layers if config.sources.llm else (),
+        whisper_pruned_layers=config.sources.whisper.left_out_layers if config.sources.whisper else (),
+        quantization="symmetric, blocks of 32, round to nearest" if quantized else "",
+    )

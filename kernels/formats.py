@@ -1,0 +1,167 @@
+"""Weight formats: what the quantized numbers of a bundle or a published file mean, and how they lie in memory.
+
+Two families, both with one float32 scale for each block of neighbouring values:
+
+- **Blocks** (int4, int8): symmetric integers, blocks along a row. ONNX Runtime's MatMulNBits stores them so.
+- **Tables** (nf4, fp4): indices into 16 values, blocks along the flattened matrix. bitsandbytes stores them so
+  (bitsandbytes/functional.py and backends/default/ops.py at 0.50).
+
+A byte holds two 4-bit values: blocks have the first one in the low half, tables in the high half.
+"""
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+Half = Literal["low", "high"]
+
+BLOCK_SIZES = (32, 64, 128)  # of int4 and int8 blocks
+BLOCK_BITS = (4, 8)
+
+
+def _table(*values: float) -> F32:
+    table = np.array(values, np.float32)
+    table.setflags(write=False)
+    return table
+
+
+# Quantiles of the normal distribution (QLoRA, Dettmers et al. 2023, appendix E).
+NF4 = _table(
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+# A sign, two bits of exponent, one of mantissa, in the order of these bits; over the largest, 12.
+FP4 = _table(*(sign * value / 12 for sign in (1, -1) for value in (0, 0.0625, 8, 12, 4, 6, 2, 3)))
+
+
+def pack_nibbles(values: Bytes, first: Half) -> Bytes:
+    """4-bit values [..., 2 n], one a byte, as [..., n]: the first of a pair in the `first` half of its byte."""
+    even, odd = values[..., 0::2], values[..., 1::2]
+    low, high = (even, odd) if first == "low" else (odd, even)
+    return low | (high << np.uint8(4))
+
+
+def unpack_nibbles(packed: Bytes, first: Half) -> Bytes:
+    """[..., n] as 4-bit values [..., 2 n], one a byte."""
+    low, high = packed & 15, packed >> 4
+    pairs = np.stack([low, high] if first == "low" else [high, low], axis=-1)
+    return pairs.reshape(*packed.shape[:-1], 2 * packed.shape[-1])
+
+
+def quantize_blocks(weight: F32, bits: int, block: int) -> tuple[Bytes, F32]:
+    """Symmetric integers, rounded to nearest, halves to even.
+
+    A stored value q stands for (q - 2 ** (bits - 1)) * scale. Rows that are not whole blocks are filled with zeros.
+
+    Args:
+        weight: [out, in].
+        bits: 4 or 8.
+        block: values that share a scale.
+
+    Returns:
+        packed [out, blocks, block * bits / 8] and scales [out, blocks].
+
+    Raises:
+        ValueError: other bits or block sizes than BLOCK_BITS and BLOCK_SIZES.
+    """
+    _check_bits(bits)
+    if block not in BLOCK_SIZES:
+        raise ValueError(f"blocks of {block} values; expected one of {BLOCK_SIZES}")
+    rows, columns = weight.shape
+    blocks = np.pad(weight, ((0, 0), (0, -columns % block))).reshape(rows, -1, block)
+    zero_point = 2 ** (bits - 1)
+    # The value of largest magnitude maps to the end of the range that has one step more.
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)
+    scale = largest / -zero_point  # [rows, blocks, 1]
+    inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0)
+    quantized = np.clip(np.rint(blocks * inverse) + zero_point, 0, 2**bits - 1).astype(np.uint8)
+    return quantized if bits == 8 else pack_nibbles(quantized, "low"), scale[..., 0]
+
+
+def dequantize_blocks(packed: Bytes, scales: F32, bits: int) -> F32:
+    """What the stored numbers stand for: [out, blocks * block], the zeros behind a row included.
+
+    Args:
+        packed: [out, blocks, block * bits / 8].
+        scales: [out, blocks].
+        bits: 4 or 8.
+
+    Raises:
+        ValueError: other bits, or scales of another shape.
+    """
+    _check_bits(bits)
+    if scales.shape != packed.shape[:2]:
+        raise ValueError(f"scales are {scales.shape}; the blocks are {packed.shape[:2]}")
+    values = packed if bits == 8 else unpack_nibbles(packed, "low")
+    centred = values.astype(np.float32) - 2 ** (bits - 1)
+    weight: F32 = (centred * scales[..., None]).reshape(len(packed), -1)
+    return weight
+
+
+def _check_bits(bits: int) -> None:
+    if bits not in BLOCK_BITS:
+        raise ValueError(f"blocks of {bits} bits; expected one of {BLOCK_BITS}")
+
+
+def quantize_nf4(values: F32, block: int) -> tuple[Bytes, F32]:
+    """The nearest values of NF4, bit for bit as bitsandbytes chooses them on a CPU.
+
+    Args:
+        values: of any shape; they are flattened.
+        block: values that share a scale, their largest magnitude.
+
+    Returns:
+        packed [size / 2] and scales [size / block].
+
+    Raises:
+        ValueError: the values are not whole blocks.
+    """
+    if block < 2 or block % 2 or values.size % block:
+        raise ValueError(f"{values.size} values in blocks of {block}; expected whole blocks of an even size")
+    blocks = values.reshape(-1, block)
+    scales = np.abs(blocks).max(axis=1)  # [blocks]
+    inverse = np.float32(1) / np.maximum(scales, np.float32(1e-38))  # a block of zeros stays one
+    scaled = np.clip(blocks * inverse[:, None], -1, 1)
+    midpoints = (NF4[:-1] + NF4[1:]) / 2
+    indices = np.searchsorted(midpoints, scaled.ravel()).astype(np.uint8)
+    return pack_nibbles(indices, "high"), scales
+
+
+def dequantize_table(packed: Bytes, table: F32, scales: F32, block: int, count: int) -> F32:
+    """The first `count` values of a flattened matrix: of the table, times their block's scale.
+
+    Args:
+        packed: [(count + 1) // 2].
+        table: [16], as NF4.
+        scales: one for each block, the last of which may be cut.
+        block: values that share a scale.
+        count: values there are.
+
+    Raises:
+        ValueError: values or scales are missing or left over.
+        IndexError: the table has fewer values than are asked for.
+    """
+    values: F32 = table[unpack_nibbles(packed, "high")][:count]
+    blocks = -(-count // block)
+    if (len(values), len(scales)) != (count, blocks):
+        raise ValueError(f"{len(values)} values and {len(scales)} scales; expected {count} and {blocks}")
+    values *= np.repeat(scales, block)[:count]
+    return values
+
+
+def dequantize_scales(indices: Bytes, table: F32, outer: F32, block: int, offset: float) -> F32:
+    """Scales that are quantized in turn: double quantization (QLoRA, section 3).
+
+    Args:
+        indices: [blocks], into the table.
+        table: [256].
+        outer: one scale for each `block` of them.
+        block: indices that share an outer scale.
+        offset: added to all.
+    """
+    scaled: F32 = table[indices] * np.repeat(outer, block)[: len(indices)]
+    return scaled + np.float32(offset)

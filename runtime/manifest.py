@@ -1,0 +1,225 @@
+"""bundle.json: what a bundle says about itself. Its specification is docs/bundle.md."""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from salmonrun.runtime.config import AudioConfig, BlockConfig, FbankConfig, PromptConfig, WindowConfig
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.schema import to_dict
+
+FORMAT_VERSION = 4
+MANIFEST = "bundle.json"
+_OWN_HASH = re.compile(rb'("manifest_sha256":\s*)"[0-9a-f]{64}"')
+_NO_HASH = "0" * 64
+
+WeightPrecision = Literal["fp32", "fp16", "int8", "int4", "nf4"]
+BlockSize = Literal[32, 64, 128]  # values that share a scale
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph; a dimension is a size or the name of a free one."""
+
+    name: str
+    dtype: str  # "float32", "float16", "int32", "int64"
+    dims: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX file."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def result(self) -> str:
+        """Name of the output that is not kept for the next run."""
+        return next(spec.name for spec in self.outputs if not spec.name.startswith("present_"))
+
+    @property
+    def past(self) -> tuple[TensorSpec, ...]:
+        """What it is given of earlier runs: the KV of an LLM, and of an encoder that hears in blocks."""
+        return tuple(spec for spec in self.inputs if spec.name.startswith("past_"))
+
+    @property
+    def weights(self) -> str:
+        """Name of the file that holds its large tensors, if it has any."""
+        return f"{self.file}.data"
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """What a file's bytes must be."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """The token embedding table: raw little-endian rows [vocab_size, dim]."""
+
+    file: str
+    dtype: Literal["float32", "float16", "bfloat16"]
+    rows: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class OnnxWeights:
+    """The LLM for ONNX Runtime: the graph `llm` with its weights."""
+
+    dtype: Literal["float32", "float16"]  # of activations and KV cache
+    precision: WeightPrecision
+    lm_head: WeightPrecision
+
+
+@dataclass(frozen=True)
+class NativeWeights:
+    """The LLM for our own kernels: one file of packed matrices, mapped as it lies."""
+
+    file: str
+    layout: Literal["t16"]
+    block: BlockSize
+    precision: Literal["int8", "int4"]
+    lm_head: Literal["int8", "int4"]
+
+
+@dataclass(frozen=True)
+class TorchWeights:
+    """The LLM for PyTorch's kernels: one file of matrices, quantized row by row."""
+
+    file: str
+    block: BlockSize
+    precision: Literal["nf4", "int4"]
+    lm_head: WeightPrecision
+
+
+@dataclass(frozen=True)
+class LlmWeights:
+    """The LLM's weights for each decoder that can run them; None: the bundle has none for this one."""
+
+    onnx: OnnxWeights | None
+    native: NativeWeights | None = None
+    torch: TorchWeights | None = None
+
+    def __post_init__(self) -> None:
+        if not self.decoders:
+            raise ConfigError("there are weights for no decoder; expected some for onnx, native or torch")
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """Those the bundle has weights for."""
+        return tuple(name for name, weights in vars(self).items() if weights is not None)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Beside the graph and its data."""
+        return tuple(weights.file for weights in (self.native, self.torch) if weights)
+
+
+@dataclass(frozen=True)
+class ExpertSpec:
+    """How the layers that are mixtures choose; their number is that of their tensors."""
+
+    per_token: int
+    normalised: bool  # the weights of those chosen are made to sum to one
+
+    def __post_init__(self) -> None:
+        if self.per_token < 1:
+            raise ConfigError(f"per_token is {self.per_token}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class LlmSpec:
+    """What a decoder needs to know. The graph has it built in; other decoders have their weights and this."""
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float  # of the RMS norms
+    windows: tuple[int | None, ...]  # of each layer: positions it sees, its own included; None: all
+    experts: ExpertSpec | None
+    max_length: int  # positions a sequence may have, prompt included
+    embedding: EmbeddingSpec
+    weights: LlmWeights
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "max_length"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"{self.heads} heads cannot share {self.kv_heads} KV heads evenly")
+        if not 0 < self.eps < math.inf:
+            raise ConfigError(f"eps is {self.eps}; it must be above 0")
+        if len(self.windows) != self.layers or any(window is not None and window < 1 for window in self.windows):
+            raise ConfigError(f"windows are {self.windows[:8]}...; expected a number or null for {self.layers} layers")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the weights of the encoders are stored as; those of the LLM are described for each decoder."""
+
+    whisper: WeightPrecision
+    audio_encoder: WeightPrecision | None
+    qformer: WeightPrecision
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the bundle comes from."""
+
+    model: str
+    exporter: str
+    sources: dict[str, str] = field(default_factory=dict)  # file -> sha256
+    lora_scale: float | None = None  # of the adapters merged into the LLM
+    pruned_layers: tuple[int, ...] = ()  # of the LLM, as its files number them
+    whisper_pruned_layers: tuple[int, ...] = ()
+    quantization: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """bundle.json."""
+
+    format_version: int
+    manifest_sha256: str  # of bundle.json itself, with these 64 digits as zeros
+    target: Literal["cpu", "cuda"]
+    audio: AudioConfig
+    window: WindowConfig
+    prompt: PromptConfig
+    llm: LlmSpec
+    precision: Precision
+    provenance: Provenance
+    graphs: dict[str, GraphSpec]  # whisper, qformer; audio_encoder, llm and draft if there are any
+    files: dict[str, FileSpec]  # every file but bundle.json
+    streaming: BlockConfig | None = None  # encoders that also hear in blocks; None: recordings at once only
+    fbank: FbankConfig | None = None  # the front end of the audio encoder; None: there is none
+
+    def precisions(self, decoder: str) -> dict[str, str]:
+        """What the weights of each part are stored as, the LLM's for one of `llm.weights.decoders`."""
+        weights = getattr(self.llm.weights, decoder)
+        parts = {**vars(self.precision), "llm": weights.precision, "lm_head": weights.lm_head}
+        return {part: precision for part, precision in parts.items() if precision is not None}
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as it is stored, its own hash filled in."""
+    data = to_dict(manifest) | {"manifest_sha256": _NO_HASH}
+    content = (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+    return content.replace(_NO_HASH.encode(), manifest_hash(content).encode(), 1)
+
+
+def manifest_hash(content: bytes) -> str:
+    """sha256 of a manifest's bytes with the digits of its own hash as zeros."""
+    blanked = _OWN_HASH.sub(rb'\1"' + _NO_HASH.encode() + b'"', content, count=1)
+    return hashlib.sha256(blanked).hexdigest()
