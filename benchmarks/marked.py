@@ -1,6 +1,7 @@
 """Tables in a page that programs write: the text between `<!-- bench: NAME -->` and `<!-- /bench -->`."""
 
 import re
+from functools import partial
 
 
 def replace_marked(page: str, made: dict[str, str]) -> str:
@@ -11,7 +12,11 @@ def replace_marked(page: str, made: dict[str, str]) -> str:
     """
     for name, text in made.items():
         pattern = re.compile(rf"(<!-- bench: {re.escape(name)} -->\n).*?(<!-- /bench -->)", re.DOTALL)
-        page, count = pattern.subn(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)
+        page, count = pattern.subn(partial(_filled, text), page)
         if count != 1:
             raise ValueError(f"{count} places for {name!r}; expected one <!-- bench: {name} --> ... <!-- /bench -->")
     return page
+
+
+def _filled(text: str, place: re.Match[str]) -> str:
+    return f"{place[1]}{text}\n{place[2]}"

@@ -45,8 +45,8 @@ def make(folder: Path, model: ModelConfig, options: ExportOptions | None = None)
 
 @pytest.fixture(scope="module", params=["eat", "beats", "none"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    encoder = {"eat": EAT, "beats": BEATS, "none": None}[request.param]
-    return make(tmp_path_factory.mktemp(request.param), config(encoder))
+    encoders: dict[str, AudioEncoderConfig | None] = {"eat": EAT, "beats": BEATS, "none": None}
+    return make(tmp_path_factory.mktemp(request.param), config(encoders[request.param]))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.export.parity.pieces import PiecewiseGraph, cut
 from salmonrun.runtime import Engine
 from salmonrun.runtime.bundle import open_bundle
-from salmonrun.runtime.decoder import prefill, step, verify
+from salmonrun.runtime.decoder import F32, prefill, step, verify
 from salmonrun.runtime.decoders.onnx_decoder import EmbeddingTable, OnnxDecoder
 from salmonrun.runtime.errors import ParityError
 from salmonrun.runtime.golden import check
@@ -60,7 +60,8 @@ def test_pieces_compute_what_the_whole_does(pair: Pair) -> None:
     graph = PiecewiseGraph(pair.bundle, pieces, done.append)
     decoder = OnnxDecoder(spec, EmbeddingTable(pair.bundle, spec.embedding), graph)
     ids = np.random.default_rng(0).integers(0, 70, 20).tolist()
-    found, expected = [], []
+    found: list[F32] = []
+    expected: list[F32] = []
     for each, logits in ((decoder, found), (pair.decoder, expected)):
         with each.open(2, 40) as slots:
             for slot in slots:

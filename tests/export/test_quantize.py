@@ -81,7 +81,8 @@ def test_blocks_are_within_half_a_step(shape: tuple[int, int], bits: int) -> Non
     weight = weights(*shape)
     packed, scales = quantize_blocks(weight, bits)
     blocks = -(-shape[1] // BLOCK)
-    assert (packed.dtype, packed.shape) == (np.uint8, (shape[0], blocks, BLOCK * bits // 8))
+    assert packed.dtype == np.uint8
+    assert packed.shape == (shape[0], blocks, BLOCK * bits // 8)
     assert scales.shape == (shape[0], blocks)
     restored = dequantize_blocks(packed, scales, bits)
     assert restored.shape == (shape[0], blocks * BLOCK)
@@ -105,9 +106,9 @@ def test_the_largest_value_of_a_block_is_kept(bits: int) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_numbers_on_the_grid_are_kept(bits: int) -> None:
     half = 2 ** (bits - 1)
-    grid = np.random.default_rng(0).integers(-half, half, (5, 3 * BLOCK)).astype(np.float32)
-    grid[:, ::BLOCK] = -half  # the end with one step more
-    np.testing.assert_array_equal(dequantize_blocks(*quantize_blocks(grid / 16, bits), bits), grid / 16)
+    grid = np.random.default_rng(0).integers(-half, half, (5, 3 * BLOCK)).astype(np.float32) / np.float32(16)
+    grid[:, ::BLOCK] = -half / 16  # the end with one step more
+    np.testing.assert_array_equal(dequantize_blocks(*quantize_blocks(grid, bits), bits), grid)
 
 
 def test_four_bits_are_packed_low_nibble_first() -> None:

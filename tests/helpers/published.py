@@ -107,7 +107,7 @@ def shard(folder: Path) -> None:
     """The folder's weights in two files and an index, as large models have them."""
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
-    index = {}
+    index: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2]), start=1):
         file = f"model-{number:05}-of-00002.safetensors"
         save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})

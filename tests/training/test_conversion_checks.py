@@ -48,7 +48,7 @@ def test_names(named: str, given: str, expected: bool) -> None:
 def test_what_a_name_says() -> None:
     name = read_name("openai/whisper-large-v3-turbo")
     assert name
-    assert (name.family, name.version, name.size, name.variants) == ("whisper", "3", "", {"large", "turbo"})
+    assert (name.family, name.version, name.size, name.variants) == ("whisper", "3", "", frozenset({"large", "turbo"}))
     name = read_name("lmsys/vicuna-13b-v1.1")
     assert name
     assert (name.family, name.version, name.size) == ("vicuna", "1.1", "13b")

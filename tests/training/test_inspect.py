@@ -108,7 +108,7 @@ def test_whisper_and_beats(golden: Path, tmp_path: Path) -> None:
     assert inspect_path(folder).problems == ("no weights of an encoder are here",)
 
 
-class Options(dict):  # as fairseq's Namespace: a class that weights_only refuses
+class Options(dict[str, object]):  # as fairseq's Namespace: a class that weights_only refuses
     """Not known to torch."""
 
 

@@ -88,7 +88,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
     assert module.load_state_dict(own, strict=False).unexpected_keys == []
 
 
-def reference_llm(nota: Nota09) -> nn.Module:
+def reference_llm(nota: Nota09) -> peft.PeftModel:
     llm = transformers.AutoModelForCausalLM.from_pretrained(nota.llm, dtype=torch.float32)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "v_proj"])
     llm = peft.get_peft_model(llm, config)
@@ -101,7 +101,7 @@ def reference_llm(nota: Nota09) -> nn.Module:
     return llm.eval()
 
 
-def reference_whisper(nota: Nota09) -> nn.Module:
+def reference_whisper(nota: Nota09) -> peft.PeftModel:
     encoder = transformers.WhisperModel.from_pretrained(nota.whisper).encoder
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "v_proj", "o_proj"])
     encoder = peft.get_peft_model(encoder, config)
