@@ -1,7 +1,19 @@
-"""Tables in a page that programs write: the text between `<!-- bench: NAME -->` and `<!-- /bench -->`."""
+"""Markdown tables, and their places in a page: the text between `<!-- bench: NAME -->` and `<!-- /bench -->`."""
 
 import re
+from collections.abc import Iterable, Sequence
 from functools import partial
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown. A row that is shorter than its header ends in empty cells."""
+    lines = [header, ["---"] * len(header), *([*row, *[""] * (len(header) - len(row))] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def seconds(value: float) -> str:
+    """In seconds or milliseconds, three digits."""
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 
 def replace_marked(page: str, made: dict[str, str]) -> str:
