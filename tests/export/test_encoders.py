@@ -109,7 +109,7 @@ def test_every_kind_has_a_graph() -> None:
 def test_a_published_eat_becomes_a_bundle(tmp_path: Path) -> None:
     """From the parts on disk: referred to and copied, as fairseq's file and as a folder, they are one bundle."""
     state = published.published_state()
-    whisper, llm = write_whisper(tmp_path / "whisper"), write_llm(tmp_path / "llm")
+    whisper, llm = write_whisper(tmp_path / "whisper"), write_llm(tmp_path / "llm", dtype=torch.float32)
     sources = [
         published.write_pretrained(tmp_path / "eat.pt", state),
         published.write_folder(tmp_path / "eat", state),
