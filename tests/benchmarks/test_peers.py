@@ -20,6 +20,7 @@ from salmonrun.training.starting.presets import WHISPER_LARGE_V3
 ROOT = Path(__file__).parents[2]
 PAGE = "before\n<!-- bench: {} -->\nold\n| table |\n<!-- /bench -->\nafter\n"
 NAMES = ("machine", "llm-decode", "llm-prefill")
+pytestmark = pytest.mark.timeout(900)  # ten processes that import PyTorch, some of them at once: slow on a busy machine
 
 
 @pytest.fixture(scope="module")
