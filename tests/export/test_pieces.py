@@ -11,8 +11,9 @@ from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.export.parity.pieces import PiecewiseGraph, cut
 from salmonrun.runtime import Engine
+from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import open_bundle
-from salmonrun.runtime.decoder import F32, prefill, step, verify
+from salmonrun.runtime.decoder import prefill, step, verify
 from salmonrun.runtime.decoders.onnx_decoder import EmbeddingTable, OnnxDecoder
 from salmonrun.runtime.errors import ParityError
 from salmonrun.runtime.golden import check
