@@ -17,7 +17,6 @@ from salmonrun.training.finetuning.finetune import finetune
 from salmonrun.training.finetuning.optimizer import lr_share
 from salmonrun.training.finetuning.parts import choose_parts
 from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts
-from salmonrun.training.model.features import Features
 from salmonrun.training.model.llm import attention_kernel
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
