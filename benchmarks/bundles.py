@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.marked import replace_marked
+from benchmarks.tables import replace_marked, seconds, table
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -103,23 +103,16 @@ def cases(found: Found, protocol: str) -> list[Found]:
     return list(one["cases"])
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
-
-
-def seconds(summary: Found, quantile: str = "p50") -> str:
-    """A figure in three digits with its unit; nothing of a metric that has no value."""
+def figure(summary: Found, quantile: str = "p50") -> str:
+    """One of a metric's; a dash if it has no values."""
     value = summary.get(quantile)
-    if value is None:
-        return "-"
-    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
+    return "-" if value is None else seconds(value)
 
 
 def with_interval(summary: Found) -> str:
     """A median and its 95 % interval."""
     low, high = summary["median_interval"]
-    return f"{seconds(summary)} ({seconds({'p50': low})} - {seconds({'p50': high})})"
+    return f"{seconds(summary['p50'])} ({seconds(low)} - {seconds(high)})"
 
 
 def request_table(found: Found) -> str:
@@ -128,10 +121,10 @@ def request_table(found: Found) -> str:
     rows = []
     for case in cases(found, "request"):
         summary = case["summary"]
-        stages = [seconds(summary.get(stage, {})) for stage in STAGES]
+        stages = [figure(summary.get(stage, {})) for stage in STAGES]
         total = with_interval(summary["total"])
         rtf = f"{summary['rtf']['p50']:.3f}"
-        rows.append([case["name"], *stages, seconds(summary["ttft"]), seconds(summary["tpot"]), total, rtf])
+        rows.append([case["name"], *stages, figure(summary["ttft"]), figure(summary["tpot"]), total, rtf])
     return table(header, rows)
 
 
@@ -150,12 +143,10 @@ def stream_table(found: Found, protocol: str = "stream") -> str:
     rows = []
     for case in cases(found, protocol):
         summary = case["summary"]
-        pairs = [f"{seconds(summary[m])} / {seconds(summary[m], 'p95')}" for m in ("update", "final")]
+        pairs = [f"{figure(summary[m])} / {figure(summary[m], 'p95')}" for m in ("update", "final")]
         keeps = {True: "yes", False: "no", None: ""}[real_time.get(case["name"])]
         rtf = f"{summary['rtf']['p50']:.3f}"
-        rows.append(
-            [case["name"], seconds(summary["first_partial"]), *pairs, seconds(summary["lag"], "p95"), rtf, keeps]
-        )
+        rows.append([case["name"], figure(summary["first_partial"]), *pairs, figure(summary["lag"], "p95"), rtf, keeps])
     return table(header, rows)
 
 
@@ -180,7 +171,7 @@ def reference_table(found: Found) -> str:
         values = sorted(value for sample in theirs["samples"] for value in sample[metric])
         ratio = ours["baseline_ratio"][metric]
         spread = f"{ratio['median']:.2f} ({ratio['low']:.2f} - {ratio['high']:.2f})"
-        median = seconds({"p50": values[len(values) // 2]})
+        median = seconds(values[len(values) // 2])
         rows.append([label, with_interval(ours["summary"][metric]), median, spread])
     peak, other = protocol["memory"]["peak_mb"], protocol["baseline_memory_mb"]["peak_mb"]
     rows.append(["most resident memory", f"{peak:.0f} MiB", f"{other:.0f} MiB", f"{other / peak:.2f}"])

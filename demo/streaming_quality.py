@@ -36,8 +36,10 @@ def main() -> None:
     references = [entry["text"] for entry in spoken]
     engine = Engine.load(arguments.bundle)
     offline = measure_offline(engine, recordings, references)
-    policies = ["agreement", *(["block"] if engine.bundle.manifest.streaming else [])]
-    measured = {name: measure_stream(engine, recordings, references, StreamConfig(policy=name)) for name in policies}
+    configs = [StreamConfig(policy="agreement")]
+    if engine.bundle.manifest.streaming:
+        configs.append(StreamConfig(policy="block"))
+    measured = {config.policy: measure_stream(engine, recordings, references, config) for config in configs}
     joined = measure_joined(engine, recordings, references)
     print(json.dumps({"offline": offline, **measured, "joined": joined}, indent=1))
 

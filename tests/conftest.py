@@ -1,5 +1,6 @@
 """Models that many tests share, each made once."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,14 @@ settings.load_profile("repeatable")
 
 # The models are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker of pytest-xdist has a core of its own: idle threads of ONNX Runtime spin, and would slow the others."""
+    if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        number = int(config.workerinput["workerid"].removeprefix("gw"))
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("runtime", "kernels", "training", "export")
+FOLDERS = ("runtime", "kernels", "training", "export", "tests", "benchmarks", "demo")
 FILE_LINES = 450
 FUNCTION_LINES = 70
-FILES = [path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+FILES = [path.relative_to(ROOT) for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def test_all_packages_are_seen() -> None:
-    assert {file.parts[0] for file in FILES} == set(PACKAGES)
+def test_all_folders_are_seen() -> None:
+    assert {file.parts[0] for file in FILES} == set(FOLDERS)
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from benchmarks.commits.checkouts import Checkout
 from benchmarks.commits.models import Model, make_once
 from benchmarks.peers.processes import Worker
-from salmonrun.runtime.bundle import MANIFEST
+from salmonrun.runtime.manifest import MANIFEST
 
 MEASURED = ("golden.npz", "parity.json")  # sums may round differently from run to run
 

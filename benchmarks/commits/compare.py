@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.commits import report
+from benchmarks.commits import tables
 from benchmarks.commits.bundles import export, same_weights_and_graphs
 from benchmarks.commits.cases import KINDS, Json
 from benchmarks.commits.checkouts import HERE, Checkout, both
@@ -29,7 +29,7 @@ from salmonrun.runtime.session import usable_cores
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check out, export, ask, report; 1 if an answer differs, 2 if that could not be found out."""
+    """Check out, export, ask, compare; 1 if an answer differs, 2 if that could not be found out."""
     arguments = _parser().parse_args(argv)
     root = arguments.root.absolute()
     try:
@@ -89,11 +89,11 @@ def _bundles(bundles: dict[str, dict[str, Path]]) -> dict[str, bool]:
 
 def _tokens(outcomes: Sequence[Outcome]) -> Json:
     """Print and return."""
-    summary = report.tokens_summary(outcomes)
-    lines = report.differences_list(outcomes)
-    print(report.tokens_table(outcomes), *lines[: report.SHOWN], sep="\n")
-    if len(lines) > report.SHOWN:
-        print(f"... and {len(lines) - report.SHOWN} more")
+    summary = tables.tokens_summary(outcomes)
+    lines = tables.differences_list(outcomes)
+    print(tables.tokens_table(outcomes), *lines[: tables.SHOWN], sep="\n")
+    if len(lines) > tables.SHOWN:
+        print(f"... and {len(lines) - tables.SHOWN} more")
     print(
         f"{summary['answers']} answers, {summary['differ']} differ ({summary['near_ties']} of them near-ties), "
         f"{summary['errors']} are errors in both"
@@ -129,7 +129,7 @@ def _latency(
         arguments.transcribe_s,
     )
     rows = measure(models, workers, bundles, root, method, arguments.kind)
-    print(report.latency_table(rows))
+    print(tables.latency_table(rows))
     return {"method": asdict(method), "rows": rows}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.peers import environments, report
+from benchmarks.peers import environments, page
 from benchmarks.peers.engines import ENGINES, ConversionError, engines_for, prepare_model
 from benchmarks.peers.measure import Method, Ready, Row, measure
 from benchmarks.peers.shapes import GROUPS, SHAPES
@@ -27,7 +27,7 @@ PEERS = tuple(dict.fromkeys(engine.peer for engine in ENGINES))
 
 
 def main() -> None:
-    """Prepare, measure, report."""
+    """Prepare, measure, write."""
     arguments = _parser().parse_args()
     root = arguments.root.absolute()
     shapes = [SHAPES[name] for name in GROUPS.get(arguments.shape, (arguments.shape,))]
@@ -50,11 +50,11 @@ def main() -> None:
         "method": vars(method),
         **summarize([row for own in rows.values() for row in own.values()], limits),
     }
-    for table in report.tables(results).values():
+    for table in page.tables(results).values():
         print(table, end="\n\n")
     (root / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     if arguments.docs:
-        report.write(results, arguments.docs)
+        page.write(results, arguments.docs)
     print(json.dumps(results))
 
 

@@ -66,15 +66,9 @@ def _ctranslate2(quantization: str) -> tuple[Command, ...]:
     return ((*command, "--model", "{source}", "--output_dir", "{out}", "--force", "--quantization", quantization),)
 
 
-GENAI = ("-m", "onnxruntime_genai.models.builder", "-i", "{source}", "-o", "{out}", "-c", "{out}/cache", "-p", "int4")
-GENAI += (
-    "-e",
-    "cpu",
-    "--extra_options",
-    "block_size=32",
-    "accuracy_level=4",
-    "is_symmetric=true",
-    "prune_lm_head=true",
+GENAI = (
+    *("-m", "onnxruntime_genai.models.builder", "-i", "{source}", "-o", "{out}", "-c", "{out}/cache", "-p", "int4"),
+    *("-e", "cpu", "--extra_options", "block_size=32", "accuracy_level=4", "is_symmetric=true", "prune_lm_head=true"),
 )
 OPENVINO_WHISPER = "{inside}/openvino_whisper.py"
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 TORCH = "torch==2.13.0"
 
@@ -86,10 +87,10 @@ def make(root: Path, name: str) -> Path:
             if not _built(wheels, requirement):
                 build = ("wheel", "--verbose", "--no-deps", "--no-binary", ":all:", "--wheel-dir", str(wheels))
                 _run((*pip, *build, requirement), environment.variables, log, output)
-        install = ("install", "--find-links", str(wheels))
-        for requirement in environment.from_source:  # by path, so that no wheel of the registry takes its place
-            install += (str(_built(wheels, requirement)),)
-        _run((*pip, *install, *environment.requirements), environment.variables, log, output)
+        # What was built is named by its path, so that no wheel of the registry takes its place.
+        built = [str(_built(wheels, requirement)) for requirement in environment.from_source]
+        install = ("install", "--find-links", str(wheels), *built, *environment.requirements)
+        _run((*pip, *install), environment.variables, log, output)
         for requirement in environment.unwanted:
             _run((*pip, "uninstall", "--yes", requirement), environment.variables, log, output)
     stamp.write_text(wanted)
@@ -101,8 +102,8 @@ def _built(wheels: Path, requirement: str) -> Path | None:
     return next(wheels.glob(f"{name.replace('-', '_')}-{version}-*.whl"), None)
 
 
-def _run(command: tuple[str, ...], variables: Mapping[str, str], log: Path, output: object) -> None:
-    done = subprocess.run(command, env={**os.environ, **variables}, stdout=output, stderr=subprocess.STDOUT)  # type: ignore[call-overload]
+def _run(command: tuple[str, ...], variables: Mapping[str, str], log: Path, output: IO[str]) -> None:
+    done = subprocess.run(command, env={**os.environ, **variables}, stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line.lower()] or lines or ["no output"]

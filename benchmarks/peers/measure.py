@@ -3,7 +3,7 @@
 import math
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ def measure(
 
 def start(workers: dict[str, Worker], group: list[Ready], rows: dict[str, Row], method: Method, root: Path) -> None:
     """Start and load the workers of a group, and the one that measures the machine."""
+    asked: list[tuple[str, Path, str, Path, Mapping[str, Any]]]
     asked = [("limits", Path(sys.executable), "limits_worker", Path(), {})]
     asked += [(item.engine.name, item.python, item.engine.worker, item.model, item.engine.options) for item in group]
     for name, python, script, model, options in tqdm(asked, desc="loading", unit="engine"):

@@ -1,6 +1,7 @@
 """Random weights in a shape, as a transformers folder: what every engine's own format is made from."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -48,5 +49,5 @@ def random_tensor(name: str, dims: tuple[int, ...], generator: torch.Generator) 
     values = torch.randn(dims, generator=generator)
     if len(dims) == 1:
         return 0.02 * values
-    fan_in = values[0].numel()
-    return values * (2.0 if name.endswith("embed_tokens.weight") else 1.0) / fan_in**0.5
+    spread = 2.0 if name.endswith("embed_tokens.weight") else 1.0
+    return values * spread / math.sqrt(values[0].numel())

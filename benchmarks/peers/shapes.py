@@ -49,7 +49,7 @@ class LanguageShape:
         dim, layers = self.config["hidden_size"], self.config["num_hidden_layers"]
         head = self.config["vocab_size"] * dim
         body = sum(math.prod(dims) for name, dims in self.tensors() if len(dims) == 2 and "embed" not in name)
-        return 2.0 * (body * tokens + head) + layers * 2.0 * tokens**2 * dim
+        return float(2.0 * (body * tokens + head) + layers * 2.0 * tokens**2 * dim)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class EncoderShape:
         dim, ffn, layers = (self.config[key] for key in ("d_model", "encoder_ffn_dim", "encoder_layers"))
         frames = 50 * seconds
         convolutions = 2.0 * 3 * dim * (2 * frames * self.config["num_mel_bins"] + frames * dim)
-        return convolutions + layers * (2.0 * frames * (4 * dim**2 + 2 * dim * ffn) + 4.0 * frames**2 * dim)
+        return float(convolutions + layers * (2.0 * frames * (4 * dim**2 + 2 * dim * ffn) + 4.0 * frames**2 * dim))
 
 
 Shape = LanguageShape | EncoderShape

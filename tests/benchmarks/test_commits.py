@@ -18,7 +18,7 @@ from benchmarks.commits.compare import main
 from benchmarks.commits.latency import Method, latency_cases, stage_rows
 from benchmarks.commits.models import MODELS, SHAPES
 from benchmarks.commits.random_models import random_config
-from benchmarks.commits.report import differences_list, latency_table, tokens_summary
+from benchmarks.commits.tables import differences_list, latency_table, tokens_summary
 from benchmarks.commits.tokens import Outcome, chosen, differences, margin_request, stop_string
 
 ROOT = Path(__file__).parents[2]

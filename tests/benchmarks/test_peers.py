@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.marked import replace_marked
-from benchmarks.peers import report
+from benchmarks.peers import page
 from benchmarks.peers.processes import Worker, WorkerError
 from benchmarks.peers.shapes import SHAPES, EncoderShape, LanguageShape
+from benchmarks.tables import replace_marked
 from salmonrun.training.model.whisper import WhisperEncoder
 from salmonrun.training.starting.presets import WHISPER_LARGE_V3
 
 ROOT = Path(__file__).parents[2]
 PAGE = "before\n<!-- bench: {} -->\nold\n| table |\n<!-- /bench -->\nafter\n"
 NAMES = ("machine", "llm-decode", "llm-prefill")
+pytestmark = pytest.mark.timeout(900)  # ten processes that import PyTorch, some of them at once: slow on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_results_tell_machine_method_limits_and_versions(run: tuple[dict[str, An
     assert set(results) == {"date", "machine", "method", "limits", "rows"}
     assert results["method"]["rounds"] == 2
     assert results["method"]["threads"] == results["machine"]["cores"]
-    assert set(results["limits"]) == set(report.LIMITS)
+    assert set(results["limits"]) == set(page.LIMITS)
     assert all(figures["count"] == 4 and figures["median"] > 0 for figures in results["limits"].values())
 
 
@@ -88,26 +89,21 @@ def test_a_peer_that_cannot_be_made_has_a_row_with_the_reason(
 
 def test_tables_replace_what_is_between_their_markers(run: tuple[dict[str, Any], Path]) -> None:
     results, docs = run
-    tables = report.tables(results)
+    tables = page.tables(results)
     assert tuple(tables) == NAMES
     expected = "".join(
         f"before\n<!-- bench: {name} -->\n{table}\n<!-- /bench -->\nafter\n" for name, table in tables.items()
     )
-    page = (docs / "performance.md").read_text()
-    assert page == expected + PAGE.format("whisper-encoder")
-    assert replace_marked(page, tables) == page
+    written = (docs / "performance.md").read_text()
+    assert written == expected + PAGE.format("whisper-encoder")
+    assert replace_marked(written, tables) == written
     assert {path.name for path in (docs / "images").iterdir()} == {"peers-llm-decode.png", "peers-llm-prefill.png"}
 
 
-def test_a_table_without_a_place_is_an_error() -> None:
-    with pytest.raises(ValueError, match="0 places for 'machine'"):
-        replace_marked("nothing here", {"machine": ""})
-
-
 def test_our_page_has_a_place_for_every_table() -> None:
-    made = dict.fromkeys(("machine", *report.TABLES), "| x |")
-    page = (ROOT / "docs" / "performance.md").read_text()
-    assert replace_marked(page, made).count("| x |\n<!-- /bench -->") == 4
+    made = dict.fromkeys(("machine", *page.TABLES), "| x |")
+    ours = (ROOT / "docs" / "performance.md").read_text()
+    assert replace_marked(ours, made).count("| x |\n<!-- /bench -->") == 4
 
 
 def test_a_worker_says_what_is_wrong_and_sleeps_between_requests(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.graphs.builder import INLINE_BYTES, PAGE
 from salmonrun.runtime import Engine, GenerationConfig, load_audio
 from salmonrun.runtime.bundle import file_sha256, open_bundle
-from salmonrun.runtime.decoder import prefill, verify
+from salmonrun.runtime.decoder import Decoder, prefill, verify
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
 from salmonrun.runtime.golden import check
 from salmonrun.runtime.manifest import MANIFEST, FileSpec, Manifest, OnnxWeights, manifest_bytes
@@ -177,7 +177,7 @@ def test_a_bundle_for_cuda_has_a_float16_llm(tmp_path: Path, tiny_checkpoint: Pa
     assert (got.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.5
 
 
-def all_logits(decoder: OnnxDecoder, inputs: F32, tokens: list[int]) -> F32:
+def all_logits(decoder: Decoder[Any], inputs: F32, tokens: list[int]) -> F32:
     with decoder.open(1, len(inputs) + len(tokens)) as (slot,):
         return np.concatenate([prefill(decoder, slot, inputs)[None], verify(decoder, slot, tokens)])
 

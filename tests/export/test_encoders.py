@@ -45,8 +45,8 @@ def make(folder: Path, model: ModelConfig, options: ExportOptions | None = None)
 
 @pytest.fixture(scope="module", params=["eat", "beats", "none"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    encoder = {"eat": EAT, "beats": BEATS, "none": None}[request.param]
-    return make(tmp_path_factory.mktemp(request.param), config(encoder))
+    encoders: dict[str, AudioEncoderConfig | None] = {"eat": EAT, "beats": BEATS, "none": None}
+    return make(tmp_path_factory.mktemp(request.param), config(encoders[request.param]))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_every_kind_has_a_graph() -> None:
 def test_a_published_eat_becomes_a_bundle(tmp_path: Path) -> None:
     """From the parts on disk: referred to and copied, as fairseq's file and as a folder, they are one bundle."""
     state = published.published_state()
-    whisper, llm = write_whisper(tmp_path / "whisper"), write_llm(tmp_path / "llm")
+    whisper, llm = write_whisper(tmp_path / "whisper"), write_llm(tmp_path / "llm", dtype=torch.float32)
     sources = [
         published.write_pretrained(tmp_path / "eat.pt", state),
         published.write_folder(tmp_path / "eat", state),

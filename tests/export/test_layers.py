@@ -54,7 +54,7 @@ def test_the_same_logits_as_the_whole(
 def test_an_export_never_holds_the_whole_llm(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = []
+    built: list[Any] = []
 
     def recorded(*arguments: Any) -> torch.nn.Module:
         built.append(build_llm(*arguments))

@@ -11,6 +11,7 @@ from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.export.parity.pieces import PiecewiseGraph, cut
 from salmonrun.runtime import Engine
+from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.decoder import prefill, step, verify
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
@@ -59,7 +60,8 @@ def test_pieces_compute_what_the_whole_does(pair: Pair) -> None:
     graph = PiecewiseGraph(pair.bundle, pieces, done.append)
     decoder = OnnxDecoder(pair.bundle, graph)
     ids = np.random.default_rng(0).integers(0, 70, 20).tolist()
-    found, expected = [], []
+    found: list[F32] = []
+    expected: list[F32] = []
     for each, logits in ((decoder, found), (pair.decoder, expected)):
         with each.open(2, 40) as slots:
             for slot in slots:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import salmonrun.export.bundle
 from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.graphs.linear import Matrix, plain_linear
+from salmonrun.export.graphs.qformer import build_qformer
 from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.runtime import BundleError, ConfigError
 from salmonrun.runtime.errors import CheckpointError, ParityError
@@ -34,12 +34,10 @@ def test_a_quantized_bundle_over_its_budget_is_refused(
 
 
 def wrong_qformer(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = salmonrun.export.bundle.build_qformer
-
     def build_wrong(config: Any, qformer: Any, weights: Any, llm_dim: int) -> Any:
         with torch.no_grad():
             qformer.layers[1].fc1.weight[0, 0] += 0.5
-        return build(config, qformer, weights, llm_dim)
+        return build_qformer(config, qformer, weights, llm_dim)
 
     monkeypatch.setattr("salmonrun.export.bundle.build_qformer", build_wrong)
 

@@ -4,12 +4,10 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from salmonrun.runtime import GenerationConfig, Result
-
-F32 = npt.NDArray[np.float32]
+from salmonrun.runtime.audio import F32
 
 # The tiny model alone would repeat one token. Banning repetition makes its ranking of all tokens visible.
 VARIED = GenerationConfig(max_new_tokens=24, no_repeat_ngram_size=1)

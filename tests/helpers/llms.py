@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from salmonrun.export.graphs.builder import WeightFile
 from salmonrun.export.graphs.llm import build_llm_graph
@@ -33,7 +33,7 @@ from salmonrun.training.model.llm import build_llm, published_parameters
 from salmonrun.training.tensors import lazy
 
 MAX_LENGTH = 128
-BASE = {
+BASE: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 70,
     "hidden_size": 64,
@@ -49,7 +49,7 @@ BASE = {
 }
 
 
-def random_llm(config: dict[str, Any], seed: int = 0) -> nn.Module:
+def random_llm(config: dict[str, Any], seed: int = 0) -> PreTrainedModel:
     """Logits with a spread of about 2, as in salmonrun.training.starting.init."""
     llm = build_llm(config, None)
     torch.manual_seed(seed)
@@ -66,7 +66,7 @@ def random_llm(config: dict[str, Any], seed: int = 0) -> nn.Module:
     return llm
 
 
-def write_llm(llm: nn.Module, config: dict[str, Any], folder: Path) -> Bundle:
+def write_llm(llm: PreTrainedModel, config: dict[str, Any], folder: Path) -> Bundle:
     """A bundle of nothing but an LLM, as export writes it."""
     shape, tensors = LlmShape.from_config(config), lazy(published_parameters(llm))
     with WeightFile(folder / "decoder.onnx.data") as weights:

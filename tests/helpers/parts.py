@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -36,33 +37,42 @@ def write_tokenizer(folder: Path, chat_template: str | None = CHATML, **special:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def write_llm(folder: Path, config: type = transformers.LlamaConfig) -> Path:
+def write_llm(
+    folder: Path, layers: int = 3, kind: str = "llama", dtype: torch.dtype = torch.float16, **sizes: Any
+) -> Path:
+    """A transformers folder; `kind` is a model_type."""
+    settings = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "vocab_size": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+        **sizes,
+    }
     torch.manual_seed(1)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    other = {"num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2}
-    symbols = {"vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
-    model = transformers.AutoModelForCausalLM.from_config(config(**sizes, **other, **symbols))
-    model.save_pretrained(folder)
+    config = transformers.AutoConfig.for_model(kind, **settings)
+    transformers.AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
     write_tokenizer(folder)
     return folder
 
 
-def write_whisper(folder: Path, n_mels: int = 80, whole: bool = True) -> Path:
-    torch.manual_seed(2)
+def write_whisper(
+    folder: Path, layers: int = 2, n_mels: int = 80, dtype: torch.dtype = torch.float32, whole: bool = True
+) -> Path:
+    """A transformers folder of the whole model, as on the hub, or of one without its output layer."""
     ids = {"vocab_size": 51, "pad_token_id": 50, "bos_token_id": 50, "eos_token_id": 50, "decoder_start_token_id": 50}
-    config = transformers.WhisperConfig(
-        d_model=48,
-        encoder_layers=2,
-        encoder_attention_heads=3,
-        encoder_ffn_dim=192,
-        decoder_layers=1,
-        decoder_attention_heads=3,
-        decoder_ffn_dim=32,
-        num_mel_bins=n_mels,
-        **ids,
-    )
+    sizes = {"d_model": 48, "encoder_attention_heads": 3, "decoder_attention_heads": 3, "encoder_ffn_dim": 192}
+    other = {"encoder_layers": layers, "decoder_layers": 1, "decoder_ffn_dim": 32, "num_mel_bins": n_mels}
+    torch.manual_seed(2)
+    config = transformers.WhisperConfig(**ids, **sizes, **other, init_std=0.1)
     kind = transformers.WhisperForConditionalGeneration if whole else transformers.WhisperModel
-    kind(config).save_pretrained(folder)
+    kind(config).to(dtype).save_pretrained(folder)
     return folder
 
 
@@ -91,3 +101,7 @@ def write_openai_whisper(folder: Path, path: Path) -> Path:
     dims = {"n_audio_state": 48, "n_audio_layer": 2, "n_audio_head": 3, "n_mels": 80, "n_audio_ctx": 1500}
     torch.save({"dims": dims, "model_state_dict": state}, path)
     return path
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -1,18 +1,21 @@
 """Tiny files with the key names, dtypes and quirks of published ones (SALMONN, Nota, NOTA-09), of random weights."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
+import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.helpers.parts import write_tokenizer
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.starting.convert import Conversion, convert_salmonn
 
+Edit = Callable[[dict[str, Any]], object]
 QFORMER, FFN = 128, 256
 BEATS = 48  # wide: tests/assets/golden/beats/beats.pt
 BEATS_LAYERS = 3
@@ -34,103 +37,62 @@ OPTIONS = {
 }
 
 
-def write_llm(
-    folder: Path, layers: int = 3, kind: str = "llama", dtype: torch.dtype = torch.float16, **sizes: Any
-) -> Path:
-    """A transformers folder with the tokenizer of tests.parts; `kind` is a model_type."""
-    settings = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.2,
-        "vocab_size": 512,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "tie_word_embeddings": False,
-        **sizes,
-    }
-    torch.manual_seed(1)
-    config = transformers.AutoConfig.for_model(kind, **settings)
-    transformers.AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
+@dataclass
+class Published:
+    """A published file and the parts it is converted with, in a folder of their own."""
 
+    folder: Path
+    audio_encoder: Path | None
 
-def write_whisper(folder: Path, layers: int = 2, n_mels: int = 80, dtype: torch.dtype = torch.float32) -> Path:
-    """A transformers folder of the whole model, as on the hub."""
-    ids = {"vocab_size": 51, "pad_token_id": 50, "bos_token_id": 50, "eos_token_id": 50, "decoder_start_token_id": 50}
-    sizes = {"d_model": 48, "encoder_attention_heads": 3, "decoder_attention_heads": 3, "encoder_ffn_dim": 192}
-    other = {"encoder_layers": layers, "decoder_layers": 1, "decoder_ffn_dim": 32, "num_mel_bins": n_mels}
-    torch.manual_seed(2)
-    config = transformers.WhisperConfig(**ids, **sizes, **other, init_std=0.1)
-    transformers.WhisperForConditionalGeneration(config).to(dtype).save_pretrained(folder)
-    return folder
+    @property
+    def file(self) -> Path:
+        return self.folder / "salmonn.pth"
 
+    @property
+    def whisper(self) -> Path:
+        openais = self.folder / "whisper.pt"
+        return openais if openais.is_file() else self.folder / "whisper"
 
-def write_sentencepiece(folder: Path, texts: Sequence[str], add_dummy_prefix: bool = True) -> Path:
-    """tokenizer.model as Llama 2's (BPE with bytes, a space in front) and tokenizer_config.json as Vicuna's."""
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(list(texts) * 10),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=400,
-        hard_vocab_limit=False,
-        model_type="bpe",
-        byte_fallback=True,
-        split_digits=True,
-        add_dummy_prefix=add_dummy_prefix,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        pad_id=-1,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        minloglevel=2,
-    )
-    (folder / "tokenizer.vocab").unlink()
+    @property
+    def llm(self) -> Path:
+        return self.folder / "llm"
 
-    def token(text: str) -> dict[str, Any]:
-        flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-        return {"__type": "AddedToken", "content": text, **flags}
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
 
-    raw = {"add_bos_token": True, "add_eos_token": False, "bos_token": token("<s>"), "eos_token": token("</s>")}
-    raw |= {"unk_token": token("<unk>"), "pad_token": None, "tokenizer_class": "LlamaTokenizer", "sp_model_kwargs": {}}
-    raw |= {"clean_up_tokenization_spaces": False, "model_max_length": 4096}
-    (folder / "tokenizer_config.json").write_text(json.dumps(raw))
-    return folder / "tokenizer.model"
+    def edit(self, change: Edit) -> None:
+        """Change the loaded .pth."""
+        loaded = torch.load(self.file, weights_only=True)
+        change(loaded)
+        torch.save(loaded, self.file)
 
+    def edit_model(self, change: Edit) -> None:
+        """Change its state dict."""
+        self.edit(lambda loaded: change(loaded["model"]))
 
-def shard(folder: Path) -> None:
-    """The folder's weights in two files and an index, as large models have them."""
-    tensors = load_file(folder / "model.safetensors")
-    names = sorted(tensors)
-    index = {}
-    for number, part in enumerate((names[::2], names[1::2]), start=1):
-        file = f"model-{number:05}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
-        index |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    (folder / "model.safetensors").unlink()
+    def edit_json(self, name: str, change: Edit) -> None:
+        path = self.folder / name
+        raw = json.loads(path.read_text())
+        change(raw)
+        path.write_text(json.dumps(raw))
 
+    def convert(self, **options: Any) -> Conversion:
+        return convert_salmonn(
+            self.file,
+            self.out,
+            whisper=self.whisper,
+            audio_encoder=self.audio_encoder,
+            llm=self.llm,
+            **options,
+        )
 
-def as_bins(folder: Path) -> None:
-    """The folder's shards as PyTorch files, as Vicuna is published."""
-    index = folder / "model.safetensors.index.json"
-    raw = json.loads(index.read_text())
-    names = {file: f"pytorch_{file.removesuffix('.safetensors')}.bin" for file in set(raw["weight_map"].values())}
-    for file, name in names.items():
-        torch.save(load_file(folder / file), folder / name)
-        (folder / file).unlink()
-    raw["weight_map"] = {tensor: names[file] for tensor, file in raw["weight_map"].items()}
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(raw))
-    index.unlink()
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    def refuses(self, message: str, **options: Any) -> None:
+        """Converting fails with `message` and leaves nothing behind."""
+        before = set(self.folder.iterdir())
+        with pytest.raises(CheckpointError, match=message):
+            self.convert(**options)
+        assert set(self.folder.iterdir()) == before
 
 
 def random(*shape: int, scale: float = 0.1, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -189,12 +151,6 @@ def llm_targets(
             if name.startswith(start) and name.endswith(".weight") and name.split(".")[-2] in targets:
                 found[f"model.layers.{new}.{name.removeprefix(start).removesuffix('.weight')}"] = weight
     return found
-
-
-def whisper_targets(layers: int, width: int = 48) -> dict[str, Tensor]:
-    """q_proj and v_proj of Whisper's encoder; `o_proj`, which NOTA-09 lists too, matches nothing there."""
-    square = torch.zeros(width, width)
-    return {f"layers.{i}.self_attn.{name}": square for i in range(layers) for name in ("q_proj", "v_proj")}
 
 
 def duplicate_tables() -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ class TorchDecoder:
 
     max_length = 128
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: transformers.PreTrainedModel) -> None:
         self._model = model
 
     def embed(self, token_ids: Sequence[int], /) -> F32:
@@ -71,7 +71,7 @@ class TorchDecoder:
 
 def tiny_llama(
     seed: int, vocab_size: int, likely: Sequence[int] = (), scale: float = 1.0, whole: bool = False
-) -> nn.Module:
+) -> transformers.PreTrainedModel:
     """Random. Logits have a spread of about 2.3 * `scale`, those of `likely` tokens are up to 6 larger."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
@@ -116,7 +116,7 @@ def our_tokens(
 
 
 def their_tokens(
-    model: nn.Module, embeds: F32, config: GenerationConfig, stop: StopRules, tokenizer: Any = None
+    model: transformers.PreTrainedModel, embeds: F32, config: GenerationConfig, stop: StopRules, tokenizer: Any = None
 ) -> list[int]:
     """What transformers generates, without the padding after the end."""
     stop_ids = sorted(stop.token_ids)

@@ -34,9 +34,9 @@ def test_enough_beams_find_the_best_of_all_sequences(seed: int, length_penalty: 
             rows = [prefill(decoder, slot, decoder.embed(prompt)), *verify(decoder, slot, tokens)]
         total = sum(log_softmax(row)[token] for row, token in zip(rows, tokens, strict=False))
         scores[tokens] = total / len(tokens) ** length_penalty
-    tokens, reason = our_tokens(decoder, decoder.embed(prompt), config, StopRules(frozenset({stop})))
-    assert tuple(tokens) == max(scores, key=lambda sequence: scores[sequence])
-    assert reason == ("stop" if tokens[-1] == stop else "length")
+    found, reason = our_tokens(decoder, decoder.embed(prompt), config, StopRules(frozenset({stop})))
+    assert tuple(found) == max(scores, key=lambda sequence: scores[sequence])
+    assert reason == ("stop" if found[-1] == stop else "length")
 
 
 def test_never_stopping_early_with_a_penalty_on_length() -> None:

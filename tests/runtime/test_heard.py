@@ -28,7 +28,7 @@ from tests.helpers.answers import EACH_SEARCH, VARIED, answer, collect, noise, r
     ids=["task", "question", "prompt", "bare mark", "text in front"],
 )
 def test_asking_is_generating(
-    tiny_engine: Engine, speech: Path, asked: dict[str, str], config: GenerationConfig
+    tiny_engine: Engine, speech: Path, asked: dict[str, Any], config: GenerationConfig
 ) -> None:
     with tiny_engine.listen(speech) as heard:
         first = heard.ask(**asked, config=config)

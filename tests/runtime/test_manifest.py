@@ -367,6 +367,6 @@ def test_weights_that_cannot_be(bundle: Path, edit: Callable[[dict[str, Any]], o
 @pytest.mark.parametrize("size", [0, 1, 2**21 - 1, 2**21 + 4096])
 def test_native_weights_are_whole_pages(bundle: Path, size: int) -> None:
     only_for(bundle, native=NATIVE)
-    add_file(bundle, NATIVE["file"], bytes(size))
+    add_file(bundle, str(NATIVE["file"]), bytes(size))
     with pytest.raises(BundleError, match=f"native.bin has {size} bytes; expected a multiple of 2097152"):
         open_bundle(bundle)

@@ -15,8 +15,6 @@ from onnx import TensorProto, helper
 from salmonrun.runtime.onnx_file import MAX_ONNX_BYTES, ExternalData, OnnxFileError, read_onnx
 from tests.helpers.onnx_files import read_with_onnx, small_model
 
-Model = onnx.ModelProto
-
 
 def test_what_is_read() -> None:
     found = read_onnx(small_model().SerializeToString())
@@ -89,19 +87,19 @@ def test_any_bytes(content: bytes) -> None:
 # What the exporter does not write
 
 
-def edited(edit: Callable[[Model], Any]) -> bytes:
+def edited(edit: Callable[[onnx.ModelProto], Any]) -> bytes:
     model = small_model()
     edit(model)
     return model.SerializeToString()
 
 
-def entry(model: Model, key: str, value: str) -> None:
+def entry(model: onnx.ModelProto, key: str, value: str) -> None:
     """Change one entry of where w lies."""
     (found,) = (entry for entry in model.graph.initializer[0].external_data if entry.key == key)
     found.value = value
 
 
-def first_dims(model: Model) -> Any:
+def first_dims(model: onnx.ModelProto) -> Any:
     return model.graph.input[0].type.tensor_type.shape.dim
 
 
@@ -119,14 +117,14 @@ def function() -> onnx.FunctionProto:
     return helper.make_function("", "Gelu", ["a"], ["b"], [node], [helper.make_opsetid("", 21)])
 
 
-def external_attribute(model: Model) -> None:
+def external_attribute(model: onnx.ModelProto) -> None:
     value = TensorProto(name="v", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
     for key, text in (("location", "/etc/passwd"), ("offset", "0"), ("length", "4")):
         value.external_data.add(key=key, value=text)
     model.graph.node.append(helper.make_node("ConstantOfShape", ["shape"], ["c"], value=value))
 
 
-def with_attribute(**attribute: Any) -> Callable[[Model], None]:
+def with_attribute(**attribute: Any) -> Callable[[onnx.ModelProto], None]:
     return lambda model: model.graph.node.append(helper.make_node("Identity", ["x"], ["z"], **attribute))
 
 
@@ -167,7 +165,7 @@ def with_attribute(**attribute: Any) -> Callable[[Model], None]:
         (lambda model: model.graph.input.extend([model.graph.input[0]] * 4096), "more than 4096 inputs"),
     ],
 )
-def test_what_the_exporter_does_not_write(edit: Callable[[Model], Any], message: str) -> None:
+def test_what_the_exporter_does_not_write(edit: Callable[[onnx.ModelProto], Any], message: str) -> None:
     with pytest.raises(OnnxFileError, match=message):
         read_onnx(edited(edit))
 

@@ -15,8 +15,6 @@ from salmonrun.runtime.errors import BundleError
 from salmonrun.runtime.signature import GRAPHS
 from tests.helpers.damage import add_file, reseal
 
-Model = onnx.ModelProto
-
 
 @pytest.fixture(autouse=True)
 def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +26,7 @@ def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
 
 
-def edit_graph(bundle: Path, name: str, edit: Callable[[Model], Any]) -> None:
+def edit_graph(bundle: Path, name: str, edit: Callable[[onnx.ModelProto], Any]) -> None:
     model = onnx.load(bundle / name, load_external_data=False)
     edit(model)
     add_file(bundle, name, model.SerializeToString())
@@ -42,21 +40,21 @@ def refused(bundle: Path, message: str) -> None:
         Engine.load(bundle, verify=False)
 
 
-def external(model: Model) -> TensorProto:
+def external(model: onnx.ModelProto) -> TensorProto:
     return next(tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL)
 
 
-def lies(key: str, value: str) -> Callable[[Model], None]:
+def lies(key: str, value: str) -> Callable[[onnx.ModelProto], None]:
     """Change where the first external tensor lies."""
 
-    def edit(model: Model) -> None:
+    def edit(model: onnx.ModelProto) -> None:
         (entry,) = (entry for entry in external(model).external_data if entry.key == key)
         entry.value = value
 
     return edit
 
 
-def first_dim(model: Model) -> Any:
+def first_dim(model: onnx.ModelProto) -> Any:
     return model.graph.input[0].type.tensor_type.shape.dim
 
 
@@ -98,7 +96,9 @@ def first_dim(model: Model) -> Any:
         ),
     ],
 )
-def test_whisper_that_is_not_what_the_manifest_says(bundle: Path, edit: Callable[[Model], Any], message: str) -> None:
+def test_whisper_that_is_not_what_the_manifest_says(
+    bundle: Path, edit: Callable[[onnx.ModelProto], Any], message: str
+) -> None:
     edit_graph(bundle, "whisper.onnx", edit)
     refused(bundle, message)
 

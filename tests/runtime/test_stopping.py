@@ -99,7 +99,7 @@ def drained(
     """The pieces of the answer to a prompt of two positions, and all of it."""
     request = Request(PromptIds((), ()), config, StopRules(frozenset(), config.stop_strings, tokenizer.decode))
     model: Any = SimpleNamespace(tokenizer=tokenizer, rounds=Rounds(decoder))
-    shown = []
+    shown: list[str] = []
     with decoder.open(config.num_beams, 2 + config.max_new_tokens) as slots:
         search = choose_search(request, Chunk(slots[0], np.ones((2, 1), np.float32)), slots, 2)
         pieces = answer(model, request, search, Stopwatch(), cancel)
@@ -123,8 +123,8 @@ def test_streamed_text_never_shows_a_part_of_a_stop_string(data: st.DataObject, 
     whole = tokenizer.decode(tokens)
     places = st.integers(0, len(whole))
     inside = st.builds(lambda at, length: whole[at : at + length], places, st.integers(1, 4))
-    text = (inside | st.text("abcdhé", min_size=1, max_size=4)).filter(lambda text: text and "\ufffd" not in text)
-    strings = data.draw(st.lists(text, max_size=3, unique=True))
+    string = (inside | st.text("abcdhé", min_size=1, max_size=4)).filter(lambda text: text and "\ufffd" not in text)
+    strings = data.draw(st.lists(string, max_size=3, unique=True))
     config = GenerationConfig(max_new_tokens=len(tokens), stop_strings=tuple(strings))
     decoder = FakeDecoder(scripted(tokens, tokenizer.vocab_size, prompt=2))
     shown, result = drained(decoder, tokenizer, config)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from salmonrun.runtime import EndpointConfig, Engine, GenerationConfig, Result, Segment, StreamConfig, Update
+from salmonrun.runtime import EndpointConfig, Engine, GenerationConfig, Result, Segment, Stream, StreamConfig, Update
 from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.commands import stream as command
@@ -399,13 +399,13 @@ def test_what_is_pushed_at_once(
 ) -> None:
     """A stream that may leave out updates must see how much it has not heard yet."""
     sizes: list[int] = []
-    push = command.Stream.push
+    push = Stream.push
 
-    def spy(self: command.Stream, pcm: np.ndarray[Any, Any]) -> list[Update]:
+    def spy(self: Stream, pcm: np.ndarray[Any, Any]) -> list[Update]:
         sizes.append(len(pcm))
         return push(self, pcm)
 
-    monkeypatch.setattr(command.Stream, "push", spy)
+    monkeypatch.setattr(Stream, "push", spy)
     code, *_ = run(capsys, monkeypatch, talkative, talk, *OPTIONS, *options)
     assert code == 0
     assert max(sizes) == longest

@@ -128,8 +128,8 @@ def test_long_texts_are_decoded_in_windows(tokenizer: Tokenizer) -> None:
         def __init__(self) -> None:
             pass
 
-        is_byte = staticmethod(tokenizer.is_byte)  # type: ignore[assignment]
-        has_text = staticmethod(tokenizer.has_text)  # type: ignore[assignment]
+        is_byte = staticmethod(tokenizer.is_byte)
+        has_text = staticmethod(tokenizer.has_text)
 
         def decode(self, token_ids: Sequence[int]) -> str:
             nonlocal decoded

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.golden import Golden
+from tests.helpers.published import Published
 
 
 @pytest.fixture
-def published(golden: Path, tmp_path: Path) -> Golden:
+def published(golden: Path, tmp_path: Path) -> Published:
     folder = tmp_path / "salmonn"
     shutil.copytree(golden / "salmonn", folder, copy_function=shutil.copyfile)
-    return Golden(folder, golden / "beats" / "beats.pt")
+    return Published(folder, golden / "beats" / "beats.pt")

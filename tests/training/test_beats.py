@@ -110,7 +110,8 @@ def reference_beats(cfg: dict[str, Any], state: dict[str, Tensor], bank: Tensor)
     )
     x = layer_norm(x, state, "layer_norm")
     x = linear(x, state, "post_extract_proj")
-    conv = torch.nn.Conv1d(*x.shape[1:], *x.shape[1:], cfg["conv_pos"], padding=64, groups=cfg["conv_pos_groups"])
+    dim = x.shape[1]
+    conv = torch.nn.Conv1d(dim, dim, cfg["conv_pos"], padding=64, groups=cfg["conv_pos_groups"])
     conv = torch.nn.utils.weight_norm(conv, name="weight", dim=2)
     conv.load_state_dict(
         {name: state[f"encoder.pos_conv.0.{name}"] for name in ("bias", "weight_g", "weight_v")}, strict=True
@@ -173,6 +174,7 @@ def layer_norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
 def load_published(path: Path, cfg: dict[str, Any], state: dict[str, Tensor]) -> BeatsEncoder:
     torch.save({"cfg": cfg, "model": state}, path)
     config, tensors = read_audio_encoder(path)
+    assert isinstance(config, BeatsConfig)
     encoder = BeatsEncoder(config).eval()
     load_strict(dict(encoder.named_parameters()), tensors, "beats")
     return encoder
@@ -186,6 +188,7 @@ def random_bank(frames: int, seed: int = 1) -> Tensor:
 def test_golden_features(golden: Path) -> None:
     expected = np.load(golden / "beats" / "expected.npz")
     config, tensors = read_audio_encoder(golden / "beats" / "beats.pt")
+    assert isinstance(config, BeatsConfig)
     encoder = BeatsEncoder(config).eval()
     load_strict(dict(encoder.named_parameters()), tensors, "beats")
     got = encoder(torch.from_numpy(expected["fbank"])[None])[0].numpy()
@@ -199,6 +202,7 @@ def test_golden_features_from_the_recording(golden: Path, speech: Path) -> None:
     bank = fbank(load_audio(speech).pcm, FbankConfig())
     assert np.abs(bank - expected["fbank"]).max() <= 1e-3
     config, tensors = read_audio_encoder(golden / "beats" / "beats.pt")
+    assert isinstance(config, BeatsConfig)
     encoder = BeatsEncoder(config).eval()
     load_strict(dict(encoder.named_parameters()), tensors, "beats")
     assert np.abs(encoder(torch.from_numpy(bank)[None])[0].numpy() - expected["features"]).max() <= 5e-4

@@ -60,7 +60,7 @@ def whisper(streaming_model: SalmonnModel) -> WhisperEncoder:
 
 @pytest.fixture(scope="module")
 def beats(streaming_model: SalmonnModel) -> BeatsEncoder:
-    assert streaming_model.audio_encoder
+    assert isinstance(streaming_model.audio_encoder, BeatsEncoder)
     return streaming_model.audio_encoder
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def annotation(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
-    entries = []
+    entries: list[dict[str, Any]] = []
     for i in range(5):
         soundfile.write(tmp_path / f"{i}.wav", 0.1 * rng.standard_normal(8000 + 3000 * i), 16000)
         entries.append({"path": f"{i}.wav", "text": "one two three"[: 4 + i], "task": "asr"})
@@ -124,7 +125,7 @@ def test_another_model_or_recording_is_computed_anew(checkpoint: Path, annotatio
     before = cache.read(entries[1])
     assert isinstance(before, States)
     with torch.no_grad():
-        model.whisper.layers[0].fc1.weight.add_(0.1)
+        model.whisper.get_parameter("layers.0.fc1.weight").add_(0.1)
     after = filled(tmp_path / "cache", model, entries).read(entries[1])
     assert isinstance(after, States)
     assert not torch.equal(before.speech, after.speech)

@@ -115,7 +115,7 @@ def test_adapters_round_trip_and_are_not_merged(tmp_path: Path) -> None:
         assert torch.equal(value, stored[f"lora.{name}"])
         assert value.any(), f"{name} is zero: it would hide a wrong scale"
     base = stored["llm.model.layers.0.self_attn.q_proj.weight"]
-    assert torch.equal(model.llm.get_submodule("model.layers.0.self_attn.q_proj").weight, base)
+    assert torch.equal(model.llm.get_parameter("model.layers.0.self_attn.q_proj.weight"), base)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from salmonrun.training.__main__ import main
 from salmonrun.training.foreign.model_names import differ, read_name
 from salmonrun.training.starting.convert import Conversion, convert_salmonn
 from tests.helpers import published
+from tests.helpers.parts import edit_json, write_llm, write_whisper
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_names(named: str, given: str, expected: bool) -> None:
 def test_what_a_name_says() -> None:
     name = read_name("openai/whisper-large-v3-turbo")
     assert name
-    assert (name.family, name.version, name.size, name.variants) == ("whisper", "3", "", {"large", "turbo"})
+    assert (name.family, name.version, name.size, name.variants) == ("whisper", "3", "", frozenset({"large", "turbo"}))
     name = read_name("lmsys/vicuna-13b-v1.1")
     assert name
     assert (name.family, name.version, name.size) == ("vicuna", "1.1", "13b")
@@ -59,8 +60,8 @@ class Case:
 
     def __init__(self, folder: Path, llm: str = "llm", whisper: str = "whisper", **sizes: Any) -> None:
         self.folder, self.llm, self.whisper = folder, folder / llm, folder / whisper
-        published.write_llm(self.llm, **sizes)
-        published.write_whisper(self.whisper)
+        write_llm(self.llm, **sizes)
+        write_whisper(self.whisper)
 
     def convert(self, name: str = "x.pth", extra: dict[str, torch.Tensor] | None = None, **named: str) -> Conversion:
         torch.manual_seed(7)
@@ -96,7 +97,7 @@ def test_released_files_are_known_by_their_names(tmp_path: Path) -> None:
 
 def test_the_name_that_a_config_was_saved_under_counts(tmp_path: Path) -> None:
     case = Case(tmp_path)
-    published.edit_json(case.llm / "config.json", _name_or_path="meta-llama/Llama-3.2-3B")
+    edit_json(case.llm / "config.json", _name_or_path="meta-llama/Llama-3.2-3B")
     (warning,) = case.convert(llama_path="meta-llama/Llama-3.2-3B-Instruct").warnings
     assert "this is meta-llama/Llama-3.2-3B:" in warning
 

@@ -15,15 +15,15 @@ from salmonrun.training import load
 from salmonrun.training.model.config import LoraConfig, load_config
 from salmonrun.training.starting.convert import format_conversion
 from salmonrun.training.starting.presets import TASKS
-from tests.helpers.golden import Edit, Golden
+from tests.helpers.published import Edit, Published
 
 BERT = "speech_Qformer.bert.encoder.layer.0."
 LORA = "llama_model.base_model.model.model.layers.0.self_attn."
 
 
-def test_every_key_is_accounted_for(published: Golden, golden: Path) -> None:
+def test_every_key_is_accounted_for(published: Published, golden: Path) -> None:
     conversion = published.convert()
-    loaded = torch.load(published.folder / "salmonn.pth", weights_only=True)
+    loaded = torch.load(published.file, weights_only=True)
     expected = json.loads((golden / "salmonn" / "expected.json").read_text())
     beside = {"optimizer", "scaler", "epoch"}
     assert set(conversion.leftovers) == set(expected["leftovers"]) | beside
@@ -38,7 +38,7 @@ def test_every_key_is_accounted_for(published: Golden, golden: Path) -> None:
         assert name in text
 
 
-def test_what_the_config_says(published: Golden) -> None:
+def test_what_the_config_says(published: Published) -> None:
     published.convert()
     config = load_config(published.out)
     assert config.name == "llm"
@@ -58,7 +58,7 @@ def test_what_the_config_says(published: Golden) -> None:
     assert (published.out / "tokenizer.json").read_bytes() == tokenizer
 
 
-def test_leftovers_that_only_some_files_have(published: Golden) -> None:
+def test_leftovers_that_only_some_files_have(published: Published) -> None:
     leftovers = {
         "llama_model.base_model.model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8),
         "llama_model.base_model.model.model.rotary_emb.inv_freq": torch.zeros(8),
@@ -97,7 +97,7 @@ def test_leftovers_that_only_some_files_have(published: Golden) -> None:
         ),
     ],
 )
-def test_keys_that_do_not_fit_are_named(published: Golden, change: Edit, message: str) -> None:
+def test_keys_that_do_not_fit_are_named(published: Published, change: Edit, message: str) -> None:
     published.edit_model(change)
     published.refuses(message)
 
@@ -110,72 +110,72 @@ class Trap:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_arbitrary_code_is_refused(published: Golden, zipped: bool) -> None:
-    loaded = torch.load(published.folder / "salmonn.pth", weights_only=True)
-    torch.save(loaded | {"optimizer": Trap()}, published.folder / "salmonn.pth", _use_new_zipfile_serialization=zipped)
+def test_arbitrary_code_is_refused(published: Published, zipped: bool) -> None:
+    loaded = torch.load(published.file, weights_only=True)
+    torch.save(loaded | {"optimizer": Trap()}, published.file, _use_new_zipfile_serialization=zipped)
     published.refuses(r"salmonn\.pth .*weights_only=True.*arbitrary code")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_plain_pickle_with_code_is_refused(published: Golden) -> None:
-    (published.folder / "salmonn.pth").write_bytes(pickle.dumps({"model": Trap()}))
+def test_a_plain_pickle_with_code_is_refused(published: Published) -> None:
+    (published.file).write_bytes(pickle.dumps({"model": Trap()}))
     published.refuses(r"salmonn\.pth .*weights_only=True")
 
 
-def test_a_legacy_file_is_read(published: Golden) -> None:
+def test_a_legacy_file_is_read(published: Published) -> None:
     """What torch wrote before 1.6 cannot be memory-mapped."""
     expected = published.convert()
     shutil.rmtree(published.out)
-    loaded = torch.load(published.folder / "salmonn.pth", weights_only=True)
-    torch.save(loaded, published.folder / "salmonn.pth", _use_new_zipfile_serialization=False)
+    loaded = torch.load(published.file, weights_only=True)
+    torch.save(loaded, published.file, _use_new_zipfile_serialization=False)
     assert published.convert() == expected
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of PyTorch", b"PK\x03\x04 cut"])
-def test_a_file_that_is_not_pytorchs_is_refused(published: Golden, content: bytes) -> None:
-    (published.folder / "salmonn.pth").write_bytes(content)
+def test_a_file_that_is_not_pytorchs_is_refused(published: Published, content: bytes) -> None:
+    (published.file).write_bytes(content)
     published.refuses(r"salmonn\.pth")
 
 
 @pytest.mark.parametrize(
     ("value", "message"), [([1, 2], "holds a list"), ({"state": {}}, "no 'model'"), ({"model": 3}, "no 'model'")]
 )
-def test_a_file_of_something_else_is_refused(published: Golden, value: Any, message: str) -> None:
-    torch.save(value, published.folder / "salmonn.pth")
+def test_a_file_of_something_else_is_refused(published: Published, value: Any, message: str) -> None:
+    torch.save(value, published.file)
     published.refuses(message)
 
 
-def test_a_missing_file_is_named(published: Golden) -> None:
-    (published.folder / "salmonn.pth").unlink()
+def test_a_missing_file_is_named(published: Published) -> None:
+    (published.file).unlink()
     published.refuses(r"salmonn\.pth does not exist")
 
 
-def test_a_missing_tokenizer_is_named(published: Golden) -> None:
+def test_a_missing_tokenizer_is_named(published: Published) -> None:
     (published.llm / "tokenizer.json").unlink()
     published.refuses(r"tokenizer\.json does not exist.*save_pretrained")
 
 
-def test_an_llm_of_another_width_is_refused(published: Golden) -> None:
+def test_an_llm_of_another_width_is_refused(published: Published) -> None:
     published.edit_json("llm/config.json", lambda raw: raw.update(hidden_size=96))
     published.refuses(r"(proj\.weight|q_proj\.A).* expected")
 
 
-def test_an_llm_of_fewer_layers_is_refused(published: Golden) -> None:
+def test_an_llm_of_fewer_layers_is_refused(published: Published) -> None:
     published.edit_json("llm/config.json", lambda raw: raw.update(num_hidden_layers=2))
     published.refuses(r"superfluous .*layers\.2\.self_attn")
 
 
-def test_an_untied_llm_refuses_a_stored_output_layer(published: Golden) -> None:
+def test_an_untied_llm_refuses_a_stored_output_layer(published: Published) -> None:
     published.edit_json("llm/config.json", lambda raw: raw.update(tie_word_embeddings=False))
     published.refuses(r"lm_head\.weight is in the file.*not tied")
 
 
-def test_a_quantized_llm_is_refused(published: Golden) -> None:
+def test_a_quantized_llm_is_refused(published: Published) -> None:
     published.edit_json("llm/config.json", lambda raw: raw.update(quantization_config={"bits": 4}))
     published.refuses("llm is quantized")
 
 
-def resize_whisper(published: Golden, d_model: int, n_mels: int) -> None:
+def resize_whisper(published: Published, d_model: int, n_mels: int) -> None:
     """A folder of zeros in other sizes: a conversion looks at shapes alone."""
     tensors = load_file(published.whisper / "model.safetensors")
     tensors["model.encoder.conv1.weight"] = torch.zeros(d_model, n_mels, 3)
@@ -183,7 +183,7 @@ def resize_whisper(published: Golden, d_model: int, n_mels: int) -> None:
     published.edit_json("whisper/config.json", lambda raw: raw.update(d_model=d_model, num_mel_bins=n_mels))
 
 
-def test_a_whisper_of_128_mels_is_fine(published: Golden, speech: Path) -> None:
+def test_a_whisper_of_128_mels_is_fine(published: Published, speech: Path) -> None:
     resize_whisper(published, 64, 128)
     published.convert()
     config = load_config(published.out)
@@ -192,13 +192,13 @@ def test_a_whisper_of_128_mels_is_fine(published: Golden, speech: Path) -> None:
     assert model.encode(model.load_audio(speech)).shape == (1, 88, 64)
 
 
-def test_a_whisper_of_another_width_is_named(published: Golden) -> None:
+def test_a_whisper_of_another_width_is_named(published: Published) -> None:
     resize_whisper(published, 96, 80)
     published.refuses(r"(ln_speech\.(weight|bias) has shape \[64\], expected \[96\]|cross_attn\.key)")
 
 
-def test_a_missing_beats_is_named(published: Golden) -> None:
-    published.beats = None
+def test_a_missing_beats_is_named(published: Published) -> None:
+    published.audio_encoder = None
     published.refuses(r"superfluous \['qformer\.ln_audio\.bias', 'qformer\.ln_audio\.weight'\]")
 
 
@@ -211,10 +211,10 @@ def without_beats(model: dict[str, Any]) -> None:
             model[name] = model[name][:, :64].clone()
 
 
-def test_a_model_without_beats(published: Golden, speech: Path) -> None:
+def test_a_model_without_beats(published: Published, speech: Path) -> None:
     published.edit_model(without_beats)
     published.refuses(r"missing \['qformer\.ln_audio")  # with a BEATs file it does not fit
-    published.beats = None
+    published.audio_encoder = None
     conversion = published.convert()
     assert not any(name.startswith("beats.") for name in conversion.leftovers)
     config = load_config(published.out)
@@ -224,7 +224,7 @@ def test_a_model_without_beats(published: Golden, speech: Path) -> None:
     assert model.encode(model.load_audio(speech)).shape == (1, 88, 64)
 
 
-def test_a_model_without_adapters(published: Golden) -> None:
+def test_a_model_without_adapters(published: Published) -> None:
     def remove(model: dict[str, Any]) -> None:
         for name in [name for name in model if ".lora_" in name]:
             del model[name]
@@ -236,7 +236,7 @@ def test_a_model_without_adapters(published: Golden) -> None:
     load(published.out)
 
 
-def test_adapters_of_another_rank_and_alpha(published: Golden) -> None:
+def test_adapters_of_another_rank_and_alpha(published: Published) -> None:
     def shrink(loaded: dict[str, Any]) -> None:
         for name, value in loaded["model"].items():
             if ".lora_A." in name:
@@ -261,14 +261,14 @@ def test_adapters_of_another_rank_and_alpha(published: Golden) -> None:
         (1, 1, WindowConfig(50, 50)),
     ],
 )
-def test_the_window_of_the_config(published: Golden, window: float, stride: float, expected: WindowConfig) -> None:
+def test_the_window_of_the_config(published: Published, window: float, stride: float, expected: WindowConfig) -> None:
     options = {"second_per_window": window, "second_stride": stride}
     published.edit(lambda loaded: loaded["config"]["model"].update(options))
     published.convert()
     assert load_config(published.out).qformer.window == expected
 
 
-def test_defaults_where_the_file_says_nothing(published: Golden) -> None:
+def test_defaults_where_the_file_says_nothing(published: Published) -> None:
     published.edit(lambda loaded: loaded.pop("config"))
     published.convert(end_symbol="<|end_of_text|>")
     config = load_config(published.out)
@@ -277,7 +277,7 @@ def test_defaults_where_the_file_says_nothing(published: Golden) -> None:
     assert config.prompt.template == "USER: {}\nASSISTANT:"
 
 
-def test_two_queries(published: Golden, speech: Path) -> None:
+def test_two_queries(published: Published, speech: Path) -> None:
     published.edit_model(lambda m: m.update(speech_query_tokens=m["speech_query_tokens"].repeat(1, 2, 1)))
     published.convert()
     assert load_config(published.out).qformer.window.num_queries == 2
@@ -285,12 +285,12 @@ def test_two_queries(published: Golden, speech: Path) -> None:
     assert model.encode(model.load_audio(speech)).shape == (1, 2 * 88, 64)
 
 
-def test_a_whole_utterance_qformer_is_refused(published: Golden) -> None:
+def test_a_whole_utterance_qformer_is_refused(published: Published) -> None:
     published.edit(lambda loaded: loaded["config"]["model"].update(window_level_Qformer=False))
     published.refuses("window_level_Qformer=False")
 
 
-def test_half_precision_files_are_read(published: Golden) -> None:
+def test_half_precision_files_are_read(published: Published) -> None:
     def halve(model: dict[str, Any]) -> None:
         model.update({name: value.half() for name, value in model.items() if value.is_floating_point()})
 
@@ -300,6 +300,6 @@ def test_half_precision_files_are_read(published: Golden) -> None:
     assert {value.dtype for value in stored.values()} == {torch.float32}
 
 
-def test_an_existing_folder_is_refused(published: Golden) -> None:
+def test_an_existing_folder_is_refused(published: Published) -> None:
     published.out.mkdir()
     published.refuses("out exists")

@@ -3,6 +3,7 @@
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from salmonrun.training.data.annotation import Entry, read_annotation
 from salmonrun.training.data.cache import FeatureCache
 from salmonrun.training.data.config import Augmentation
 from salmonrun.training.data.dataset import Batch, BucketSampler, SpeechDataset, collate_examples
+from salmonrun.training.model.features import Features
 from salmonrun.training.model.salmonn import SalmonnModel
 from tests.helpers.runs import write_noises
 
@@ -55,7 +57,7 @@ def test_a_worker_is_sent_no_model(model: SalmonnModel, entries: list[Entry], tm
 
 def test_a_spawned_worker_makes_the_batches_of_this_process(model: SalmonnModel, entries: list[Entry]) -> None:
     data, keys = dataset(model, entries, AUGMENT), [[(0, 0), (2, 0)], [(1, 1), (3, 1)]]
-    loader: DataLoader[dict[str, object]] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         data, batch_sampler=keys, collate_fn=collate_examples, num_workers=1, multiprocessing_context="spawn"
     )
     for there, indices in zip(loader, keys, strict=True):
@@ -75,18 +77,19 @@ def test_appended_recordings_follow_a_pause(model: SalmonnModel, entries: list[E
     example = dataset(model, [joined])[0]
     pcm = np.concatenate([soundfile.read(first.path)[0], np.zeros(1600), soundfile.read(second.path)[0]])
     expected = model.features(load_audio(pcm.astype(np.float32), 16000))
+    assert isinstance(example.features, Features)
     assert torch.equal(example.features.log_mel, expected.log_mel)
     assert model.tokenizer.decode(example.target) == "one two three"
 
 
 def test_batches_hold_every_entry_once_a_round_and_neighbours_in_length() -> None:
-    lengths = np.random.default_rng(0).uniform(1, 10, 60)
+    lengths = np.random.default_rng(0).uniform(1, 10, 60).tolist()
     batches = list(BucketSampler(lengths, [1.0] * 60, 6, 20, seed=1))
     assert len(batches) == 20
     for turn in (0, 1):
         drawn = [index for batch in batches[10 * turn : 10 * turn + 10] for index, draw in batch if draw == turn]
         assert sorted(drawn) == list(range(60))
-    spread = [np.ptp(lengths[[index for index, _ in batch]]) for batch in batches]
+    spread = [np.ptp([lengths[index] for index, _ in batch]) for batch in batches]
     assert np.mean(spread) < 2.0  # of 9
     assert batches == list(BucketSampler(lengths, [1.0] * 60, 6, 20, seed=1))
     assert batches != list(BucketSampler(lengths, [1.0] * 60, 6, 20, seed=2))

@@ -17,11 +17,11 @@ from salmonrun.training.__main__ import main
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.data.recordings import load_recording
 from salmonrun.training.evaluation.answers import Answered, append_answer, resume_answers
-from salmonrun.training.evaluation.evaluate import BundleSubject, CheckpointSubject, evaluate, open_subject
+from salmonrun.training.evaluation.evaluate import BundleSubject, CheckpointSubject, Subject, evaluate, open_subject
 from salmonrun.training.evaluation.submission import check_testset_ids, write_submission
 
 SHORT = GenerationConfig(max_new_tokens=6)
-TASKS = {"asr": ("Write.",), "qa": ("Answer: {}",), "caption": ("Describe.",)}
+TASKS: dict[str, tuple[str, ...]] = {"asr": ("Write.",), "qa": ("Answer: {}",), "caption": ("Describe.",)}
 
 
 @dataclass
@@ -72,10 +72,8 @@ def test_checkpoint_and_bundle_answer_alike(
     assert isinstance(bundle, BundleSubject)
     assert checkpoint.sha256 != bundle.sha256
     assert checkpoint.sha256 == open_subject(tiny_checkpoint).sha256
-    done = [
-        evaluate(subject, [*entries, joined], tmp_path / f"{i}.jsonl", SHORT)
-        for i, subject in enumerate((checkpoint, bundle))
-    ]
+    subjects: tuple[Subject, ...] = (checkpoint, bundle)
+    done = [evaluate(subject, [*entries, joined], tmp_path / f"{i}.jsonl", SHORT) for i, subject in enumerate(subjects)]
     assert [row.hypothesis for row in done[0].answers] == [row.hypothesis for row in done[1].answers]
     assert done[0].answers[3].audio_s == done[1].answers[3].audio_s == pytest.approx(1 + 0.1 + 19 / 16)
     assert set(done[0].scores) == set(done[1].scores) == {"asr", "qa"}

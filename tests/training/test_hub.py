@@ -250,7 +250,7 @@ def test_only_what_is_read_is_hashed(cache: Path, golden: Path, tmp_path: Path) 
     folder = tmp_path / "llm"
     shutil.copytree(golden / "salmonn" / "llm", folder)
     save_file({"a": torch.zeros(1)}, folder / "consolidated.safetensors")  # Mistral's second copy
-    parts = {"whisper": "acme/whisper", "audio_encoder": "acme/BEATs"}
+    parts: dict[str, Any] = {"whisper": "acme/whisper", "audio_encoder": "acme/BEATs"}
     convert_salmonn("acme/SALMONN", tmp_path / "out", llm=folder, **parts)
     source = load_config(tmp_path / "out").sources.llm
     assert source
@@ -269,7 +269,7 @@ def test_an_adapter_by_its_id(cache: Path, golden: Path, tmp_path: Path) -> None
     llm = golden / "salmonn" / "llm"
     adapter = published.write_peft(tmp_path / "adapter", published.llm_targets(llm, range(3)))
     add_to_cache(cache, "acme/adapter", sorted(adapter.iterdir()), "9" * 40)
-    parts = {"whisper": "acme/whisper", "audio_encoder": "acme/BEATs", "llm": "acme/llm"}
+    parts: dict[str, Any] = {"whisper": "acme/whisper", "audio_encoder": "acme/BEATs", "llm": "acme/llm"}
     convert_salmonn("acme/SALMONN", tmp_path / "out", adapter="acme/adapter", merge_adapter=True, **parts)
     llm_source = load_config(tmp_path / "out").sources.llm
     assert llm_source

@@ -28,7 +28,16 @@ from salmonrun.training.model.config import LoraConfig, load_config
 from salmonrun.training.model.lora import lora_parameters
 from salmonrun.training.starting.assemble import PromptOptions, assemble, qformer_config
 from salmonrun.training.starting.presets import TASKS
-from tests.helpers.parts import CHATML, HEARD, SPECIAL, write_llm, write_openai_whisper, write_tokenizer, write_whisper
+from tests.helpers.parts import (
+    CHATML,
+    HEARD,
+    SPECIAL,
+    edit_json,
+    write_llm,
+    write_openai_whisper,
+    write_tokenizer,
+    write_whisper,
+)
 
 # One that puts the beginning symbol in front by itself, as in Llama 3 and Mistral.
 WITH_BOS = "{{ bos_token }}{% for message in messages %}[INST] {{ message['content'] | trim }} [/INST]{% endfor %}"
@@ -55,8 +64,7 @@ class Bench:
         return self.folder / "out"
 
     def edit_json(self, name: str, **changes: Any) -> None:
-        path = self.folder / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        edit_json(self.folder / name, **changes)
 
     def refuses(self, message: str, parts: Parts | None = None, **options: Any) -> None:
         """Assembling fails with `message` and leaves nothing behind."""
@@ -69,7 +77,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
-    write_llm(folder / "llm")
+    write_llm(folder / "llm", layers=2, dtype=torch.float32)
     whisper = write_whisper(folder / "whisper")
     write_openai_whisper(whisper, folder / "whisper.pt")
     return folder
@@ -266,7 +274,7 @@ def test_it_trains_exports_and_answers_the_same(bench: Bench, speech: Path) -> N
 
 def test_a_qwen2_trains(bench: Bench) -> None:
     shutil.rmtree(bench.parts.llm)
-    write_llm(bench.parts.llm, transformers.Qwen2Config)
+    write_llm(bench.parts.llm, layers=2, kind="qwen2", dtype=torch.float32)
     assemble(bench.out, **vars(bench.parts), qformer=SMALL, lora=LoraConfig(), audio_window="trimmed")
     final = train_a_step(bench)
     name = "lora.model.layers.1.self_attn.q_proj.B"

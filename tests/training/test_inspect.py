@@ -14,12 +14,12 @@ from salmonrun.training.__main__ import main
 from salmonrun.training.inspection.finding import Finding
 from salmonrun.training.inspection.inspect import inspect_path
 from tests.helpers import eat, published
-from tests.helpers.parts import write_openai_whisper, write_whisper
+from tests.helpers.parts import edit_json, write_llm, write_openai_whisper, write_whisper
 
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published.write_llm(tmp_path_factory.mktemp("parts") / "llm")
+    return write_llm(tmp_path_factory.mktemp("parts") / "llm")
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_whisper_and_beats(golden: Path, tmp_path: Path) -> None:
     assert inspect_path(folder).problems == ("no weights of an encoder are here",)
 
 
-class Options(dict):  # as fairseq's Namespace: a class that weights_only refuses
+class Options(dict[str, object]):  # as fairseq's Namespace: a class that weights_only refuses
     """Not known to torch."""
 
 
@@ -130,7 +130,7 @@ def test_eat_is_told_by_its_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
 def test_llm_folders(tmp_path: Path, kind: str) -> None:
-    folder = published.write_llm(tmp_path / "llm", kind=kind)
+    folder = write_llm(tmp_path / "llm", kind=kind)
     finding = usable(inspect_path(folder), "LLM folder", "training init")
     assert finding.facts["family"].startswith(kind)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
@@ -171,7 +171,7 @@ def test_adapters_checkpoints_bundles_and_tokenizers(
     assert (
         usable(inspect_path(adapter), "PEFT adapter", "training convert").facts["adapters"].startswith("LORA of rank 4")
     )
-    published.edit_json(adapter / "adapter_config.json", use_dora=True)
+    edit_json(adapter / "adapter_config.json", use_dora=True)
     assert "use_dora is True" in inspect_path(adapter).problems[0]
     finding = usable(inspect_path(golden_checkpoint), "checkpoint", "export")
     assert finding.facts["LLM"] == "llama, 3 layers of 64"

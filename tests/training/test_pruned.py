@@ -23,6 +23,7 @@ from salmonrun.training.model.config import PartSource, load_config
 from salmonrun.training.starting.convert import Conversion, convert_salmonn, format_conversion
 from salmonrun.training.tensors import LazyTensors
 from tests.helpers import published
+from tests.helpers.parts import write_llm, write_whisper
 
 LLM_LAYERS, PRUNED = 6, [1, 3, 4]
 WHISPER_LAYERS, WHISPER_PRUNED = 4, [2]
@@ -54,17 +55,23 @@ class Nota09:
         return convert_salmonn(pth, out, whisper=self.whisper, audio_encoder=self.beats, llm=self.llm, **arguments)
 
 
+def whisper_targets(layers: int, width: int = 48) -> dict[str, Tensor]:
+    """q_proj and v_proj of Whisper's encoder; `o_proj`, which NOTA-09 lists too, matches nothing there."""
+    square = torch.zeros(width, width)
+    return {f"layers.{i}.self_attn.{name}": square for i in range(layers) for name in ("q_proj", "v_proj")}
+
+
 @pytest.fixture(scope="module")
 def nota(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Nota09:
     folder = tmp_path_factory.mktemp("nota-09")
-    published.write_llm(folder / "llm", LLM_LAYERS)
-    published.write_whisper(folder / "whisper", WHISPER_LAYERS)
+    write_llm(folder / "llm", LLM_LAYERS)
+    write_whisper(folder / "whisper", WHISPER_LAYERS)
     kept = [i for i in range(LLM_LAYERS) if i not in PRUNED]
     torch.manual_seed(3)
     state = published.qformer_state(48, published.BEATS, 64) | published.duplicate_tables()
     targets = published.llm_targets(folder / "llm", kept)
     state |= published.lora_state(f"llama_model.{published.PEFT}", targets, RANK)
-    adapted = published.whisper_targets(WHISPER_LAYERS - len(WHISPER_PRUNED))
+    adapted = whisper_targets(WHISPER_LAYERS - len(WHISPER_PRUNED))
     state |= published.lora_state(f"speech_encoder.{published.PEFT}", adapted, RANK)
     return Nota09(folder, golden / "beats" / "beats.pt", state)
 
@@ -88,7 +95,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
     assert module.load_state_dict(own, strict=False).unexpected_keys == []
 
 
-def reference_llm(nota: Nota09) -> nn.Module:
+def reference_llm(nota: Nota09) -> peft.PeftModel:
     llm = transformers.AutoModelForCausalLM.from_pretrained(nota.llm, dtype=torch.float32)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "v_proj"])
     llm = peft.get_peft_model(llm, config)
@@ -101,7 +108,7 @@ def reference_llm(nota: Nota09) -> nn.Module:
     return llm.eval()
 
 
-def reference_whisper(nota: Nota09) -> nn.Module:
+def reference_whisper(nota: Nota09) -> peft.PeftModel:
     encoder = transformers.WhisperModel.from_pretrained(nota.whisper).encoder
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "v_proj", "o_proj"])
     encoder = peft.get_peft_model(encoder, config)
@@ -233,8 +240,8 @@ def test_whisper_is_pruned_with_adapters_only(nota: Nota09, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "mistral"])
 def test_other_llms_go_without_layers_too(golden: Path, tmp_path: Path, kind: str) -> None:
-    folder = published.write_llm(tmp_path / "llm", 4, kind)
-    published.write_whisper(tmp_path / "whisper")
+    folder = write_llm(tmp_path / "llm", 4, kind)
+    write_whisper(tmp_path / "whisper")
     torch.manual_seed(4)
     state = published.qformer_state(48, 0, 64)
     prefix = f"llama_model.{published.PEFT}"

@@ -309,7 +309,7 @@ def test_all_linear_layers_but_head_and_adapters_are_4_bit() -> None:
     layer = {"self_attn.q_proj.base_layer", "self_attn.k_proj", "self_attn.v_proj.base_layer", "self_attn.o_proj"}
     layer |= {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
     assert four == {f"model.layers.{i}.{name}" for i in range(2) for name in layer}
-    weight = llm.get_submodule("model.layers.0.mlp.up_proj").weight
+    weight: Any = llm.get_parameter("model.layers.0.mlp.up_proj.weight")
     assert (weight.dtype, weight.quant_state.quant_type, weight.quant_state.nested) == (torch.uint8, "nf4", True)
 
 

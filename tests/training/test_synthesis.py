@@ -181,7 +181,7 @@ def test_sounds_need_no_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     [{"speech": 0, "sounds": 0, "mixtures": 0}, {"speech": -1}, {"sounds": -1}, {"speech": 1, "mixtures": -1}],
     ids=str,
 )
-def test_plan_is_validated(numbers: dict[str, int]) -> None:
+def test_plan_is_validated(numbers: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="must be 0 or more, and not all 0"):
         Plan(**numbers)
 

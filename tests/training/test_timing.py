@@ -69,7 +69,7 @@ def test_stop_tokens_end_nothing(monkeypatch: pytest.MonkeyPatch, model: Salmonn
     """A model that says nothing but its stop token is timed over all tokens."""
     (stop, *_) = model.prompts.stop_token_ids
     with torch.no_grad():
-        model.llm.lm_head.weight[stop] = 100 * model.llm.lm_head.weight[stop]  # by far the largest, up or down
+        model.llm.get_parameter("lm_head.weight")[stop] *= 100  # by far the largest, up or down
     said: list[int] = []
     plain = SalmonnModel.generate_from
 

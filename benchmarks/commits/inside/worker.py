@@ -170,7 +170,7 @@ def together(engine: Engine, request: Json) -> Json:
     return {"answers": answers, "seconds": {"total": elapsed, "one token": elapsed / max(1, tokens)}}
 
 
-def margin(engine: Engine, request: Json) -> Json:
+def margin(engine: Any, request: Json) -> Json:
     """First minus second logit of what follows these tokens; by the decoder itself, which not every commit has so."""
     first, end = request["window"] or (0, None)
     pcm, rate = soundfile.read(request["audio"], start=first, stop=end, dtype="float32")

@@ -21,4 +21,5 @@ class AnyLengthEncoder(nn.Module):
         for layer in encoder.layers:
             x = layer(x, attention_mask=None)
             x = x[0] if isinstance(x, tuple) else x  # transformers before 5.10
-        return encoder.layer_norm(x)
+        states: Tensor = encoder.layer_norm(x)
+        return states

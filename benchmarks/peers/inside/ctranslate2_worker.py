@@ -46,8 +46,9 @@ class Generator:
 
     def logits(self, token_ids: list[int]) -> F32:
         """By a run of its own: the stream does not give them."""
-        logits = self.generator.forward_batch([[self.vocabulary[token] for token in token_ids]])
-        return np.array(logits, np.float32)[0, -1]
+        batch = self.generator.forward_batch([[self.vocabulary[token] for token in token_ids]])
+        logits: F32 = np.array(batch, np.float32)[0, -1]
+        return logits
 
 
 class Whisper:
@@ -66,8 +67,9 @@ class Whisper:
     def encode(self, log_mel: F32) -> F32:
         """Padded to 30 s, and so are the states."""
         window = np.ascontiguousarray(padded(log_mel, WINDOW)[None])
-        states = self.whisper.encode(ctranslate2.StorageView.from_array(window), to_cpu=True)
-        return np.array(states, np.float32)[0]
+        batch = self.whisper.encode(ctranslate2.StorageView.from_array(window), to_cpu=True)
+        states: F32 = np.array(batch, np.float32)[0]
+        return states
 
 
 if __name__ == "__main__":

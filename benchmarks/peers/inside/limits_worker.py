@@ -9,6 +9,7 @@ matrices of 2048 x 2048 (MKL and oneDNN), int8 ones with int32 sums. The better 
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Limits:
         read = sum(part.nbytes for part in self.parts) / _seconds(lambda: list(self.threads.map(np.max, self.parts)))
         flop = 2.0 * SIDE**3
         rates = {
-            f"{name}_flop_s": flop / _seconds(lambda matrix=matrix: matrix @ matrix)
+            f"{name}_flop_s": flop / _seconds(partial(torch.matmul, matrix, matrix))
             for name, matrix in self.matrices.items()
         }
         int8 = flop / _seconds(lambda: torch._int_mm(self.bytes, self.bytes.T))

@@ -39,7 +39,8 @@ class Compiled:
 
     def encode(self, log_mel: F32) -> F32:
         """Any length up to 30 s."""
-        return self.request.infer([log_mel[None]])[0][0].copy()
+        states: F32 = self.request.infer([log_mel[None]])[0][0].copy()
+        return states
 
     def _run(self, token_ids: list[int]) -> F32:
         end = self.length + len(token_ids)

@@ -51,7 +51,16 @@ class Encoder(Protocol):
         """[n_mels, 2 T] -> [T, d_model]."""
 
 
-def serve(load: Callable[[Json], LanguageModel | Encoder], versions: dict[str, str]) -> None:
+class Machine(Protocol):
+    """What all of them run on."""
+
+    weight_bytes: int
+
+    def measure(self) -> Json:
+        """Rate -> bytes or operations a second."""
+
+
+def serve(load: Callable[[Json], LanguageModel | Encoder | Machine], versions: dict[str, str]) -> None:
     """Answer requests until stdin ends. `load` gets the request of that name."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not come between

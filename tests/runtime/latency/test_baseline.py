@@ -109,7 +109,7 @@ def instead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: Started) -
         path = tmp_path / "python"
         path.write_text(f"#!{sys.executable} -S\nimport os, signal, sys, time\n{textwrap.dedent(script)}\n")
         path.chmod(0o755)
-        monkeypatch.setattr(baseline.sys, "executable", str(path))
+        monkeypatch.setattr(sys, "executable", str(path))
 
     return replace_it
 
@@ -129,7 +129,8 @@ def test_it_gets_the_threads_and_the_work(instead: Callable[[str], None]) -> Non
     with BaselineProcess("checkpoint", 3) as process:
         assert process.description.load_s == 1.0
         cases = process.cases(config, hiss())
-        reference, request = cases["reference"][0].run(), cases["request"][3].run()
+        reference: Any = cases["reference"][0].run()
+        request: Any = cases["request"][3].run()
         asked: Any = process.memory_mb()
     assert request["arguments"] == ["-m", "training", "baseline", "checkpoint", "--threads", "3"]
     work = {"task": "asr", "prompt": None}

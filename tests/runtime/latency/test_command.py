@@ -11,6 +11,8 @@ import pytest
 from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.commands import latency
 from salmonrun.runtime.commands.progress import ProgressLine
+from salmonrun.runtime.latency.config import LatencyConfig
+from salmonrun.runtime.latency.sampling import StopRule
 from tests.helpers.latencies import fake_time
 
 QUICK = ["--lengths", "1", "--num-beams", "1", "--tokens", "3", "--time-limit", "0"]
@@ -164,7 +166,7 @@ def test_progress_grows(monkeypatch: pytest.MonkeyPatch) -> None:
         def show(self, text: str, share: float) -> None:
             shares.append(share)
 
-    config = latency.LatencyConfig(protocols=("request", "stream"), rule=latency.StopRule(time_limit_s=64.0))
+    config = LatencyConfig(protocols=("request", "stream"), rule=StopRule(time_limit_s=64.0))
     shown = latency._shown(Line(), config)
     shown("request", 1, 0, 4)
     clock.advance(16.0)

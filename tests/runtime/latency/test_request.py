@@ -77,7 +77,8 @@ def test_silence_is_no_measurement(tiny_engine: Engine) -> None:
 
 def test_the_noise() -> None:
     noise = reference.noise()
-    assert (noise.shape, noise.dtype) == ((160_000,), np.float32)
+    assert noise.shape == (160_000,)
+    assert noise.dtype == np.float32
     assert abs(float(noise.mean())) < 0.01
     assert float(noise.std()) == pytest.approx(1.0, abs=0.01)
     np.testing.assert_array_equal(noise, reference.noise())

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from salmonrun.runtime import EndpointConfig, Engine, GenerationConfig, Stream, StreamConfig
+from salmonrun.runtime import EndpointConfig, Engine, GenerationConfig, Stream, StreamConfig, Update
 from salmonrun.runtime.errors import AudioError, CapacityError, ClosedError, ConfigError, PromptError
 from salmonrun.runtime.prompt import PromptIds
-from salmonrun.runtime.streaming import clock, stream
+from salmonrun.runtime.streaming import clock
+from salmonrun.runtime.streaming import stream as stream_module
 from salmonrun.runtime.vad import VAD_HOP, load_vad
 from salmonrun.training.model.salmonn import SalmonnModel
 from tests.helpers.answers import answer
@@ -50,7 +51,8 @@ def test_asking_disturbs_nothing_and_is_answered_as_of_a_recording(
     parts = np.split(pcm, [100, 5000, 12_345, 12_346, 30_000])
     expected = hear(streaming_engine, parts, config)
     block = BLOCK if config.policy == "block" else None
-    updates, heard = [], 0
+    updates: list[Update] = []
+    heard = 0
     with streaming_engine.stream(config=config, generation=VARIED) as stream:
         for part in parts:
             updates += map(facts, stream.push(part))
@@ -238,7 +240,7 @@ def test_a_refused_piece_leaves_no_trace(streaming_engine: Engine) -> None:
 def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock by which everything takes long."""
     ticks: Iterator[float] = itertools.count(0.0, 0.7)
-    for module in (stream, clock):
+    for module in (stream_module, clock):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
 
 

@@ -57,7 +57,8 @@ def test_half_a_character_waits_for_the_other_half(tokenizer: Tokenizer) -> None
 @given(st.lists(st.tuples(st.lists(st.integers(0, END), max_size=12), st.lists(st.integers(0, 12))), max_size=4))
 def test_however_tokens_become_certain(tokenizer: Tokenizer, utterances: list[tuple[list[int], list[int]]]) -> None:
     transcript = Transcript(tokenizer)
-    deltas, texts = [], []
+    deltas: list[str] = []
+    texts: list[str] = []
     for tokens, cuts in utterances:
         done = 0
         for cut in sorted(cuts):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 STORY = "runtime/latency/speech.ogg"
 SPOKEN = (*(f"demo/recordings/{name}.flac" for name in ("shopping", "heating", "wake")), STORY)
 NOT_SPOKEN = ("engine", "bell", "rain")
-KINDS = ("silero", "energy")
+KINDS: tuple[Literal["silero", "energy"], ...] = ("silero", "energy")
 HOPS_PER_S = SAMPLE_RATE / VAD_HOP
 
 
@@ -227,7 +227,8 @@ def test_a_hop_that_is_not_finite_is_refused_and_forgotten(model: Vad) -> None:
 
 
 def test_the_name_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [(model.name, model.open().name) for model in map(load_vad, KINDS)] == [(kind, kind) for kind in KINDS]
+    models = [load_vad(kind) for kind in KINDS]
+    assert [(model.name, model.open().name) for model in models] == [(kind, kind) for kind in KINDS]
     assert load_vad().name == "silero"
     monkeypatch.setattr(vad, "_find_silero", lambda: None)
     assert load_vad().name == "energy"
@@ -249,7 +250,7 @@ def test_the_model_is_sought_in_both_wheels(monkeypatch: pytest.MonkeyPatch, tmp
         folder = folders.get(name)
         return SimpleNamespace(submodule_search_locations=[str(folder)]) if folder else None
 
-    monkeypatch.setattr(vad.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr("importlib.util.find_spec", find_spec)
     for file in reversed(files):
         assert vad._find_silero() != file
         file.parent.mkdir(parents=True)

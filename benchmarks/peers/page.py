@@ -1,9 +1,6 @@
-"""Figures to Markdown tables between markers, and to plots.
+"""What DOCS/performance.md shows of the results: tables in its marked places, and plots in DOCS/images.
 
-    python -m benchmarks.peers.report RESULTS.json --docs docs
-
-A table replaces what is between <!-- bench: NAME --> and <!-- /bench --> in DOCS/performance.md; plots go
-to DOCS/images.
+python -m benchmarks.peers.page RESULTS.json --docs docs
 """
 
 import argparse
@@ -11,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.marked import replace_marked
+from benchmarks.tables import replace_marked, seconds, table
 
 Json = dict[str, Any]
 LIMITS = {
@@ -31,18 +28,16 @@ def tables(results: Json) -> dict[str, str]:
 
 def _machine(results: Json) -> str:
     machine, method = results["machine"], results["method"]
-    lines = [
+    where = (
         f"{machine['cpu']}, {method['threads']} threads, {machine['memory_gib']:.0f} GiB, {machine['system']}, "
-        f"{results['date']}; {method['rounds']} rounds, at least {method['min_rounds']} of slow engines.",
-        "",
-        "| limit of the machine, measured beside | median | quartiles |",
-        "|---|---|---|",
-    ]
+        f"{results['date']}; {method['rounds']} rounds, at least {method['min_rounds']} of slow engines."
+    )
+    rows = []
     for key, (name, unit) in LIMITS.items():
         if figures := results["limits"].get(key):
             low, middle, high = (figures[part] / 1e9 for part in ("q1", "median", "q3"))
-            lines.append(f"| {name} | {middle:.0f} {unit} | {low:.0f} to {high:.0f} |")
-    return "\n".join(lines)
+            rows.append([name, f"{middle:.0f} {unit}", f"{low:.0f} to {high:.0f}"])
+    return f"{where}\n\n{table(['limit of the machine, measured beside', 'median', 'quartiles'], rows)}"
 
 
 def _table(rows: list[Json], name: str) -> str:
@@ -52,10 +47,8 @@ def _table(rows: list[Json], name: str) -> str:
         own = [row for row in rows if row["shape"] == shape]
         cases = [case for case in dict.fromkeys(case for row in own for case in row["cases"]) if _belongs(case, name)]
         own.sort(key=lambda row: row["cases"][cases[-1]]["median"] if _measured(row, cases) else float("inf"))
-        head = [shape, *(_title(case) for case in cases), "error", "peak memory"]
-        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        lines += [_line(row, cases) for row in own]
-        blocks.append("\n".join(lines))
+        header = [shape, *(_title(case) for case in cases), "error", "peak memory"]
+        blocks.append(table(header, [_cells(row, cases) for row in own]))
     return "\n\n".join(blocks)
 
 
@@ -73,28 +66,21 @@ def _title(case: str) -> str:
     )
 
 
-def _line(row: Json, cases: list[str]) -> str:
+def _cells(row: Json, cases: list[str]) -> list[str]:
     name = f"**{row['name']}**" if row["peer"] == "salmonrun" else row["name"]
     name += f" ({row['note']})" if row["note"] else ""
     if not _measured(row, cases):
-        reason = row["failure"].replace("|", "\\|") or "not measured"
-        return f"| {name} | {reason} |" + " |" * (len(cases) + 1)
-    cells = [_cell(row["cases"][case]) for case in cases]
+        return [name, row["failure"].replace("|", "\\|") or "not measured"]
     error = "" if row["error"] is None else f"{row['error']:.2g}"
-    return f"| {name} | {' | '.join(cells)} | {error} | {row['peak_rss'] / 2**30:.1f} GiB |"
+    return [name, *(_figures(row["cases"][case]) for case in cases), error, f"{row['peak_rss'] / 2**30:.1f} GiB"]
 
 
-def _cell(figures: Json) -> str:
+def _figures(figures: Json) -> str:
     """Median; ratio to salmonrun's in the same round with its quartiles; share of the machine's limit."""
     text = seconds(figures["median"])
     if ratio := figures["ratio"]:
         text += f"; {ratio['median']:.2f}x ({ratio['q1']:.2f} to {ratio['q3']:.2f})"
     return text + (f"; {figures['share']:.0%}" if figures["share"] else "")
-
-
-def seconds(value: float) -> str:
-    """In seconds or milliseconds, three digits."""
-    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 
 def plot(results: Json, folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks.commits.cases import Json
 from benchmarks.commits.tokens import Outcome
-from benchmarks.peers.report import seconds
+from benchmarks.tables import seconds, table
 
 SHOWN = 40  # differences; the JSON has all
 
@@ -12,14 +12,14 @@ SHOWN = 40  # differences; the JSON has all
 def tokens_table(outcomes: Sequence[Outcome]) -> str:
     """A row for each way to ask, a column for each model: how many answers, and how many of them differ."""
     groups = list(dict.fromkeys(outcome.model.group for outcome in outcomes))
-    lines = [f"| answers | {' | '.join(groups)} |", "|---" * (len(groups) + 1) + "|"]
+    rows = []
     for kind in dict.fromkeys(outcome.case.kind for outcome in outcomes):
         cells = [
             _cell([each for each in outcomes if (each.case.kind, each.model.group) == (kind, group)])
             for group in groups
         ]
-        lines.append(f"| {kind} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([kind, *cells])
+    return table(["answers", *groups], rows)
 
 
 def _cell(outcomes: Sequence[Outcome]) -> str:
@@ -60,12 +60,12 @@ def _shortened(value: object) -> str:
 
 def latency_table(rows: Sequence[Json]) -> str:
     """A row for each stage."""
-    lines = ["| model | case | | base | new | new / base (quartiles) |", "|---|---|---|---|---|---|"]
+    lines = []
     for row in rows:
         before, after = (_figure(row["stage"], row[name]) for name in ("base", "new"))
         name = row["case"] if row["same_answers"] else f"{row['case']} (other answers)"
-        lines.append(f"| {row['model']} | {name} | {row['stage']} | {before} | {after} | {_ratio(row['ratio'])} |")
-    return "\n".join(lines)
+        lines.append([row["model"], name, row["stage"], before, after, _ratio(row["ratio"])])
+    return table(["model", "case", "", "base", "new", "new / base (quartiles)"], lines)
 
 
 def _figure(stage: str, figures: Json | None) -> str:
