@@ -1,6 +1,7 @@
 """Checkpoint to bundle. `from export import export_bundle, ExportOptions`."""
 
-from salmonrun.export.bundle import ExportOptions, export_bundle
+from salmonrun.export.bundle import export_bundle
+from salmonrun.export.options import ExportOptions
 
 __all__ = ["ExportOptions", "export_bundle"]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import transformers
 
-from salmonrun.export.bundle import DEFAULT_MAX_LENGTH, ExportOptions, export_bundle
+from salmonrun.export.bundle import export_bundle
+from salmonrun.export.options import DEFAULT_MAX_LENGTH, ExportOptions
 from salmonrun.export.parity.gate import PARITY
 from salmonrun.runtime import SalmonrunError, load_audio
 

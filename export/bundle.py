@@ -1,10 +1,9 @@
 """Checkpoint to bundle: every part built, compared with PyTorch, described, hashed, and moved into place at once."""
 
-import math
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +11,12 @@ import torch
 
 from salmonrun.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder, WeightFile
 from salmonrun.export.graphs.encoders import BUILDERS
-from salmonrun.export.graphs.linear import ENCODER_LINEARS, EncoderPrecision, LlmPrecision
+from salmonrun.export.graphs.linear import ENCODER_LINEARS
 from salmonrun.export.graphs.llm import build_llm_graph
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.qformer import build_qformer
 from salmonrun.export.graphs.whisper import build_whisper
+from salmonrun.export.options import ExportOptions
 from salmonrun.export.parity.gate import prove
 from salmonrun.export.progress import Progress, counted
 from salmonrun.runtime import __version__
@@ -41,42 +41,12 @@ from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
 from salmonrun.training.model.llm import EMBEDDING, published_parameters
 
-DEFAULT_MAX_LENGTH = 4096
-MIN_MAX_LENGTH = 256  # 30 s of audio, a prompt and a short answer
 EMBEDDING_FILE = "llm/embed_tokens.bin"
 EMBEDDING_DTYPES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] = {
     torch.float32: "float32",
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
 }
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What kind of bundle to make."""
-
-    encoder_precision: EncoderPrecision = "fp32"
-    llm_precision: LlmPrecision = "fp32"
-    target: Literal["cpu", "cuda"] = "cpu"
-    window: Literal["padded", "trimmed"] | None = None  # None: as the checkpoint was trained
-    max_length: int = DEFAULT_MAX_LENGTH  # positions of the KV cache; never more than the LLM has
-    parity_budget: float = 0.35  # quantized bundles: largest relative error (rms) of any stage
-    lora_scale: float | None = None  # factor on the LLM's adapters; None: alpha / r, as they were trained
-
-    def __post_init__(self) -> None:
-        if self.target == "cuda" and self.encoder_precision == "int8":
-            raise ConfigError("int8 encoders run on the CPU only; use --encoder-precision fp32 with --target cuda")
-        if self.max_length < MIN_MAX_LENGTH:
-            raise ConfigError(f"max_length is {self.max_length}; it must be at least {MIN_MAX_LENGTH}")
-        if not self.parity_budget > 0:
-            raise ConfigError(f"parity_budget is {self.parity_budget}; it must be above 0")
-        if self.lora_scale is not None and not math.isfinite(self.lora_scale):
-            raise ConfigError(f"lora_scale is {self.lora_scale}; it must be a number")
-
-    @property
-    def exact(self) -> bool:
-        """Whether the bundle must compute what PyTorch computes, but for rounding."""
-        return (self.encoder_precision, self.llm_precision, self.target) == ("fp32", "fp32", "cpu")
 
 
 def export_bundle(

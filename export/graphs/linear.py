@@ -1,7 +1,7 @@
 """Matrix products in the precisions a bundle can have, as graph nodes: weights in, quantized weights and a node out."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,6 @@ class Matrix(Protocol):
 
 
 Linear = Callable[[GraphBuilder, str, str, Matrix, "F32 | None"], str]  # (graph, input, name, weight, [out]) -> output
-
-EncoderPrecision = Literal["fp32", "int8"]
-LlmPrecision = Literal["fp32", "int8", "int4"]
 
 BLOCK = 32  # the block size that is fast on both CPU and CUDA
 ACCURACY_INT8 = 4  # MatMulNBits quantizes activations to int8 per block: the level with VNNI kernels

@@ -7,7 +7,6 @@ from salmonrun.export.graphs.linear import (
     F32,
     LLM_LINEARS,
     LM_HEAD_LINEARS,
-    LlmPrecision,
     Stacked,
     plain_linear,
     to_numpy,
@@ -15,6 +14,7 @@ from salmonrun.export.graphs.linear import (
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.moe import mixture
 from salmonrun.export.graphs.rope import rope_tables
+from salmonrun.export.options import LlmPrecision
 from salmonrun.training.model.experts import EXPERTS
 from salmonrun.training.model.llm import EMBEDDING, LM_HEAD
 from salmonrun.training.tensors import LazyTensors

@@ -15,7 +15,6 @@ from salmonrun.export.graphs.linear import (
     LLM_LINEARS,
     LM_HEAD_LINEARS,
     Linear,
-    LlmPrecision,
     Matrix,
     Stacked,
     blockwise_linear,
@@ -24,6 +23,7 @@ from salmonrun.export.graphs.linear import (
     plain_linear,
     quantize_blocks,
 )
+from salmonrun.export.options import LlmPrecision
 from salmonrun.runtime.arrays import F32
 
 SHAPES = [

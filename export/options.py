@@ -1,0 +1,43 @@
+"""What kind of bundle to make. Read by the command line, too: importing it imports no PyTorch."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from salmonrun.runtime.errors import ConfigError
+
+EncoderPrecision = Literal["fp32", "int8"]
+LlmPrecision = Literal["fp32", "int8", "int4"]
+Target = Literal["cpu", "cuda"]
+AudioWindow = Literal["padded", "trimmed"]
+
+DEFAULT_MAX_LENGTH = 4096
+MIN_MAX_LENGTH = 256  # 30 s of audio, a prompt and a short answer
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What kind of bundle to make."""
+
+    encoder_precision: EncoderPrecision = "fp32"
+    llm_precision: LlmPrecision = "fp32"
+    target: Target = "cpu"
+    window: AudioWindow | None = None  # None: as the checkpoint was trained
+    max_length: int = DEFAULT_MAX_LENGTH  # positions of the KV cache; never more than the LLM has
+    parity_budget: float = 0.35  # quantized bundles: largest relative error (rms) of any stage
+    lora_scale: float | None = None  # factor on the LLM's adapters; None: alpha / r, as they were trained
+
+    def __post_init__(self) -> None:
+        if self.target == "cuda" and self.encoder_precision == "int8":
+            raise ConfigError("int8 encoders run on the CPU only; use --encoder-precision fp32 with --target cuda")
+        if self.max_length < MIN_MAX_LENGTH:
+            raise ConfigError(f"max_length is {self.max_length}; it must be at least {MIN_MAX_LENGTH}")
+        if not self.parity_budget > 0:
+            raise ConfigError(f"parity_budget is {self.parity_budget}; it must be above 0")
+        if self.lora_scale is not None and not math.isfinite(self.lora_scale):
+            raise ConfigError(f"lora_scale is {self.lora_scale}; it must be a number")
+
+    @property
+    def exact(self) -> bool:
+        """Whether the bundle must compute what PyTorch computes, but for rounding."""
+        return (self.encoder_precision, self.llm_precision, self.target) == ("fp32", "fp32", "cpu")
