@@ -1,4 +1,4 @@
-"""`python -m runtime stream`: against `Engine.stream`, from files and pipes, paced and interrupted."""
+"""`salmonrun stream`: against `Engine.stream`, from files and pipes, paced and interrupted."""
 
 import io
 import json
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from salmonrun.runtime import EndpointConfig, Engine, GenerationConfig, Result, Segment, StreamConfig, Update
+from salmonrun.runtime import EndpointConfig, Engine, GenerationConfig, Result, Segment, Stream, StreamConfig, Update
 from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.bundle import MANIFEST, manifest_bytes, open_bundle
 from salmonrun.runtime.commands import stream as command
@@ -230,7 +230,7 @@ def test_a_pipe_says_what_the_file_does(
 def test_a_pipe_of_another_process(talkative: Path, raw: bytes, engine: Engine) -> None:
     """With writes that part samples, at another rate, the last one half of a sample."""
     with subprocess.Popen(
-        [sys.executable, "-m", "runtime", "stream", talkative, "-", "--json", "--rate", "8000", *OPTIONS],
+        [sys.executable, "-m", "salmonrun", "stream", talkative, "-", "--json", "--rate", "8000", *OPTIONS],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -398,13 +398,13 @@ def test_what_is_pushed_at_once(
 ) -> None:
     """A stream that may leave out updates must see how much it has not heard yet."""
     sizes: list[int] = []
-    push = command.Stream.push
+    push = Stream.push
 
-    def spy(self: command.Stream, pcm: np.ndarray[Any, Any]) -> list[Update]:
+    def spy(self: Stream, pcm: np.ndarray[Any, Any]) -> list[Update]:
         sizes.append(len(pcm))
         return push(self, pcm)
 
-    monkeypatch.setattr(command.Stream, "push", spy)
+    monkeypatch.setattr(Stream, "push", spy)
     code, *_ = run(capsys, monkeypatch, talkative, talk, *OPTIONS, *options)
     assert code == 0
     assert max(sizes) == longest
