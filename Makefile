@@ -11,8 +11,8 @@ help: ## list the targets
 
 demo: $(VENV)/.export ## export the demo checkpoint, check the bundle, let it answer about recordings and follow one as it is spoken
 	@rm -rf build/demo && mkdir -p build/demo
-	$(BIN)/python -m export demo/checkpoint build/demo/bundle --encoder-precision int8 --llm-precision int4
-	$(BIN)/python -m runtime check build/demo/bundle
+	$(BIN)/salmonrun export demo/checkpoint build/demo/bundle --encoder-precision int8 --llm-precision int4
+	$(BIN)/salmonrun check build/demo/bundle
 	$(BIN)/python demo/answer.py build/demo/bundle
 	$(BIN)/python demo/follow.py build/demo/bundle
 
@@ -21,13 +21,13 @@ demo-checkpoint: $(DEMO)/streaming/final ## train the demo checkpoint anew (abou
 	@echo "$< is the checkpoint; make demo-quality CHECKPOINT=$< measures it"
 
 $(DEMO)/train/annotation.json: | $(VENV)/.export
-	$(BIN)/python -m training synthesize $(DEMO)/train --speech 14000 --sounds 2500 --mixtures 2500 --speed 0.15 --workers 2
+	$(BIN)/salmonrun synthesize $(DEMO)/train --speech 14000 --sounds 2500 --mixtures 2500 --speed 0.15 --workers 2
 
 $(DEMO)/start: | $(DEMO)/train/annotation.json
-	$(BIN)/python -m training init $@ --preset demo --fresh --texts $(DEMO)/train/annotation.json
+	$(BIN)/salmonrun init $@ --preset demo --fresh --texts $(DEMO)/train/annotation.json
 
 # A run that was cut goes on from its latest snapshot.
-FINETUNE = $(BIN)/python -m training finetune $(if $(wildcard $(@D)/checkpoint-*),--resume) --cfg-path
+FINETUNE = $(BIN)/salmonrun finetune $(if $(wildcard $(@D)/checkpoint-*),--resume) --cfg-path
 
 $(DEMO)/encoder/final: | $(DEMO)/start
 	$(FINETUNE) recipes/demo-encoder.yaml
@@ -42,11 +42,11 @@ CHECKPOINT := demo/checkpoint
 QUALITY := build/demo-quality
 demo-quality: $(VENV)/.export ## measure the demo checkpoint, and bundles of it, on held-out voices and sentences
 	@rm -rf $(QUALITY) && mkdir -p $(QUALITY)
-	$(BIN)/python -m training synthesize $(QUALITY)/held-out --held-out --speech 400 --sounds 240 --mixtures 120 --workers 2
-	$(BIN)/python -m export $(CHECKPOINT) $(QUALITY)/int8-int4 --encoder-precision int8 --llm-precision int4
-	$(BIN)/python -m export $(CHECKPOINT) $(QUALITY)/int8-int8 --encoder-precision int8 --llm-precision int8
+	$(BIN)/salmonrun synthesize $(QUALITY)/held-out --held-out --speech 400 --sounds 240 --mixtures 120 --workers 2
+	$(BIN)/salmonrun export $(CHECKPOINT) $(QUALITY)/int8-int4 --encoder-precision int8 --llm-precision int4
+	$(BIN)/salmonrun export $(CHECKPOINT) $(QUALITY)/int8-int8 --encoder-precision int8 --llm-precision int8
 	@for model in $(CHECKPOINT) $(QUALITY)/int8-int8 $(QUALITY)/int8-int4; do \
-		$(BIN)/python -m training evaluate $$model $(QUALITY)/held-out/annotation.json \
+		$(BIN)/salmonrun evaluate $$model $(QUALITY)/held-out/annotation.json \
 			--out $(QUALITY)/$$(basename $$model).jsonl || exit 1; \
 	done
 	$(BIN)/python demo/streaming_quality.py $(QUALITY)/int8-int8 $(QUALITY)/held-out/annotation.json
