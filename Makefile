@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke test check lint types imports pytest clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke test check lint types imports wheel pytest install-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -60,9 +60,9 @@ bench-smoke: $(VENV)/.dev ## the comparison in seconds: tiny models, PyTorch alo
 	$(BIN)/python -m benchmarks.peers.compare --root $(PEERS_ROOT) --shape tiny --rounds 2 --only salmonrun,pytorch \
 		--python torch=$(BIN)/python
 
-test: lint types imports pytest ## everything that must pass
+test: lint types imports wheel pytest ## everything that must pass
 
-check: lint types imports ## the fast checks alone
+check: lint types imports wheel ## the fast checks alone
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -74,8 +74,16 @@ types: $(VENV)/.dev
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
+wheel: $(VENV)/.dev ## the sdist, and the wheel built out of it, in build/dist
+	@rm -rf build/dist
+	$(BIN)/pyproject-build --no-isolation --outdir build/dist
+	$(BIN)/check-wheel-contents build/dist/*.whl
+
 pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+install-test: wheel ## the wheel in fresh environments of every Python there is, and beside PyPI's kernels (needs the network)
+	$(BIN)/python -m pytest -m install -rs tests/packaging
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
