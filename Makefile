@@ -4,15 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke test check lint types imports pytest clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke test check lint types imports wheel pytest install-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(VENV)/.export ## export the demo checkpoint, check the bundle, let it answer about recordings and follow one as it is spoken
 	@rm -rf build/demo && mkdir -p build/demo
-	$(BIN)/python -m export demo/checkpoint build/demo/bundle --encoder-precision int8 --llm-precision int4
-	$(BIN)/python -m runtime check build/demo/bundle
+	$(BIN)/salmonrun export demo/checkpoint build/demo/bundle --encoder-precision int8 --llm-precision int4
+	$(BIN)/salmonrun check build/demo/bundle
 	$(BIN)/python demo/answer.py build/demo/bundle
 	$(BIN)/python demo/follow.py build/demo/bundle
 
@@ -21,13 +21,13 @@ demo-checkpoint: $(DEMO)/streaming/final ## train the demo checkpoint anew (abou
 	@echo "$< is the checkpoint; make demo-quality CHECKPOINT=$< measures it"
 
 $(DEMO)/train/annotation.json: | $(VENV)/.export
-	$(BIN)/python -m training synthesize $(DEMO)/train --speech 14000 --sounds 2500 --mixtures 2500 --speed 0.15 --workers 2
+	$(BIN)/salmonrun synthesize $(DEMO)/train --speech 14000 --sounds 2500 --mixtures 2500 --speed 0.15 --workers 2
 
 $(DEMO)/start: | $(DEMO)/train/annotation.json
-	$(BIN)/python -m training init $@ --preset demo --fresh --texts $(DEMO)/train/annotation.json
+	$(BIN)/salmonrun init $@ --preset demo --fresh --texts $(DEMO)/train/annotation.json
 
 # A run that was cut goes on from its latest snapshot.
-FINETUNE = $(BIN)/python -m training finetune $(if $(wildcard $(@D)/checkpoint-*),--resume) --cfg-path
+FINETUNE = $(BIN)/salmonrun finetune $(if $(wildcard $(@D)/checkpoint-*),--resume) --cfg-path
 
 $(DEMO)/encoder/final: | $(DEMO)/start
 	$(FINETUNE) recipes/demo-encoder.yaml
@@ -42,11 +42,11 @@ CHECKPOINT := demo/checkpoint
 QUALITY := build/demo-quality
 demo-quality: $(VENV)/.export ## measure the demo checkpoint, and bundles of it, on held-out voices and sentences
 	@rm -rf $(QUALITY) && mkdir -p $(QUALITY)
-	$(BIN)/python -m training synthesize $(QUALITY)/held-out --held-out --speech 400 --sounds 240 --mixtures 120 --workers 2
-	$(BIN)/python -m export $(CHECKPOINT) $(QUALITY)/int8-int4 --encoder-precision int8 --llm-precision int4
-	$(BIN)/python -m export $(CHECKPOINT) $(QUALITY)/int8-int8 --encoder-precision int8 --llm-precision int8
+	$(BIN)/salmonrun synthesize $(QUALITY)/held-out --held-out --speech 400 --sounds 240 --mixtures 120 --workers 2
+	$(BIN)/salmonrun export $(CHECKPOINT) $(QUALITY)/int8-int4 --encoder-precision int8 --llm-precision int4
+	$(BIN)/salmonrun export $(CHECKPOINT) $(QUALITY)/int8-int8 --encoder-precision int8 --llm-precision int8
 	@for model in $(CHECKPOINT) $(QUALITY)/int8-int8 $(QUALITY)/int8-int4; do \
-		$(BIN)/python -m training evaluate $$model $(QUALITY)/held-out/annotation.json \
+		$(BIN)/salmonrun evaluate $$model $(QUALITY)/held-out/annotation.json \
 			--out $(QUALITY)/$$(basename $$model).jsonl || exit 1; \
 	done
 	$(BIN)/python demo/streaming_quality.py $(QUALITY)/int8-int8 $(QUALITY)/held-out/annotation.json
@@ -60,9 +60,9 @@ bench-smoke: $(VENV)/.dev ## the comparison in seconds: tiny models, PyTorch alo
 	$(BIN)/python -m benchmarks.peers.compare --root $(PEERS_ROOT) --shape tiny --rounds 2 --only salmonrun,pytorch \
 		--python torch=$(BIN)/python
 
-test: lint types imports pytest ## everything that must pass
+test: lint types imports wheel pytest ## everything that must pass
 
-check: lint types imports ## the fast checks alone
+check: lint types imports wheel ## the fast checks alone
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -74,8 +74,16 @@ types: $(VENV)/.dev
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
+wheel: $(VENV)/.dev ## the sdist, and the wheel built out of it, in build/dist
+	@rm -rf build/dist
+	$(BIN)/pyproject-build --no-isolation --outdir build/dist
+	$(BIN)/check-wheel-contents build/dist/*.whl
+
 pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest -n logical --dist worksteal
+
+install-test: wheel ## the wheel in fresh environments of every Python there is, and beside PyPI's kernels (needs the network)
+	$(BIN)/python -m pytest -m install -rs tests/packaging
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,7 +1,7 @@
 """What bundles take on this machine: python -m benchmarks.bundles makes tables and pictures of docs/performance.md.
 
 The demo, and two of random weights in published sizes: one that hears the whole window, beside PyTorch, and one that
-hears in blocks. Each is measured by `python -m runtime latency`; its JSON stays in build/bench. The last line is JSON.
+hears in blocks. Each is measured by `salmonrun latency`; its JSON stays in build/bench. The last line is JSON.
 """
 
 import argparse
@@ -56,10 +56,9 @@ def measure(run: Run, root: Path) -> Found:
     picture.parent.mkdir(exist_ok=True)
     page = DOCS / "performance.md"
     shown_there = ["--plot", str(picture)] if picture.name in page.read_text() else []
-    command = ["-m", "runtime", "latency", str(bundle), *shlex.split(options), "--json", str(output), *shown_there]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    call("latency", str(bundle), *shlex.split(options), "--json", str(output), *shown_there)
     found: Found = json.loads(output.read_text())
-    shown = f"```sh\npython -m runtime latency {run.bundle}/ {run.options}\n```\n\n{where(found)}\n\n{run.table(found)}"
+    shown = f"```sh\nsalmonrun latency {run.bundle}/ {run.options}\n```\n\n{where(found)}\n\n{run.table(found)}"
     page.write_text(replace_marked(page.read_text(), {f"latency-{run.name}": shown}))
     return {
         protocol["name"]: {case["name"]: case["summary"] for case in protocol["cases"]}
@@ -74,16 +73,16 @@ def make_bundle(name: str, root: Path) -> tuple[Path, Path]:
     if preset is None:
         checkpoint = ROOT / "demo" / "checkpoint"
     elif not checkpoint.exists():
-        call("training", "init", str(checkpoint), "--preset", preset, "--dtype", "bfloat16")
+        call("init", str(checkpoint), "--preset", preset, "--dtype", "bfloat16")
     if not bundle.exists():
         precisions = ["--encoder-precision", "int8", "--llm-precision", "int4"]
         call("export", str(checkpoint), str(bundle), *precisions, *options)
     return bundle, checkpoint
 
 
-def call(module: str, *arguments: str) -> None:
-    """One of the project's commands."""
-    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True)
+def call(*arguments: str) -> None:
+    """One of salmonrun's commands."""
+    subprocess.run([sys.executable, "-m", "salmonrun", *arguments], cwd=ROOT, check=True)
 
 
 def where(found: Found) -> str:

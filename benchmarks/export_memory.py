@@ -3,7 +3,7 @@
     python benchmarks/export_memory.py FOLDER [--llm-config config.json] [--llm-precision int4] [--keep]
 
 Writes an LLM folder shard by shard, a tiny Whisper and a checkpoint that refers to both into FOLDER, then runs
-`python -m export` as a process of its own and looks at its memory 20 times a second. FOLDER needs about 19 GB for 7B
+`salmonrun export` as a process of its own and looks at its memory 20 times a second. FOLDER needs about 19 GB for 7B
 and is removed again. The last line is JSON.
 """
 
@@ -100,7 +100,17 @@ def _assemble(folder: Path) -> None:
 def _export(folder: Path, precision: str) -> dict[str, Any]:
     """Run the export; its peak resident memory, and the largest sum of anonymous pages that was seen, in bytes."""
     paths = [str(folder / "checkpoint"), str(folder / "bundle")]
-    command = [sys.executable, "-m", "export", *paths, "--llm-precision", precision, "--parity-budget", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "salmonrun",
+        "export",
+        *paths,
+        "--llm-precision",
+        precision,
+        "--parity-budget",
+        "2",
+    ]
     print(" ".join(command), flush=True)
     started, anonymous = time.monotonic(), 0
     child = subprocess.Popen(command)

@@ -1,4 +1,4 @@
-"""Do two runs say the same? python -m benchmarks.repeatability BUNDLE [options of python -m runtime latency]
+"""Do two runs say the same? python -m benchmarks.repeatability BUNDLE [options of salmonrun latency]
 
 Runs the latency command twice, and compares the headline of every case: two runs agree where their intervals overlap.
 Ends with 1 if a case does not agree.
@@ -31,7 +31,7 @@ def measure(arguments: list[str]) -> dict[str, Interval]:
     """The headline of each case."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "latency.json"
-        command = [sys.executable, "-m", "runtime", "latency", *arguments, "--json", str(output)]
+        command = [sys.executable, "-m", "salmonrun", "latency", *arguments, "--json", str(output)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         found = json.loads(output.read_text())
     intervals = {}

@@ -1,9 +1,14 @@
-"""Checkpoint to bundle. `from export import export_bundle, ExportOptions`."""
+"""Checkpoint to bundle. `from salmonrun.export import export_bundle, ExportOptions`."""
 
-from salmonrun.export.bundle import export_bundle
-from salmonrun.export.options import ExportOptions
+from typing import TYPE_CHECKING
 
-__all__ = ["ExportOptions", "export_bundle"]
+if TYPE_CHECKING:
+    from salmonrun.export.bundle import export_bundle as export_bundle
+    from salmonrun.export.options import ExportOptions as ExportOptions
+else:
+    from salmonrun.lazy import attach
+
+    __getattr__, __dir__, __all__ = attach(__name__, {"bundle": ["export_bundle"], "options": ["ExportOptions"]})
 
 if __name__ == "export":  # a checkout's folder, imported by its own name
     from salmonrun.checkout import stand_in

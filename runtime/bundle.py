@@ -89,7 +89,7 @@ def open_bundle(folder: str | os.PathLike[str], verify: bool = True) -> Bundle:
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise BundleError(f"bundle {folder} is not a folder; make one with python -m export CHECKPOINT {folder}")
+        raise BundleError(f"bundle {folder} is not a folder; make one with salmonrun export CHECKPOINT {folder}")
     if path.is_symlink() or not path.is_file():
         raise BundleIntegrityError(f"{folder} has no {MANIFEST} (or a link in its place); it is not a bundle")
     if path.stat().st_size > MAX_MANIFEST_BYTES:

@@ -101,11 +101,16 @@ def golden_bundle(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def demo_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint that comes with the project, exported as `make demo` does it."""
     bundle = tmp_path_factory.mktemp("demo") / "bundle"
     options = ExportOptions(encoder_precision="int8", llm_precision="int4")
-    return Engine.load(export_bundle(Path(__file__).parents[1] / "demo" / "checkpoint", bundle, options))
+    return export_bundle(Path(__file__).parents[1] / "demo" / "checkpoint", bundle, options)
+
+
+@pytest.fixture(scope="session")
+def demo_engine(demo_bundle: Path) -> Engine:
+    return Engine.load(demo_bundle)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What a package promises is there, by one name only; in a checkout, by the names of its folders, too."""
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -20,13 +21,36 @@ def test_all_names_resolve_and_are_sorted(name: str) -> None:
         assert getattr(package, public).__doc__, public
 
 
-def test_the_engine_is_offered_at_the_front_door() -> None:
-    import salmonrun
-    from salmonrun import runtime
+@pytest.mark.parametrize("name", PACKAGES)
+def test_type_checkers_see_the_names_that_are_there(name: str) -> None:
+    package = importlib.import_module(f"salmonrun.{name}")
+    assert package.__file__
+    branches = [node for node in ast.parse(Path(package.__file__).read_text()).body if isinstance(node, ast.If)]
+    (checked,) = (branch for branch in branches if ast.unparse(branch.test) == "TYPE_CHECKING")
+    imports = [node for node in checked.body if isinstance(node, ast.ImportFrom)]
+    seen = {str(alias.asname): f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+    assert sorted(seen) == package.__all__
+    for public, home in seen.items():
+        module, _, original = home.rpartition(".")
+        assert getattr(package, public) is getattr(importlib.import_module(module), original)
+        assert public == original
 
-    assert all(getattr(salmonrun, name) is getattr(runtime, name) for name in runtime.__all__)
+
+@pytest.mark.parametrize("name", ["salmonrun", *(f"salmonrun.{package}" for package in PACKAGES)])
+def test_importing_a_package_loads_no_name_of_it(name: str) -> None:
+    """What its names need is imported with the first of them; what is no name of it does not load them either."""
+    code = f"import sys, {name} as package; print(*dir(package)); from salmonrun import kernels; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    listed, imported = (set(line.split()) for line in done.stdout.splitlines())
+    assert imported.isdisjoint({"numpy", "onnxruntime", "torch"})
+    assert listed >= {*importlib.import_module("salmonrun.runtime" if name == "salmonrun" else name).__all__}
+
+
+def test_the_engine_is_offered_at_the_front_door() -> None:
+    door, runtime = map(importlib.import_module, ("salmonrun", "salmonrun.runtime"))
+    assert all(getattr(door, name) is getattr(runtime, name) for name in runtime.__all__)
     with pytest.raises(AttributeError, match="'Motor'"):
-        salmonrun.Motor  # noqa: B018
+        door.Motor  # noqa: B018
 
 
 CHECKOUT = """

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("runtime", "kernels", "training", "export", "tests", "benchmarks", "demo")
+PACKAGES = ("runtime", "kernels", "training", "export")
+FOLDERS = (*(f"salmonrun/{package}" for package in PACKAGES), "tests", "benchmarks", "demo")
 FILE_LINES = 450
 FUNCTION_LINES = 70
 FILES = [path.relative_to(ROOT) for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def test_all_folders_are_seen() -> None:
-    assert {file.parts[0] for file in FILES} == set(FOLDERS)
+    assert all(any(file.is_relative_to(folder) for file in FILES) for folder in FOLDERS)
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)

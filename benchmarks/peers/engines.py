@@ -47,7 +47,7 @@ def _salmonrun(kind: str, precision: str) -> tuple[Command, ...]:
     parts = ("{tiny_whisper}", "{source}") if kind == "llm" else ("{source}", "{tiny_llama}")
     init = (
         "-m",
-        "training",
+        "salmonrun",
         "init",
         "{out}/checkpoint",
         "--whisper",
@@ -57,7 +57,7 @@ def _salmonrun(kind: str, precision: str) -> tuple[Command, ...]:
         "--llm",
         parts[1],
     )
-    export = ("-m", "export", "{out}/checkpoint", "{out}/bundle", "--quiet", "--parity-budget", "3")
+    export = ("-m", "salmonrun", "export", "{out}/checkpoint", "{out}/bundle", "--quiet", "--parity-budget", "3")
     return (*init, "--no-lora"), (*export, f"--{'llm' if kind == 'llm' else 'encoder'}-precision", precision)
 
 

@@ -1,1 +1,13 @@
-"""One file for each command of python -m runtime."""
+"""One file for each command of the engine, and the table of them."""
+
+from salmonrun.runtime.commands.main import Command, Group
+
+RUNNING = Group(
+    "run a bundle",
+    (
+        Command("check", "salmonrun.runtime.commands.check", "prove that this machine computes what the exporter did"),
+        Command("transcribe", "salmonrun.runtime.commands.transcribe", "answer a prompt about recordings"),
+        Command("stream", "salmonrun.runtime.commands.stream", "answer a prompt about audio while it is coming"),
+        Command("latency", "salmonrun.runtime.commands.latency", "measure time, memory and how sure that is"),
+    ),
+)

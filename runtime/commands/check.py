@@ -1,27 +1,24 @@
-"""`python -m runtime check`: its options, and what it does with them."""
+"""`salmonrun check`: its options, and what it does with them."""
 
 import argparse
 import json
 from dataclasses import asdict
 
 from salmonrun.runtime.commands.options import add_engine_arguments, load_engine
-from salmonrun.runtime.golden import check
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    checking = commands.add_parser(
-        "check",
-        help="prove that this machine computes what the exporter did",
-        description="Verify every file's hash, then replay the bundle's golden run and compare logits and tokens.",
-    )
-    add_engine_arguments(checking)
-    checking.add_argument("--json", action="store_true", help="print the outcome as JSON")
-    checking.set_defaults(run=_run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what it does and what it takes."""
+    parser.description = "Verify every file's hash, then replay the bundle's golden run and compare logits and tokens."
+    add_engine_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     """Check; 1 if this machine computes something else."""
+    from salmonrun.runtime.golden import check
+
     engine = load_engine(arguments)
     report = check(engine)
     if arguments.json:

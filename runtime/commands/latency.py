@@ -1,36 +1,34 @@
-"""`python -m runtime latency`: its options, and what it does with them."""
+"""`salmonrun latency`: its options, and what it does with them."""
 
 import argparse
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from salmonrun.runtime.commands.options import add_engine_arguments, load_engine
 from salmonrun.runtime.commands.progress import ProgressLine
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.latency.config import PROTOCOLS, LatencyConfig
-from salmonrun.runtime.latency.limits import exceeded, parse_limits
-from salmonrun.runtime.latency.outcome import write_json
-from salmonrun.runtime.latency.plot import load_matplotlib, plot
-from salmonrun.runtime.latency.run import Progress, measure
 from salmonrun.runtime.latency.sampling import StopRule
-from salmonrun.runtime.latency.table import format_outcome
+
+if TYPE_CHECKING:
+    from salmonrun.runtime.latency.run import Progress
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    latency = commands.add_parser(
-        "latency",
-        help="measure time, memory and how sure that is",
-        description="Measure a bundle on this machine. Each figure is a median with its 95 % interval, repeated until "
-        "that is narrow or the time is up. Close other programs first.",
-        epilog="example: python -m runtime latency bundle/ --protocol request,stream --plot latency.png "
-        '--fail-over "ttft_p50=0.8,rtf=0.5"',
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what it does and what it takes."""
+    parser.description = (
+        "Measure a bundle on this machine. Each figure is a median with its 95 % interval, repeated until that is "
+        "narrow or the time is up. Close other programs first."
+    )
+    parser.epilog = (
+        'example: %(prog)s bundle/ --protocol request,stream --plot latency.png --fail-over "ttft_p50=0.8,rtf=0.5"'
     )
     default = LatencyConfig()
-    add_engine_arguments(latency)
-    latency.add_argument(
+    add_engine_arguments(parser)
+    parser.add_argument(
         "--protocol",
         type=_listed(str),
         default=default.protocols,
@@ -38,17 +36,17 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="one or more of reference (10 s of noise, as the reference competition measured), request (recordings, "
         "stage by stage), stream (speech as it is spoken), load (many at once), with commas; or all (default: request)",
     )
-    latency.add_argument("--recording", metavar="FILE", help="speech to measure with (default: 30 s that come along)")
-    latency.add_argument("--task", help="default: asr, or the bundle's first")
-    latency.add_argument("--prompt", help="an instruction instead of a task")
-    latency.add_argument("--tokens", type=int, default=default.tokens, help=f"of an answer (default: {default.tokens})")
-    _add_case_arguments(latency, default)
-    _add_sampling_arguments(latency, default.rule)
-    latency.set_defaults(run=_run)
+    parser.add_argument("--recording", metavar="FILE", help="speech to measure with (default: 30 s that come along)")
+    parser.add_argument("--task", help="default: asr, or the bundle's first")
+    parser.add_argument("--prompt", help="an instruction instead of a task")
+    parser.add_argument("--tokens", type=int, default=default.tokens, help=f"of an answer (default: {default.tokens})")
+    _add_case_arguments(parser, default)
+    _add_sampling_arguments(parser, default.rule)
+    parser.set_defaults(run=_run)
 
 
-def _add_case_arguments(latency: argparse.ArgumentParser, default: LatencyConfig) -> None:
-    cases = latency.add_argument_group("cases")
+def _add_case_arguments(parser: argparse.ArgumentParser, default: LatencyConfig) -> None:
+    cases = parser.add_argument_group("cases")
     cases.add_argument(
         "--lengths",
         type=_listed(float),
@@ -91,8 +89,8 @@ def _add_case_arguments(latency: argparse.ArgumentParser, default: LatencyConfig
     )
 
 
-def _add_sampling_arguments(latency: argparse.ArgumentParser, rule: StopRule) -> None:
-    found = latency.add_argument_group("how long, beside what, and what becomes of it")
+def _add_sampling_arguments(parser: argparse.ArgumentParser, rule: StopRule) -> None:
+    found = parser.add_argument_group("how long, beside what, and what becomes of it")
     found.add_argument(
         "--precision",
         type=float,
@@ -120,6 +118,12 @@ def _add_sampling_arguments(latency: argparse.ArgumentParser, rule: StopRule) ->
 
 def _run(arguments: argparse.Namespace) -> int:
     """Measure, and show; 1 if a limit is exceeded."""
+    from salmonrun.runtime.latency.limits import exceeded, parse_limits
+    from salmonrun.runtime.latency.outcome import write_json
+    from salmonrun.runtime.latency.plot import plot
+    from salmonrun.runtime.latency.run import measure
+    from salmonrun.runtime.latency.table import format_outcome
+
     config = _config(arguments)
     limits = {} if arguments.fail_over is None else parse_limits(arguments.fail_over)
     _check_outputs(arguments)
@@ -156,6 +160,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise ConfigError(f"{str(path)!r} cannot be written; expected a file in a folder that exists")
     if arguments.plot:
+        from salmonrun.runtime.latency.plot import load_matplotlib
+
         load_matplotlib()
 
 
@@ -177,7 +183,7 @@ def _config(arguments: argparse.Namespace) -> LatencyConfig:
     )
 
 
-def _shown(line: ProgressLine, config: LatencyConfig) -> Progress:
+def _shown(line: ProgressLine, config: LatencyConfig) -> "Progress":
     """Progress by time: a protocol takes its limit at most, and often less."""
     begun: dict[str, float] = {}
 

@@ -1,19 +1,25 @@
 """Options that several commands have."""
 
 import argparse
+from typing import TYPE_CHECKING
 
-from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime.config import GenerationConfig
+
+if TYPE_CHECKING:
+    from salmonrun.runtime import Engine
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """What to load, and where to run it: see `load_engine`."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder made by python -m export")
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder made by salmonrun export")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--threads", type=int, default=None, help="default: all usable cores")
 
 
-def load_engine(arguments: argparse.Namespace) -> Engine:
+def load_engine(arguments: argparse.Namespace) -> "Engine":
     """The engine asked for."""
+    from salmonrun.runtime.engine import Engine
+
     return Engine.load(arguments.bundle, device=arguments.device, threads=arguments.threads)
 
 

@@ -1,45 +1,48 @@
-"""`python -m runtime stream`: its options, and what it does with them."""
+"""`salmonrun stream`: its options, and what it does with them."""
 
 import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from salmonrun.runtime import EndpointConfig, GenerationConfig, Stream, StreamConfig
 from salmonrun.runtime.commands.options import add_engine_arguments, add_prompt_arguments, load_engine
 from salmonrun.runtime.commands.source import Pcm, Source, at_own_speed, chunks, open_source
 from salmonrun.runtime.commands.stream_view import View, open_view
 from salmonrun.runtime.commands.tally import Tally
+from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.streaming.config import EndpointConfig, StreamConfig
+
+if TYPE_CHECKING:
+    from salmonrun.runtime import Stream
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    streaming = commands.add_parser(
-        "stream",
-        help="answer a prompt about audio while it is coming",
-        description="Hear a file, or PCM on standard input as it comes, and write down what is said: on a terminal "
-        "while it is said, what may still change is dimmed; elsewhere a line for each utterance that is over.",
-        epilog="example: arecord -f S16_LE -r 16000 -t raw | python -m runtime stream bundle/ -",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what it does and what it takes."""
+    parser.description = (
+        "Hear a file, or PCM on standard input as it comes, and write down what is said: on a terminal while it is "
+        "said, what may still change is dimmed; elsewhere a line for each utterance that is over."
     )
-    add_engine_arguments(streaming)
-    streaming.add_argument(
+    parser.epilog = "example: arecord -f S16_LE -r 16000 -t raw | %(prog)s bundle/ -"
+    add_engine_arguments(parser)
+    parser.add_argument(
         "file", metavar="FILE", help="wav, flac, ogg or mp3; or -: raw little-endian 16-bit mono PCM on standard input"
     )
-    streaming.add_argument("--rate", type=int, metavar="HZ", help="of the PCM on standard input (default: 16000)")
-    streaming.add_argument(
+    parser.add_argument("--rate", type=int, metavar="HZ", help="of the PCM on standard input (default: 16000)")
+    parser.add_argument(
         "--pace",
         choices=("realtime", "fast"),
         default="fast",
         help="realtime: as if it were being recorded now; fast: as it comes (default)",
     )
-    streaming.add_argument(
+    parser.add_argument(
         "--chunk-ms", type=int, default=100, help="milliseconds that are pushed at once, at most (default: 100)"
     )
-    add_prompt_arguments(streaming)
-    streaming.add_argument("--json", action="store_true", help="print one JSON object a line for each event")
-    _add_stream_arguments(streaming)
-    streaming.set_defaults(run=_run)
+    add_prompt_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line for each event")
+    _add_stream_arguments(parser)
+    parser.set_defaults(run=_run)
 
 
 def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +134,7 @@ def _pieces(source: Source, arguments: argparse.Namespace, whole: bool) -> Itera
     return pieces if whole else chunks(pieces, size)
 
 
-def _hear(stream: Stream, pieces: Iterator[Pcm], source: Source, view: View) -> None:
+def _hear(stream: "Stream", pieces: Iterator[Pcm], source: Source, view: View) -> None:
     """All of the stream. An interruption cancels it, and is passed on when what is stable by then was shown."""
     tally = Tally(stream.policy)
     try:
@@ -148,7 +151,7 @@ def _hear(stream: Stream, pieces: Iterator[Pcm], source: Source, view: View) -> 
     _end(stream, source, view, tally)
 
 
-def _end(stream: Stream, source: Source, view: View, tally: Tally) -> None:
+def _end(stream: "Stream", source: Source, view: View, tally: Tally) -> None:
     result = stream.finish()
     for segment in stream.segments[tally.utterances :]:  # which ended without an update that was handed out
         view.utterance(segment)

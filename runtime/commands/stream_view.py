@@ -6,11 +6,13 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from salmonrun.runtime import Result, Segment, Update
 from salmonrun.runtime.commands.tally import Tally
 from salmonrun.runtime.streaming.transcript import BETWEEN_UTTERANCES
+
+if TYPE_CHECKING:
+    from salmonrun.runtime import Result, Segment, Update
 
 ERASE_LINE = "\r\x1b[K"
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
@@ -19,13 +21,13 @@ DIM, NORMAL = "\x1b[2m", "\x1b[0m"
 class View(Protocol):
     """Shows a stream as it grows."""
 
-    def update(self, update: Update) -> None:
+    def update(self, update: "Update") -> None:
         """What is known now."""
 
-    def utterance(self, segment: Segment) -> None:
+    def utterance(self, segment: "Segment") -> None:
         """An utterance is over."""
 
-    def result(self, result: Result, tally: Tally) -> None:
+    def result(self, result: "Result", tally: Tally) -> None:
         """The stream is over."""
 
     def close(self) -> None:
@@ -52,18 +54,18 @@ class JsonView:
         self._out = out
         self._stable = ""
 
-    def update(self, update: Update) -> None:
+    def update(self, update: "Update") -> None:
         """All fields but the segment, which is an event of its own."""
         fields = asdict(update)
         del fields["segment"]
         self._emit("update", fields)
         self._stable = update.stable
 
-    def utterance(self, segment: Segment) -> None:
+    def utterance(self, segment: "Segment") -> None:
         """All fields, and its place in seconds."""
         self._emit("utterance", {"start": segment.start, "end": segment.end, **asdict(segment)})
 
-    def result(self, result: Result, tally: Tally) -> None:
+    def result(self, result: "Result", tally: Tally) -> None:
         """All fields, and what the end of the audio added to the text."""
         delta = result.text[len(self._stable) :]
         self._emit("result", {"delta": delta, "policy": tally.policy, **asdict(result)})
@@ -94,7 +96,7 @@ class TextView:
         self._stable = ""
         self._over = 0  # characters of that in utterances that are over
 
-    def update(self, update: Update) -> None:
+    def update(self, update: "Update") -> None:
         """Redraw the line that grows."""
         self._stable = update.stable
         if self._columns and not update.segment:
@@ -102,13 +104,13 @@ class TextView:
             self._out.write(ERASE_LINE + line)
             self._out.flush()
 
-    def utterance(self, segment: Segment) -> None:
+    def utterance(self, segment: "Segment") -> None:
         """Its line."""
         if segment.text:
             self._over += len(segment.text) + (len(BETWEEN_UTTERANCES) if self._over else 0)
         self._write_line(f"[{segment.start:.2f} - {segment.end:.2f}] {one_line(segment.text)}".rstrip())
 
-    def result(self, result: Result, tally: Tally) -> None:
+    def result(self, result: "Result", tally: Tally) -> None:
         """What is stable of an utterance that was cancelled, and a summary for people."""
         self._stable = result.text
         self.close()

@@ -2,8 +2,10 @@
 
 import statistics
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from salmonrun.runtime import Result, Update
+if TYPE_CHECKING:
+    from salmonrun.runtime import Result, Update
 
 
 @dataclass
@@ -16,14 +18,14 @@ class Tally:
     lag_s: float = 0.0  # how far it was behind real time at most
     left_out: int = 0  # updates, because of that
 
-    def add(self, update: Update) -> None:
+    def add(self, update: "Update") -> None:
         """One more update."""
         self.utterances += update.segment is not None
         self.latencies.append(update.latency_s)
         self.lag_s = max(self.lag_s, update.lag_s)
         self.left_out += update.left_out
 
-    def summary(self, result: Result) -> str:
+    def summary(self, result: "Result") -> str:
         """How it went, on a line."""
         parts = [
             f"{result.timings.audio_s:.1f} s of audio",

@@ -1,32 +1,33 @@
-"""`python -m runtime transcribe`: its options, and what it does with them."""
+"""`salmonrun transcribe`: its options, and what it does with them."""
 
 import argparse
 import json
 import sys
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from salmonrun.runtime import Engine, GenerationConfig, Result, SalmonrunError
 from salmonrun.runtime.commands.options import add_engine_arguments, add_prompt_arguments, load_engine
-from salmonrun.runtime.errors import AudioTooLongError
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.errors import AudioTooLongError, SalmonrunError
+
+if TYPE_CHECKING:
+    from salmonrun.runtime import Engine, Result
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    transcribe = commands.add_parser(
-        "transcribe",
-        help="answer a prompt about recordings",
-        description="Answer a prompt about each recording: by default, write down what is said. One that is longer "
-        "than the model hears at once is cut at its pauses, and each part printed as it is answered.",
-        epilog="example: python -m runtime transcribe bundle/ talk.wav --num-beams 4",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what it does and what it takes."""
+    parser.description = (
+        "Answer a prompt about each recording: by default, write down what is said. One that is longer than the model "
+        "hears at once is cut at its pauses, and each part printed as it is answered."
     )
-    add_engine_arguments(transcribe)
-    transcribe.add_argument("files", nargs="+", metavar="FILE", help="recordings: wav, flac, ogg or mp3")
-    add_prompt_arguments(transcribe)
-    transcribe.add_argument("--num-beams", type=int, default=1, help="beams of the search (default: 1, greedy)")
-    transcribe.add_argument("--json", action="store_true", help="print one JSON object a line, with timings")
-    transcribe.set_defaults(run=_run)
+    parser.epilog = "example: %(prog)s bundle/ talk.wav --num-beams 4"
+    add_engine_arguments(parser)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="recordings: wav, flac, ogg or mp3")
+    add_prompt_arguments(parser)
+    parser.add_argument("--num-beams", type=int, default=1, help="beams of the search (default: 1, greedy)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line, with timings")
+    parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -49,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _transcribe_parts(
-    engine: Engine, file: str, prompt: dict[str, Any], config: GenerationConfig, as_json: bool
+    engine: "Engine", file: str, prompt: dict[str, Any], config: GenerationConfig, as_json: bool
 ) -> bool:
     """Answer about a long recording part by part; whether it failed."""
     started = time.perf_counter()
@@ -76,7 +77,7 @@ def _print_error(file: str, error: SalmonrunError) -> bool:
     return True
 
 
-def _print_result(file: str, result: Result, as_json: bool) -> None:
+def _print_result(file: str, result: "Result", as_json: bool) -> None:
     if as_json:
         print(json.dumps({"file": file, **result.as_dict()}, ensure_ascii=False), flush=True)
         return

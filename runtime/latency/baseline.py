@@ -1,6 +1,6 @@
 """The PyTorch model beside the bundle: a process of its own that is asked for one measurement at a time.
 
-`runtime` never imports PyTorch. The process is `python -m training baseline`, and speaks one JSON object a line.
+`runtime` never imports PyTorch. The process is `salmonrun baseline`, and speaks one JSON object a line.
 """
 
 import json
@@ -44,7 +44,7 @@ class BaselineProcess:
         self._folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory()))
         self._errors = self._resources.enter_context((self._folder / "errors").open("w+"))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "training", "baseline", checkpoint, "--threads", str(threads)],
+            [sys.executable, "-m", "salmonrun", "baseline", checkpoint, "--threads", str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -120,7 +120,7 @@ class BaselineProcess:
             said = self._errors.read().strip().splitlines()
             reason = said[-1] if said else f"it ended with {self._process.wait()} and said nothing"
             raise BaselineError(
-                f"python -m training baseline failed: {reason}; --baseline needs a "
+                f"salmonrun baseline failed: {reason}; --baseline needs a "
                 "checkpoint that can be loaded, and pip install 'salmonrun[train]'"
             )
         return json.loads(line)

@@ -17,7 +17,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for option in ("--encoder-precision", "--llm-precision", "--target", "--window", "--max-length", "--parity-budget"):
         assert option in text
-    assert "example: python -m export" in text
+    assert "example: python -m salmonrun.export" in text
 
 
 def test_export(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,4 +87,4 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], options: list[str])
     with pytest.raises(SystemExit) as exit_info:
         main(options)
     assert exit_info.value.code == 2
-    assert "usage: python -m export" in capsys.readouterr().err
+    assert "usage: python -m salmonrun.export" in capsys.readouterr().err

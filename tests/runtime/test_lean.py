@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "transformers", "peft", "onnx", "safetensors")
+ROOT = Path(__file__).parents[2]
 
 
 def python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +37,7 @@ assert check(engine).passed
 def test_the_heavy_modules_would_be_found() -> None:
     """Else the test above would prove nothing."""
     with pytest.raises(AssertionError, match="import of torch halted"):
-        python("import sys; sys.modules['torch'] = None; import salmonrun.training")
+        python("import sys; sys.modules['torch'] = None; import salmonrun.training.checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ class Watch:
         if name == "onnxruntime":
             seen.append(os.environ.get("ORT_DISABLE_TELEMETRY"))
 sys.meta_path.insert(0, Watch())
-import salmonrun.runtime
+from salmonrun.runtime import Engine
 print(seen, os.environ["ORT_DISABLE_TELEMETRY"])
 """
 
@@ -67,13 +68,6 @@ def test_telemetry_is_off_before_onnxruntime_is_imported() -> None:
 
 def test_the_users_own_choice_of_telemetry_is_kept() -> None:
     assert python(WATCH_ONNXRUNTIME, PATH="", ORT_DISABLE_TELEMETRY="0").stdout.strip() == "['0'] 0"
-
-
-def test_every_public_name_is_there() -> None:
-    from salmonrun import runtime
-
-    assert runtime.__all__ == sorted(runtime.__all__)
-    assert all(hasattr(runtime, name) for name in runtime.__all__)
 
 
 def test_loading_leaves_the_callers_arithmetic_alone(tiny_bundle: Path) -> None:
@@ -90,12 +84,18 @@ assert (tiny * 1.0 > 0).all(), "denormals are zero now"
     python(code, tiny_bundle)
 
 
+# There alone the folder `kernels` can be imported by that name.
+in_a_checkout = pytest.mark.skipif(not (ROOT / "kernels").is_dir(), reason="no checkout")
+
+
+@in_a_checkout
 def test_kernels_has_the_version_that_keeps_transformers_quiet() -> None:
     import kernels
 
     assert kernels.__version__ == "0.0.0"
 
 
+@in_a_checkout
 def test_transformers_does_not_mistake_our_kernels_for_another_package() -> None:
     code = """
 import torch

@@ -150,7 +150,7 @@ def test_missing_bundle(capsys: pytest.CaptureFixture[str], tmp_path: Path, spee
     code, out, err = run(capsys, command, tmp_path / "gone", *files)
     assert (code, out) == (1, [])
     gone = tmp_path / "gone"
-    assert err == [f"error: bundle {gone} is not a folder; make one with python -m export CHECKPOINT {gone}"]
+    assert err == [f"error: bundle {gone} is not a folder; make one with salmonrun export CHECKPOINT {gone}"]
 
 
 # check
@@ -234,7 +234,7 @@ def test_help(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
         main([*command, "--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr()
-    assert printed.out.startswith("usage: python -m runtime")
+    assert printed.out.startswith("usage: python -m salmonrun.runtime")
     assert printed.err == ""
 
 
@@ -256,10 +256,10 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert "usage: python -m runtime" in capsys.readouterr().err
+    assert "usage: python -m salmonrun.runtime" in capsys.readouterr().err
 
 
 def test_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "runtime", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "salmonrun", "--help"], capture_output=True, text=True, check=True)
     assert "transcribe" in done.stdout
     assert "check" in done.stdout

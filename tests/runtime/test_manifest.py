@@ -87,7 +87,7 @@ def test_any_digit_of_the_manifests_own_hash(spare: Path) -> None:
 @pytest.mark.parametrize("folder", ["gone", "file"])
 def test_not_a_folder(tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(BundleError, match=rf"{folder} is not a folder; make one with python -m export"):
+    with pytest.raises(BundleError, match=rf"{folder} is not a folder; make one with salmonrun export"):
         open_bundle(tmp_path / folder)
 
 

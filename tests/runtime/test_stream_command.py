@@ -1,4 +1,4 @@
-"""`python -m runtime stream`: against `Engine.stream`, from files and pipes, paced and interrupted."""
+"""`salmonrun stream`: against `Engine.stream`, from files and pipes, paced and interrupted."""
 
 import io
 import json
@@ -231,7 +231,7 @@ def test_a_pipe_says_what_the_file_does(
 def test_a_pipe_of_another_process(talkative: Path, raw: bytes, engine: Engine) -> None:
     """With writes that part samples, at another rate, the last one half of a sample."""
     with subprocess.Popen(
-        [sys.executable, "-m", "runtime", "stream", talkative, "-", "--json", "--rate", "8000", *OPTIONS],
+        [sys.executable, "-m", "salmonrun", "stream", talkative, "-", "--json", "--rate", "8000", *OPTIONS],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

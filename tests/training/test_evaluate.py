@@ -136,7 +136,7 @@ def test_answers_to_other_entries_are_refused(entries: list[Entry], out: Path) -
 @pytest.mark.parametrize("content", ["cut", "{}\n", '{"settings": {}}\n{"index": 1}\n', "x,y\n1,2\n", "[]\n", "\n"])
 def test_another_file_is_neither_read_nor_changed(entries: list[Entry], out: Path, content: str) -> None:
     out.write_text(content)
-    with pytest.raises(CheckpointError, match="does not hold answers of `python -m training evaluate`"):
+    with pytest.raises(CheckpointError, match="does not hold answers of `salmonrun evaluate`"):
         evaluate(Echo(), entries, out, SHORT)
     assert out.read_text() == content
 

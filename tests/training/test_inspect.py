@@ -1,4 +1,4 @@
-"""python -m training inspect: what files are, told without reading a weight."""
+"""salmonrun inspect: what files are, told without reading a weight."""
 
 import json
 import shutil
@@ -41,14 +41,14 @@ def no_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def usable(finding: Finding, kind: str, command: str) -> Finding:
     assert (finding.kind, finding.problems) == (kind, ())
-    assert finding.command.startswith(f"python -m {command}")
+    assert finding.command.startswith(f"salmonrun {command}")
     assert finding.usable
     return finding
 
 
 def test_a_salmonn_file(golden: Path) -> None:
     path = golden / "salmonn" / "salmonn.pth"
-    finding = usable(inspect_path(path), "SALMONN .pth", f"training convert {path}")
+    finding = usable(inspect_path(path), "SALMONN .pth", f"convert {path}")
     assert finding.facts["LLM"] == "64 wide, 3 layers with adapters"
     assert finding.facts["adapters on the LLM"] == "rank 8, alpha 32: q_proj v_proj"
     assert "optimizer" in finding.facts["not needed"]
@@ -91,18 +91,18 @@ def test_a_legacy_file_is_read_without_its_weights(golden: Path, tmp_path: Path)
     loaded = torch.load(golden / "beats" / "beats.pt", weights_only=True, map_location="meta")
     real = {name: torch.zeros(value.shape) for name, value in loaded["model"].items()}
     torch.save({"cfg": loaded["cfg"], "model": real}, tmp_path / "b.pt", _use_new_zipfile_serialization=False)
-    usable(inspect_path(tmp_path / "b.pt"), "BEATs .pt", "training init")
+    usable(inspect_path(tmp_path / "b.pt"), "BEATs .pt", "init")
 
 
 def test_whisper_and_beats(golden: Path, tmp_path: Path) -> None:
     folder = write_whisper(tmp_path / "whisper")
-    finding = usable(inspect_path(folder), "Whisper folder", "training init")
+    finding = usable(inspect_path(folder), "Whisper folder", "init")
     assert finding.facts["encoder"].startswith("2 layers of 48, 80 mels")
     openai = write_openai_whisper(folder, tmp_path / "large-v2.pt")
-    finding = usable(inspect_path(openai), "Whisper, OpenAI .pt", "training init")
+    finding = usable(inspect_path(openai), "Whisper, OpenAI .pt", "init")
     assert finding.facts["encoder"] == "2 layers of 48, 80 mels"
     assert str(openai) in finding.command
-    finding = usable(inspect_path(golden / "beats" / "beats.pt"), "BEATs .pt", "training init")
+    finding = usable(inspect_path(golden / "beats" / "beats.pt"), "BEATs .pt", "init")
     assert finding.facts["encoder"] == "3 layers of 48"
     (folder / "model.safetensors").unlink()
     assert inspect_path(folder).problems == ("no weights of an encoder are here",)
@@ -119,7 +119,7 @@ def test_eat_is_told_by_its_names(tmp_path: Path) -> None:
         eat.write_pretrained(tmp_path / "pretrained.pt", state),
         eat.write_fine_tuned(tmp_path / "fine-tuned.pt", state),
     ):
-        finding = usable(inspect_path(path), "EAT", "training init")
+        finding = usable(inspect_path(path), "EAT", "init")
         assert f"--audio-encoder {path}" in finding.command
         assert finding.contents["tensors"] >= len(state) // 2
     torch.save({"cfg": Options(), "model": state}, tmp_path / "other.pt")
@@ -131,7 +131,7 @@ def test_eat_is_told_by_its_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
 def test_llm_folders(tmp_path: Path, kind: str) -> None:
     folder = write_llm(tmp_path / "llm", kind=kind)
-    finding = usable(inspect_path(folder), "LLM folder", "training init")
+    finding = usable(inspect_path(folder), "LLM folder", "init")
     assert finding.facts["family"].startswith(kind)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
     assert finding.contents["parameters"] == sum(parameter.numel() for parameter in model.parameters())
@@ -159,7 +159,7 @@ def test_an_llm_in_4_bits_counts_as_what_it_stands_for(tmp_path: Path, llm: Path
     settings = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     transformers.AutoModelForCausalLM.from_pretrained(llm, quantization_config=settings).save_pretrained(tmp_path)
     shutil.copyfile(llm / "tokenizer.json", tmp_path / "tokenizer.json")
-    finding = usable(inspect_path(tmp_path), "LLM folder, 4 bits", "training init")
+    finding = usable(inspect_path(tmp_path), "LLM folder, 4 bits", "init")
     assert finding.facts["stored"] == "bitsandbytes, 4 bits (nf4)"
     assert finding.contents["parameters"] == inspect_path(llm).contents["parameters"]
 
@@ -168,14 +168,12 @@ def test_adapters_checkpoints_bundles_and_tokenizers(
     tmp_path: Path, llm: Path, golden_checkpoint: Path, golden_bundle: Path
 ) -> None:
     adapter = published.write_peft(tmp_path / "adapter", published.llm_targets(llm, [0, 1]))
-    assert (
-        usable(inspect_path(adapter), "PEFT adapter", "training convert").facts["adapters"].startswith("LORA of rank 4")
-    )
+    assert usable(inspect_path(adapter), "PEFT adapter", "convert").facts["adapters"].startswith("LORA of rank 4")
     edit_json(adapter / "adapter_config.json", use_dora=True)
     assert "use_dora is True" in inspect_path(adapter).problems[0]
     finding = usable(inspect_path(golden_checkpoint), "checkpoint", "export")
     assert finding.facts["LLM"] == "llama, 3 layers of 64"
-    finding = usable(inspect_path(golden_bundle), "bundle", "runtime check")
+    finding = usable(inspect_path(golden_bundle), "bundle", "check")
     assert finding.facts["LLM"] == "fp32 for onnx"
     assert inspect_path(llm / "tokenizer.json").kind == "tokenizer"
     assert inspect_path(llm / "config.json").kind == "LLM folder"
@@ -202,9 +200,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], golden: Path, tmp_path:
     text = capsys.readouterr().out
     assert text.splitlines()[0] == path
     assert "is       LLM folder" in text
-    assert (
-        f"next     python -m training init start/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm {path}" in text
-    )
+    assert f"next     salmonrun init start/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm {path}" in text
     assert main(["inspect", path, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["kind"], found["usable"], found["contents"]["tensors"]) == ("LLM folder", True, 29)

@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 
 from salmonrun.training.__main__ import main
 from salmonrun.training.model.config import load_config
+from salmonrun.training.starting.preset_names import PRESET_NAMES
+from salmonrun.training.starting.presets import PRESETS
 
 
 @pytest.mark.parametrize("command", [[], ["init"], ["convert"]])
@@ -16,7 +18,7 @@ def test_help(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
         main([*command, "--help"])
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
-    assert " ".join(["usage: python -m training", *command]) in text
+    assert " ".join(["usage: python -m salmonrun.training", *command]) in text
     expected = {
         "init": ("--preset", "--seed", "--dtype"),
         "convert": ("--whisper", "--audio-encoder", "--llm", "--end-symbol"),
@@ -106,6 +108,10 @@ def test_convert_without_beats(golden: Path, tmp_path: Path, capsys: pytest.Capt
     fails(capsys, arguments[:at] + arguments[at + 2 :], "qformer.ln_audio.bias")
 
 
+def test_all_presets_are_offered() -> None:
+    assert tuple(PRESETS) == PRESET_NAMES
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["train"], ["init"], ["init", "x", "--preset", "huge"], ["convert", "a.pth", "out"]]
 )
@@ -113,4 +119,4 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str
     with pytest.raises(SystemExit) as exit_info:
         main(arguments)
     assert exit_info.value.code == 2
-    assert "usage: python -m training" in capsys.readouterr().err
+    assert "usage: python -m salmonrun.training" in capsys.readouterr().err

@@ -14,7 +14,8 @@ from salmonrun.training.finetuning.finetune import finetune
 from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
-from salmonrun.training.synthesis import Plan, synthesize
+from salmonrun.training.synthesis.plan import Plan
+from salmonrun.training.synthesis.synthesize import synthesize
 
 MISSING = [program for program in ("espeak-ng", "flite") if shutil.which(program) is None]
 STEPS = 120

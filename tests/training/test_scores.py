@@ -10,8 +10,9 @@ import pytest
 
 from salmonrun.training.evaluation.answers import Answered
 from salmonrun.training.evaluation.cider import cider_d
-from salmonrun.training.evaluation.scores import TaskScore, is_of_task, score, spell_digits, word_error_rate
+from salmonrun.training.evaluation.scores import TaskScore, score, spell_digits, word_error_rate
 from salmonrun.training.evaluation.tables import format_scores, write_table
+from salmonrun.training.evaluation.tasks import is_of_task
 
 
 def answered(reference: str, hypothesis: str, audio: str = "a.wav", task: str = "asr", index: int = 0) -> Answered:

@@ -19,10 +19,12 @@ from salmonrun.runtime.schema import to_dict
 from salmonrun.training.data.annotation import check_entry, read_annotation
 from salmonrun.training.data.augment import mix
 from salmonrun.training.starting.presets import preset
-from salmonrun.training.synthesis import QUESTION_SOUND, QUESTION_SPEAKING, Plan, synthesize
+from salmonrun.training.synthesis.plan import Plan
+from salmonrun.training.synthesis.programs import DEFAULT_SYNTHESIZERS
 from salmonrun.training.synthesis.sounds import CAPTIONS, make_sound
+from salmonrun.training.synthesis.synthesize import QUESTION_SOUND, QUESTION_SPEAKING, synthesize
 from salmonrun.training.synthesis.texts import SLOTS, TEMPLATES, draw_sentence, is_held_out
-from salmonrun.training.synthesis.voices import DEFAULT_SYNTHESIZERS, voices
+from salmonrun.training.synthesis.voices import voices
 
 MISSING = [program for program in ("espeak-ng", "flite") if shutil.which(program) is None]
 needs_engines = pytest.mark.skipif(bool(MISSING), reason=f"not installed: apt-get install {' '.join(MISSING)}")

@@ -19,6 +19,7 @@ from salmonrun.training.__main__ import main
 from salmonrun.training.synthesis.kokoro import Kokoro
 from salmonrun.training.synthesis.piper import Piper
 from salmonrun.training.synthesis.programs import (
+    DEFAULT_SYNTHESIZERS,
     ESPEAK_ACCENTS,
     ESPEAK_SPEAKERS,
     HELD_OUT_SPEAKERS,
@@ -27,7 +28,7 @@ from salmonrun.training.synthesis.programs import (
     Flite,
 )
 from salmonrun.training.synthesis.synthesizer import SpeechSynthesizer, split_voices
-from salmonrun.training.synthesis.voices import DEFAULT_SYNTHESIZERS, parse_synthesizers, voices
+from salmonrun.training.synthesis.voices import parse_synthesizers, voices
 
 MISSING = [program for program in ("espeak-ng", "flite") if shutil.which(program) is None]
 needs_engines = pytest.mark.skipif(bool(MISSING), reason=f"not installed: apt-get install {' '.join(MISSING)}")

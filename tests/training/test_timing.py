@@ -1,4 +1,4 @@
-"""The PyTorch side of `python -m runtime latency --baseline`: the same work, counted and timed by a clock told to."""
+"""The PyTorch side of `salmonrun latency --baseline`: the same work, counted and timed by a clock told to."""
 
 from pathlib import Path
 from typing import Any, Literal

@@ -197,7 +197,7 @@ def test_two_processes_train_as_one_with_the_double_batch(
     two = replace(one, run=replace(one.run, out=str(tmp_path / "two"), batch_size=2))
     finetune(one)
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(to_dict(two)))
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "training"]
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "salmonrun"]
     done = subprocess.run(
         [*launched, "finetune", "--cfg-path", str(tmp_path / "two.yaml")],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""`python -m training baseline`: its options, and what it does with them."""
+"""`salmonrun baseline`: its options, and what it does with them."""
 
 import argparse
 import json
@@ -6,28 +6,27 @@ import sys
 import time
 from typing import Any
 
-import torch
-import transformers
 
-from salmonrun.training.checkpoint import load
-from salmonrun.training.evaluation.timing import Work, forget_peak, memory_mb, take_time
-
-
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    baseline = commands.add_parser(
-        "baseline",
-        help="the PyTorch side of python -m runtime latency --baseline",
-        description="Answer questions about how long this checkpoint takes in PyTorch (float32, eager): one JSON "
-        "object a line on standard input, one on standard output. python -m runtime latency --baseline starts and "
-        "asks it.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what it does and what it takes."""
+    parser.description = (
+        "Answer questions about how long this checkpoint takes in PyTorch (float32, eager): one JSON object a line on "
+        "standard input, one on standard output. salmonrun latency --baseline starts and asks it."
     )
-    baseline.add_argument("checkpoint", metavar="CHECKPOINT")
-    baseline.add_argument("--threads", type=int, required=True, help="of PyTorch")
-    baseline.set_defaults(run=_run)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("--threads", type=int, required=True, help="of PyTorch")
+    parser.set_defaults(run=_run)
 
 
-def _run(arguments: argparse.Namespace) -> str:
+def _run(arguments: argparse.Namespace) -> int:
+    import torch
+    import transformers
+
+    from salmonrun.training.checkpoint import load
+    from salmonrun.training.commands.quiet import quiet_transformers
+    from salmonrun.training.evaluation.timing import Work, forget_peak, memory_mb, take_time
+
+    quiet_transformers()
     torch.set_num_threads(arguments.threads)
     started = time.perf_counter()
     model = load(arguments.checkpoint, verify=False)
@@ -37,7 +36,7 @@ def _run(arguments: argparse.Namespace) -> str:
     for line in sys.stdin:
         question = json.loads(line)
         _say(memory_mb() if "memory" in question else take_time(model, Work(**question)))
-    return ""
+    return 0
 
 
 def _say(answer: Any) -> None:

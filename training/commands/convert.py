@@ -1,47 +1,49 @@
-"""`python -m training convert`: its options, and what it does with them."""
+"""`salmonrun convert`: its options, and what it does with them."""
 
 import argparse
 import sys
 
-from salmonrun.training.starting.convert import convert_salmonn, format_conversion
 
-
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    convert = commands.add_parser(
-        "convert",
-        help="a published SALMONN .pth becomes a checkpoint",
-        description="Turn a SALMONN or Nota .pth, and the frozen parts it was trained on, into a checkpoint folder "
-        "that refers to them. Each is a path or an id on the hub: org/name or org/name/file, or with @revision.",
-        epilog="example: python -m training convert salmonn_7b_v0.pth checkpoint/ --whisper whisper-large-v2/ "
-        "--audio-encoder BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt --llm lmsys/vicuna-7b-v1.5",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what it does and what it takes."""
+    parser.description = (
+        "Turn a SALMONN or Nota .pth, and the frozen parts it was trained on, into a checkpoint folder that refers to "
+        "them. Each is a path or an id on the hub: org/name or org/name/file, or with @revision."
     )
-    convert.add_argument("pth", metavar="PTH", help="the published or self-trained file")
-    convert.add_argument("out", metavar="OUT", help="folder to create")
-    convert.add_argument("--whisper", required=True, help="transformers folder or OpenAI .pt, or a hub id")
-    convert.add_argument(
+    parser.epilog = (
+        "example: %(prog)s salmonn_7b_v0.pth checkpoint/ --whisper whisper-large-v2/ "
+        "--audio-encoder BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt --llm lmsys/vicuna-7b-v1.5"
+    )
+    parser.add_argument("pth", metavar="PTH", help="the published or self-trained file")
+    parser.add_argument("out", metavar="OUT", help="folder to create")
+    parser.add_argument("--whisper", required=True, help="transformers folder or OpenAI .pt, or a hub id")
+    parser.add_argument(
         "--audio-encoder",
         "--beats",  # as SALMONN's config calls it
         help="BEATs or EAT: .pt or folder; leave out if the model was trained without",
     )
-    convert.add_argument(
+    parser.add_argument(
         "--llm", required=True, help="transformers folder with safetensors and a tokenizer, or a hub id"
     )
-    convert.add_argument("--prompts", help="JSON of task -> prompt or prompts (default: our own)")
-    convert.add_argument("--end-symbol", help="text that ends an answer (default: the file's own)")
-    convert.add_argument("--adapter", help="PEFT folder: the LLM's adapters, where the file has none of its own")
-    convert.add_argument(
+    parser.add_argument("--prompts", help="JSON of task -> prompt or prompts (default: our own)")
+    parser.add_argument("--end-symbol", help="text that ends an answer (default: the file's own)")
+    parser.add_argument("--adapter", help="PEFT folder: the LLM's adapters, where the file has none of its own")
+    parser.add_argument(
         "--merge-adapter", action="store_true", help="add --adapter to the LLM's weights, under the file's own adapters"
     )
-    convert.add_argument(
+    parser.add_argument(
         "--prune",
         action="store_true",
         help="leave out the layers that the file lists (default: only if its own config has `prune: True`)",
     )
-    convert.set_defaults(run=_run)
+    parser.set_defaults(run=_run)
 
 
-def _run(arguments: argparse.Namespace) -> str:
+def _run(arguments: argparse.Namespace) -> int:
+    from salmonrun.training.commands.quiet import quiet_transformers
+    from salmonrun.training.starting.convert import convert_salmonn, format_conversion
+
+    quiet_transformers()
     conversion = convert_salmonn(
         arguments.pth,
         arguments.out,
@@ -56,4 +58,5 @@ def _run(arguments: argparse.Namespace) -> str:
     )
     for warning in conversion.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return f"{arguments.out}: {format_conversion(conversion)}"
+    print(f"{arguments.out}: {format_conversion(conversion)}")
+    return 0

@@ -1,17 +1,18 @@
-"""`python -m training data {check,report}`: its options, and what it does with them."""
+"""`salmonrun data {check,report}`: its options, and what it does with them."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from salmonrun.runtime.config import AudioConfig
 from salmonrun.runtime.errors import CheckpointError
-from salmonrun.training.data.annotation import Entry, Problem, part_usable, read_annotation
-from salmonrun.training.data.statistics import draw, measure
-from salmonrun.training.model.config import load_config
+
+if TYPE_CHECKING:
+    from salmonrun.training.data.annotation import Entry, Problem
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    data = commands.add_parser("data", help="look at annotations").add_subparsers(required=True, metavar="COMMAND")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what it does and what it takes."""
+    data = parser.add_subparsers(required=True, metavar="COMMAND")
     checking = data.add_parser(
         "check",
         help="report every entry that cannot be used",
@@ -36,7 +37,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     reporting.set_defaults(run=_report)
 
 
-def _check(arguments: argparse.Namespace) -> str:
+def _check(arguments: argparse.Namespace) -> int:
+    from salmonrun.training.data.annotation import part_usable, read_annotation
+    from salmonrun.training.model.config import load_config
+
     config = load_config(arguments.checkpoint)
     problems: list[Problem] = []
     usable: list[Entry] = []
@@ -48,14 +52,20 @@ def _check(arguments: argparse.Namespace) -> str:
     lines = [*map(str, problems), f"{len(usable)} of {len(usable) + len(problems)} entries can be used"]
     if problems:
         raise CheckpointError("\n".join(lines))
-    return lines[-1]
+    print(lines[-1])
+    return 0
 
 
-def _report(arguments: argparse.Namespace) -> str:
+def _report(arguments: argparse.Namespace) -> int:
+    from salmonrun.training.data.statistics import draw, measure
+    from salmonrun.training.model.config import load_config
+
     config = load_config(arguments.checkpoint) if arguments.checkpoint else None
     prompts, audio = (config.prompt, config.audio) if config else (None, AudioConfig())
     statistics = measure(arguments.annotation, arguments.prefix, prompts, audio)
-    if not arguments.out:
-        return statistics.table()
-    draw(statistics, arguments.out)
-    return f"{statistics.table()}\n{arguments.out}: chart of the distributions"
+    if arguments.out:
+        draw(statistics, arguments.out)
+    print(statistics.table())
+    if arguments.out:
+        print(f"{arguments.out}: chart of the distributions")
+    return 0

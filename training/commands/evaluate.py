@@ -1,32 +1,31 @@
-"""`python -m training evaluate`: its options, and what it does with them."""
+"""`salmonrun evaluate`: its options, and what it does with them."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.errors import CheckpointError, ConfigError
-from salmonrun.training.data.annotation import Entry, read_annotation
-from salmonrun.training.evaluation.evaluate import evaluate, open_subject
-from salmonrun.training.evaluation.scores import TASK_GROUPS, is_of_task
-from salmonrun.training.evaluation.submission import MODES, SUBMISSIONS, check_testset_ids, write_submission
-from salmonrun.training.evaluation.tables import format_scores, write_table
+from salmonrun.training.evaluation.tasks import MODES, SUBMISSIONS, TASK_GROUPS, is_of_task
+
+if TYPE_CHECKING:
+    from salmonrun.training.data.annotation import Entry
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    measuring = commands.add_parser(
-        "evaluate",
-        help="score a checkpoint or a bundle on annotated recordings",
-        description="Answer every entry of an annotation. Prints word error rates, exact matches, CIDEr-D of captions "
-        "(SPIDEr where aac-metrics is installed), speed and the worst answers, and writes a table of all beside --out. "
-        "Answers go to --out as they come; a run that was cut goes on where it stopped.",
-        epilog="example: python -m training evaluate bundle/ test.json --mode submission_aac --out aac.jsonl "
-        "--csv aac.csv --num-beams 4",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what it does and what it takes."""
+    parser.description = (
+        "Answer every entry of an annotation. Prints word error rates, exact matches, CIDEr-D of captions (SPIDEr "
+        "where aac-metrics is installed), speed and the worst answers, and writes a table of all beside --out. Answers "
+        "go to --out as they come; a run that was cut goes on where it stopped."
     )
-    measuring.add_argument("model", metavar="MODEL", help="a checkpoint or a bundle")
-    measuring.add_argument("annotation", metavar="ANNOTATION")
-    measuring.add_argument("--prefix", help="folder of relative paths (default: the annotation's own)")
-    which = measuring.add_mutually_exclusive_group()
+    parser.epilog = (
+        "example: %(prog)s bundle/ test.json --mode submission_aac --out aac.jsonl --csv aac.csv --num-beams 4"
+    )
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint or a bundle")
+    parser.add_argument("annotation", metavar="ANNOTATION")
+    parser.add_argument("--prefix", help="folder of relative paths (default: the annotation's own)")
+    which = parser.add_mutually_exclusive_group()
     groups = "; ".join(f"{name} stands for {', '.join(tasks)}" for name, tasks in TASK_GROUPS.items())
     which.add_argument("--task", help=f"only entries of this task (default: all); {groups}")
     which.add_argument(
@@ -34,17 +33,23 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         choices=tuple(MODES),
         help="the competition's: its task; submission_* needs no texts and scores nothing",
     )
-    measuring.add_argument("--limit", type=int, help="only the first so many entries")
-    measuring.add_argument("--out", required=True, metavar="FILE", help="answers as JSON lines")
-    measuring.add_argument("--csv", metavar="FILE", help="answers as testset_id,text, which submission_* asks for")
-    measuring.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    measuring.add_argument("--num-beams", type=int, default=1, help="default: 1, greedy")
-    measuring.add_argument("--max-new-tokens", type=int, default=200, help="default: 200")
-    measuring.set_defaults(run=_run)
+    parser.add_argument("--limit", type=int, help="only the first so many entries")
+    parser.add_argument("--out", required=True, metavar="FILE", help="answers as JSON lines")
+    parser.add_argument("--csv", metavar="FILE", help="answers as testset_id,text, which submission_* asks for")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument("--num-beams", type=int, default=1, help="default: 1, greedy")
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="default: 200")
+    parser.set_defaults(run=_run)
 
 
-def _run(arguments: argparse.Namespace) -> str:
-    """Evaluate, write the files, and return what to print."""
+def _run(arguments: argparse.Namespace) -> int:
+    """Evaluate, and write the files."""
+    from salmonrun.training.commands.quiet import quiet_transformers
+    from salmonrun.training.evaluation.evaluate import evaluate, open_subject
+    from salmonrun.training.evaluation.submission import check_testset_ids, write_submission
+    from salmonrun.training.evaluation.tables import format_scores, write_table
+
+    quiet_transformers()
     out, submission = Path(arguments.out), arguments.mode in SUBMISSIONS
     if submission and not arguments.csv:
         raise ConfigError(f"--mode {arguments.mode} writes a submission; say where to with --csv FILE")
@@ -54,24 +59,25 @@ def _run(arguments: argparse.Namespace) -> str:
     config = GenerationConfig(max_new_tokens=arguments.max_new_tokens, num_beams=arguments.num_beams)
     subject = open_subject(arguments.model, arguments.device)
     done = evaluate(subject, entries, out, config, submission=submission, progress=True)
-    lines = []
     if arguments.csv:
         write_submission(Path(arguments.csv), entries, done.answers)
         empty = sum(not answer.hypothesis for answer in done.answers)
-        lines.append(f"{arguments.csv}: {len(entries)} answers, {empty} of them empty")
+        print(f"{arguments.csv}: {len(entries)} answers, {empty} of them empty")
     if not submission:
         table = out.with_suffix(".utterances.csv")
         write_table(table, done.scores)
-        lines += [format_scores(done.scores), f"\n{table}: scores of every answer"]
-    return "\n".join(lines)
+        print(f"{format_scores(done.scores)}\n\n{table}: scores of every answer")
+    return 0
 
 
-def _chosen(arguments: argparse.Namespace) -> list[Entry]:
+def _chosen(arguments: argparse.Namespace) -> list["Entry"]:
     """The entries asked for.
 
     Raises:
         CheckpointError: an entry is malformed, or none is of the task.
     """
+    from salmonrun.training.data.annotation import read_annotation
+
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit is {arguments.limit}; it must be at least 1")
     entries, problems = read_annotation(arguments.annotation, arguments.prefix)

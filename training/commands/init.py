@@ -1,40 +1,38 @@
-"""`python -m training init`: its options, and what it does with them."""
+"""`salmonrun init`: its options, and what it does with them."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from salmonrun.runtime.config import WindowConfig
 from salmonrun.runtime.errors import ConfigError
-from salmonrun.training.data.annotation import read_annotation
-from salmonrun.training.foreign.published import seconds_to_frames
-from salmonrun.training.model.config import LoraConfig, QFormerConfig
-from salmonrun.training.starting.assemble import PromptOptions, assemble, format_assembly, qformer_config
-from salmonrun.training.starting.init import init_checkpoint
-from salmonrun.training.starting.new_tokenizer import FIRST_MERGE
-from salmonrun.training.starting.presets import PRESETS, preset
+from salmonrun.training.model.sizes import LoraConfig, QFormerConfig
+from salmonrun.training.starting.preset_names import PRESET_NAMES
 
 VOCAB_SIZE = 640
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "float16", "bfloat16")  # as PyTorch calls them
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    qformer, lora, window = QFormerConfig(), LoraConfig(), WindowConfig()
-    init = commands.add_parser(
-        "init",
-        help="a new checkpoint, around pretrained parts or of random weights",
-        description="Write a checkpoint to be trained: pretrained parts around a new Q-Former. With --preset, or "
-        "without any option, random weights in the given size, to try the tools with: they know nothing.",
-        epilog="example: python -m training init start/ --whisper whisper-large-v3/ --audio-encoder BEATs.pt "
-        "--llm Llama-3.2-1B-Instruct/ --queries 2",
-        argument_default=argparse.SUPPRESS,  # what was not given is not there: see run_init
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what it does and what it takes."""
+    parser.description = (
+        "Write a checkpoint to be trained: pretrained parts around a new Q-Former. With --preset, or without any "
+        "option, random weights in the given size, to try the tools with: they know nothing."
     )
-    init.add_argument("out", metavar="OUT", help="folder to create")
-    init.add_argument("--seed", type=int, default=0, help="of the new weights (default: 0)")
-    parts = init.add_argument_group("pretrained parts")
+    parser.epilog = (
+        "example: %(prog)s start/ --whisper whisper-large-v3/ --audio-encoder BEATs.pt --llm Llama-3.2-1B-Instruct/ "
+        "--queries 2"
+    )
+    parser.argument_default = argparse.SUPPRESS  # what was not given is not there: see _run
+    parser.add_argument("out", metavar="OUT", help="folder to create")
+    parser.add_argument("--seed", type=int, default=0, help="of the new weights (default: 0)")
+    parser.set_defaults(run=_run)
+    _add_part_arguments(parser.add_argument_group("pretrained parts"))
+    _add_random_arguments(parser.add_argument_group("random weights"))
+
+
+def _add_part_arguments(parts: "argparse._ArgumentGroup") -> None:
+    qformer, lora, window = QFormerConfig(), LoraConfig(), WindowConfig()
     parts.add_argument("--whisper", type=Path, help="transformers folder or OpenAI .pt; only its encoder is used")
     parts.add_argument(
         "--audio-encoder", type=_path_or_none, help="BEATs .pt, EAT .pt or transformers folder, or none: Whisper alone"
@@ -72,8 +70,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parts.add_argument("--prompts", type=Path, help="JSON of task -> prompt or prompts (default: our own)")
     parts.add_argument("--template", help="text around a prompt, {} in its place (default: the LLM's chat template)")
     parts.add_argument("--end-symbol", help="text that ends an answer (default: the LLM's eos_token)")
-    random = init.add_argument_group("random weights")
-    random.add_argument("--preset", choices=tuple(PRESETS), help="model size (default: tiny)")
+
+
+def _add_random_arguments(random: "argparse._ArgumentGroup") -> None:
+    random.add_argument("--preset", choices=PRESET_NAMES, help="model size (default: tiny)")
     random.add_argument(
         "--fresh", action="store_true", help="usual initial values, to be trained, instead of ones that show every part"
     )
@@ -81,11 +81,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--texts", type=Path, nargs="+", metavar="ANNOTATION", help="learn the tokenizer's merges from their texts"
     )
     random.add_argument("--vocab-size", type=int, help="of the tokenizer, at most (default: 640 with --texts)")
-    random.add_argument("--dtype", choices=tuple(DTYPES), help="of the stored weights (default: float32)")
-    init.set_defaults(run=_run)
+    random.add_argument("--dtype", choices=DTYPES, help="of the stored weights (default: float32)")
 
 
 def _frames(text: str) -> int:
+    from salmonrun.training.foreign.published import seconds_to_frames
+
     try:
         return seconds_to_frames(float(text.removesuffix("s"))) if text.endswith("s") else int(text)
     except ValueError:
@@ -100,26 +101,41 @@ def _path_or_none(text: str) -> Path | None:
     return None if text == "none" else Path(text)
 
 
-def _run(arguments: argparse.Namespace) -> str:
-    """Write the checkpoint, around parts if any of their options is given, and return what to print."""
+def _run(arguments: argparse.Namespace) -> int:
+    """Write the checkpoint, around parts if any of their options is given."""
+    from salmonrun.training.commands.quiet import quiet_transformers
+
     given = {name: value for name, value in vars(arguments).items() if name not in ("out", "seed", "run")}
     random = {name for name in ("preset", "fresh", "texts", "vocab_size", "dtype") if name in given}
     if random and set(given) - random:
         raise ConfigError(f"--{min(random)} is for random weights; leave it out with pretrained parts")
-    if set(given) - random:
-        return _init_from_parts(arguments, given)
+    quiet_transformers()
+    write = _init_from_parts if set(given) - random else _init_at_random
+    print(f"{arguments.out}: {write(arguments, given)}")
+    return 0
+
+
+def _init_at_random(arguments: argparse.Namespace, given: dict[str, Any]) -> str:
+    import torch
+
+    from salmonrun.training.starting.init import init_checkpoint
+    from salmonrun.training.starting.new_tokenizer import FIRST_MERGE
+    from salmonrun.training.starting.presets import preset
+
     if "vocab_size" in given and "texts" not in given:
         raise ConfigError("--vocab-size without --texts: there is nothing to learn merges from")
     name = given.get("preset", "tiny")
-    dtype, fresh = DTYPES[given.get("dtype", "float32")], given.get("fresh", False)
+    dtype, fresh = getattr(torch, given.get("dtype", "float32")), given.get("fresh", False)
     texts = [text for file in given.get("texts", ()) for text in _texts(file)]
     vocab_size = given.get("vocab_size", VOCAB_SIZE) if texts else FIRST_MERGE
     init_checkpoint(preset(name), arguments.out, arguments.seed, dtype, fresh, texts, vocab_size)
-    return f"{arguments.out}: random weights of preset {name}"
+    return f"random weights of preset {name}"
 
 
 def _texts(file: Path) -> list[str]:
     """What an annotation's recordings say, and what is asked about them, each also as it stands within a line."""
+    from salmonrun.training.data.annotation import read_annotation
+
     entries, problems = read_annotation(file)
     if problems:
         raise ConfigError("\n".join(map(str, problems)))
@@ -128,6 +144,8 @@ def _texts(file: Path) -> list[str]:
 
 
 def _init_from_parts(arguments: argparse.Namespace, given: dict[str, Any]) -> str:
+    from salmonrun.training.starting.assemble import PromptOptions, assemble, format_assembly, qformer_config
+
     needed = {"whisper": "a folder or .pt", "audio_encoder": "a .pt, a folder or none", "llm": "a folder"}
     for part, what in needed.items():
         if part not in given:
@@ -150,4 +168,4 @@ def _init_from_parts(arguments: argparse.Namespace, given: dict[str, Any]) -> st
         copy=given.get("copy", False),
         seed=arguments.seed,
     )
-    return f"{arguments.out}: {format_assembly(assembly)}"
+    return format_assembly(assembly)

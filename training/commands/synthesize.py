@@ -1,9 +1,9 @@
-"""`python -m training synthesize`: its options, and what it does with them."""
+"""`salmonrun synthesize`: its options, and what it does with them."""
 
 import argparse
 
-from salmonrun.training.synthesis import Plan, synthesize
-from salmonrun.training.synthesis.voices import DEFAULT_SYNTHESIZERS, parse_synthesizers
+from salmonrun.training.synthesis.plan import Plan
+from salmonrun.training.synthesis.programs import DEFAULT_SYNTHESIZERS
 
 ENGINES = """engines, to be given one after another:
   espeak-ng         the program: 36 speakers, each in 7 accents of English
@@ -17,28 +17,24 @@ The voices of piper, kokoro and command are parted by a hash of the speaker's na
 an engine with a single voice speaks in training sets alone. Make both sets with the same engines and folders, or a
 voice may be in both. The same plan gives the same recordings; with command, if the program repeats itself.
 
-example: python -m training synthesize data/ --speech 500 --engines flite piper=voices/ \\
+example: %(prog)s data/ --speech 500 --engines flite piper=voices/ \\
     command='mytts --speaker {voice:anna,ben} --output {out} {text}'
 """
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what it does and what it takes."""
     plan = Plan()
-    making = commands.add_parser(
-        "synthesize",
-        help="make a labelled data set without downloads",
-        description="Write synthetic speech, sound events and mixtures of both with an annotation JSON.",
-        epilog=ENGINES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    making.add_argument("out", metavar="OUT", help="folder to create")
-    making.add_argument("--speech", type=int, default=plan.speech, help=f"spoken sentences (default: {plan.speech})")
-    making.add_argument("--sounds", type=int, default=plan.sounds, help=f"sound events (default: {plan.sounds})")
-    making.add_argument("--mixtures", type=int, default=plan.mixtures, help=f"both (default: {plan.mixtures})")
-    making.add_argument("--seed", type=int, default=plan.seed, help=f"default: {plan.seed}")
+    parser.description = "Write synthetic speech, sound events and mixtures of both with an annotation JSON."
+    parser.epilog = ENGINES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("out", metavar="OUT", help="folder to create")
+    parser.add_argument("--speech", type=int, default=plan.speech, help=f"spoken sentences (default: {plan.speech})")
+    parser.add_argument("--sounds", type=int, default=plan.sounds, help=f"sound events (default: {plan.sounds})")
+    parser.add_argument("--mixtures", type=int, default=plan.mixtures, help=f"both (default: {plan.mixtures})")
+    parser.add_argument("--seed", type=int, default=plan.seed, help=f"default: {plan.seed}")
     low, high = plan.snr_db
-    making.add_argument(
+    parser.add_argument(
         "--snr",
         type=float,
         nargs=2,
@@ -46,7 +42,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar=("LOW", "HIGH"),
         help=f"dB of speech over noise, which half of the spoken sentences get (default: {low:g} {high:g})",
     )
-    making.add_argument(
+    parser.add_argument(
         "--speed",
         type=float,
         default=plan.speed,
@@ -54,22 +50,26 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         f"(default: {plan.speed:g})",
     )
     names = [engine.name for engine in DEFAULT_SYNTHESIZERS]
-    making.add_argument(
+    parser.add_argument(
         "--engines", nargs="+", default=names, metavar="ENGINE", help=f"see below (default: {' '.join(names)})"
     )
-    making.add_argument("--held-out", action="store_true", help="voices and sentences that no training set has")
-    making.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    making.set_defaults(run=_run)
+    parser.add_argument("--held-out", action="store_true", help="voices and sentences that no training set has")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    parser.set_defaults(run=_run)
 
 
-def _run(arguments: argparse.Namespace) -> str:
-    """Make the data set, and return what to print."""
+def _run(arguments: argparse.Namespace) -> int:
+    """Make the data set."""
+    from salmonrun.training.synthesis.synthesize import synthesize
+    from salmonrun.training.synthesis.voices import parse_synthesizers
+
     low, high = arguments.snr
     plan = Plan(arguments.speech, arguments.sounds, arguments.mixtures, arguments.seed, (low, high), arguments.speed)
     engines = parse_synthesizers(arguments.engines)
     path = synthesize(arguments.out, plan, arguments.held_out, arguments.workers, progress=True, synthesizers=engines)
-    lines = [f"{path}: annotation of the data set"]
+    print(f"{path}: annotation of the data set")
     if plan.speech or plan.mixtures:
-        alone = [engine.name for engine in engines if not engine.voices(held_out=True)]
-        lines += [f"{name} has a single voice: it speaks in training sets, not in held-out ones" for name in alone]
-    return "\n".join(lines)
+        for engine in engines:
+            if not engine.voices(held_out=True):
+                print(f"{engine.name} has a single voice: it speaks in training sets, not in held-out ones")
+    return 0

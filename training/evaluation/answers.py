@@ -94,5 +94,5 @@ def _read(path: Path) -> tuple[Settings, list[Answered]]:
         return settings, [Answered(**json.loads(line)) for line in others]
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
-            f"{path} does not hold answers of `python -m training evaluate` ({error}); choose another file or remove it"
+            f"{path} does not hold answers of `salmonrun evaluate` ({error}); choose another file or remove it"
         ) from error

@@ -12,9 +12,8 @@ from whisper_normalizer.english import EnglishTextNormalizer
 from salmonrun.runtime.errors import MissingExtraError
 from salmonrun.training.evaluation.answers import Answered
 from salmonrun.training.evaluation.cider import cider_d
+from salmonrun.training.evaluation.tasks import CAPTION_TASKS
 
-CAPTION_TASKS = ("audiocaption", "audiocaption_v2", "caption")
-TASK_GROUPS = {"aac": CAPTION_TASKS}  # as the published evaluator calls them; its asr is the task of that name
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -63,11 +62,6 @@ class TaskScore:
     rtf: float  # seconds computed per second of audio
     captions: CaptionScore | None  # of caption tasks
     answers: tuple[AnswerScore, ...]  # in the order of the answers
-
-
-def is_of_task(task: str, wanted: str | None) -> bool:
-    """Whether a task is the one wanted, or in the group of that name; None wants all."""
-    return wanted in (None, task) or task in TASK_GROUPS.get(wanted or "", ())
 
 
 def score(rows: Sequence[Answered]) -> TaskScore:

@@ -1,4 +1,4 @@
-"""The reference competition's CSV, `testset_id,text`, and its modes."""
+"""The reference competition's CSV, `testset_id,text`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,10 +7,6 @@ from pathlib import Path
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.data.annotation import Entry, Problem
 from salmonrun.training.evaluation.answers import Answered, write_csv
-
-# mode -> group of tasks. A submission has no references to score; its entries carry the ids of the test set.
-MODES = {"submission_asr": "asr", "submission_aac": "aac", "valid_asr": "asr", "valid_aac": "aac"}
-SUBMISSIONS = ("submission_asr", "submission_aac")
 
 # What pandas reads as a missing value, which the competition's validator refuses, among lower-case texts.
 READ_AS_MISSING = {"", "nan", "-nan", "null", "n/a"}

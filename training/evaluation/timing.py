@@ -1,4 +1,4 @@
-"""How long a model takes in PyTorch, measured as `python -m runtime latency` measures a bundle."""
+"""How long a model takes in PyTorch, measured as `salmonrun latency` measures a bundle."""
 
 import time
 from contextlib import suppress

@@ -16,8 +16,8 @@ from salmonrun.training.inspection.finding import Finding
 from salmonrun.training.model.config import ModelConfig, load_config
 from salmonrun.training.tensors import read_json
 
-CONVERT = "python -m training convert SALMONN.pth checkpoint/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm LLM"
-INIT = "python -m training init start/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm LLM"
+CONVERT = "salmonrun convert SALMONN.pth checkpoint/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm LLM"
+INIT = "salmonrun init start/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm LLM"
 # Width and number of layers of the LLMs that published files are for.
 LLM_SIZES = {(5120, 40): "13B", (4096, 32): "7B or 8B", (3072, 28): "3B", (2048, 16): "1B", (3584, 28): "7B"}
 
@@ -35,7 +35,7 @@ def salmonn(path: Path, loaded: dict[str, Any]) -> Finding:
     named = {key: file.options.get(f"{key}_path") for key in ("whisper", "llama", "beats")}
     needed = [f"{key} ({named[key] or 'not named in the file'})" for key in ("whisper", "llama")]
     needed += [f"beats ({named['beats'] or 'not named in the file'})"] if beats else []
-    command = f"python -m training convert {path} checkpoint/ --whisper WHISPER{beats} --llm LLM{prune}"
+    command = f"salmonrun convert {path} checkpoint/ --whisper WHISPER{beats} --llm LLM{prune}"
     return Finding("SALMONN .pth", facts, contents, needed=tuple(needed), command=command)
 
 
@@ -159,7 +159,7 @@ def checkpoint(folder: Path) -> Finding:
     for part, source in config.sources.items():
         if not (folder / source.path).exists():  # an absolute path stays what it is
             problems.append(f"{part} is not at {source.path}" + (f"; it is from {source.hub}" if source.hub else ""))
-    command = f"python -m export {folder} bundle/"
+    command = f"salmonrun export {folder} bundle/"
     return Finding("checkpoint", _checkpoint_facts(config), summary(folder_table(folder)), tuple(problems), (), command)
 
 
@@ -186,7 +186,7 @@ def bundle(folder: Path) -> Finding:
         "LLM": ", ".join(f"{part['precision']} for {decoder}" for decoder, part in weights if part),
         "files": str(len(files)),
     }
-    return Finding("bundle", facts, problems=tuple(missing), command=f"python -m runtime check {folder}")
+    return Finding("bundle", facts, problems=tuple(missing), command=f"salmonrun check {folder}")
 
 
 def tokenizer(path: Path) -> Finding:

@@ -8,6 +8,7 @@ from salmonrun.runtime.errors import ConfigError
 from salmonrun.training.model.config import LoraConfig, ModelConfig, QFormerConfig, WhisperConfig
 from salmonrun.training.model.encoders.beats import BeatsConfig
 from salmonrun.training.starting.new_tokenizer import FIRST_MERGE
+from salmonrun.training.starting.preset_names import PresetName
 
 # Our own words; a published checkpoint brings its own prompts.
 TASKS: dict[str, tuple[str, ...]] = {
@@ -128,7 +129,7 @@ def _published(
     )
 
 
-PRESETS = {
+PRESETS: dict[PresetName, ModelConfig] = {
     "tiny": _small("tiny", width=64, layers=2, ffn=128),
     "demo": _small(
         "demo",

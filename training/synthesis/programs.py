@@ -12,7 +12,7 @@ import numpy as np
 
 from salmonrun.runtime.audio import F32, load_audio
 from salmonrun.runtime.errors import ConfigError, MissingExtraError
-from salmonrun.training.synthesis.synthesizer import split_voices
+from salmonrun.training.synthesis.synthesizer import SpeechSynthesizer, split_voices
 
 ESPEAK_ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 ESPEAK_SPEAKERS: tuple[str, ...] = (
@@ -66,6 +66,9 @@ class Flite:
         features = [f"duration_stretch={stretch:.2f}", f"int_f0_target_mean={pitch}"]
         settings = [item for feature in features for item in ("--setf", feature)]
         return _run(["flite", "-voice", voice, *settings, "-t", text, "-o", str(scratch)], scratch)
+
+
+DEFAULT_SYNTHESIZERS: tuple[SpeechSynthesizer, ...] = (Espeak(), Flite())
 
 
 @dataclass(frozen=True)

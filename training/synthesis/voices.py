@@ -8,8 +8,6 @@ from salmonrun.training.synthesis.piper import Piper
 from salmonrun.training.synthesis.programs import Command, Espeak, Flite
 from salmonrun.training.synthesis.synthesizer import SpeechSynthesizer, Voice
 
-DEFAULT_SYNTHESIZERS: tuple[SpeechSynthesizer, ...] = (Espeak(), Flite())
-
 
 def parse_synthesizers(specs: Sequence[str]) -> tuple[SpeechSynthesizer, ...]:
     """Engines as the command line has them: espeak-ng, flite, piper=FOLDER, kokoro=FOLDER, command=TEMPLATE.

@@ -132,7 +132,7 @@ def test_it_gets_the_threads_and_the_work(instead: Callable[[str], None]) -> Non
         reference: Any = cases["reference"][0].run()
         request: Any = cases["request"][3].run()
         asked: Any = process.memory_mb()
-    assert request["arguments"] == ["-m", "training", "baseline", "checkpoint", "--threads", "3"]
+    assert request["arguments"] == ["-m", "salmonrun", "baseline", "checkpoint", "--threads", "3"]
     work = {"task": "asr", "prompt": None}
     assert reference["asked"] == {"protocol": "reference", **work, "tokens": 2, "beams": 1}
     assert reference["bytes"] == pytest.approx(4 * 160_000, abs=200)

@@ -106,7 +106,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], options: list[str])
     with pytest.raises(SystemExit) as stopped:
         main(["latency", *(["bundle", *options] if options else [])])
     assert stopped.value.code == 2
-    assert "usage: python -m runtime latency" in capsys.readouterr().err
+    assert "usage: python -m salmonrun.runtime latency" in capsys.readouterr().err
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +123,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         progress("request", 3, 1, 2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(latency, "measure", interrupt)
+    monkeypatch.setattr("salmonrun.runtime.latency.run.measure", interrupt)
     code, out, err = run(capsys, tiny_bundle, *QUICK)
     assert (code, out, err) == (130, "", "interrupted\n")
 

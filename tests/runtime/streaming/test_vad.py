@@ -21,7 +21,7 @@ from salmonrun.runtime.errors import AudioError, ConfigError, MissingExtraError
 from salmonrun.runtime.vad import VAD_HOP, EnergyDetector, SileroDetector, Vad, load_vad
 
 ROOT = Path(__file__).parents[3]
-STORY = "runtime/latency/speech.ogg"
+STORY = "salmonrun/runtime/latency/speech.ogg"
 SPOKEN = (*(f"demo/recordings/{name}.flac" for name in ("shopping", "heating", "wake")), STORY)
 NOT_SPOKEN = ("engine", "bell", "rain")
 KINDS: tuple[Literal["silero", "energy"], ...] = ("silero", "energy")

@@ -1,0 +1,77 @@
+"""`salmonrun export`: its options, and what it does with them."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+from salmonrun.export.options import AudioWindow, EncoderPrecision, ExportOptions, LlmPrecision, Target
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what it does and what it takes."""
+    default = ExportOptions()
+    parser.description = "Turn a checkpoint into a bundle, prove it against PyTorch, and write it only if it holds."
+    parser.epilog = "example: %(prog)s checkpoint/ bundle/ --encoder-precision int8 --llm-precision int4"
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder with config.json and model.safetensors")
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder to create")
+    parser.add_argument("--encoder-precision", choices=get_args(EncoderPrecision), default=default.encoder_precision)
+    parser.add_argument("--llm-precision", choices=get_args(LlmPrecision), default=default.llm_precision)
+    parser.add_argument("--target", choices=get_args(Target), default=default.target, help="default: cpu")
+    parser.add_argument(
+        "--window",
+        choices=get_args(AudioWindow),
+        help="padded: Whisper always hears 30 s, as published; trimmed: only what the recording fills, which is faster "
+        "and an approximation unless the checkpoint was trained so (default: as the checkpoint says)",
+    )
+    parser.add_argument(
+        "--max-length", type=int, default=default.max_length, help=f"KV positions (default: {default.max_length})"
+    )
+    parser.add_argument(
+        "--parity-budget",
+        type=float,
+        default=default.parity_budget,
+        help=f"quantized bundles: largest relative error of any stage (default: {default.parity_budget})",
+    )
+    parser.add_argument(
+        "--lora-scale",
+        type=float,
+        help="factor on the LLM's adapters, SALMONN's lora_scaling (default: alpha / r, as they were trained)",
+    )
+    parser.add_argument(
+        "--golden-audio", metavar="FILE", help="recording to prove the bundle with (default: synthetic)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Export, and say how near it comes to PyTorch."""
+    from salmonrun.export.bundle import export_bundle
+    from salmonrun.runtime.audio import load_audio
+    from salmonrun.training.commands.quiet import quiet_transformers
+
+    quiet_transformers()
+    options = ExportOptions(
+        encoder_precision=arguments.encoder_precision,
+        llm_precision=arguments.llm_precision,
+        target=arguments.target,
+        window=arguments.window,
+        max_length=arguments.max_length,
+        parity_budget=arguments.parity_budget,
+        lora_scale=arguments.lora_scale,
+    )
+    golden = load_audio(arguments.golden_audio) if arguments.golden_audio else None
+    _print_summary(export_bundle(arguments.checkpoint, arguments.bundle, options, golden, progress=not arguments.quiet))
+    return 0
+
+
+def _print_summary(out: Path) -> None:
+    from salmonrun.export.parity.gate import PARITY
+
+    parity: dict[str, Any] = json.loads((out / PARITY).read_text())
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{out}: {size / 2**20:.1f} MiB")
+    for name, error in {**parity["stages"], "end to end": parity["end_to_end"]}.items():
+        print(f"  {name:<13} largest difference {error['max_abs']:.1e}, relative {error['relative']:.1e}")
+    print(f"  tokens      {parity['tokens_agreeing']} of {parity['tokens_compared']} are PyTorch's choice")

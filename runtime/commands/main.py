@@ -1,0 +1,115 @@
+"""What every command line shares: a table of commands, the one that is chosen, errors, exit statuses.
+
+A command's module is imported when the command is chosen. It defines arguments with nothing but light modules; what
+its work needs (ONNX Runtime, PyTorch) is imported by the function that does the work. So help and mistakes take no
+time, and need no extra.
+"""
+
+import argparse
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from salmonrun import __version__
+from salmonrun.runtime.errors import MissingExtraError, SalmonrunError
+
+TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of a table."""
+
+    name: str
+    module: str  # has add_arguments(parser), which sets `run` to a function from arguments to an exit status
+    summary: str  # on one line
+    extra: str | None = None  # to be installed for it
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands that belong together."""
+
+    title: str
+    commands: tuple[Command, ...]
+
+
+def run_chosen(groups: Sequence[Group], prog: str, description: str, argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names: its exit status.
+
+    0: done; 1: an error the user can mend, or a check that failed; 130: interrupted. Wrong arguments raise
+    SystemExit(2).
+    """
+    commands = {command.name: command for group in groups for command in group.commands}
+
+    def work() -> int:
+        given = sys.argv[1:] if argv is None else list(argv)
+        name = _front_parser(groups, prog, description).parse_args(given[:1]).command
+        return _run(commands[name], f"{prog} {name}", given[1:])
+
+    return _guarded(work)
+
+
+def run_command(command: Command, prog: str, argv: Sequence[str] | None = None) -> int:
+    """Run a command that has a command line of its own: its exit status, as of `run_chosen`."""
+    return _guarded(lambda: _run(command, prog, sys.argv[1:] if argv is None else argv))
+
+
+def _front_parser(groups: Sequence[Group], prog: str, description: str) -> argparse.ArgumentParser:
+    """For what stands before the command's own arguments."""
+    names = [command.name for group in groups for command in group.commands]
+    width = max(map(len, names))
+    lines = [description]
+    for group in groups:
+        lines += ["", f"{group.title}:"]
+        lines += [f"  {command.name:{width}}  {command.summary}" for command in group.commands]
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [-h] [--version] COMMAND ...",
+        description="\n".join(lines),
+        epilog="%(prog)s COMMAND --help says what a command takes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"salmonrun {__version__}")
+    parser.add_argument("command", choices=names, metavar="COMMAND", help=argparse.SUPPRESS)
+    return parser
+
+
+def _run(command: Command, prog: str, argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog=prog)
+    importlib.import_module(command.module).add_arguments(parser)
+    try:
+        arguments = parser.parse_args(argv)
+        return int(arguments.run(arguments))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "salmonrun"):
+            raise
+        package = f"'salmonrun[{command.extra}]'" if command.extra else "salmonrun"
+        raise MissingExtraError(
+            f"{prog} needs {TITLES.get(missing, missing)}, which is not installed: pip install {package}"
+        ) from error
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """Do it; what a user can mend, or wanted, becomes a line and an exit status."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    try:
+        try:
+            return work()
+        finally:
+            sys.stdout.flush()  # here, and not when the interpreter ends, a reader that is gone can be told apart
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (SalmonrunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,91 @@
+"""What is shipped: a wheel with one name at the top, and an sdist that the wheel and the tests come out of."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("build")
+ROOT = Path(__file__).parents[2]
+BESIDE = ("benchmarks", "demo", "docs", "recipes", "tests")  # in the sdist, not in the wheel
+LEFT_OUT = {".pyc", ".pyo"}
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, and the wheel built out of it and not out of the checkout."""
+    out = tmp_path_factory.mktemp("archives")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    done = subprocess.run(command, cwd=out, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(archives: Path) -> dict[str, bytes]:
+    """Name -> content."""
+    (path,) = archives.glob("*.whl")
+    with zipfile.ZipFile(path) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+@pytest.fixture(scope="module")
+def sdist(archives: Path) -> dict[str, bytes]:
+    """Name, without the folder that holds all, -> content."""
+    (path,) = archives.glob("*.tar.gz")
+    files = {}
+    with tarfile.open(path) as file:
+        for member in file:
+            assert member.isfile() or member.isdir(), f"{member.name} is a link"
+            if member.isfile():
+                content = file.extractfile(member)
+                assert content
+                files[member.name.partition("/")[2]] = content.read()
+    return files
+
+
+def tree(*folders: str) -> dict[str, bytes]:
+    """The files of folders of the checkout, through links."""
+
+    def paths() -> Iterator[Path]:
+        for folder in folders:
+            for where, _, names in os.walk(ROOT / folder, followlinks=True):
+                yield from (Path(where) / name for name in names)
+
+    return {
+        path.relative_to(ROOT).as_posix(): path.read_bytes()
+        for path in paths()
+        if path.suffix not in LEFT_OUT and "__pycache__" not in path.parts
+    }
+
+
+def test_the_wheel_is_the_package_and_nothing_else(wheel: dict[str, bytes]) -> None:
+    shipped = {name: content for name, content in wheel.items() if ".dist-info/" not in name}
+    expected = tree("salmonrun")
+    assert shipped == expected
+    assert {"salmonrun/py.typed", "salmonrun/runtime/latency/speech.ogg"} <= set(shipped)
+    assert all(name.endswith((".py", ".ogg", "py.typed")) for name in shipped)
+
+
+def test_the_wheel_brings_the_command(wheel: dict[str, bytes]) -> None:
+    (points,) = (content for name, content in wheel.items() if name.endswith("/entry_points.txt"))
+    assert points.decode().split("\n")[:2] == ["[console_scripts]", "salmonrun = salmonrun.__main__:main"]
+
+
+def test_the_sdist_holds_what_its_tests_need(sdist: dict[str, bytes]) -> None:
+    expected = tree("salmonrun", *BESIDE)
+    assert {name: sdist.get(name) for name in expected} == expected
+    assert {"Makefile", "constraints.txt", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"} <= set(sdist)
+
+
+def test_the_sdist_holds_the_code_once(sdist: dict[str, bytes]) -> None:
+    tops = {name.partition("/")[0] for name in sdist if "/" in name}
+    assert tops == {"salmonrun", "salmonrun.egg-info", *BESIDE}
+    code = [name for name, content in sdist.items() if name.endswith(".py") and content]
+    assert len({hashlib.sha256(sdist[name]).digest() for name in code}) == len(code)
