@@ -15,6 +15,7 @@ A JSON request on a line of stdin, a JSON reply on a line of stdout:
 What answers has `answers`, and `seconds`: name -> what it took. A failure is {"error": reason}.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -171,17 +172,31 @@ def together(engine: Engine, request: Json) -> Json:
 
 
 def margin(engine: Any, request: Json) -> Json:
-    """First minus second logit of what follows these tokens; by the decoder itself, which not every commit has so."""
+    """First minus second logit of what follows these tokens; by what is behind the public API, where it is known."""
     first, end = request["window"] or (0, None)
     pcm, rate = soundfile.read(request["audio"], start=first, stop=end, dtype="float32")
-    ask = {"task": None, "prompt": None, "question": None} | request["ask"]
-    ids, embed = engine.prompt_ids(**ask), engine.decoder.embed
-    audio_embeds = engine.encoder.encode(engine.load_audio(pcm, rate))
+    model = getattr(engine, "model", engine)  # the engine was the model itself once
+    ids, embed = prompt_ids(model, request["ask"]), model.decoder.embed
+    audio_embeds = model.encoder.encode(model.load_audio(pcm, rate))
     inputs = np.concatenate([embed(ids.before), audio_embeds, embed([*ids.after, *request["token_ids"]])])
-    with engine.decoder.open(1, len(inputs)) as (slot,):
-        logits = engine.decoder.prefill(slot, inputs)
+    with model.decoder.open(1, len(inputs)) as (slot,):
+        logits = prefill(model.decoder, slot, inputs)
     second, best = np.argsort(logits, kind="stable")[-2:]
     return {"margin": float(logits[best] - logits[second]), "best": int(best)}
+
+
+def prompt_ids(model: Any, ask: Json) -> Any:
+    """Token ids in front of the audio and behind it; before there were requests, the model made them alone."""
+    if hasattr(model, "request"):
+        return model.request(**ask).prompt
+    return model.prompt_ids(ask.get("task"), ask.get("prompt"), ask.get("question"))
+
+
+def prefill(decoder: Any, slot: Any, inputs: Any) -> Any:
+    """Logits behind these embeddings: [V]; before decoders had rounds, prefill was a method."""
+    if hasattr(decoder, "forward"):
+        return importlib.import_module("runtime.decoder").prefill(decoder, slot, inputs)
+    return decoder.prefill(slot, inputs)
 
 
 DO: dict[str, Callable[[Engine, Json], Json]] = {
