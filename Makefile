@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke test check lint types imports wheel pytest install-test clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing test check lint types imports wheel pytest install-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -59,6 +59,9 @@ bench: $(VENV)/.dev ## measure bundles and other engines for docs/performance.md
 bench-smoke: $(VENV)/.dev ## the comparison in seconds: tiny models, PyTorch alone beside us
 	$(BIN)/python -m benchmarks.peers.compare --root $(PEERS_ROOT) --shape tiny --rounds 2 --only salmonrun,pytorch \
 		--python torch=$(BIN)/python
+
+hearing: $(VENV)/.dev ## is everybody heard? joined recordings, pauses, sounds, telephones; needs espeak-ng and flite (HEARING=--quick: minutes)
+	$(BIN)/python -m benchmarks.hearing.measure --docs docs $(HEARING)
 
 test: lint types imports wheel pytest ## everything that must pass
 

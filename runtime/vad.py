@@ -21,6 +21,13 @@ VAD_HOP = 512  # samples at 16 kHz (32 ms) of one decision
 # Silero's own: `threshold` and `neg_threshold` of get_speech_timestamps, silero_vad/utils_vad.py.
 SILERO_ON = 0.5  # speech starts at this probability
 SILERO_OFF = 0.35  # and ends below this one
+# Measured (docs/performance.md, "Who is heard"): a state that has heard half a minute of sounds is deaf to people, one
+# that has heard less than a second takes sounds for people.
+SILERO_TURN = 125  # hops (4 s) after which the elder of two states is forgotten
+SILERO_SURE = (
+    5,
+    8,
+)  # so many hops of the last so many start speech: a quarter of a second, as get_speech_timestamps has
 _SILERO_CONTEXT = 64  # samples of the hop before that v5 and later hear again, at 16 kHz
 _SILERO_INPUTS = {"input", "state", "sr"}
 # Where wheels keep the model: (top-level package, file in it), first choice first.
@@ -31,7 +38,8 @@ ENERGY_ON = 9.0  # dB over the noise floor at which speech starts
 ENERGY_OFF = 6.0  # dB over the noise floor below which it ends
 ENERGY_LEAST = -55.0  # dBFS; what is quieter does not start speech
 ENERGY_FLOOR_HOPS = 48  # 1.5 s: longer than people speak without a closure or a pause
-ENERGY_HANGOVER = 4  # hops (128 ms) that speech goes on for, to bridge the closures of plosives
+ENERGY_HANGOVER = 2  # hops (64 ms) that speech goes on for; longer gaps in words are bridged by who looks for pauses
+ENERGY_SURE = (3, 4)  # so many hops of the last so many start speech: a click is shorter
 
 
 class VoiceDetector(Protocol):
@@ -109,44 +117,59 @@ def _load_silero(path: Path) -> onnxruntime.InferenceSession:
 
 
 class SileroDetector:
-    """Silero VAD 5 or later (github.com/snakers4/silero-vad), with its hysteresis.
+    """Silero VAD 5 or later (github.com/snakers4/silero-vad), with its hysteresis and a memory that is bounded.
 
-    Trained on speech in many languages; noise, tones and music are not speech to it. It needs 30 to 150 ms of a voice
-    to be sure, and it lets go in pauses of 100 ms or so: who cuts at its decisions should keep some audio before the
-    first hop of speech and wait for a longer pause.
+    Trained on speech in many languages; noise, tones and music are not speech to it. But they fill its state: after a
+    minute of them people are heard seconds late, or not at all. So two states hear the stream. The elder decides; every
+    SILERO_TURN hops it is forgotten, the other takes its place and a new one begins. What decides has heard 4 to 8 s.
+
+    It needs 0.2 to 0.5 s of a voice to be sure, and it lets go in pauses of 100 ms or so: who cuts at its decisions
+    should keep some audio before the first hop of speech and wait for a longer pause.
     """
 
     name: str = "silero"
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session  # shared: run() is thread-safe, and all state is an input
-        self._input = np.zeros((1, _SILERO_CONTEXT + VAD_HOP), np.float32)  # the end of the hop before, then the hop
-        self._state = np.zeros((2, 1, 128), np.float32)  # of the LSTM: hidden and cell
+        self._input = np.zeros((2, _SILERO_CONTEXT + VAD_HOP), np.float32)  # the end of the hop before, then the hop
+        self._state = np.zeros((2, 2, 128), np.float32)  # LSTM's hidden and cell; of the elder, of the younger
         self._sample_rate = np.array(SAMPLE_RATE, np.int64)
+        self._hops = 0
+        self._onset = _Onset(*SILERO_SURE)
         self._speaking = False
 
     def is_speech(self, hop: F32) -> bool:
         """Whether there is speech in the next `hop` [VAD_HOP]; see VoiceDetector."""
         _check(hop)
-        self._input[0, :_SILERO_CONTEXT] = self._input[0, -_SILERO_CONTEXT:]
-        self._input[0, _SILERO_CONTEXT:] = hop
-        probability, self._state = self._session.run(
+        probability = self._probability(hop)
+        sure = self._onset.hear(probability >= SILERO_ON)
+        self._speaking = probability >= SILERO_OFF if self._speaking else sure
+        return self._speaking
+
+    def _probability(self, hop: F32) -> float:
+        """The elder's opinion."""
+        if self._hops and self._hops % SILERO_TURN == 0:
+            younger = self._state[:, 1]
+            self._state = np.stack([younger, np.zeros_like(younger)], axis=1)
+        self._hops += 1
+        self._input[:, :_SILERO_CONTEXT] = self._input[:, -_SILERO_CONTEXT:]
+        self._input[:, _SILERO_CONTEXT:] = hop
+        probabilities, self._state = self._session.run(
             None, {"input": self._input, "state": self._state, "sr": self._sample_rate}
         )
-        self._speaking = bool(probability[0, 0] >= (SILERO_OFF if self._speaking else SILERO_ON))
-        return self._speaking
+        return float(probabilities[0, 0])
 
 
 class EnergyDetector:
     """Speech is what is louder than the noise floor, the lowest level of the last 1.5 s.
 
     Minimum statistics (Martin 2001, "Noise power spectral density estimation based on optimal smoothing and minimum
-    statistics") in a single band. The stream is taken to begin after silence, so that speech in its first hop is found;
-    the price is that noise counts as speech for its first 1.6 s.
+    statistics") in a single band. The stream is taken to begin after silence, so that speech from its first hop on is
+    found, 0.1 s later; the price is that noise counts as speech for its first 1.6 s.
 
     It knows levels, not voices. Sounds that are stationary (hum, fans, steady tones) are not speech, also if they are
-    loud. Whatever changes by more than 9 dB is: clicks, knocks, music, barking, rain with drops to be heard. A vowel
-    held for longer than 1.5 s is taken for a tone, and speech less than 9 dB above the noise is missed.
+    loud; nor are clicks. Whatever else changes by more than 9 dB is: music, barking, rain with drops to be heard. A
+    vowel held for longer than 1.5 s is taken for a tone, and speech less than 9 dB above the noise is missed.
     """
 
     name: str = "energy"
@@ -154,6 +177,7 @@ class EnergyDetector:
     def __init__(self) -> None:
         self._quiet = ENERGY_LEAST - ENERGY_ON  # dBFS; the floor is never lower, so nothing below ENERGY_LEAST starts
         self._levels = deque([self._quiet] * ENERGY_FLOOR_HOPS, maxlen=ENERGY_FLOOR_HOPS)  # dBFS
+        self._onset = _Onset(*ENERGY_SURE)
         self._hops_left = 0  # hops that speech goes on for without being heard
 
     def is_speech(self, hop: F32) -> bool:
@@ -162,11 +186,26 @@ class EnergyDetector:
         rms = float(np.std(hop))  # about the mean: a constant offset is not loudness
         level = max(20 * math.log10(rms), self._quiet) if rms > 0 else self._quiet
         self._levels.append(level)
-        if level - min(self._levels) >= (ENERGY_OFF if self._hops_left else ENERGY_ON):
+        above = level - min(self._levels)
+        sure = self._onset.hear(above >= ENERGY_ON)
+        if above >= ENERGY_OFF if self._hops_left else sure:
             self._hops_left = ENERGY_HANGOVER + 1
         elif self._hops_left:
             self._hops_left -= 1
         return self._hops_left > 0
+
+
+class _Onset:
+    """Speech starts where `count` of the last `among` hops sound like it."""
+
+    def __init__(self, count: int, among: int) -> None:
+        self._count = count
+        self._recent: deque[bool] = deque(maxlen=among)
+
+    def hear(self, loud: bool) -> bool:
+        """Whether it has, with one more hop."""
+        self._recent.append(loud)
+        return sum(self._recent) >= self._count
 
 
 def _check(hop: F32) -> None:

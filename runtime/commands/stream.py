@@ -17,6 +17,14 @@ from salmonrun.runtime.streaming.config import EndpointConfig, StreamConfig
 if TYPE_CHECKING:
     from salmonrun.runtime import Stream
 
+# Fields of EndpointConfig, in seconds -> what they are; only where utterances are looked for.
+ENDPOINTS = {
+    "pause_s": "seconds of silence that end an utterance of which something was understood",
+    "silence_s": "seconds of silence that end one of which nothing was, so far",
+    "longest_s": "seconds after which any short pause ends it",
+    "margin_s": "seconds kept in front of speech",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what it does and what it takes."""
@@ -83,9 +91,10 @@ def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
     ends = hearing.add_mutually_exclusive_group()
     ends.add_argument("--no-endpoints", action="store_true", help="do not look for utterances: all is one")
     vad = EndpointConfig().vad
-    ends.add_argument(
-        "--vad", choices=("auto", "silero", "energy"), default=vad, help=f"what tells speech (default: {vad})"
-    )
+    ends.add_argument("--vad", choices=("auto", "silero", "energy"), help=f"what tells speech (default: {vad})")
+    for field, what in ENDPOINTS.items():
+        option, value = "--" + field.replace("_", "-"), getattr(EndpointConfig(), field)
+        hearing.add_argument(option, type=float, metavar="S", help=f"{what} (default: {value:g})")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -120,9 +129,19 @@ def _config(arguments: argparse.Namespace) -> StreamConfig:
         lookback_s=arguments.lookback_s,
         hypotheses=arguments.hypotheses,
         hold_back=arguments.hold_back,
-        endpoint=None if arguments.no_endpoints else EndpointConfig(vad=arguments.vad),
+        endpoint=_endpoint(arguments),
         max_lag_s=arguments.max_lag_s,
     )
+
+
+def _endpoint(arguments: argparse.Namespace) -> EndpointConfig | None:
+    given = {name: value for name in (*ENDPOINTS, "vad") if (value := getattr(arguments, name)) is not None}
+    if not arguments.no_endpoints:
+        return EndpointConfig(**given)
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ConfigError(f"{options} with --no-endpoints, which looks for no utterances; leave out one of them")
+    return None
 
 
 def _pieces(source: Source, arguments: argparse.Namespace, whole: bool) -> Iterator[Pcm]:

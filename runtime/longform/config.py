@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.pauses import PAUSE_S
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class TranscribeConfig:
     window_s: float = 20.0  # longest window; the model's own limit, if that is shorter
     batch_size: int = 4  # windows decoded together
     overlap_s: float = 2.0  # of windows that had to be cut while someone spoke without a pause
-    part_pause_s: float = 0.8  # a pause this long ends a window
+    part_pause_s: float = PAUSE_S  # a pause this long ends a window
     vad: Literal["auto", "silero", "energy"] = "auto"  # what tells speech from pauses; auto: silero where installed
 
     def __post_init__(self) -> None:

@@ -6,10 +6,9 @@ import numpy as np
 
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
 from salmonrun.runtime.longform.config import TranscribeConfig
+from salmonrun.runtime.pauses import BEFORE_S, behind
 from salmonrun.runtime.vad import VAD_HOP, VoiceDetector
 
-BEFORE_S = 0.5  # kept in front of speech: with a noise behind a voice, detectors need a moment to be sure
-BEHIND_S = 0.3  # kept behind it: words fade out
 SHORTEST_PAUSE = 3 * VAD_HOP  # samples (96 ms); what is shorter may be the closure of a plosive within a word
 
 
@@ -41,11 +40,12 @@ class Splitter:
         self._longest = int(config.window_s * SAMPLE_RATE)
         self._overlap = round(config.overlap_s * SAMPLE_RATE)
         self._part = round(config.part_pause_s * SAMPLE_RATE)
-        self._behind = min(round(BEHIND_S * SAMPLE_RATE), 3 * self._part // 5)
-        self._before = min(round(BEFORE_S * SAMPLE_RATE), self._part - self._behind)  # margins do not meet in a pause
+        self._before = round(BEFORE_S * SAMPLE_RATE)
+        self._behind = behind(config.part_pause_s)
         self._pcm = np.zeros(0, np.float32)  # what may still be needed
         self._first = 0  # sample of the recording that _pcm begins with
         self._heard = 0  # samples the detector has decided about
+        self._end = 0  # of the window before
         self._start: int | None = None  # of the window that is being made; None in silence
         self._shared = 0  # its overlap
         self._speech_end = 0  # sample after the last hop of speech
@@ -81,7 +81,7 @@ class Splitter:
             return [self._close(self._start)]
         windows = []
         if self._start is None:
-            self._start = max(0, begin - self._before)
+            self._start = max(self._end, begin - self._before)  # margins do not meet in a pause
         elif begin > self._speech_end:
             self._pauses.append((self._speech_end, begin))
         if self._heard - self._start > self._longest:
@@ -93,7 +93,7 @@ class Splitter:
         """The window that begins at `start` and ends with its speech."""
         end = min(self._speech_end + self._behind, start + self._longest, self.samples)
         window = Window(start, self._slice(start, end), self._shared)
-        self._start, self._shared, self._pauses = None, 0, []
+        self._start, self._end, self._shared, self._pauses = None, end, 0, []
         return window
 
     def _cut(self, start: int) -> Window:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from salmonrun.runtime.config import Block, BlockConfig
 from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.pauses import BEFORE_S, PAUSE_S
 
 FRAMES_PER_S = 50  # Whisper's
 
@@ -14,12 +15,12 @@ FRAMES_PER_S = 50  # Whisper's
 class EndpointConfig:
     """When speech begins and when an utterance is over: Kaldi's three rules (online-endpoint.h)."""
 
-    silence_s: float = 2.4  # rule 1: so much silence, though nothing was understood
-    pause_s: float = 1.2  # rule 2: so much silence after something was
+    silence_s: float = PAUSE_S  # rule 1: so much silence, though nothing was understood yet
+    pause_s: float = PAUSE_S  # rule 2: so much silence after something was
     longest_s: float = (
         20.0  # rule 3: the utterance is so long; it ends at the next short pause, or where the window does
     )
-    margin_s: float = 0.5  # audio that is kept in front of the first speech and behind the last
+    margin_s: float = BEFORE_S  # audio that is kept in front of speech; behind it, at most half a pause
     vad: Literal["auto", "silero", "energy"] = "auto"
 
     def __post_init__(self) -> None:

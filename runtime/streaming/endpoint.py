@@ -3,6 +3,7 @@
 from collections import deque
 
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.pauses import behind
 from salmonrun.runtime.streaming.config import EndpointConfig
 from salmonrun.runtime.vad import VAD_HOP, VoiceDetector
 
@@ -15,7 +16,8 @@ class Endpointer:
     def __init__(self, config: EndpointConfig | None, detector: VoiceDetector | None) -> None:
         self._config = config
         self._detector = detector
-        self.margin = round(config.margin_s * SAMPLE_RATE / VAD_HOP) * VAD_HOP if config else 0  # samples
+        self.margin = round(config.margin_s * SAMPLE_RATE / VAD_HOP) * VAD_HOP if config else 0  # samples, in front
+        self.behind = _behind(config) if config else 0  # samples, whole hops
         self._before: deque[F32] = deque(maxlen=max(1, self.margin // VAD_HOP))
         self.silent = 0  # samples since the last speech
 
@@ -44,3 +46,7 @@ class Endpointer:
         if silent_s >= (self._config.pause_s if said else self._config.silence_s):
             return True
         return length / SAMPLE_RATE >= self._config.longest_s and silent_s >= SHORT_PAUSE_S
+
+
+def _behind(config: EndpointConfig) -> int:
+    return behind(min(config.pause_s, config.silence_s), config.margin_s) // VAD_HOP * VAD_HOP

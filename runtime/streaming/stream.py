@@ -243,11 +243,11 @@ class Stream:
 
     def _end(self, utterance: Utterance, started: float, cut: bool) -> Update:
         """The utterance is over: at its margin behind the last speech, or, `cut`, where the window is full."""
-        behind = 0 if cut else max(0, self._endpointer.silent - self._endpointer.margin)
-        end = utterance.end(utterance.length - behind)
-        answer = utterance.finish(end)
+        end = utterance.length - (0 if cut else max(0, self._endpointer.silent - self._endpointer.behind))
+        heard = utterance.end(end)
+        answer = utterance.finish(heard)
         tokens, reason = answer.tokens, answer.finish_reason
-        pcm, left = utterance.pcm[:end].copy(), utterance.pcm[end:].copy()
+        pcm, left = utterance.pcm[:heard].copy(), utterance.pcm[end:].copy()
         notes = [note for note in (repeated(tokens), utterance.silence(pcm)) if note]
         if cut:
             notes.append(f"cut at {end / SAMPLE_RATE:.2f} s, the longest this model hears at once")
@@ -255,7 +255,7 @@ class Stream:
         for start in range(0, len(left), VAD_HOP):  # the next utterance may begin at once
             self._endpointer.keep(left[start : start + VAD_HOP])
         first = self._clock.samples - utterance.length
-        segment = Segment(text, tokens, first, first + end, (first, first + end), reason, tuple(notes))
+        segment = Segment(text, tokens, first, first + end, (first, first + heard), reason, tuple(notes))
         self._segments.append(segment)
         self._utterance, self._last, self._news = None, pcm, False
         return self._make_update(started, delta, "", segment)

@@ -33,7 +33,7 @@ BLOCKS = replace(AGREEMENT, policy="block", block_s=0.32)
 
 
 def cut_at(**changes: Any) -> TranscribeConfig:
-    """Pauses of half a second part, so margins are 0.2 and 0.3 s, whatever the default is."""
+    """Pauses of half a second part, so at most 0.25 s are kept behind speech, whatever the default is."""
     return TranscribeConfig(**{"part_pause_s": 0.5} | changes)
 
 

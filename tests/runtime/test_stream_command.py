@@ -1,5 +1,6 @@
 """`salmonrun stream`: against `Engine.stream`, from files and pipes, paced and interrupted."""
 
+import argparse
 import io
 import json
 import shutil
@@ -19,7 +20,7 @@ from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.commands import stream as command
 from salmonrun.runtime.commands.stream_view import one_line
-from salmonrun.runtime.errors import AudioError
+from salmonrun.runtime.errors import AudioError, ConfigError
 from salmonrun.runtime.manifest import MANIFEST, manifest_bytes
 
 # Few tokens: longer answers of the tiny model count as degenerate, of which nothing is stable before the end.
@@ -326,6 +327,23 @@ def test_an_unusable_rate_of_a_pipe(
     code, _, err = run(capsys, monkeypatch, talkative, "-", "--rate", "0", pipe=Pipe(raw))
     assert code == 1
     assert "sample_rate is 0" in err
+
+
+def parse(options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args(["bundle", "a.wav", *options.split()])
+
+
+def test_endpoint_settings_reach_the_stream() -> None:
+    arguments = parse("--pause-s 0.7 --silence-s 0.9 --longest-s 12 --margin-s 0.25 --vad energy")
+    assert command._config(arguments).endpoint == EndpointConfig(0.9, 0.7, 12, 0.25, "energy")
+    assert command._config(parse("")).endpoint == EndpointConfig()
+
+
+def test_endpoint_settings_without_endpoints_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--pause-s with --no-endpoints, .* leave out one of them"):
+        command._config(parse("--no-endpoints --pause-s 1"))
 
 
 def test_endpoints_or_none(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,12 @@
 """Where utterances begin and end."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.longform.config import TranscribeConfig
 from salmonrun.runtime.streaming.config import EndpointConfig
 from salmonrun.runtime.streaming.endpoint import Endpointer
 from salmonrun.runtime.vad import VAD_HOP
@@ -54,6 +57,19 @@ def test_the_margin_is_kept_in_front() -> None:
     assert endpointer.take_kept() == []
 
 
+@pytest.mark.parametrize(("pause_hops", "kept"), [(4, 2), (6, 3), (100, 3)])
+def test_at_most_half_a_pause_is_kept_behind(pause_hops: int, kept: int) -> None:
+    config = replace(CONFIG, pause_s=pause_hops * HOP_S)
+    assert Endpointer(config, scripted(9).open()).behind == kept * VAD_HOP
+
+
+def test_pauses_that_people_make_end_an_utterance() -> None:
+    """Also before anything was understood: a short sentence may be over before its first update."""
+    config = EndpointConfig()
+    assert max(config.pause_s, config.silence_s) <= 0.5
+    assert TranscribeConfig().part_pause_s == config.pause_s
+
+
 def test_without_a_margin_nothing_is_kept() -> None:
     endpointer = Endpointer(EndpointConfig(margin_s=0), scripted(9).open())
     endpointer.keep(HOP)
@@ -64,7 +80,7 @@ def test_without_a_config_all_is_speech() -> None:
     endpointer = Endpointer(None, None)
     assert endpointer.hear(HOP)
     assert not endpointer.over(10**9, said=True)
-    assert endpointer.margin == endpointer.silent == 0
+    assert endpointer.margin == endpointer.behind == endpointer.silent == 0
 
 
 @pytest.mark.parametrize("name", ["silence_s", "pause_s", "longest_s", "margin_s"])

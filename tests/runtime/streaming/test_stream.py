@@ -255,9 +255,9 @@ def test_rule_1_nothing_was_understood(streaming_engine: Engine, script: Callabl
 
 @EITHER_POLICY
 def test_rule_2_a_pause(streaming_engine: Engine, script: Callable[..., None], config: StreamConfig) -> None:
-    """From the margin before the first speech to the margin behind the last, or to what a block has encoded."""
+    """From the margin before the first speech to the margin behind the last."""
     script(5, 20, 60)
-    assert bounds(streaming_engine, 80, config) == ([(2, 33 if config.policy == "block" else 28)], [35])
+    assert bounds(streaming_engine, 80, config) == ([(2, 28)], [35])
     script(5, 10, 9, 18, 60)
     assert bounds(streaming_engine, 80, config) == ([(2, 45)], [52])
 
@@ -268,10 +268,13 @@ def test_rule_3_the_utterance_is_long(streaming_engine: Engine, script: Callable
     assert bounds(streaming_engine, 111, AGREEMENT) == ([(0, 90), (90, 111)], [91])
 
 
-def test_speech_right_behind_an_utterance_has_its_margin(streaming_engine: Engine, script: Callable[..., None]) -> None:
-    """Silence that was heard as the utterance's is the margin in front of the next one."""
+@EITHER_POLICY
+def test_speech_right_behind_an_utterance_has_its_margin(
+    streaming_engine: Engine, script: Callable[..., None], config: StreamConfig
+) -> None:
+    """Silence that was heard as the utterance's is the margin in front of the next one, encoded in a block or not."""
     script(5, 20, 10, 20, 60)
-    assert bounds(streaming_engine, 80) == ([(2, 28), (32, 58)], [35, 65])
+    assert bounds(streaming_engine, 80, config) == ([(2, 28), (32, 58)], [35, 65])
 
 
 @EITHER_POLICY

