@@ -1,26 +1,24 @@
 """Audio in: a file, its bytes or an array becomes float32 PCM at 16 kHz, and says what was done to it."""
 
-import io
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 import soxr
 
-from salmonrun.runtime.errors import AudioError, AudioNotFoundError, AudioTooLongError
+from salmonrun.runtime.audio_file import FileSource, check_rate, open_audio_file
+from salmonrun.runtime.channel import Channel, check_channel, choose_channel, take_channel
+from salmonrun.runtime.errors import AudioError, AudioTooLongError
 
 SAMPLE_RATE = 16000
 F32 = npt.NDArray[np.float32]
-AudioSource = str | os.PathLike[str] | bytes | npt.NDArray[Any]
+AudioSource = FileSource | npt.NDArray[Any]
 
 # Float PCM lies within about 1.0. A peak like this means integers stored as floats.
 _LARGEST_FLOAT_PEAK = 256.0
+_FULL_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 
 
 @dataclass(frozen=True)
@@ -60,41 +58,60 @@ class Audio:
 
 
 def load_audio(
-    source: AudioSource | Audio, sample_rate: int | None = None, *, min_s: float = 1.0, max_s: float | None = None
+    source: AudioSource | Audio,
+    sample_rate: int | None = None,
+    *,
+    min_s: float = 1.0,
+    max_s: float | None = None,
+    channel: Channel = "first",
 ) -> Audio:
     """Read audio and bring it to what the model was trained on.
 
-    The policy is the published one: channel 0 of several, zeros appended up to `min_s`, then resampling to 16 kHz.
+    The policy is the published one: channel 0 of several (but see `channel`), zeros appended up to `min_s`, then
+    resampling to 16 kHz.
 
     Args:
-        source: path, bytes of a file (wav, flac, ogg, mp3: whatever libsndfile reads), or a 1-D array of float
-            (full scale 1.0) or int16 PCM.
+        source: path, bytes of a file (wav, flac, ogg, mp3: whatever libsndfile reads), an open binary file, or a 1-D
+            array of float (full scale 1.0), int16 or int32 PCM.
         sample_rate: of an array, in Hz; files carry their own.
         min_s: shorter audio is padded with zeros to this many seconds.
         max_s: longer audio is refused; None for any length.
+        channel: "first" is channel 0, as checkpoints were trained, or the loudest if channel 0 is silent and that is
+            not; "mix" is the mean of all; a number is that channel, silent or not. Notes say what was done.
 
     Raises:
-        AudioError: empty, not finite, not audio, or an array without a rate.
+        AudioError: empty, not finite, not audio, no such channel, or an array without a rate.
         AudioTooLongError: longer than `max_s`.
     """
     if isinstance(source, Audio):
         if sample_rate is not None:
             raise AudioError(f"sample_rate={sample_rate} was given with an Audio, which is at 16000 Hz; leave it out")
+        check_channel(channel, 1)
         _refuse_longer(source.duration_s, max_s)
         return _pad(source, min_s)
     if isinstance(source, np.ndarray):
-        samples, rate, channels = _from_array(source, sample_rate)
+        read = _from_array(source, sample_rate, channel)
     else:
-        samples, rate, channels = _from_file(source, sample_rate, max_s)
-    return _prepare(samples, rate, channels, min_s, max_s)
+        read = _from_file(source, sample_rate, channel, max_s)
+    return _prepare(read, min_s, max_s)
 
 
-def _prepare(samples: npt.NDArray[np.float64], rate: int, channels: int, min_s: float, max_s: float | None) -> Audio:
+@dataclass(frozen=True)
+class _Read:
+    """Samples as they were recorded."""
+
+    samples: npt.NDArray[np.float64]  # [N], of one channel
+    rate: int
+    channels: int
+    notes: tuple[str, ...] = ()
+
+
+def _prepare(read: _Read, min_s: float, max_s: float | None) -> Audio:
+    samples, rate, notes = read.samples, read.rate, list(read.notes)
     refuse_empty(len(samples))
     refuse_unusable(samples)
     source_s = len(samples) / rate
     _refuse_longer(source_s, max_s)
-    notes = [f"channel 0 of {channels} is used"] if channels > 1 else []
     shortest = round(min_s * rate)
     if len(samples) < shortest:
         samples = np.pad(samples, (0, shortest - len(samples)))
@@ -102,7 +119,7 @@ def _prepare(samples: npt.NDArray[np.float64], rate: int, channels: int, min_s: 
     if rate != SAMPLE_RATE:
         samples = _resample(samples, rate)
         notes.append(f"{rate} Hz resampled to {SAMPLE_RATE} Hz")
-    return Audio(samples.astype(np.float32), rate, channels, source_s, tuple(notes))
+    return Audio(samples.astype(np.float32), rate, read.channels, source_s, tuple(notes))
 
 
 def _pad(audio: Audio, min_s: float) -> Audio:
@@ -120,9 +137,21 @@ def _resample(samples: npt.NDArray[np.float64], rate: int) -> npt.NDArray[np.flo
     return np.pad(resampled, (0, length - len(resampled)))
 
 
-def _from_array(array: npt.NDArray[Any], rate: int | None) -> tuple[npt.NDArray[np.float64], int, int]:
+def _from_array(array: npt.NDArray[Any], rate: int | None, channel: Channel) -> _Read:
     rate = check_array(array, rate)
-    return to_full_scale(array), rate, 1
+    check_channel(channel, 1)
+    return _Read(to_full_scale(array), rate, 1)
+
+
+def _from_file(source: FileSource, rate: int | None, channel: Channel, max_s: float | None) -> _Read:
+    file = open_audio_file(source, rate)
+    _refuse_longer(file.frames / file.rate, max_s)
+    refuse_empty(file.frames)
+    chosen, note = choose_channel(channel, file)
+    parts = [take_channel(block, chosen) for block in file.blocks()]
+    samples = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0), *parts])
+    notes = (note, file.cut_off(len(samples)))
+    return _Read(samples, file.rate, file.channels, tuple(note for note in notes if note))
 
 
 def check_array(array: npt.NDArray[Any], rate: int | None) -> int:
@@ -133,55 +162,20 @@ def check_array(array: npt.NDArray[Any], rate: int | None) -> int:
     """
     if rate is None:
         raise AudioError("an array needs sample_rate=, e.g. sample_rate=16000; without it the pitch would be a guess")
-    if not 1000 <= rate <= 768_000:
-        raise AudioError(f"sample_rate is {rate}; expected 1000 to 768000 Hz")
+    check_rate(rate)
     if array.ndim != 1:
-        raise AudioError(f"the array has shape {array.shape}; expected [N], one channel: pass array[:, 0] or array[0]")
-    if array.dtype not in (np.int16, np.float32, np.float64):
-        raise AudioError(f"the array has dtype {array.dtype}; expected float32 (full scale 1.0) or int16")
+        raise AudioError(
+            f"the array has shape {array.shape}; expected [N], one channel: of [N, C] pass array[:, 0] or "
+            "array.mean(axis=1), of [C, N] array[0] or array.mean(axis=0)"
+        )
+    if array.dtype not in (np.int16, np.int32, np.float32, np.float64):
+        raise AudioError(f"the array has dtype {array.dtype}; expected float32 (full scale 1.0), int16 or int32")
     return rate
 
 
 def to_full_scale(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Float or int16 PCM [N] as float64, full scale 1.0."""
-    return array.astype(np.float64) / (32768 if array.dtype == np.int16 else 1)
-
-
-def _from_file(
-    source: str | os.PathLike[str] | bytes, rate: int | None, max_s: float | None
-) -> tuple[npt.NDArray[np.float64], int, int]:
-    with open_audio_file(source, rate) as file:
-        _refuse_longer(file.frames / file.samplerate, max_s)
-        frames = file.read(dtype="float64", always_2d=True)
-        return frames[:, 0] if file.channels else frames.ravel(), file.samplerate, file.channels
-
-
-@contextmanager
-def open_audio_file(source: str | os.PathLike[str] | bytes, rate: int | None = None) -> Iterator[soundfile.SoundFile]:
-    """Open a path or the bytes of a file; what goes wrong while it is read becomes an AudioError, too.
-
-    Raises:
-        AudioError: not audio, or a `rate` is given, which files carry themselves.
-        AudioNotFoundError: there is no such file.
-    """
-    if rate is not None:
-        raise AudioError(f"sample_rate={rate} was given with a file, which carries its own; leave it out")
-    if not isinstance(source, (str, os.PathLike, bytes)):
-        raise AudioError(f"audio is a {type(source).__name__}; expected a path, the bytes of a file, or a numpy array")
-    name = "the bytes given" if isinstance(source, bytes) else f"{os.fspath(source)!r}"
-    if not isinstance(source, bytes) and not os.path.isfile(source):
-        problem = "is a folder" if os.path.isdir(source) else "does not exist"
-        raise AudioNotFoundError(f"audio file {name} {problem}")
-    if isinstance(source, bytes) and not source:
-        raise AudioError("the bytes given are empty; expected the content of an audio file")
-    try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            yield file
-    except (soundfile.SoundFileError, UnicodeEncodeError) as error:
-        raise AudioError(
-            f"{name} is not audio that libsndfile can read ({error}); "
-            "expected wav, flac, ogg or mp3: convert it, e.g. with ffmpeg -i INPUT output.wav"
-        ) from error
+    """Float, int16 or int32 PCM [N] as float64, full scale 1.0."""
+    return array.astype(np.float64) / _FULL_SCALE.get(array.dtype, 1.0)
 
 
 def refuse_empty(count: int) -> None:

@@ -8,6 +8,7 @@ from salmonrun.runtime.errors import ConfigError
 
 MAX_LENGTH_PENALTY = 10  # an exponent on the length: beyond this float32 scores over- or underflow
 SPEECH_PLACEHOLDER = "<SpeechHere>"
+SILENCE_DBFS = -80.0  # a recording, or a channel of it, whose peak is below this is silent
 
 
 @dataclass(frozen=True)
@@ -203,4 +204,4 @@ class Limits:
 
     max_prompt_chars: int = 20_000
     max_beams: int = 16
-    silence_dbfs: float | None = -80.0  # a recording whose peak is below this is answered with empty text; None: off
+    silence_dbfs: float | None = SILENCE_DBFS  # recordings with a lower peak are answered with empty text; None: off

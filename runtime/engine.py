@@ -9,6 +9,7 @@ from typing import Literal
 from salmonrun.runtime.answer import answer, choose_search
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, AudioSource
 from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.channel import Channel
 from salmonrun.runtime.config import GenerationConfig, Limits
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.decoders import DecoderName
@@ -83,17 +84,19 @@ class Engine:
         question: str | None = None,
         config: GenerationConfig | None = None,
         sample_rate: int | None = None,
+        channel: Channel = "first",
         cancel: threading.Event | None = None,
     ) -> Result:
         """Answer a prompt about a recording.
 
         Args:
-            audio: path, bytes of a file, or a 1-D float or int16 array with `sample_rate`.
+            audio: path, bytes of a file, an open binary file, or a 1-D float, int16 or int32 array with `sample_rate`.
             task: one of `tasks`; its prompt is the bundle's.
             prompt: an instruction of your own, instead of `task`.
             question: fills the {} of a task's prompt.
             config: how tokens are chosen; greedy if left out.
             sample_rate: of an array, in Hz.
+            channel: "first" (or the loudest if that is silent), "mix" or a number: see `load_audio`.
             cancel: set it from another thread to stop: within one token while decoding, before that at the next stage.
 
         Raises:
@@ -109,6 +112,7 @@ class Engine:
                 question=question,
                 config=config,
                 sample_rate=sample_rate,
+                channel=channel,
                 cancel=cancel,
             )
         )
@@ -122,6 +126,7 @@ class Engine:
         question: str | None = None,
         config: GenerationConfig | None = None,
         sample_rate: int | None = None,
+        channel: Channel = "first",
         cancel: threading.Event | None = None,
     ) -> Generator[str, None, Result]:
         """Like `generate`, but yields pieces of text as they are decoded, and returns the Result.
@@ -132,15 +137,17 @@ class Engine:
         watch = Stopwatch()
         request = self.model.request(task, prompt, question, config)
         watch.lap("prompt")
-        recording = self.model.load_audio(audio, sample_rate)
+        recording = self.model.load_audio(audio, sample_rate, channel)
         watch.lap("audio")
         self.model.check_capacity(request, len(recording.pcm))
         return self._answer(recording, request, cancel, watch)
 
     @contextmanager
-    def listen(self, audio: AudioSource | Audio, *, sample_rate: int | None = None) -> Iterator["Heard"]:
+    def listen(
+        self, audio: AudioSource | Audio, *, sample_rate: int | None = None, channel: Channel = "first"
+    ) -> Iterator["Heard"]:
         """Encode a recording once, keep its KV, and answer many prompts about it: see `Heard.ask`."""
-        with listen(self.model, self.model.load_audio(audio, sample_rate)) as heard:
+        with listen(self.model, self.model.load_audio(audio, sample_rate, channel)) as heard:
             yield heard
 
     def transcribe(
@@ -153,6 +160,7 @@ class Engine:
         generation: GenerationConfig | None = None,
         config: TranscribeConfig | None = None,
         sample_rate: int | None = None,
+        channel: Channel = "first",
         cancel: threading.Event | None = None,
     ) -> tuple[Iterator[Segment], TranscriptInfo]:
         """Answer a prompt about a recording of any length, window by window: cut at pauses, decoded in batches.
@@ -171,7 +179,7 @@ class Engine:
         """
         if task is None and prompt is None:
             task = "asr"
-        reader = PcmReader(audio, sample_rate)
+        reader = PcmReader(audio, sample_rate, channel)
         answerer = BatchAnswerer(self.model, self.model.request(task, prompt, question, generation), cancel)
         return transcribe(reader, answerer, config or TranscribeConfig(), cancel)
 

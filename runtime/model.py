@@ -8,6 +8,7 @@ import numpy as np
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import Audio, AudioSource, load_audio
 from salmonrun.runtime.bundle import Bundle, open_bundle
+from salmonrun.runtime.channel import Channel
 from salmonrun.runtime.config import GenerationConfig, Limits
 from salmonrun.runtime.decoder import Decoder, check_capacity
 from salmonrun.runtime.decoders import DecoderName, choose
@@ -55,10 +56,10 @@ class Model:
         """Tasks this bundle has prompts for."""
         return tuple(self.bundle.manifest.prompt.tasks)
 
-    def load_audio(self, source: AudioSource | Audio, sample_rate: int | None) -> Audio:
+    def load_audio(self, source: AudioSource | Audio, sample_rate: int | None, channel: Channel = "first") -> Audio:
         """Read audio by this bundle's policy; see `runtime.audio.load_audio`."""
         window = self.bundle.manifest.audio
-        return load_audio(source, sample_rate, min_s=window.min_s, max_s=window.max_s)
+        return load_audio(source, sample_rate, min_s=window.min_s, max_s=window.max_s, channel=channel)
 
     def request(
         self,

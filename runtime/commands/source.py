@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from salmonrun.runtime.audio import SAMPLE_RATE
+from salmonrun.runtime.audio_file import held
 from salmonrun.runtime.errors import AudioError, ConfigError
 from salmonrun.runtime.longform.reader import PcmReader
 
@@ -53,6 +54,19 @@ def open_source(file: str, rate: int | None) -> Source:
         raise ConfigError(f"--rate {rate} is for raw PCM on standard input (FILE '-'); a file carries its own rate")
     reader = PcmReader(file)
     return Source(SAMPLE_RATE, reader.blocks(), reader.notes)
+
+
+def open_whole(file: str) -> str | bytes:
+    """An audio file to be read once or twice: its path, or all that a pipe or standard input ("-") has.
+
+    Raises:
+        AudioError: no such file, not readable, standard input is a terminal, or there is too much of it.
+    """
+    if file != STDIN:
+        return held(file)
+    if sys.stdin.isatty():
+        raise AudioError("standard input is a terminal; expected an audio file, e.g. - < recording.wav")
+    return held(sys.stdin.buffer)
 
 
 def read_raw(raw: BinaryIO, notes: list[str]) -> Iterator[Pcm]:

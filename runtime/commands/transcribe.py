@@ -8,11 +8,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from salmonrun.runtime.commands.options import add_engine_arguments, add_prompt_arguments, load_engine
+from salmonrun.runtime.commands.source import open_whole
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.errors import AudioTooLongError, SalmonrunError
 
 if TYPE_CHECKING:
     from salmonrun.runtime import Engine, Result
+    from salmonrun.runtime.channel import Channel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example: %(prog)s bundle/ talk.wav --num-beams 4"
     add_engine_arguments(parser)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="recordings: wav, flac, ogg or mp3")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="recordings: wav, flac, ogg or mp3; or -: one such on standard input"
+    )
+    parser.add_argument(
+        "--channel",
+        type=_channel,
+        default="first",
+        help="of several: first (default; the loudest if the first is silent), mix, or a number from 0",
+    )
     add_prompt_arguments(parser)
     parser.add_argument("--num-beams", type=int, default=1, help="beams of the search (default: 1, greedy)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line, with timings")
@@ -37,44 +47,61 @@ def _run(arguments: argparse.Namespace) -> int:
     engine = load_engine(arguments)
     failed = 0
     for file in arguments.files:
-        prompt = {"task": task, "prompt": arguments.prompt, "question": arguments.question}
+        asked = {
+            "task": task,
+            "prompt": arguments.prompt,
+            "question": arguments.question,
+            "channel": arguments.channel,
+        }
         try:
-            result = engine.generate(file, **prompt, config=config)
-        except AudioTooLongError:
-            failed += _transcribe_parts(engine, file, prompt, config, arguments.json)
+            recording = open_whole(file)
+            try:
+                result = engine.generate(recording, **asked, config=config)
+            except AudioTooLongError:
+                _transcribe_parts(engine, file, recording, asked, config, arguments.json)
+            else:
+                _print_result(file, result, arguments.json)
         except SalmonrunError as error:
-            failed += _print_error(file, error)
-        else:
-            _print_result(file, result, arguments.json)
+            failed += 1
+            print(f"error: {file}: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 
+def _channel(text: str) -> "Channel":
+    """What --channel was given; the recording says later whether it has such a channel."""
+    if text == "first":
+        return "first"
+    if text == "mix":
+        return "mix"
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no channel; expected first, mix or a number from 0")
+
+
 def _transcribe_parts(
-    engine: "Engine", file: str, prompt: dict[str, Any], config: GenerationConfig, as_json: bool
-) -> bool:
-    """Answer about a long recording part by part; whether it failed."""
+    engine: "Engine",
+    file: str,
+    recording: str | bytes,
+    asked: dict[str, Any],
+    config: GenerationConfig,
+    as_json: bool,
+) -> None:
+    """Answer about a long recording part by part; `file` is what it is called."""
     started = time.perf_counter()
-    try:
-        segments, info = engine.transcribe(file, **prompt, generation=config)
-        for segment in segments:
-            times = {"start": segment.start, "end": segment.end}
-            if as_json:
-                print(json.dumps({"file": file, **times, **asdict(segment)}, ensure_ascii=False), flush=True)
-            else:
-                print(f"{file}: [{segment.start:.2f} - {segment.end:.2f}] {segment.text.strip()}", flush=True)
-    except SalmonrunError as error:
-        return _print_error(file, error)
+    segments, info = engine.transcribe(recording, **asked, generation=config)
+    for segment in segments:
+        times = {"start": segment.start, "end": segment.end}
+        if as_json:
+            print(json.dumps({"file": file, **times, **asdict(segment)}, ensure_ascii=False), flush=True)
+        else:
+            print(f"{file}: [{segment.start:.2f} - {segment.end:.2f}] {segment.text.strip()}", flush=True)
     if not as_json:
         notes = "".join(f"; {note}" for note in info.notes)
         took_s = time.perf_counter() - started
         summary = f"  {info.duration_s:.1f} s of audio in {took_s:.2f} s, {info.windows} windows{notes}"
         print(summary, file=sys.stderr, flush=True)
-    return False
-
-
-def _print_error(file: str, error: SalmonrunError) -> bool:
-    print(f"error: {file}: {error}", file=sys.stderr)
-    return True
+    elif info.notes:  # which no segment has
+        print(f"{file}: {'; '.join(info.notes)}", file=sys.stderr, flush=True)
 
 
 def _print_result(file: str, result: "Result", as_json: bool) -> None:

@@ -13,14 +13,13 @@ from salmonrun.runtime.audio import (
     Audio,
     AudioSource,
     check_array,
-    open_audio_file,
     refuse_empty,
     refuse_unusable,
     to_full_scale,
 )
+from salmonrun.runtime.audio_file import F64, AudioFile, open_audio_file
+from salmonrun.runtime.channel import Channel, check_channel, choose_channel, take_channel
 from salmonrun.runtime.errors import AudioError
-
-F64 = npt.NDArray[np.float64]
 
 
 class PcmReader:
@@ -28,35 +27,35 @@ class PcmReader:
     second is held at a time.
 
     Args:
-        source: path, bytes of a file, a 1-D float or int16 array with `sample_rate`, or an Audio.
+        source: as in `load_audio`; what is no file on a disk and no array is held whole.
         sample_rate: of an array, in Hz; files carry their own.
+        channel: as in `load_audio`.
 
     Raises:
-        AudioError: empty, not audio, or an array without a rate.
+        AudioError: empty, not audio, no such channel, or an array without a rate.
     """
 
-    def __init__(self, source: AudioSource | Audio, sample_rate: int | None = None) -> None:
+    def __init__(self, source: AudioSource | Audio, sample_rate: int | None = None, channel: Channel = "first") -> None:
         if isinstance(source, Audio):
             if sample_rate is not None:
                 raise AudioError(
                     f"sample_rate={sample_rate} was given with an Audio, which is at 16000 Hz; leave it out"
                 )
             source, sample_rate = source.pcm, SAMPLE_RATE
-        self._source = source
-        if isinstance(source, np.ndarray):
-            self.rate, self.channels, self.frames = check_array(source, sample_rate), 1, len(source)
+        self._source = source if isinstance(source, np.ndarray) else open_audio_file(source, sample_rate)
+        self._channel: int | None = 0
+        self.notes: list[str] = []  # what is done to the recording; complete when its blocks were taken
+        if isinstance(self._source, AudioFile):
+            self.rate, self.channels, self.frames = self._source.rate, self._source.channels, self._source.frames
+            refuse_empty(self.frames)
+            self._channel, note = choose_channel(channel, self._source)
+            self._note(note)
         else:
-            with open_audio_file(source, sample_rate) as file:
-                self.rate, self.channels, self.frames = file.samplerate, file.channels, file.frames
-        refuse_empty(self.frames)
-
-    @property
-    def notes(self) -> list[str]:
-        """What is done to the recording: channels dropped, resampled."""
-        notes = [f"channel 0 of {self.channels} is used"] if self.channels > 1 else []
+            self.rate, self.channels, self.frames = check_array(self._source, sample_rate), 1, len(self._source)
+            refuse_empty(self.frames)
+            check_channel(channel, 1)
         if self.rate != SAMPLE_RATE:
-            notes.append(f"{self.rate} Hz resampled to {SAMPLE_RATE} Hz")
-        return notes
+            self._note(f"{self.rate} Hz resampled to {SAMPLE_RATE} Hz")
 
     @property
     def duration_s(self) -> float:
@@ -84,19 +83,25 @@ class PcmReader:
         yield np.pad(rest, (0, missing - len(rest))).astype(np.float32)
 
     def _source_blocks(self) -> Iterator[F64]:
-        """Channel 0, at the recording's own rate."""
+        """The chosen channel, at the recording's own rate."""
         first = 0
-        for block in self._array_blocks(self._source) if isinstance(self._source, np.ndarray) else self._file_blocks():
+        source = self._source
+        for block in self._file_blocks(source) if isinstance(source, AudioFile) else self._array_blocks(source):
             refuse_unusable(block, first)
             first += len(block)
             yield block
+        refuse_empty(first)
+        if isinstance(source, AudioFile):
+            self._note(source.cut_off(first))
 
     def _array_blocks(self, array: npt.NDArray[np.generic]) -> Iterator[F64]:
         for first in range(0, len(array), self.rate):
             yield to_full_scale(array[first : first + self.rate])
 
-    def _file_blocks(self) -> Iterator[F64]:
-        assert not isinstance(self._source, np.ndarray | Audio)
-        with open_audio_file(self._source) as file:
-            while len(frames := file.read(self.rate, dtype="float64", always_2d=True)):
-                yield frames[:, 0]
+    def _file_blocks(self, file: AudioFile) -> Iterator[F64]:
+        for block in file.blocks(self.rate):
+            yield take_channel(block, self._channel)
+
+    def _note(self, note: str) -> None:
+        if note and note not in self.notes:  # blocks may be taken more than once
+            self.notes.append(note)

@@ -22,7 +22,7 @@ class TranscriptInfo:
     """What is known of the recording. The lower fields grow while the segments are taken."""
 
     sample_rate: int  # Hz, of the recording; all samples are counted at 16 kHz
-    channels: int  # of which the first is heard
+    channels: int  # of which `notes` say what is heard
     duration_s: float  # as the file's header says; when all of it was read, as it is
     vad: str  # what told speech from pauses
     config: TranscribeConfig  # window_s as it was used

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import soxr
 
 from salmonrun.runtime.audio import F32, SAMPLE_RATE, check_array, refuse_unusable, to_full_scale
+from salmonrun.runtime.audio_file import check_rate
 from salmonrun.runtime.errors import AudioError
 from salmonrun.runtime.vad import VAD_HOP
 
@@ -23,7 +24,7 @@ class PcmInput:
     """
 
     def __init__(self, sample_rate: int) -> None:
-        check_array(np.zeros(0, np.float32), sample_rate)
+        check_rate(sample_rate)
         self._rate = sample_rate
         self._count = 0  # samples taken, at that rate
         self._resampler = (
@@ -32,7 +33,7 @@ class PcmInput:
         self._rest = np.zeros(0, np.float32)
 
     def add(self, pcm: npt.NDArray[Any]) -> int:
-        """Take a piece [N] of float (full scale 1.0) or int16 samples; how many samples at 16 kHz it has brought.
+        """Take a piece [N] of float (full scale 1.0), int16 or int32 samples; how many at 16 kHz it has brought.
 
         Raises:
             AudioError: it is not such an array, or not finite.

@@ -1,6 +1,8 @@
 """The commands, through main(): what they print where, and their exit codes."""
 
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -85,11 +87,76 @@ def test_long_recordings_are_answered_about_part_by_part(
     if as_json:
         rows = [json.loads(line) for line in out]
         assert [(row["start"], row["end"], row["text"].strip()) for row in rows] == expected
-        assert not err
+        assert err == [f"{path}: {'; '.join(info.notes)}"]  # no segment has them
     else:
         assert out == [f"{path}: [{start:.2f} - {end:.2f}] {text}" for start, end, text in expected]
         assert f"{info.duration_s:.1f} s of audio" in err[0]
         assert all(note in err[0] for note in info.notes)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize("seconds", [2, 35])  # heard at once, and part by part
+def test_a_file_that_is_cut_off_is_answered_about_with_a_note(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path, seconds: int, as_json: bool
+) -> None:
+    speech = soundfile.read(STORY)[0]
+    soundfile.write(path := tmp_path / "cut.wav", np.resize(speech, 40 * 16000), 16000)
+    os.truncate(path, 44 + 2 * 16000 * seconds)
+    code, out, err = run(capsys, "transcribe", tiny_bundle, path, *FEW, *(["--json"] if as_json else []))
+    assert code == 0
+    said = json.loads(out[0])["notes"] if as_json and seconds == 2 else err
+    assert f"the file ends after {seconds}.00 s; its header says 40.00 s" in said[0]
+
+
+class Input:
+    """Standard input with these bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self.buffer = io.BytesIO(content)
+
+    def isatty(self) -> bool:
+        return not self.buffer.getvalue()
+
+
+def test_standard_input_is_a_whole_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, speech: Path, tmp_path: Path
+) -> None:
+    _, (expected,), _ = run(capsys, "transcribe", tiny_bundle, speech, *FEW)
+    monkeypatch.setattr(sys, "stdin", Input(speech.read_bytes()))
+    code, out, _ = run(capsys, "transcribe", tiny_bundle, "-", *FEW)
+    assert (code, out) == (0, [expected.replace(str(speech), "-")])
+    soundfile.write(long := tmp_path / "long.wav", np.resize(soundfile.read(speech)[0], 35 * 16000), 16000)
+    _, expected_parts, _ = run(capsys, "transcribe", tiny_bundle, long, *FEW)
+    monkeypatch.setattr(sys, "stdin", Input(long.read_bytes()))  # though it can be read only once
+    _, out, _ = run(capsys, "transcribe", tiny_bundle, "-", *FEW)
+    assert len(out) >= 2
+    assert out == [line.replace(str(long), "-") for line in expected_parts]
+    monkeypatch.setattr(sys, "stdin", Input(b""))
+    code, out, err = run(capsys, "transcribe", tiny_bundle, "-", *FEW)
+    assert (code, out) == (1, [])
+    assert "error: -: standard input is a terminal; expected an audio file" in err[-1]
+
+
+def test_a_channel_can_be_chosen(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path, speech: Path
+) -> None:
+    samples = soundfile.read(speech)[0]
+    soundfile.write(path := tmp_path / "right.wav", np.stack([0 * samples, samples], axis=1), 16000)
+    _, (expected,), _ = run(capsys, "transcribe", tiny_bundle, speech, *FEW)
+    for options, note in (
+        ([], "channel 1 of 2 is used: channel 0 is silent"),
+        (["--channel", "1"], "channel 1 of 2 is used"),
+        (["--channel", "mix"], "2 channels are mixed"),
+        (["--channel", "0"], "silence: the peak is -inf dBFS"),
+    ):
+        code, out, err = run(capsys, "transcribe", tiny_bundle, path, *FEW, *options)
+        assert code == 0
+        assert note in err[0]
+        if "1" in note.split()[:2]:
+            assert out == [expected.replace(str(speech), str(path))]
+    code, _, err = run(capsys, "transcribe", tiny_bundle, path, "--channel", "2", *FEW)
+    assert code == 1
+    assert "channel is 2; the audio has channels 0 to 1" in err[-1]
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -247,6 +314,7 @@ def test_help(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
         ["transcribe", "bundle"],
         ["transcribe", "bundle", "a.wav", "--task", "asr", "--prompt", "Hi"],
         ["transcribe", "bundle", "a.wav", "--num-beams", "many"],
+        ["transcribe", "bundle", "a.wav", "--channel", "left"],
         ["check", "bundle", "--device", "tpu"],
         ["check", "bundle", "--unknown"],
     ],

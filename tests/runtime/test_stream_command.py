@@ -204,6 +204,16 @@ def test_what_was_done_to_a_file_is_noted(
         assert part in err
 
 
+def test_a_file_that_is_cut_off_is_noted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, talkative: Path, tmp_path: Path
+) -> None:
+    soundfile.write(path := tmp_path / "cut.wav", np.zeros(32_000), 16000)
+    path.write_bytes(path.read_bytes()[: 44 + 16_000])
+    code, _, err = run(capsys, monkeypatch, talkative, path, *OPTIONS)
+    assert code == 0
+    assert "the file ends after 0.50 s; its header says 2.00 s" in err
+
+
 # Standard input
 
 
