@@ -14,7 +14,8 @@ class Segment:
     token_ids: list[int]
     start_sample: int  # at 16 kHz
     end_sample: int  # after the last
-    window: tuple[int, int]  # samples the model heard for this: more than start to end where windows overlap
+    window: tuple[int, int]  # samples the model heard for this: more than start to end where windows overlap, or
+    # where a block was encoded with silence behind the end
     finish_reason: FinishReason
     notes: tuple[str, ...] = ()  # what to know of this answer: cut short, degenerate, not aligned with the one before
 

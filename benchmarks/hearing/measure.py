@@ -9,6 +9,7 @@ to ROOT/hearing.json.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from benchmarks.hearing.scenes import Scene, scenes
 from benchmarks.hearing.scores import score
 from benchmarks.hearing.speech import speak
 from benchmarks.hearing.ways import hear, ways
-from benchmarks.marked import replace_marked
+from benchmarks.tables import replace_marked
 from salmonrun.runtime import Engine
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def main() -> None:
     """Make, hear, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=REPOSITORY / "build" / "hearing", help="default: build/hearing")
-    parser.add_argument("--bundle", type=Path, help="default: the demo's, exported when it is not there")
+    parser.add_argument("--bundle", type=Path, help="default: the demo's, exported anew")
     parser.add_argument("--quick", action="store_true", help="a minute or two")
     parser.add_argument("--only", help="scenes whose names have this in them")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
@@ -66,12 +67,12 @@ def main() -> None:
 
 
 def demo_bundle(root: Path) -> Path:
-    """Exported once."""
+    """Exported anew: the checkpoint or the format may have changed."""
     bundle = root / "bundle"
-    if not bundle.exists():
-        precisions = ["--encoder-precision", "int8", "--llm-precision", "int4"]
-        command = [sys.executable, "-m", "export", str(REPOSITORY / "demo" / "checkpoint"), str(bundle), *precisions]
-        subprocess.run(command, cwd=REPOSITORY, check=True)
+    shutil.rmtree(bundle, ignore_errors=True)
+    precisions = ["--encoder-precision", "int8", "--llm-precision", "int4"]
+    command = [sys.executable, "-m", "export", str(REPOSITORY / "demo" / "checkpoint"), str(bundle), *precisions]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
     return bundle
 
 
@@ -92,12 +93,9 @@ def finish(understood: report.Table, heard: dict[str, dict[str, Heard]], root: P
     if heard:
         tables["hearing-people"] = report.attention(heard)
     print("\n\n".join(tables.values()))
-    found = {"words": understood, "people": heard}
-    plain = {
-        what: {row: {way: asdict(cell) for way, cell in cells.items()} for row, cells in rows.items()}
-        for what, rows in found.items()
-    }
-    (root / "hearing.json").write_text(json.dumps(plain, indent=1) + "\n")
+    words = {scene: {way: asdict(score) for way, score in row.items()} for scene, row in understood.items()}
+    people_heard = {name: {way: asdict(counts) for way, counts in row.items()} for name, row in heard.items()}
+    (root / "hearing.json").write_text(json.dumps({"words": words, "people": people_heard}, indent=1) + "\n")
     if docs:
         page = docs / "performance.md"
         page.write_text(replace_marked(page.read_text(), tables))

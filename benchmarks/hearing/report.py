@@ -1,11 +1,12 @@
 """What was measured, as markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from benchmarks.hearing.attention import Heard
 from benchmarks.hearing.scores import Score
+from benchmarks.tables import table
 
 # What it is called -> field of Score.
 DELAYS = {"first text after the beginning": "first_text_s", "final text after the end": "final_text_s"}
@@ -22,14 +23,14 @@ def understanding(scores: Table) -> str:
     ):
         delays = [[delay for row in scores.values() for delay in getattr(row[way], field)] for way in ways]
         rows.append([f"{label}, median / 95 %", *map(_seconds, delays)])
-    return _table(["words wrong", *ways], rows)
+    return table(["words wrong", *ways], rows)
 
 
 def attention(heard: dict[str, dict[str, Heard]]) -> str:
     """Situations down, detectors and rules across."""
     ways = list(next(iter(heard.values())))
     rows = [[situation, *(_heard(row[way]) for way in ways)] for situation, row in heard.items()]
-    return _table(["people", *ways], rows)
+    return table(["people", *ways], rows)
 
 
 def _score(score: Score) -> str:
@@ -48,7 +49,3 @@ def _seconds(delays: Sequence[float]) -> str:
     if not delays:
         return "-"
     return f"{np.median(delays):.2f} s / {np.percentile(delays, 95):.2f} s"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])

@@ -27,7 +27,7 @@ def landscape(rng: np.random.Generator, seconds: float, recorded: Sequence[F32] 
         event = to_level(_event(rng, recorded), rng.uniform(*LEVELS_DB))[: samples - at]
         pcm[at : at + len(event)] += event
         at += len(event) + round(rng.uniform(0, GAP_S) * SAMPLE_RATE)
-    return np.clip(pcm, -1, 1)
+    return pcm.clip(-1, 1)
 
 
 def _event(rng: np.random.Generator, recorded: Sequence[F32]) -> F32:
@@ -36,7 +36,7 @@ def _event(rng: np.random.Generator, recorded: Sequence[F32]) -> F32:
     length = round(rng.uniform(4, 15) * SAMPLE_RATE)
     if not recorded:
         return _chords(rng, length)
-    piece = recorded[rng.integers(len(recorded))]
+    piece = recorded[int(rng.integers(len(recorded)))]
     start = int(rng.integers(0, len(piece) - length))
     return piece[start : start + length]
 

@@ -8,9 +8,10 @@ import numpy as np
 from tqdm import tqdm
 
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
-from salmonrun.training.synthesis.engine import Voice
+from salmonrun.training.synthesis.programs import DEFAULT_SYNTHESIZERS
+from salmonrun.training.synthesis.synthesizer import Voice
 from salmonrun.training.synthesis.texts import draw_sentence
-from salmonrun.training.synthesis.voices import DEFAULT_ENGINES, voices
+from salmonrun.training.synthesis.voices import voices
 
 FRAME = SAMPLE_RATE // 100
 LEVEL_DB = -26.0  # dBFS of speech, as ITU-T P.56 recordings have it
@@ -31,9 +32,9 @@ def speak(count: int, seed: int) -> list[Sentence]:
     Raises:
         MissingExtraError: espeak-ng or flite is not installed.
     """
-    for engine in DEFAULT_ENGINES:
-        engine.require()
-    cast = voices(DEFAULT_ENGINES, held_out=True)
+    for synthesizer in DEFAULT_SYNTHESIZERS:
+        synthesizer.require()
+    cast = voices(DEFAULT_SYNTHESIZERS, held_out=True)
     with TemporaryDirectory() as folder:
         scratch = Path(folder, "said.wav")
         counted = tqdm(range(count), desc="voices", unit="sentence")
@@ -43,7 +44,7 @@ def speak(count: int, seed: int) -> list[Sentence]:
 def _speak(cast: list[Voice], rng: np.random.Generator, scratch: Path) -> Sentence:
     voice = cast[rng.integers(len(cast))]
     text = draw_sentence(rng, held_out=True)
-    pcm = voice.engine.say(text, voice.name, rng, scratch)
+    pcm = voice.synthesizer.synthesize(text, voice.name, rng, scratch)
     return Sentence(text, to_level(trim(pcm), LEVEL_DB))
 
 
