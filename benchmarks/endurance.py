@@ -45,7 +45,9 @@ def measure_endurance(
             latencies += [update.latency_s for update in stream.push(piece) if update.segment is None]
             before, pushed = pushed, pushed + len(piece)
             if before // (60 * SAMPLE_RATE) != pushed // (60 * SAMPLE_RATE):
-                memory.append((pushed / SAMPLE_RATE / 60, resident_bytes() / 2**20))
+                resident = resident_bytes()
+                assert resident is not None, "this system does not say how much memory a process has"
+                memory.append((pushed / SAMPLE_RATE / 60, resident / 2**20))
             bar.update(pushed // SAMPLE_RATE - before // SAMPLE_RATE)
     settled = np.array(memory[len(memory) // 6 :])  # buffers grow to their size at first
     utterances = len(stream.segments)

@@ -1,7 +1,6 @@
 """Checkpoint to bundle: every part built, compared with PyTorch, described, hashed, and moved into place at once."""
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from salmonrun.export.manifest import (
 from salmonrun.export.options import ExportOptions
 from salmonrun.export.parity.gate import prove
 from salmonrun.export.progress import Progress, counted
+from salmonrun.export.staging import staged
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError
 from salmonrun.runtime.manifest import GraphSpec
@@ -63,14 +63,8 @@ def export_bundle(
     audio_config(source, options)  # refuses what cannot be, before anything is written
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with staged(out) as folder:
         _write(source, options, folder, golden_audio, progress)
-        folder.chmod(0o755)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return out
 
 

@@ -1,9 +1,9 @@
 """What kind of bundle to make. Read by the command line, too: importing it imports no PyTorch."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from salmonrun.runtime.checks import check_types
 from salmonrun.runtime.errors import ConfigError
 
 EncoderPrecision = Literal["fp32", "int8"]
@@ -28,14 +28,13 @@ class ExportOptions:
     lora_scale: float | None = None  # factor on the LLM's adapters; None: alpha / r, as they were trained
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.target == "cuda" and self.encoder_precision == "int8":
             raise ConfigError("int8 encoders run on the CPU only; use --encoder-precision fp32 with --target cuda")
         if self.max_length < MIN_MAX_LENGTH:
             raise ConfigError(f"max_length is {self.max_length}; it must be at least {MIN_MAX_LENGTH}")
-        if not self.parity_budget > 0:
+        if self.parity_budget <= 0:
             raise ConfigError(f"parity_budget is {self.parity_budget}; it must be above 0")
-        if self.lora_scale is not None and not math.isfinite(self.lora_scale):
-            raise ConfigError(f"lora_scale is {self.lora_scale}; it must be a number")
 
     @property
     def exact(self) -> bool:

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from salmonrun.runtime.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
 from salmonrun.runtime.manifest import (
@@ -21,6 +23,8 @@ from salmonrun.runtime.signature import check_graph, check_signatures
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 NATIVE_PAGE = 2 * 2**20  # the native decoder's weights are mapped with pages of this size
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,15 @@ def open_bundle(folder: str | os.PathLike[str], verify: bool = True) -> Bundle:
 
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
+    if folder.is_file():
+        raise BundleError(f"bundle {folder} is a file; expected the folder that salmonrun export has made")
     if not folder.is_dir():
-        raise BundleError(f"bundle {folder} is not a folder; make one with salmonrun export CHECKPOINT {folder}")
+        raise BundleError(f"bundle {folder} does not exist; make one with salmonrun export CHECKPOINT {folder}")
     if path.is_symlink() or not path.is_file():
         raise BundleIntegrityError(f"{folder} has no {MANIFEST} (or a link in its place); it is not a bundle")
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleIntegrityError(f"{path} has {path.stat().st_size} bytes; at most {MAX_MANIFEST_BYTES} are read")
-    content = path.read_bytes()
+    content = _read(path, Path.read_bytes)
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -135,13 +141,15 @@ def _check_file(folder: Path, name: str, spec: FileSpec, verify: bool) -> None:
         if not path.is_file():
             raise BundleIntegrityError(f"{path} is missing; copy the whole bundle folder or export again")
         size = path.stat().st_size
+    except PermissionError as error:
+        raise BundleIntegrityError(f"{path} cannot be read: {error.strerror}") from error
     except (OSError, ValueError) as error:  # a name no file system takes
         raise BundleIntegrityError(
             f"{folder}/{MANIFEST} lists {name[:80]!r}, which cannot be a file: {error}"
         ) from error
     if size != spec.size:
         raise BundleIntegrityError(f"{path} has {size} bytes, {MANIFEST} says {spec.size}: it was changed or cut")
-    if verify and file_sha256(path) != spec.sha256:
+    if verify and _read(path, file_sha256) != spec.sha256:
         raise BundleIntegrityError(f"{path} was changed after the export (sha256 differs); export or copy it again")
 
 
@@ -186,6 +194,13 @@ def _check_consistency(manifest: Manifest, folder: Path) -> None:
         check_signatures(manifest)
     except (ConfigError, BundleError) as error:
         raise BundleError(f"{folder}/{MANIFEST}: {error}") from error
+
+
+def _read(path: Path, how: Callable[[Path], T]) -> T:
+    try:
+        return how(path)
+    except OSError as error:
+        raise BundleIntegrityError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def file_sha256(path: Path) -> str:

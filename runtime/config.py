@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from salmonrun.runtime.checks import check_types
 from salmonrun.runtime.errors import ConfigError
 
 MAX_LENGTH_PENALTY = 10  # an exponent on the length: beyond this float32 scores over- or underflow
@@ -158,10 +159,8 @@ class GenerationConfig:
     stop_strings: tuple[str, ...] = ()  # the text is cut before the first of them
 
     def __post_init__(self) -> None:
-        positive = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
-        for name, value in positive.items():
-            if not isinstance(value, int):
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number")
+        check_types(self)
+        for name, value in {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}.items():
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
@@ -178,22 +177,13 @@ class GenerationConfig:
             raise ConfigError("do_sample with num_beams > 1 is not supported; choose one of them")
         if not self.do_sample and (self.temperature != 1.0 or self.top_k or self.top_p != 1.0):
             raise ConfigError("temperature, top_k and top_p have no effect without do_sample=True; set it or drop them")
-        if self.early_stopping not in (True, False, "never"):
-            raise ConfigError(f"early_stopping is {self.early_stopping!r}; expected True, False or 'never'")
         if not abs(self.length_penalty) <= MAX_LENGTH_PENALTY:
             limit = MAX_LENGTH_PENALTY
-            raise ConfigError(
-                f"length_penalty is {self.length_penalty}; expected a finite -{limit} to {limit} (0: off)"
-            )
+            raise ConfigError(f"length_penalty is {self.length_penalty}; expected -{limit} to {limit} (0: off)")
         if self.seed is not None and self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; it must not be negative")
         if any(token < 0 for token in self.stop_token_ids or ()):
             raise ConfigError(f"stop_token_ids is {self.stop_token_ids}; token ids are not negative")
-        given: object = self.stop_strings
-        if isinstance(given, str):
-            raise ConfigError(
-                f"stop_strings is the string {self.stop_strings!r}; pass a tuple: ({self.stop_strings!r},)"
-            )
         if any(not text for text in self.stop_strings):
             raise ConfigError("stop_strings contains an empty string, which would stop before the first token")
 
@@ -205,3 +195,9 @@ class Limits:
     max_prompt_chars: int = 20_000
     max_beams: int = 16
     silence_dbfs: float | None = SILENCE_DBFS  # recordings with a lower peak are answered with empty text; None: off
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name, value in {"max_prompt_chars": self.max_prompt_chars, "max_beams": self.max_beams}.items():
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")

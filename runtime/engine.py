@@ -10,9 +10,11 @@ from salmonrun.runtime.answer import answer, choose_search
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, AudioSource
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.channel import Channel
+from salmonrun.runtime.checks import checked
 from salmonrun.runtime.config import GenerationConfig, Limits
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.decoders import DecoderName
+from salmonrun.runtime.errors import ClosedError
 from salmonrun.runtime.heard import Heard, listen
 from salmonrun.runtime.longform.batch import BatchAnswerer
 from salmonrun.runtime.longform.config import TranscribeConfig
@@ -32,13 +34,14 @@ from salmonrun.runtime.vad import load_vad
 class Engine:
     """The ways to ask a loaded bundle. It does not change: one engine serves any number of threads.
 
-    What they decode at the same time, they decode together.
+    What they decode at the same time, they decode together. `close`, or the end of a `with` block, frees its memory.
     """
 
     def __init__(self, model: Model) -> None:
-        self.model = model
+        self._model: Model | None = model
 
     @classmethod
+    @checked("device")
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -54,16 +57,41 @@ class Engine:
             path: the bundle's folder.
             device: "auto" takes what the bundle was exported for, if it is there.
             decoder: what runs the LLM; "auto" takes the fastest there is.
-            threads: for each graph; None for all cores this process may use.
+            threads: for each graph, at most the cores this process may use; None for all of them.
             verify: hash every file first.
             limits: what to refuse.
 
         Raises:
             BundleError: the bundle is damaged, of a newer format, or cannot be loaded.
-            ConfigError: no such decoder, or threads below 1.
+            ConfigError: an argument of another type, no such decoder, or threads that there are no cores for.
             DeviceError: the device is not there; nothing falls back in silence.
         """
         return cls(Model.load(path, device, decoder, threads, verify, limits or Limits()))
+
+    def close(self) -> None:
+        """Let go of the model. What is being answered, and streams and recordings that are open, keep it to their end.
+
+        After this, every request raises ClosedError.
+        """
+        self._model = None
+
+    def __enter__(self) -> "Engine":
+        _ = self.model  # refuses, if it is closed
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def model(self) -> Model:
+        """What was loaded: encoder, decoder, tokenizer, limits.
+
+        Raises:
+            ClosedError: the engine was closed.
+        """
+        if self._model is None:
+            raise ClosedError("this engine is closed: load it again, or ask inside the `with Engine.load(...)` block")
+        return self._model
 
     @property
     def bundle(self) -> Bundle:
@@ -75,6 +103,7 @@ class Engine:
         """Tasks this bundle has prompts for."""
         return self.model.tasks
 
+    @checked("audio")
     def generate(
         self,
         audio: AudioSource | Audio,
@@ -91,7 +120,7 @@ class Engine:
 
         Args:
             audio: path, bytes of a file, an open binary file, or a 1-D float, int16 or int32 array with `sample_rate`.
-            task: one of `tasks`; its prompt is the bundle's.
+            task: one of `tasks`; its prompt is the bundle's. "asr", if the bundle has it and `prompt` is not given.
             prompt: an instruction of your own, instead of `task`.
             question: fills the {} of a task's prompt.
             config: how tokens are chosen; greedy if left out.
@@ -103,6 +132,7 @@ class Engine:
             AudioError: unusable or too long audio.
             PromptError: no such task, or not exactly one of task and prompt.
             CapacityError: prompt and answer do not fit the KV cache.
+            ConfigError: an argument of another type than it says, or settings that the limits do not allow.
         """
         return drain(
             self.generate_iter(
@@ -117,6 +147,7 @@ class Engine:
             )
         )
 
+    @checked("audio")
     def generate_iter(
         self,
         audio: AudioSource | Audio,
@@ -134,14 +165,15 @@ class Engine:
         Bad input is refused here, before the first piece is asked for. Closing the generator frees its memory. Beam
         search yields its text at the end.
         """
-        watch = Stopwatch()
-        request = self.model.request(task, prompt, question, config)
+        watch, model = Stopwatch(), self.model
+        request = model.request(task, prompt, question, config)
         watch.lap("prompt")
-        recording = self.model.load_audio(audio, sample_rate, channel)
+        recording = model.load_audio(audio, sample_rate, channel)
         watch.lap("audio")
-        self.model.check_capacity(request, len(recording.pcm))
-        return self._answer(recording, request, cancel, watch)
+        model.check_capacity(request, len(recording.pcm))
+        return _answer(model, recording, request, cancel, watch)
 
+    @checked("audio")
     @contextmanager
     def listen(
         self, audio: AudioSource | Audio, *, sample_rate: int | None = None, channel: Channel = "first"
@@ -150,6 +182,7 @@ class Engine:
         with listen(self.model, self.model.load_audio(audio, sample_rate, channel)) as heard:
             yield heard
 
+    @checked("audio")
     def transcribe(
         self,
         audio: AudioSource | Audio,
@@ -177,12 +210,11 @@ class Engine:
         Returns:
             Segments in order, as they are decoded; and what is known of the recording, complete when they are taken.
         """
-        if task is None and prompt is None:
-            task = "asr"
         reader = PcmReader(audio, sample_rate, channel)
         answerer = BatchAnswerer(self.model, self.model.request(task, prompt, question, generation), cancel)
         return transcribe(reader, answerer, config or TranscribeConfig(), cancel)
 
+    @checked()
     def stream(
         self,
         *,
@@ -212,8 +244,6 @@ class Engine:
             MissingExtraError: the voice detection asked for is not installed.
             PromptError: no such task, or not exactly one of task and prompt.
         """
-        if task is None and prompt is None:
-            task = "asr"
         config = config or StreamConfig()
         vad = load_vad(config.endpoint.vad) if config.endpoint else None
         return Stream(self.model, self.model.request(task, prompt, question, generation), config, sample_rate, vad)
@@ -222,21 +252,22 @@ class Engine:
         """What really runs: providers, decoder, precision, threads, memory."""
         return describe(self.model)
 
-    def _answer(
-        self, recording: Audio, request: Request, cancel: threading.Event | None, watch: Stopwatch
-    ) -> Generator[str, None, Result]:
-        """The data path behind the features: encoders, prompt, LLM, search, text."""
-        model, config = self.model, request.config
-        if note := model.silence(recording):
-            return empty_result(recording, "stop", note, watch)
-        if cancel and cancel.is_set():
-            return empty_result(recording, "cancelled", "cancelled before encoding", watch)
-        audio_embeds = model.encoder.encode(recording, watch)
-        if cancel and cancel.is_set():
-            return empty_result(recording, "cancelled", "cancelled before decoding", watch)
-        inputs_embeds = model.inputs_embeds(request.prompt, audio_embeds)
-        with model.decoder.open(config.num_beams, len(inputs_embeds) + config.max_new_tokens) as slots:
-            search = choose_search(request, Chunk(slots[0], inputs_embeds), slots, len(inputs_embeds))
-            watch.lap("prompt")
-            answered = yield from answer(model, request, search, watch, cancel)
-        return make_result(answered, recording, watch)
+
+def _answer(
+    model: Model, recording: Audio, request: Request, cancel: threading.Event | None, watch: Stopwatch
+) -> Generator[str, None, Result]:
+    """The data path behind the features: encoders, prompt, LLM, search, text."""
+    config = request.config
+    if note := model.silence(recording):
+        return empty_result(recording, "stop", note, watch)
+    if cancel and cancel.is_set():
+        return empty_result(recording, "cancelled", "cancelled before encoding", watch)
+    audio_embeds = model.encoder.encode(recording, watch)
+    if cancel and cancel.is_set():
+        return empty_result(recording, "cancelled", "cancelled before decoding", watch)
+    inputs_embeds = model.inputs_embeds(request.prompt, audio_embeds)
+    with model.decoder.open(config.num_beams, len(inputs_embeds) + config.max_new_tokens) as slots:
+        search = choose_search(request, Chunk(slots[0], inputs_embeds), slots, len(inputs_embeds))
+        watch.lap("prompt")
+        answered = yield from answer(model, request, search, watch, cancel)
+    return make_result(answered, recording, watch)

@@ -10,6 +10,7 @@ import numpy as np
 from salmonrun.runtime.answer import answer, choose_search
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import Audio
+from salmonrun.runtime.checks import checked
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.decoder import Chunk, Lease
 from salmonrun.runtime.errors import ClosedError
@@ -41,6 +42,7 @@ class Heard:
         self._opening = opening  # ids before the audio that the slot has
         self._lease = lease  # a slot with the KV of opening and audio
 
+    @checked()
     def ask(
         self,
         prompt: str | None = None,
@@ -53,6 +55,7 @@ class Heard:
         """Answer a prompt about the recording, as `Engine.generate` would; only the prompt's text is computed."""
         return drain(self.ask_iter(prompt, task=task, question=question, config=config, cancel=cancel))
 
+    @checked()
     def ask_iter(
         self,
         prompt: str | None = None,

@@ -10,6 +10,7 @@ from salmonrun.runtime.audio import Audio, AudioSource, load_audio
 from salmonrun.runtime.bundle import Bundle, open_bundle
 from salmonrun.runtime.channel import Channel
 from salmonrun.runtime.config import GenerationConfig, Limits
+from salmonrun.runtime.cores import thread_count
 from salmonrun.runtime.decoder import Decoder, check_capacity
 from salmonrun.runtime.decoders import DecoderName, choose
 from salmonrun.runtime.encoder import AudioEncoder
@@ -18,8 +19,10 @@ from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.rounds import Rounds
 from salmonrun.runtime.search import StopRules
-from salmonrun.runtime.session import resolve_device, usable_cores
+from salmonrun.runtime.session import resolve_device
 from salmonrun.runtime.tokenizer import Tokenizer
+
+DEFAULT_TASK = "asr"
 
 
 class Model:
@@ -44,11 +47,9 @@ class Model:
         limits: Limits,
     ) -> "Model":
         """Open, check and load a bundle; see `Engine.load`."""
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads is {threads}; it must be at least 1, or None for all cores")
+        count = thread_count(threads)
         bundle = open_bundle(path, verify)
         where = resolve_device(device, bundle.manifest.target)
-        count = threads or usable_cores()
         return cls(bundle, AudioEncoder(bundle, where, count), choose(bundle, decoder, where, count), limits)
 
     @property
@@ -68,12 +69,14 @@ class Model:
         question: str | None = None,
         config: GenerationConfig | None = None,
     ) -> Request:
-        """A task's or an own prompt, and how it is answered.
+        """A task's or an own prompt, and how it is answered; if neither is given, the task `DEFAULT_TASK`.
 
         Raises:
             ConfigError: settings that this model or its limits do not allow.
-            PromptError: no such task, not exactly one of task and prompt, or too long.
+            PromptError: no such task, task and prompt, neither and no default, or too long.
         """
+        if task is None and prompt is None and DEFAULT_TASK in self.tasks:
+            task = DEFAULT_TASK
         config = self._checked(config or GenerationConfig())
         own = self.bundle.manifest.prompt.stop_token_ids
         stop_ids = own if config.stop_token_ids is None else config.stop_token_ids

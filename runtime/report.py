@@ -1,6 +1,6 @@
 """What really runs, read from the loaded objects and not from what was asked for."""
 
-import resource
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ class Report:
     threads: int
     onnxruntime: str
     bundle_bytes: int
-    resident_bytes: int  # of this process, now
-    peak_resident_bytes: int
+    resident_bytes: int | None  # of this process, now; None: the system does not say
+    peak_resident_bytes: int | None
 
 
 def describe(model: Model) -> Report:
@@ -48,21 +48,29 @@ def describe(model: Model) -> Report:
     )
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is resident now."""
+def resident_bytes() -> int | None:
+    """Memory of this process that is resident now; None where the system does not say, such as on Windows."""
     try:
         with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:  # no /proc: the peak is the best that is known
         return peak_resident_bytes()
 
 
-def peak_resident_bytes() -> int:
-    """The most that was resident since the process started, or since Linux was told to count anew."""
+def peak_resident_bytes() -> int | None:
+    """The most that was resident since the process started, or since Linux was told to count anew; None: not known."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return _peak_of_usage()
     # Not ru_maxrss: it also counts what the process was before it was replaced by this one (exec).
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def _peak_of_usage() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows, WebAssembly
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

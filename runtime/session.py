@@ -1,6 +1,5 @@
 """ONNX Runtime sessions: providers, threads, and graphs called by name."""
 
-import os
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal
@@ -43,11 +42,6 @@ def _cuda_advice() -> str:
             "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
         )
     return "pip uninstall onnxruntime, then pip install 'salmonrun[cuda]'"
-
-
-def usable_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

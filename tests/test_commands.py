@@ -95,7 +95,7 @@ def test_the_engine_needs_no_pytorch_to_start() -> None:
     """What `transcribe` loads when it has work, up to the bundle that is not there."""
     done = without(("torch", "transformers", "onnx", "tqdm", "yaml"), "transcribe", "no-bundle", "talk.wav")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: bundle no-bundle is not a folder")
+    assert done.stderr.startswith("error: bundle no-bundle does not exist")
 
 
 @pytest.mark.parametrize(

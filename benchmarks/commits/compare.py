@@ -25,7 +25,7 @@ from benchmarks.commits.models import MODELS, SHAPES, Model
 from benchmarks.commits.tokens import Outcome, compare
 from benchmarks.peers.compare import machine
 from benchmarks.peers.processes import Worker, WorkerError, closing_all
-from salmonrun.runtime.session import usable_cores
+from salmonrun.runtime.cores import usable_cores
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from benchmarks.peers.engines import ENGINES, ConversionError, engines_for, prep
 from benchmarks.peers.measure import Method, Ready, Row, measure
 from benchmarks.peers.shapes import GROUPS, SHAPES
 from benchmarks.peers.summary import summarize
-from salmonrun.runtime.session import usable_cores
+from salmonrun.runtime.cores import usable_cores
 
 PEERS = tuple(dict.fromkeys(engine.peer for engine in ENGINES))
 

@@ -42,17 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--golden-audio", metavar="FILE", help="recording to prove the bundle with (default: synthetic)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, settings=_settings)
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    """Export, and say how near it comes to PyTorch."""
-    from salmonrun.export.bundle import export_bundle
-    from salmonrun.runtime.audio import load_audio
-    from salmonrun.training.commands.quiet import quiet_transformers
-
-    quiet_transformers()
-    options = ExportOptions(
+def _settings(arguments: argparse.Namespace) -> ExportOptions:
+    return ExportOptions(
         encoder_precision=arguments.encoder_precision,
         llm_precision=arguments.llm_precision,
         target=arguments.target,
@@ -61,6 +55,15 @@ def _run(arguments: argparse.Namespace) -> int:
         parity_budget=arguments.parity_budget,
         lora_scale=arguments.lora_scale,
     )
+
+
+def _run(arguments: argparse.Namespace, options: ExportOptions) -> int:
+    """Export, and say how near it comes to PyTorch."""
+    from salmonrun.export.bundle import export_bundle
+    from salmonrun.runtime.audio import load_audio
+    from salmonrun.training.commands.quiet import quiet_transformers
+
+    quiet_transformers()
     golden = load_audio(arguments.golden_audio) if arguments.golden_audio else None
     _print_summary(export_bundle(arguments.checkpoint, arguments.bundle, options, golden, progress=not arguments.quiet))
     return 0

@@ -18,11 +18,12 @@ from salmonrun.export.progress import Progress
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
 from salmonrun.runtime.bundle import Bundle, open_bundle
 from salmonrun.runtime.config import AudioConfig, Block, BlockConfig
+from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.encoder import AudioEncoder, run_whisper
 from salmonrun.runtime.errors import ParityError
 from salmonrun.runtime.features import fbank, log_mel, whisper_frames
 from salmonrun.runtime.golden import GOLDEN, save_golden
-from salmonrun.runtime.session import load_graph, usable_cores
+from salmonrun.runtime.session import load_graph
 from salmonrun.runtime.streaming.block_encoder import FRAME, BlockEncoder
 from salmonrun.training.checkpoint import Checkpoint, load_audio_encoder, load_qformer, load_whisper
 

@@ -10,11 +10,11 @@ from salmonrun.export.parity.layers import LayeredLlm
 from salmonrun.export.parity.pieces import PIECE_BYTES, PiecewiseGraph, cut
 from salmonrun.export.progress import Progress
 from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.decoder import prefill, step, verify
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
 from salmonrun.runtime.golden import GOLDEN_TOKENS
 from salmonrun.runtime.prompt import PromptIds, prompt_ids
-from salmonrun.runtime.session import usable_cores
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import Checkpoint
 

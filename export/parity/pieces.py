@@ -13,8 +13,9 @@ from onnx import helper
 from salmonrun.export.graphs.llm import layer_start
 from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.decoder import DecoderReport
-from salmonrun.runtime.session import session_options, usable_cores
+from salmonrun.runtime.session import session_options
 
 PIECE_BYTES = 2**30  # of weights; ONNX Runtime packs them anew, so that a session takes twice that while it is made
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from salmonrun.runtime.commands.options import add_engine_arguments, load_engine
+from salmonrun.runtime.commands.options import add_engine_arguments, check_engine_arguments, load_engine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,10 +12,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Verify every file's hash, then replay the bundle's golden run and compare logits and tokens."
     add_engine_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, settings=check_engine_arguments)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, _: None) -> int:
     """Check; 1 if this machine computes something else."""
     from salmonrun.runtime.golden import check
 

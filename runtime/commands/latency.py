@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from salmonrun.runtime.commands.options import add_engine_arguments, load_engine
+from salmonrun.runtime.commands.options import add_engine_arguments, check_engine_arguments, load_engine
 from salmonrun.runtime.commands.progress import ProgressLine
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.latency.config import PROTOCOLS, LatencyConfig
@@ -15,6 +15,8 @@ from salmonrun.runtime.latency.sampling import StopRule
 
 if TYPE_CHECKING:
     from salmonrun.runtime.latency.run import Progress
+
+Settings = tuple[LatencyConfig, dict[str, float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=default.tokens, help=f"of an answer (default: {default.tokens})")
     _add_case_arguments(parser, default)
     _add_sampling_arguments(parser, default.rule)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, settings=_settings)
 
 
 def _add_case_arguments(parser: argparse.ArgumentParser, default: LatencyConfig) -> None:
@@ -116,17 +118,26 @@ def _add_sampling_arguments(parser: argparse.ArgumentParser, rule: StopRule) -> 
     )
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from salmonrun.runtime.latency.limits import check_limits, parse_limits
+
+    check_engine_arguments(arguments)
+    config = _config(arguments)
+    limits = {} if arguments.fail_over is None else parse_limits(arguments.fail_over)
+    check_limits(limits, config)
+    _check_outputs(arguments)
+    return config, limits
+
+
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Measure, and show; 1 if a limit is exceeded."""
-    from salmonrun.runtime.latency.limits import exceeded, parse_limits
+    from salmonrun.runtime.latency.limits import exceeded
     from salmonrun.runtime.latency.outcome import write_json
     from salmonrun.runtime.latency.plot import plot
     from salmonrun.runtime.latency.run import measure
     from salmonrun.runtime.latency.table import format_outcome
 
-    config = _config(arguments)
-    limits = {} if arguments.fail_over is None else parse_limits(arguments.fail_over)
-    _check_outputs(arguments)
+    config, limits = settings
     started = time.perf_counter()
     engine = load_engine(arguments)
     load_s = time.perf_counter() - started

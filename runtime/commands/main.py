@@ -9,12 +9,16 @@ import argparse
 import importlib
 import io
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from salmonrun import __version__
-from salmonrun.runtime.errors import MissingExtraError, SalmonrunError
+from salmonrun.runtime.errors import ConfigError, MissingExtraError, SalmonrunError
 
 TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 
@@ -24,7 +28,9 @@ class Command:
     """A row of a table."""
 
     name: str
-    module: str  # has add_arguments(parser), which sets `run` to a function from arguments to an exit status
+    # Has add_arguments(parser), which sets `run` to a function from arguments to an exit status. It may set `settings`,
+    # a light function from arguments to what `run` takes as a second argument: a ConfigError of it is a wrong argument.
+    module: str
     summary: str  # on one line
     extra: str | None = None  # to be installed for it
 
@@ -40,8 +46,8 @@ class Group:
 def run_chosen(groups: Sequence[Group], prog: str, description: str, argv: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names: its exit status.
 
-    0: done; 1: an error the user can mend, or a check that failed; 130: interrupted. Wrong arguments raise
-    SystemExit(2).
+    0: done; 1: an error the user can mend, or a check that failed; 130: interrupted; 143: terminated. Wrong arguments
+    raise SystemExit(2), before any work.
     """
     commands = {command.name: command for group in groups for command in group.commands}
 
@@ -83,7 +89,16 @@ def _run(command: Command, prog: str, argv: Sequence[str]) -> int:
     importlib.import_module(command.module).add_arguments(parser)
     try:
         arguments = parser.parse_args(argv)
-        return int(arguments.run(arguments))
+        if "settings" not in arguments:
+            return int(arguments.run(arguments))
+        try:
+            settings = arguments.settings(arguments)
+        except ConfigError as error:
+            parser.error(_in_options(str(error), parser))
+        return int(arguments.run(arguments, settings))
+    except SalmonrunError as error:
+        print(f"error: {_in_options(str(error), parser)}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "salmonrun"):
@@ -94,6 +109,40 @@ def _run(command: Command, prog: str, argv: Sequence[str]) -> int:
         ) from error
 
 
+def _in_options(message: str, parser: argparse.ArgumentParser) -> str:
+    """A message of the library, which names fields and arguments, in the words of the command line."""
+    for option in sorted(set(re.findall(r"--([a-z][a-z-]*)", parser.format_usage())), key=len, reverse=True):
+        name = option.replace("-", "_")
+        if "_" in name:  # nothing else looks like it
+            message = re.sub(rf"(?<![\w.-]){name}\b", f"--{option}", message)
+        # What may be a word of the sentence, too; a field may have its unit behind its name.
+        message = re.sub(rf"^{name}(_s|s)?(?= (is|has)\b)", f"--{option}", message)
+        message = re.sub(rf"(?<![\w.-]){name}=(?=['\"\d])", f"--{option} ", message)
+        message = re.sub(rf"(?<![\w.-]){name}=(?!\w)", f"--{option}", message)
+    return message
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what is half-made is removed, as after Ctrl-C."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM unwind the stack, where it would end the process on the spot."""
+
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _guarded(work: Callable[[], int]) -> int:
     """Do it; what a user can mend, or wanted, becomes a line and an exit status."""
     for output in (sys.stdout, sys.stderr):
@@ -101,15 +150,33 @@ def _guarded(work: Callable[[], int]) -> int:
             output.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
         try:
-            return work()
+            with _terminable():
+                return work()
         finally:
             sys.stdout.flush()  # here, and not when the interpreter ends, a reader that is gone can be told apart
     except BrokenPipeError:  # the reader, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except (SalmonrunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_unwritable() or error}", file=sys.stderr)
         return 1
+    except _Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _unwritable() -> str:
+    """Why standard output takes nothing, if that is so: a full disk. The interpreter's end must not try again."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _drop_output()
+        return f"standard output cannot be written: {error.strerror}"
+    return ""
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.cores import thread_count
 
 if TYPE_CHECKING:
     from salmonrun.runtime import Engine
@@ -13,7 +14,16 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """What to load, and where to run it: see `load_engine`."""
     parser.add_argument("bundle", metavar="BUNDLE", help="folder made by salmonrun export")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    parser.add_argument("--threads", type=int, default=None, help="default: all usable cores")
+    parser.add_argument("--threads", type=int, help="at most, and by default, all usable cores")
+
+
+def check_engine_arguments(arguments: argparse.Namespace) -> None:
+    """What can be told without a bundle.
+
+    Raises:
+        ConfigError: so many threads there cannot be.
+    """
+    thread_count(arguments.threads)
 
 
 def load_engine(arguments: argparse.Namespace) -> "Engine":

@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from salmonrun.runtime.commands.options import add_engine_arguments, add_prompt_arguments, load_engine
+from salmonrun.runtime.commands.options import (
+    add_engine_arguments,
+    add_prompt_arguments,
+    check_engine_arguments,
+    load_engine,
+)
 from salmonrun.runtime.commands.source import Pcm, Source, at_own_speed, chunks, open_source
 from salmonrun.runtime.commands.stream_view import View, open_view
 from salmonrun.runtime.commands.tally import Tally
@@ -24,6 +29,7 @@ ENDPOINTS = {
     "longest_s": "seconds after which any short pause ends it",
     "margin_s": "seconds kept in front of speech",
 }
+Settings = tuple[StreamConfig, GenerationConfig, Source]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line for each event")
     _add_stream_arguments(parser)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, settings=_settings)
 
 
 def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,10 +103,9 @@ def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
         hearing.add_argument(option, type=float, metavar="S", help=f"{what} (default: {value:g})")
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Push, print, and say how it went."""
-    config = _config(arguments)
-    source = open_source(arguments.file, arguments.rate)
+    config, generation, source = settings
     pieces = _pieces(source, arguments, whole=config.max_lag_s is not None)
     engine = load_engine(arguments)
     view = open_view(sys.stdout, sys.stderr, arguments.json)
@@ -109,7 +114,7 @@ def _run(arguments: argparse.Namespace) -> int:
         prompt=arguments.prompt,
         question=arguments.question,
         config=config,
-        generation=GenerationConfig(max_new_tokens=arguments.max_new_tokens),
+        generation=generation,
         sample_rate=source.rate,
     ) as stream:
         try:
@@ -117,6 +122,12 @@ def _run(arguments: argparse.Namespace) -> int:
         finally:
             view.close()
     return 0
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    check_engine_arguments(arguments)
+    generation = GenerationConfig(max_new_tokens=arguments.max_new_tokens)
+    return _config(arguments), generation, open_source(arguments.file, arguments.rate)
 
 
 def _config(arguments: argparse.Namespace) -> StreamConfig:

@@ -7,7 +7,12 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from salmonrun.runtime.commands.options import add_engine_arguments, add_prompt_arguments, load_engine
+from salmonrun.runtime.commands.options import (
+    add_engine_arguments,
+    add_prompt_arguments,
+    check_engine_arguments,
+    load_engine,
+)
 from salmonrun.runtime.commands.source import open_whole
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.errors import AudioTooLongError, SalmonrunError
@@ -37,22 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
     parser.add_argument("--num-beams", type=int, default=1, help="beams of the search (default: 1, greedy)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line, with timings")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, settings=_settings)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _settings(arguments: argparse.Namespace) -> GenerationConfig:
+    check_engine_arguments(arguments)
+    return GenerationConfig(max_new_tokens=arguments.max_new_tokens, num_beams=arguments.num_beams)
+
+
+def _run(arguments: argparse.Namespace, config: GenerationConfig) -> int:
     """Answer about file after file; 1 if one of them could not be answered about."""
-    config = GenerationConfig(max_new_tokens=arguments.max_new_tokens, num_beams=arguments.num_beams)
-    task = "asr" if arguments.task is None and arguments.prompt is None else arguments.task
     engine = load_engine(arguments)
+    prompt = {"task": arguments.task, "prompt": arguments.prompt, "question": arguments.question}
+    engine.model.request(**prompt, config=config)  # what is wrong with it is said once, and not for every file
+    asked = {**prompt, "channel": arguments.channel}
     failed = 0
     for file in arguments.files:
-        asked = {
-            "task": task,
-            "prompt": arguments.prompt,
-            "question": arguments.question,
-            "channel": arguments.channel,
-        }
         try:
             recording = open_whole(file)
             try:

@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 
 from salmonrun.runtime.errors import ConfigError
-from salmonrun.runtime.latency.outcome import MORE_IS_BETTER, QUANTILES, Outcome
+from salmonrun.runtime.latency import load, reference, request, stream
+from salmonrun.runtime.latency.config import LatencyConfig
+from salmonrun.runtime.latency.outcome import MORE_IS_BETTER, QUANTILES, WHOLE_RUN, Outcome
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,26 @@ def parse_limits(text: str) -> dict[str, float]:
             raise ConfigError(f"--fail-over names {name!r}, of which more is better; limit total or final instead")
         limits[name] = limit
     return limits
+
+
+def check_limits(limits: dict[str, float], config: LatencyConfig) -> None:
+    """Refuse, before it is measured, what no protocol of these will measure.
+
+    Raises:
+        ConfigError: it names such a figure.
+    """
+    measured = {
+        "reference": reference.METRICS,
+        "request": request.METRICS,
+        "stream": stream.METRICS,
+        "load": load.METRICS[config.load_of],
+    }
+    metrics = dict.fromkeys(metric for name in config.protocols for metric in measured[name])
+    figures: dict[str, list[float]] = {name: [] for name in WHOLE_RUN}
+    figures |= {f"{metric}_{quantile}": [] for metric in metrics for quantile in QUANTILES}
+    for name in limits:
+        if name not in figures and f"{name}_p50" not in figures:
+            raise ConfigError(f"--fail-over names {name!r}, which is not measured; there are {_listed(figures)}")
 
 
 def exceeded(outcome: Outcome, limits: dict[str, float]) -> list[Exceeded]:

@@ -13,9 +13,10 @@ from salmonrun.runtime.latency.config import LatencyConfig
 from salmonrun.runtime.latency.recording import Recording, wav
 from salmonrun.runtime.latency.request import answer, generation
 from salmonrun.runtime.latency.sampling import Case, Measured, Sample
-from salmonrun.runtime.latency.stream import hear
+from salmonrun.runtime.latency.stream import HEARD, hear
 
 STAGGER_S = 0.25  # between the starts of streams: they are not opened in step
+METRICS = {"streams": HEARD, "requests": ("ttft", "tpot", "total")}  # on which limits can be set
 DEFINITION = (
     "N threads on one engine. Streams: each hears another part of the recording, as in `stream`; audio_per_s: seconds"
     " of audio heard in a second, all together. Requests: each thread sends its next one when it has an answer, "

@@ -11,8 +11,9 @@ import numpy as np
 import onnxruntime
 
 from salmonrun.runtime import __version__
+from salmonrun.runtime.cores import usable_cores
+from salmonrun.runtime.errors import DeviceError
 from salmonrun.runtime.report import peak_resident_bytes, resident_bytes
-from salmonrun.runtime.session import usable_cores
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -55,23 +56,33 @@ class Memory:
 
 
 class MemoryMeter:
-    """Resident memory from here on; make one when the bundle is loaded."""
+    """Resident memory from here on; make one when the bundle is loaded.
+
+    Raises:
+        DeviceError: the system does not say what that is.
+    """
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._loaded, self._load_peak = resident_bytes(), peak_resident_bytes()
+        self._loaded, self._load_peak = _mib(resident_bytes()), _mib(peak_resident_bytes())
         self._reset = _reset_peak()
 
     def read(self) -> Memory:
         """What was taken until now."""
         return Memory(
-            loaded_mb=self._loaded / 2**20,
-            load_peak_mb=self._load_peak / 2**20,
-            steady_mb=resident_bytes() / 2**20,
-            peak_mb=peak_resident_bytes() / 2**20,
+            loaded_mb=self._loaded,
+            load_peak_mb=self._load_peak,
+            steady_mb=_mib(resident_bytes()),
+            peak_mb=_mib(peak_resident_bytes()),
             peak_is_since_load=self._reset,
             device_mb=_device_mb() if self._device == "cuda" else None,
         )
+
+
+def _mib(size: int | None) -> float:
+    if size is None:
+        raise DeviceError(f"{platform.system()} does not say how much memory a process has; measure on Linux or macOS")
+    return size / 2**20
 
 
 def _reset_peak() -> bool:

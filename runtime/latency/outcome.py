@@ -14,6 +14,7 @@ from salmonrun.runtime.report import Report
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 MORE_IS_BETTER = ("audio_per_s", "requests_per_s", "tokens_per_s")  # no limit can be set on them
+WHOLE_RUN = ("load", "bundle_mb", "rss_peak_mb", "rss_steady_mb")  # figures that have no quantiles
 FORMAT = 1
 
 

@@ -12,6 +12,7 @@ from salmonrun.runtime.latency.config import LatencyConfig
 from salmonrun.runtime.latency.sampling import Case, Sample
 
 SECONDS = 10
+METRICS = ("ttft", "tpot", "latency")
 DEFINITION = (
     "10 s of fixed Gaussian noise (numpy, seed 0), batch 1, greedy. ttft: filter bank, encoders, Q-Former, prompt and"
     " one prefill; loading and the log-mel spectrogram are not in it. tpot: exactly one cached step behind it. "

@@ -14,6 +14,7 @@ from salmonrun.runtime.latency.sampling import Case, Sample
 from salmonrun.runtime.result import Timings
 
 STAGES = ("prompt", "audio", "features", "whisper", "audio_encoder", "qformer", "prefill", "decode")
+METRICS = (*STAGES, "ttft", "tpot", "total", "rtf")  # audio_encoder where there is one
 DEFINITION = (
     "The bytes of a 16-bit WAV file of speech to Engine.generate, one at a time; stop tokens are ignored, so that "
     "every answer has the same number of tokens. Stages: prompt (text to embeddings), audio (read, resampled), "

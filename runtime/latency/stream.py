@@ -12,6 +12,8 @@ from salmonrun.runtime.latency.sampling import Case, Sample
 from salmonrun.runtime.streaming.config import StreamConfig
 
 PIECE = SAMPLE_RATE // 10  # pushed at once
+HEARD = ("first_partial", "update", "lag", "final", "updates", "rtf")  # of a stream alone: see `hear`
+METRICS = (*HEARD, "at_once")
 DEFINITION = (
     "Speech in pieces of 100 ms, {pace}, with the stream's defaults. first_partial: from where speech begins in it to "
     "the first text, stable or not. update: from where the last sample that an update needs is looked at to the "

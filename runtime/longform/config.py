@@ -1,9 +1,9 @@
 """How a long recording is cut."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from salmonrun.runtime.checks import check_types
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.pauses import PAUSE_S
 
@@ -19,14 +19,13 @@ class TranscribeConfig:
     vad: Literal["auto", "silero", "energy"] = "auto"  # what tells speech from pauses; auto: silero where installed
 
     def __post_init__(self) -> None:
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ConfigError(f"batch_size is {self.batch_size!r}; it must be a whole number of at least 1")
-        if not 1 <= self.window_s < math.inf:
+        check_types(self)
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.window_s < 1:
             raise ConfigError(f"window_s is {self.window_s}; expected at least 1 second")
         longest = 0.4 * self.window_s  # so that what is left after a cut is shorter than a window
         if not 0 <= self.overlap_s <= longest:
             raise ConfigError(f"overlap_s is {self.overlap_s}; expected 0 to {longest:g} (40 % of window_s)")
         if not 0.1 <= self.part_pause_s <= longest:
             raise ConfigError(f"part_pause_s is {self.part_pause_s}; expected 0.1 to {longest:g} (40 % of window_s)")
-        if self.vad not in ("auto", "silero", "energy"):
-            raise ConfigError(f"vad is {self.vad!r}; expected 'auto', 'silero' or 'energy'")

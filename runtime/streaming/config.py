@@ -1,9 +1,9 @@
 """Settings of streams."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from salmonrun.runtime.checks import check_types
 from salmonrun.runtime.config import Block, BlockConfig
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.pauses import BEFORE_S, PAUSE_S
@@ -24,11 +24,12 @@ class EndpointConfig:
     vad: Literal["auto", "silero", "energy"] = "auto"
 
     def __post_init__(self) -> None:
+        check_types(self, "endpoint.")
         for name in ("silence_s", "pause_s", "longest_s"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) <= 0:
                 raise ConfigError(f"endpoint.{name} is {getattr(self, name)}; it must be above 0 seconds")
-        if not 0 <= self.margin_s < math.inf:
-            raise ConfigError(f"endpoint.margin_s is {self.margin_s}; it must be at least 0 seconds, and finite")
+        if self.margin_s < 0:
+            raise ConfigError(f"endpoint.margin_s is {self.margin_s}; it must be at least 0 seconds")
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,15 @@ class StreamConfig:
     max_lag_s: float | None = None
 
     def __post_init__(self) -> None:
-        if self.policy not in ("auto", "agreement", "block"):
-            raise ConfigError(f"policy is {self.policy!r}; expected 'auto', 'agreement' or 'block'")
-        if not 0 < self.update_s < math.inf:
-            raise ConfigError(f"update_s is {self.update_s}; it must be above 0 seconds, and finite")
-        if self.hypotheses < 1 or self.hold_back < 0:
-            raise ConfigError(
-                f"expected hypotheses >= 1 and hold_back >= 0, got {self.hypotheses} and {self.hold_back}"
-            )
+        check_types(self)
+        if self.update_s <= 0:
+            raise ConfigError(f"update_s is {self.update_s}; it must be above 0 seconds")
+        for name, value, least in (("hypotheses", self.hypotheses, 1), ("hold_back", self.hold_back, 0)):
+            if value < least:
+                raise ConfigError(f"{name} is {value}; it must be at least {least}")
         if self.policy == "agreement" and (self.block_s is not None or self.lookback_s is not None):
             raise ConfigError("block_s and lookback_s are of policy 'block'; leave them out with 'agreement'")
-        if self.max_lag_s is not None and not self.max_lag_s >= 0:
+        if self.max_lag_s is not None and self.max_lag_s < 0:
             raise ConfigError(f"max_lag_s is {self.max_lag_s}; it must be at least 0 seconds, or None")
 
     def block(self, trained: BlockConfig | None) -> Block | None:

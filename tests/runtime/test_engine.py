@@ -230,11 +230,31 @@ def test_unknown_task(tiny_engine: Engine, speech: Path) -> None:
         tiny_engine.generate(speech, task="translate")
 
 
-def test_neither_task_nor_prompt(tiny_engine: Engine, speech: Path) -> None:
+def test_neither_task_nor_prompt_is_the_task_asr(tiny_engine: Engine, speech: Path) -> None:
+    config = GenerationConfig(max_new_tokens=8)
+    expected = tiny_engine.generate(speech, task="asr", config=config).token_ids
+    assert tiny_engine.generate(speech, config=config).token_ids == expected
+    with tiny_engine.listen(speech) as heard:
+        assert heard.ask(config=config).token_ids == expected
+
+
+def test_both_task_and_prompt(tiny_engine: Engine, speech: Path) -> None:
     with pytest.raises(PromptError, match="exactly one of task= and prompt="):
-        tiny_engine.generate(speech)
+        tiny_engine.generate(speech, task="asr", prompt="Hm?")
     with tiny_engine.listen(speech) as heard, pytest.raises(PromptError, match="exactly one of task= and prompt="):
-        heard.ask()
+        heard.ask("Hm?", task="asr")
+
+
+def test_neither_task_nor_prompt_of_a_bundle_without_asr(
+    tiny_engine: Engine, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = {task: prompts for task, prompts in tiny_engine.bundle.manifest.prompt.tasks.items() if task != "asr"}
+    prompt = replace(tiny_engine.bundle.manifest.prompt, tasks=tasks)
+    manifest = replace(tiny_engine.bundle.manifest, prompt=prompt)
+    monkeypatch.setattr(tiny_engine.model, "bundle", replace(tiny_engine.bundle, manifest=manifest))
+    for ask in (tiny_engine.generate, tiny_engine.transcribe):
+        with pytest.raises(PromptError, match=r"exactly one of task= and prompt=.*tasks of this model: caption, qa"):
+            ask(speech)
 
 
 def test_audio_beyond_the_window(tiny_engine: Engine) -> None:

@@ -191,13 +191,11 @@ def test_notes_are_shown(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num-beams", "0"], "error: num_beams is 0"),
-        (["--max-new-tokens", "0"], "error: max_new_tokens is 0"),
-        (["--threads", "0"], "error: threads is 0"),
+        (["--num-beams", "17"], "error: --num-beams is 17, the limit is 16"),
         (["--task", "translate"], "unknown task 'translate'"),
         (["--task", ""], "unknown task ''"),
-        (["--question", "Who?"], "takes no question="),
-        (["--task", "qa"], "needs question="),
+        (["--question", "Who?"], "takes no --question"),
+        (["--task", "qa"], "needs --question, which fills its {}"),
         (["--prompt", ""], "the prompt is empty"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -217,7 +215,7 @@ def test_missing_bundle(capsys: pytest.CaptureFixture[str], tmp_path: Path, spee
     code, out, err = run(capsys, command, tmp_path / "gone", *files)
     assert (code, out) == (1, [])
     gone = tmp_path / "gone"
-    assert err == [f"error: bundle {gone} is not a folder; make one with salmonrun export CHECKPOINT {gone}"]
+    assert err == [f"error: bundle {gone} does not exist; make one with salmonrun export CHECKPOINT {gone}"]
 
 
 # check

@@ -307,13 +307,8 @@ def test_a_terminal_is_no_source(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rate", "8000"], "--rate 8000 is for raw PCM"),
-        (["--chunk-ms", "0"], "--chunk-ms is 0"),
-        (["--update-s", "0"], "update_s is 0"),
         (["--policy", "block"], "this bundle's encoders hear whole recordings"),
-        (["--policy", "agreement", "--block-s", "0.32"], "block_s and lookback_s are of policy 'block'"),
         (["--task", "translate"], "unknown task 'translate'"),
-        (["--max-new-tokens", "0"], "max_new_tokens is 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,7 +1,6 @@
 """The tensors of a file or folder by name, shape and dtype, without their values."""
 
 import json
-import pickle
 import pickletools
 import zipfile
 from collections import Counter
@@ -74,7 +73,9 @@ def pickle_entries(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(list(STAND_INS)):
             loaded = torch.load(path, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever the bytes of another kind of file stumble over: IndexError, struct.error, ...
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} cannot be read with weights_only=True: {reason}") from error
     return loaded if isinstance(loaded, dict) else {}
@@ -86,8 +87,13 @@ def pickled_words(path: Path) -> set[str]:
         return set()
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith("data.pkl")]
-        data = archive.read(names[0]) if names else b""
-    return {str(argument) for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)}
+        if not names:  # another kind of archive
+            return set()
+        data = archive.read(names[0])
+    try:
+        return {str(argument) for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)}
+    except ValueError:  # no pickle
+        return set()
 
 
 def table(state: Any) -> TensorTable:

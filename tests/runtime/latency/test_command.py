@@ -50,28 +50,11 @@ def test_within_the_limits(capsys: pytest.CaptureFixture[str], tiny_bundle: Path
     assert "EXCEEDED" not in out
 
 
-def test_a_limit_on_what_was_not_measured(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
-    """What was measured is shown nevertheless."""
-    code, out, err = run(capsys, tiny_bundle, *QUICK, "--fail-over", "speed=1")
-    assert code == 1
-    assert "1 s, greedy: once" in out
-    assert err.startswith("error: --fail-over names 'speed', which was not measured; there are load, ")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--protocol", "requests"], "protocol 'requests' is not known; expected reference, request, stream, load"),
-        (["--protocol", "all,request"], "protocol 'all' is not known"),
-        (["--lengths", "0"], "lengths_s has 0; it must be above 0, and finite"),
         (["--lengths", "1,100"], "recordings of 100 s; this bundle hears 30 s at once"),
-        (["--concurrency", "0"], "concurrency has 0; it must be at least 1"),
-        (["--tokens", "1"], "tokens is 1; at least 2"),
         (["--recording", "/gone.wav"], "'/gone.wav' does not exist"),
-        (["--fail-over", ""], "--fail-over has ''; expected figure=limit"),
-        (["--fail-over", "total"], "--fail-over has 'total'"),
-        (["--json", "/gone/found.json"], "'/gone/found.json' cannot be written; expected a file in a folder that exi"),
-        (["--plot", "/"], "'/' cannot be written"),
         (["--baseline", "checkpoint", "--protocol", "load"], "no baseline for protocol 'load'"),
         (["--task", "sing"], "unknown task 'sing'"),
     ],

@@ -4,8 +4,11 @@ import pytest
 
 from salmonrun.runtime import Engine
 from salmonrun.runtime.errors import ConfigError
-from salmonrun.runtime.latency.limits import Exceeded, exceeded, parse_limits
+from salmonrun.runtime.latency.config import PROTOCOLS, LatencyConfig, ProtocolName
+from salmonrun.runtime.latency.limits import Exceeded, check_limits, exceeded, parse_limits
 from salmonrun.runtime.latency.outcome import Outcome, ProtocolOutcome
+from salmonrun.runtime.latency.run import measure
+from salmonrun.runtime.latency.sampling import StopRule
 from tests.helpers.latencies import MEMORY, measured, outcome
 
 
@@ -70,3 +73,35 @@ def test_a_figure_that_was_not_measured(found: Outcome, name: str) -> None:
     )
     with pytest.raises(ConfigError, match=expected):
         exceeded(found, {name: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("protocol", "limits"),
+    [
+        ("request", ("load", "rtf", "ttft_p99", "audio_encoder")),
+        ("reference", ("latency", "rss_peak_mb")),
+        ("stream", ("at_once", "first_partial_max", "bundle_mb")),
+        ("load", ("lag_p95", "updates")),
+    ],
+)
+def test_what_a_protocol_measures_is_known_before(protocol: ProtocolName, limits: tuple[str, ...]) -> None:
+    check_limits(dict.fromkeys(limits, 1.0), LatencyConfig(protocols=(protocol,)))
+    check_limits(dict.fromkeys(limits, 1.0), LatencyConfig(protocols=PROTOCOLS))
+    expected = "names 'speed', which is not measured; there are load, bundle_mb, rss_peak_mb, rss_steady_mb; and, "
+    for wrong in ("speed", "load_p50", "speed_p50"):
+        with pytest.raises(ConfigError, match=expected.replace("speed", wrong)):
+            check_limits({wrong: 1.0}, LatencyConfig(protocols=(protocol,)))
+
+
+def test_all_that_is_measured_may_be_limited(tiny_engine: Engine) -> None:
+    """The list of a protocol is what it measures, of a bundle that has every stage."""
+    quick = {"lengths_s": (1.0,), "num_beams": (1,), "tokens": 2, "utterance_s": 1.0, "concurrency": (1,)}
+    for protocol in PROTOCOLS:
+        for load_of in ("streams", "requests"):
+            rule = StopRule(time_limit_s=0.0)
+            config = LatencyConfig(protocols=(protocol,), load_of=load_of, paced=False, rule=rule, **quick)  # type: ignore[arg-type]
+            figures = measure(tiny_engine, 0.0, config).figures()
+            check_limits(dict.fromkeys(figures, 1.0), config)
+            if protocol != "load" or load_of == "requests":
+                for name in ("ttft", "tpot") if protocol != "stream" else ("final", "at_once"):
+                    assert f"{name}_p50" in figures
