@@ -17,6 +17,7 @@ from salmonrun.training.finetuning.finetune import finetune
 from salmonrun.training.finetuning.optimizer import lr_share
 from salmonrun.training.finetuning.parts import choose_parts
 from salmonrun.training.finetuning.recipe import Recipe, RunConfig, TrainedParts
+from salmonrun.training.finetuning.trainer import RecipeTrainer
 from salmonrun.training.model.llm import attention_kernel
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
@@ -93,6 +94,55 @@ def test_resuming_gives_the_losses_of_the_uninterrupted_run(checkpoint: Path, an
     assert logged(cut, 4) == pytest.approx(logged(whole, 4), abs=1e-6)
     first, second = weights(whole / "final"), weights(cut / "final")
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+
+
+@pytest.mark.parametrize("hook", ["_save_optimizer_and_scheduler", "_save_rng_state"])
+def test_a_run_that_is_killed_while_it_saves_is_resumed(
+    checkpoint: Path, annotation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finetune(recipe(checkpoint, annotation, whole, steps=4, save_every=1))
+    save = getattr(RecipeTrainer, hook)
+
+    def killed(trainer: RecipeTrainer, folder: str) -> None:
+        if trainer.state.global_step == 3:
+            raise KeyboardInterrupt
+        save(trainer, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecipeTrainer, hook, killed)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(recipe(checkpoint, annotation, cut, steps=4, save_every=1))
+    assert sorted(folder.name for folder in cut.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    finetune(recipe(checkpoint, annotation, cut, steps=4, save_every=1), resume=True)
+    assert logged(cut, 4) == pytest.approx(logged(whole, 4), abs=1e-6)
+    assert not list(cut.glob(".*"))
+
+
+def test_a_broken_snapshot_is_skipped_by_name(
+    checkpoint: Path, annotation: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finetune(recipe(checkpoint, annotation, whole, steps=4, save_every=1))
+    cut.mkdir()
+    shutil.copytree(whole / "checkpoint-3", cut / "checkpoint-3")
+    (cut / "checkpoint-5").mkdir()
+    shutil.copytree(whole / "checkpoint-4", cut / "checkpoint-4")
+    optimizer = cut / "checkpoint-4" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-100])
+    finetune(recipe(checkpoint, annotation, cut, steps=4, save_every=1), resume=True)
+    assert caplog.messages[0].splitlines() == [
+        f"{cut}/checkpoint-5 is skipped: trained.pt is missing",
+        f"{cut}/checkpoint-4 is skipped: optimizer.pt is cut off",
+        f"resuming from {cut}/checkpoint-3",
+    ]
+    assert logged(cut, 4) == pytest.approx(logged(whole, 4), abs=1e-6)
+
+
+def test_broken_snapshots_alone_cannot_be_resumed(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    with pytest.raises(ConfigError, match=r"checkpoint-1 is skipped: trained.pt is missing\n.*no snapshot to resume"):
+        finetune(recipe(checkpoint, annotation, tmp_path), resume=True)
 
 
 def test_bf16_gives_a_finite_loss(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: %(prog)s --cfg-path stage1.yaml --options run.lr=1e-5 run.steps=2000"
     parser.add_argument("--cfg-path", required=True, metavar="FILE", help="the recipe")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="settings to override")
-    parser.add_argument("--resume", action="store_true", help="go on from the latest snapshot in run.out")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole snapshot in run.out")
     parser.set_defaults(run=_run)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ import torch
 import transformers
 from accelerate import PartialState
 from transformers.integrations import is_tensorboard_available
-from transformers.trainer_utils import get_last_checkpoint
 
 from salmonrun.runtime.errors import ConfigError, MissingExtraError
 from salmonrun.runtime.schema import to_dict
@@ -24,6 +24,7 @@ from salmonrun.training.finetuning.objective import TrainedModel
 from salmonrun.training.finetuning.parts import choose_parts
 from salmonrun.training.finetuning.qlora import hold_in_4_bits
 from salmonrun.training.finetuning.recipe import Recipe
+from salmonrun.training.finetuning.snapshots import PARTIAL, last_snapshot, newest_whole
 from salmonrun.training.finetuning.trainer import MeasureLast, RecipeTrainer, load_trained
 from salmonrun.training.finetuning.validation import GREATER_IS_BETTER, Validation
 from salmonrun.training.model.config import SOURCED
@@ -49,7 +50,7 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
 
     Args:
         recipe: the run.
-        resume: go on from the latest snapshot in `run.out`, to the same losses as without the interruption.
+        resume: go on from the latest whole snapshot in `run.out`, to the same losses as without the interruption.
 
     Raises:
         CheckpointError: the checkpoint or the data cannot be used.
@@ -60,9 +61,11 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
     for folder in (final, best):
         if folder.exists():  # now, and not after hours of training
             raise ConfigError(f"{folder} exists; choose another run.out or remove it")
-    _check_snapshots(recipe, resume)
+    snapshot, skipped = _check_snapshots(recipe, resume)
     transformers.set_seed(run.seed)
     arguments = _arguments(recipe)
+    if skipped and arguments.process_index == 0:
+        _log.warning("\n".join([*skipped, f"resuming from {snapshot}"]))
     model = _model(recipe, arguments.device)
     dataset = _dataset(recipe, recipe.data.train, model, arguments, recipe.augment)
     valid = _dataset(recipe, recipe.data.valid, model, arguments) if recipe.data.valid else None
@@ -76,7 +79,7 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
         eval_dataset=valid,
         callbacks=[MeasureLast()],
     )
-    trainer.train(resume_from_checkpoint=resume or None)
+    trainer.train(resume_from_checkpoint=str(snapshot) if snapshot else None)
     if trainer.is_world_process_zero():
         if trainer.is_fsdp_enabled:  # this process holds a shard of it
             wrapped = TrainedModel(_model(recipe, torch.device("cpu")), run)
@@ -94,10 +97,13 @@ def _save(wrapped: TrainedModel, snapshot: str | Path, recipe: Recipe, folder: P
     save(wrapped.model, folder, start.tokenizer_file, getattr(torch, recipe.run.save_dtype), frozen)
 
 
-def _check_snapshots(recipe: Recipe, resume: bool) -> None:
-    """Resuming goes on with the same run, and no other run's snapshots lie in the folder."""
+def _check_snapshots(recipe: Recipe, resume: bool) -> tuple[Path | None, list[str]]:
+    """Resuming goes on with the same run, and no other run's snapshots lie in the folder.
+
+    Returns the snapshot to go on from, and what is to be said of those that are skipped.
+    """
     out = Path(recipe.run.out)
-    last = get_last_checkpoint(out) if out.is_dir() else None
+    last = last_snapshot(out)
     if last and not resume:
         raise ConfigError(f"{last} is there already: go on with --resume, choose another run.out, or remove it")
     if resume and not last:
@@ -107,9 +113,12 @@ def _check_snapshots(recipe: Recipe, resume: bool) -> None:
         old, new = json.loads(file.read_text()), _same_losses(recipe)
         changed = [f"{key}: {old.get(key)} is now {new[key]}" for key in new if old.get(key) != new[key]]
         raise ConfigError(f"{out} was begun with other settings, so resuming would not give its losses: {changed[0]}")
-    if not resume:
-        out.mkdir(parents=True, exist_ok=True)
-        file.write_text(described)
+    shutil.rmtree(out / PARTIAL, ignore_errors=True)  # of a run that was killed while it wrote one
+    if resume:
+        return newest_whole(out)
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(described)
+    return None, []
 
 
 def _same_losses(recipe: Recipe) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import rotate_checkpoints
 
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.data.dataset import BucketSampler, collate_examples
 from salmonrun.training.finetuning.optimizer import make_optimizer, make_scheduler
 from salmonrun.training.finetuning.recipe import Recipe
+from salmonrun.training.finetuning.snapshots import NORMS_FILE, PARTIAL, STATE_FILE, TRAINED_FILE, publish
 from salmonrun.training.finetuning.validation import Validation
-
-TRAINED_FILE, NORMS_FILE = "trained.pt", "gradient_norms.json"
 
 
 class RecipeTrainer(transformers.Trainer):
@@ -36,6 +36,7 @@ class RecipeTrainer(transformers.Trainer):
         self._validation = validation
         self._loss_terms: defaultdict[str, list[Tensor]] = defaultdict(list)  # since the last log
         self._norms: list[float] = []  # of all steps so far, for clipping by a percentile
+        self._saving = False
         self.model_accepts_loss_kwargs = True  # forward divides by the tokens of all accumulated batches
 
     # Trainer makes these once the model is where it will be trained.
@@ -107,7 +108,26 @@ class RecipeTrainer(transformers.Trainer):
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
         return norm
 
-    # Trainer's two hooks for what a snapshot holds.
+    # Trainer's hooks for where a snapshot is written and what it holds.
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write it beside its place and rename it: a run that is killed meanwhile leaves no half of one."""
+        out, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        self._saving = True
+        super()._save_checkpoint(model, trial)
+        self._saving = False
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(out / name)
+        self.accelerator.wait_for_everyone()  # each process has a file of its own in it
+        if self.args.should_save:
+            self.state.save_to_json(str(out / PARTIAL / name / STATE_FILE))
+            publish(out / PARTIAL / name, out / name)
+            kept = self.state.best_model_checkpoint
+            rotate_checkpoints(str(out), self.args.save_total_limit, best_model_checkpoint=kept, use_mtime=True)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        out = super()._get_output_dir(trial)
+        return str(Path(out) / PARTIAL) if self._saving else out
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
