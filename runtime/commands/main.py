@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from salmonrun import __version__
 from salmonrun.runtime.errors import MissingExtraError, SalmonrunError
+from salmonrun.version import __version__
 
 TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 
