@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from salmonrun.runtime import __version__
+from salmonrun.runtime.onnx_runtime import onnxruntime
 from salmonrun.runtime.report import peak_resident_bytes, resident_bytes
 from salmonrun.runtime.session import usable_cores
 
