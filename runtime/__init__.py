@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
-from salmonrun import __version__ as __version__
+from salmonrun.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from salmonrun.runtime.audio import Audio as Audio

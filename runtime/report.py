@@ -5,9 +5,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnxruntime
-
 from salmonrun.runtime.model import Model
+from salmonrun.runtime.onnx_runtime import onnxruntime
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.errors import BundleError, DeviceError
 from salmonrun.runtime.manifest import GraphSpec
+from salmonrun.runtime.onnx_runtime import onnxruntime
 
 Device = Literal["cpu", "cuda"]
 F32 = npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ def _cuda_advice() -> str:
     if "onnxruntime-gpu" in installed and "onnxruntime" in installed:
         return (
             "both onnxruntime and onnxruntime-gpu are installed and overwrite each other: "
-            "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
+            "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'salmonrun[cuda]'"
         )
     return "pip uninstall onnxruntime, then pip install 'salmonrun[cuda]'"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-import onnxruntime
 
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
 from salmonrun.runtime.errors import AudioError, ConfigError, MissingExtraError
+from salmonrun.runtime.onnx_runtime import onnxruntime
 from salmonrun.runtime.session import session_options
 
 VAD_HOP = 512  # samples at 16 kHz (32 ms) of one decision

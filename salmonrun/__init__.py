@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from salmonrun.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from salmonrun.runtime import *  # noqa: F403

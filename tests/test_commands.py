@@ -19,6 +19,10 @@ COMMANDS = {command.name: command for group in GROUPS.values() for command in gr
 EXTRAS = ("torch", "transformers", "onnx", "peft", "safetensors", "onnxruntime", "jiwer", "whisper_normalizer", "yaml")
 ROOT = Path(__file__).parents[1]
 
+NO_ONNX_RUNTIME = (
+    "ONNX Runtime is not installed: pip install 'salmonrun[cpu]', or on an NVIDIA GPU 'salmonrun[cuda]', never both"
+)
+
 # Importing one of them now raises ModuleNotFoundError, as if it were not installed.
 WITHOUT = """
 import sys
@@ -106,16 +110,31 @@ def test_the_engine_needs_no_pytorch_to_start() -> None:
         ("torch", ["baseline", "checkpoint", "--threads", "1"], "salmonrun baseline needs PyTorch"),
         ("jiwer", ["evaluate", "model", "test.json", "--out", "a"], "salmonrun evaluate needs jiwer"),
         ("onnx", ["export", "checkpoint", "bundle"], "salmonrun export needs onnx"),
-        ("onnxruntime", ["check", "bundle"], "salmonrun check needs ONNX Runtime"),
+        ("onnxruntime", ["synthesize", "data"], "salmonrun synthesize needs ONNX Runtime"),
+        ("tokenizers", ["check", "bundle"], "salmonrun check needs tokenizers"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_missing_extra_is_named_in_a_line(missing: str, argv: list[str], message: str) -> None:
-    extra = COMMANDS[argv[0]].extra
-    package = f"'salmonrun[{extra}]'" if extra else "salmonrun"
+    extra = COMMANDS[argv[0]].extra or "cpu"
     done = without((missing,), *argv)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"error: {message}, which is not installed: pip install {package}\n"
+    assert done.stderr == f"error: {message}, which is not installed: pip install 'salmonrun[{extra}]'\n"
+
+
+@pytest.mark.parametrize("argv", [["check", "b"], ["transcribe", "b", "a.wav"], ["stream", "b", "-"]], ids=" ".join)
+def test_the_base_install_says_which_onnx_runtime_to_install(argv: list[str]) -> None:
+    done = without(("onnxruntime",), *argv)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {NO_ONNX_RUNTIME}\n")
+
+
+@pytest.mark.parametrize(
+    "statement", ["from salmonrun import Engine", "import salmonrun.runtime.session", "import salmonrun.runtime.vad"]
+)
+def test_an_app_is_told_which_onnx_runtime_to_install(statement: str) -> None:
+    done = python("-c", f"import sys; sys.modules['onnxruntime'] = None; {statement}")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"salmonrun.runtime.errors.MissingExtraError: {NO_ONNX_RUNTIME}"
 
 
 def test_a_module_of_ours_that_is_missing_is_no_matter_of_extras() -> None:

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from salmonrun import __version__
 from salmonrun.runtime.errors import ConfigError, MissingExtraError, SalmonrunError
+from salmonrun.version import __version__
 
 TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+ENGINE_EXTRA = "cpu"  # what a command needs that names no other
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ def _run(command: Command, prog: str, argv: Sequence[str]) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "salmonrun"):
             raise
-        package = f"'salmonrun[{command.extra}]'" if command.extra else "salmonrun"
         raise MissingExtraError(
-            f"{prog} needs {TITLES.get(missing, missing)}, which is not installed: pip install {package}"
+            f"{prog} needs {TITLES.get(missing, missing)}, which is not installed: "
+            f"pip install 'salmonrun[{command.extra or ENGINE_EXTRA}]'"
         ) from error
 
 

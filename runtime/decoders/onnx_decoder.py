@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 
 from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.bundle import Bundle
@@ -14,6 +13,7 @@ from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_
 from salmonrun.runtime.decoders.kv_cache import KVCache, KVPool, Slot
 from salmonrun.runtime.errors import CapacityError
 from salmonrun.runtime.manifest import EmbeddingSpec
+from salmonrun.runtime.onnx_runtime import onnxruntime
 from salmonrun.runtime.session import Device, Graph, load_graph
 
 # Rows between two that take a step which may take it with them, for nothing: an idle row costs less than another run.

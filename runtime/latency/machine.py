@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from salmonrun.runtime import __version__
 from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.errors import DeviceError
+from salmonrun.runtime.onnx_runtime import onnxruntime
 from salmonrun.runtime.report import peak_resident_bytes, resident_bytes
 
 

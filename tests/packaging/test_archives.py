@@ -7,9 +7,12 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
+
+from salmonrun.version import __version__
 
 pytest.importorskip("build")
 ROOT = Path(__file__).parents[2]
@@ -76,6 +79,14 @@ def test_the_wheel_is_the_package_and_nothing_else(wheel: dict[str, bytes]) -> N
 def test_the_wheel_brings_the_command(wheel: dict[str, bytes]) -> None:
     (points,) = (content for name, content in wheel.items() if name.endswith("/entry_points.txt"))
     assert points.decode().split("\n")[:2] == ["[console_scripts]", "salmonrun = salmonrun.__main__:main"]
+
+
+def test_the_wheel_says_what_it_is(wheel: dict[str, bytes]) -> None:
+    (stored,) = (content for name, content in wheel.items() if name.endswith(".dist-info/METADATA"))
+    metadata = BytesParser().parsebytes(stored)
+    assert metadata["Version"] == __version__
+    assert (metadata["Author"], metadata["License-Expression"]) == ("salmonrun contributors", "Apache-2.0")
+    assert "Operating System :: POSIX :: Linux" in metadata.get_all("Classifier", [])
 
 
 def test_the_sdist_holds_what_its_tests_need(sdist: dict[str, bytes]) -> None:

@@ -75,11 +75,15 @@ def interpreter(version: str) -> str:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_base_install_runs_a_bundle(
+def test_the_extra_cpu_runs_a_bundle(
     version: str, environment: Callable[[str], Environment], wheel: Path, demo_bundle: Path
 ) -> None:
     fresh = environment(interpreter(version))
     fresh.pip("install", wheel)
+    bare = fresh.run("salmonrun", "check", demo_bundle)
+    assert (bare.returncode, bare.stdout) == (1, "")
+    assert bare.stderr.startswith("error: ONNX Runtime is not installed: pip install 'salmonrun[cpu]'")
+    fresh.pip("install", f"{wheel}[cpu]")
     fresh.pip("check")
     installed = {package["name"] for package in json.loads(fresh.pip("list", "--format", "json"))}
     assert installed.isdisjoint({"torch", "transformers", "onnx", "safetensors"})
