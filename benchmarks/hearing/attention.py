@@ -144,7 +144,7 @@ def utterances(pcm: F32, vad: Vad) -> Spans:
         if start is None:
             start = at - VAD_HOP * len(endpointer.take_kept())
         if endpointer.over(at + VAD_HOP - start, said=True):
-            end = at + VAD_HOP - max(0, endpointer.silent - endpointer.margin)
+            end = at + VAD_HOP - max(0, endpointer.silent - endpointer.behind)
             for kept in range(end, at + VAD_HOP, VAD_HOP):
                 endpointer.keep(pcm[kept : kept + VAD_HOP])
             found.append((start, end))

@@ -356,5 +356,5 @@ def test_real_voice_detection_opens_with_each_stream(streaming_engine: Engine) -
     assert outcomes[0] == outcomes[1]
     (segment,) = outcomes[0][2]
     assert 7000 <= segment.start_sample <= 9000  # half a second of margin
-    assert 38_000 <= segment.end_sample <= 43_000
+    assert 35_000 <= segment.end_sample <= 37_000  # 0.2 s, half a pause, behind what the detector hears to its end
     assert load_vad("energy").name == "energy"
