@@ -84,10 +84,16 @@ def test_any_digit_of_the_manifests_own_hash(spare: Path) -> None:
 # Manifests that must not be followed
 
 
-@pytest.mark.parametrize("folder", ["gone", "file"])
-def test_not_a_folder(tmp_path: Path, folder: str) -> None:
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("gone", "gone does not exist; make one with salmonrun export"),
+        ("file", "file is a file; expected the folder that salmonrun export has made"),
+    ],
+)
+def test_not_a_folder(tmp_path: Path, folder: str, message: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(BundleError, match=rf"{folder} is not a folder; make one with salmonrun export"):
+    with pytest.raises(BundleError, match=message):
         open_bundle(tmp_path / folder)
 
 

@@ -445,7 +445,6 @@ def test_the_pace_is_asked_for(
         yield from pieces
 
     monkeypatch.setattr(command, "at_own_speed", fake)
-    run(capsys, monkeypatch, talkative, speech, *OPTIONS)
-    assert paced == []
-    run(capsys, monkeypatch, talkative, speech, "--pace", "realtime", *OPTIONS)
-    assert paced == [16000]
+    for pace, expected in ((), []), (("--pace", "realtime"), [16000]):
+        run(capsys, monkeypatch, talkative, speech, *pace, *OPTIONS)
+        assert paced == expected

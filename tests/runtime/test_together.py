@@ -76,7 +76,7 @@ def test_everything_at_once(streaming_engine: Engine, monkeypatch: pytest.Monkey
 
     def count(chunks: Sequence[Chunk[Any]]) -> None:
         rounds.append(len(chunks))
-        time.sleep(0.003)  # else these models are done before they meet
+        time.sleep(0.01)  # else these models are done before they meet
 
     before_rounds(monkeypatch, streaming_engine, count)
     alone = [ask(streaming_engine) for ask in requests]
@@ -91,6 +91,6 @@ def test_everything_at_once(streaming_engine: Engine, monkeypatch: pytest.Monkey
     with ThreadPoolExecutor(THREADS) as pool:
         together = list(pool.map(run, range(THREADS)))
     assert [together[i % THREADS][i // THREADS] for i in range(len(requests))] == alone
-    assert len(rounds) < apart / 2
+    assert len(rounds) < 0.8 * apart  # the less, the fewer wait for an encoder meanwhile
     decoder: Any = streaming_engine.model.decoder
     assert decoder._pool.caches == []

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
+from salmonrun.runtime.audio_file import open_audio_file
 from salmonrun.runtime.config import AudioConfig, PromptConfig
+from salmonrun.runtime.errors import AudioError
 from salmonrun.training.tensors import read_json
 
 GAP_S = 0.1  # silence in front of each appended recording, as published
@@ -111,19 +111,19 @@ def part_usable(
 def check_recordings(entry: Entry, audio: AudioConfig) -> str:
     """Why `load_audio` would refuse the recordings of an entry; empty if it takes them. Reads headers, not samples.
 
-    Any sample rate is resampled and a short recording is padded, so neither is a reason.
+    Sample rates that audio has are resampled and a short recording is padded, so neither is a reason.
     """
     seconds = GAP_S * len(entry.appended)
     for path in entry.recordings:
         if not os.path.isfile(path):  # unlike Path's, it takes names that no file system has
             return f"{path} does not exist"
         try:
-            header = soundfile.info(path)
-        except (soundfile.SoundFileError, TypeError) as error:  # TypeError: .raw, which has no header
+            file = open_audio_file(path)
+        except AudioError as error:
             return f"{path} cannot be read as audio ({error})"
-        if not header.frames:
+        if not file.frames:
             return f"{path} is empty"
-        seconds += header.frames / header.samplerate
+        seconds += file.frames / file.rate
     if seconds > audio.max_s + 1e-3:  # the tolerance of load_audio
         return f"{seconds:.1f} s of audio; the model hears {audio.max_s:g} s"
     return ""
