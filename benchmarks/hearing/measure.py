@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.hearing import people, report
+from benchmarks.hearing import page, people
 from benchmarks.hearing.attention import Heard, attention
 from benchmarks.hearing.scenes import Scene, scenes
 from benchmarks.hearing.scores import score
@@ -76,9 +76,9 @@ def demo_bundle(root: Path) -> Path:
     return bundle
 
 
-def understand(engine: Engine, wanted: list[Scene]) -> report.Table:
+def understand(engine: Engine, wanted: list[Scene]) -> page.Table:
     """Every scene in every way."""
-    scores: report.Table = {scene.name: {} for scene in wanted}
+    scores: page.Table = {scene.name: {} for scene in wanted}
     pairs = [(scene, way) for scene in wanted for way in ways(engine)]
     with tqdm(pairs, desc="scenes") as bar:
         for scene, way in bar:
@@ -87,18 +87,18 @@ def understand(engine: Engine, wanted: list[Scene]) -> report.Table:
     return scores
 
 
-def finish(understood: report.Table, heard: dict[str, dict[str, Heard]], root: Path, docs: Path | None) -> None:
+def finish(understood: page.Table, heard: dict[str, dict[str, Heard]], root: Path, docs: Path | None) -> None:
     """Write what was found."""
-    tables = {"hearing-words": report.understanding(understood)}
+    tables = {"hearing-words": page.understanding(understood)}
     if heard:
-        tables["hearing-people"] = report.attention(heard)
+        tables["hearing-people"] = page.attention(heard)
     print("\n\n".join(tables.values()))
     words = {scene: {way: asdict(score) for way, score in row.items()} for scene, row in understood.items()}
     people_heard = {name: {way: asdict(counts) for way, counts in row.items()} for name, row in heard.items()}
     (root / "hearing.json").write_text(json.dumps({"words": words, "people": people_heard}, indent=1) + "\n")
     if docs:
-        page = docs / "performance.md"
-        page.write_text(replace_marked(page.read_text(), tables))
+        path = docs / "performance.md"
+        path.write_text(replace_marked(path.read_text(), tables))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,7 @@ def understanding(scores: Table) -> str:
     """Scenes down, ways across, and the delays of streams below."""
     ways = list(dict.fromkeys(way for row in scores.values() for way in row))
     rows = [[scene, *(_score(row[way]) for way in ways)] for scene, row in scores.items()]
-    for label, field in (
-        ("first text after the beginning", "first_text_s"),
-        ("final text after the end", "final_text_s"),
-    ):
+    for label, field in DELAYS.items():
         delays = [[delay for row in scores.values() for delay in getattr(row[way], field)] for way in ways]
         rows.append([f"{label}, median / 95 %", *map(_seconds, delays)])
     return table(["words wrong", *ways], rows)
