@@ -13,7 +13,7 @@ from salmonrun.runtime.latency.config import LatencyConfig
 from salmonrun.runtime.latency.recording import Recording, wav
 from salmonrun.runtime.latency.request import answer, generation
 from salmonrun.runtime.latency.sampling import Case, Measured, Sample
-from salmonrun.runtime.latency.stream import HEARD, hear
+from salmonrun.runtime.latency.stream import HEARD, run_stream
 
 STAGGER_S = 0.25  # between the starts of streams: they are not opened in step
 METRICS = {"streams": HEARD, "requests": ("ttft", "tpot", "total")}  # on which limits can be set
@@ -27,7 +27,7 @@ DEFINITION = (
 
 def cases(engine: Engine, config: LatencyConfig, recording: Recording) -> list[Case]:
     """One for each number of clients."""
-    run = hear if config.load_of == "streams" else _requests
+    run = run_stream if config.load_of == "streams" else _requests
     headline = "final" if config.load_of == "streams" else "total"
     return [
         Case(

@@ -12,7 +12,7 @@ from salmonrun.runtime.latency.sampling import Case, Sample
 from salmonrun.runtime.streaming.config import StreamConfig
 
 PIECE = SAMPLE_RATE // 10  # pushed at once
-HEARD = ("first_partial", "update", "lag", "final", "updates", "rtf")  # of a stream alone: see `hear`
+HEARD = ("first_partial", "update", "lag", "final", "updates", "rtf")  # of a stream alone: see `run_stream`
 METRICS = (*HEARD, "at_once")
 DEFINITION = (
     "Speech in pieces of 100 ms, {pace}, with the stream's defaults. first_partial: from where speech begins in it to "
@@ -44,12 +44,12 @@ def _parts(seconds: float, recording: Recording) -> Iterator[F32]:
 
 def _run(engine: Engine, config: LatencyConfig, pcm: F32) -> Sample:
     answer = GenerationConfig(max_new_tokens=config.tokens)
-    sample = hear(engine, config, pcm)
+    sample = run_stream(engine, config, pcm)
     whole = engine.generate(pcm, task=config.task, prompt=config.prompt, config=answer, sample_rate=SAMPLE_RATE)
     return {**sample, "at_once": [whole.timings.total_s]}
 
 
-def hear(engine: Engine, config: LatencyConfig, pcm: F32) -> Sample:
+def run_stream(engine: Engine, config: LatencyConfig, pcm: F32) -> Sample:
     """One utterance through a stream of its own."""
     answer = GenerationConfig(max_new_tokens=config.tokens)
     sample: Sample = {"first_partial": [], "update": [], "lag": []}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "transformers", "peft", "onnx", "safetensors")
+HEAVY = ("torch", "transformers", "peft", "onnx", "safetensors", "triton", "fastapi", "uvicorn", "gradio", "ray")
 ROOT = Path(__file__).parents[2]
 
 

@@ -56,7 +56,7 @@ def test_throughput_of_streams(monkeypatch: pytest.MonkeyPatch, streaming_engine
             clock.advance(0.5)
         return {"final": [float(len(heard))], "lag": []}
 
-    monkeypatch.setattr(load, "hear", hear)
+    monkeypatch.setattr(load, "run_stream", hear)
     sample = load.cases(streaming_engine, STREAMS, hiss())[1].run()
     assert sample["audio_per_s"] == [9.0 / 1.5]
     assert sorted(sample["final"]) == [1.0, 2.0, 3.0]
@@ -83,7 +83,7 @@ def test_a_client_that_fails_is_not_lost(monkeypatch: pytest.MonkeyPatch, stream
             raise RuntimeError("no more")
         return {"final": [1.0]}
 
-    monkeypatch.setattr(load, "hear", hear)
+    monkeypatch.setattr(load, "run_stream", hear)
     with pytest.raises(RuntimeError, match="no more"):
         load.cases(streaming_engine, STREAMS, hiss())[1].run()
 

@@ -55,7 +55,7 @@ def test_each_repetition_hears_another_part(
     monkeypatch: pytest.MonkeyPatch, script: Callable[..., None], streaming_engine: Engine
 ) -> None:
     heard = []
-    monkeypatch.setattr(stream, "hear", lambda engine, config, pcm: heard.append(pcm) or {})
+    monkeypatch.setattr(stream, "run_stream", lambda engine, config, pcm: heard.append(pcm) or {})
     (case,) = stream.cases(streaming_engine, CONFIG, hiss(8.0))
     for _ in range(3):
         case.run()
@@ -72,7 +72,7 @@ def test_a_machine_without_work_keeps_real_time(
     clock = fake_time(monkeypatch)
     begun = clock.now
     pcm = np.concatenate([0.001 * noise(0.3), noise(2.7)])
-    sample = stream.hear(streaming_engine, replace(CONFIG, block_s=0.32, paced=True), pcm)
+    sample = stream.run_stream(streaming_engine, replace(CONFIG, block_s=0.32, paced=True), pcm)
     pushed = [-(-samples // stream.PIECE) * 0.1 for samples in due(0.32, 3.0)]
     assert clock.now - begun == pytest.approx(3.0)
     assert sample["update"] == [0.0] * 4
@@ -89,7 +89,7 @@ def test_work_shows(
     script(0, 1000)
     clock, engine = fake_time(monkeypatch), own(streaming_engine)
     slow_down(engine, "prefill", 0.25, sleep=clock.advance)
-    sample = stream.hear(engine, replace(CONFIG, block_s=0.32, paced=paced), noise(3.0))
+    sample = stream.run_stream(engine, replace(CONFIG, block_s=0.32, paced=paced), noise(3.0))
     assert sample["update"] == [0.25] * 4
     assert sample["final"] == [0.25]
     assert sample["rtf"] == pytest.approx([5 * 0.25 / 3.0])
@@ -103,7 +103,7 @@ def test_who_is_too_slow_lags_behind(
     script(0, 1000)
     clock, engine = fake_time(monkeypatch), own(streaming_engine)
     slow_down(engine, "prefill", 1.0, sleep=clock.advance)
-    sample = stream.hear(engine, replace(CONFIG, block_s=0.64, paced=True), noise(3.0))
+    sample = stream.run_stream(engine, replace(CONFIG, block_s=0.64, paced=True), noise(3.0))
     assert sample["lag"] == sorted(sample["lag"])
     assert sample["lag"][-1] > 1.0
 
