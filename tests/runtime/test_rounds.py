@@ -321,16 +321,23 @@ def test_cancelled_before_a_round(at: int, beams: int) -> None:
 
 
 def test_cancelling_some_leaves_the_others() -> None:
-    decoder = Slow(random_logits(VOCAB, 2))
-    rounds, cancel = Rounds(decoder), threading.Event()
-    long = replace(PLAIN, max_new_tokens=50)
-    with decoder.open(2, LONGEST) as (first, second), ThreadPoolExecutor(2) as pool:
-        kept = pool.submit(rounds.run, [decode(Chunk(first, [1]), long, NO_STOP)])
-        stopped = pool.submit(rounds.run, [decode(Chunk(second, [2]), long, NO_STOP)], cancel)
-        time.sleep(0.01)
-        cancel.set()
-        assert stopped.result(10)[0].finish_reason == "cancelled"
-        assert len(kept.result(10)[0].tokens) == 50
+    cancel = threading.Event()
+
+    class Cancelling(FakeDecoder):
+        def forward(self, chunks: Sequence[Chunk[Slot]]) -> list[F32]:
+            if len(self.rounds) == 20:
+                cancel.set()
+            return super().forward(chunks)
+
+    decoder = Cancelling(random_logits(VOCAB, 2))
+    rounds, long = Rounds(decoder), replace(PLAIN, max_new_tokens=50)
+    with decoder.open(2, LONGEST) as (first, second):
+        kept = rounds.tokens(decode(Chunk(first, [1]), long, NO_STOP))
+        next(kept)
+        (stopped,) = rounds.run([decode(Chunk(second, [2]), long, NO_STOP)], cancel)
+        assert stopped.finish_reason == "cancelled"
+        assert 0 < len(stopped.tokens) <= 20
+        assert len(list(kept)) == 49
 
 
 def test_token_times_ascend_and_follow_the_prompt() -> None:
