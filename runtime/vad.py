@@ -23,7 +23,7 @@ SILERO_ON = 0.5  # speech starts at this probability
 SILERO_OFF = 0.35  # and ends below this one
 # Measured (docs/performance.md, "Who is heard"): a state that has heard half a minute of sounds is deaf to people, one
 # that has heard less than a second takes sounds for people.
-SILERO_TURN = 125  # hops (4 s) after which the elder of two states is forgotten
+SILERO_TURN = 188  # hops (6 s) after which the elder of two states is forgotten
 SILERO_SURE = (
     5,
     8,
@@ -121,7 +121,7 @@ class SileroDetector:
 
     Trained on speech in many languages; noise, tones and music are not speech to it. But they fill its state: after a
     minute of them people are heard seconds late, or not at all. So two states hear the stream. The elder decides; every
-    SILERO_TURN hops it is forgotten, the other takes its place and a new one begins. What decides has heard 4 to 8 s.
+    SILERO_TURN hops it is forgotten, the other takes its place and a new one begins. What decides has heard 6 to 12 s.
 
     It needs 0.2 to 0.5 s of a voice to be sure, and it lets go in pauses of 100 ms or so: who cuts at its decisions
     should keep some audio before the first hop of speech and wait for a longer pause.

