@@ -95,8 +95,8 @@ def _tokens(outcomes: Sequence[Outcome]) -> Json:
     if len(lines) > tables.SHOWN:
         print(f"... and {len(lines) - tables.SHOWN} more")
     print(
-        f"{summary['answers']} answers, {summary['differ']} differ ({summary['near_ties']} of them near-ties), "
-        f"{summary['errors']} are errors in both"
+        f"{summary['answers']} answers, {summary['differ']} differ ({summary['near_ties']} of them near-ties, "
+        f"{summary['other_audio']} about other parts of a recording), {summary['errors']} are errors in both"
     )
     cases = [
         {

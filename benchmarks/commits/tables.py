@@ -35,6 +35,7 @@ def tokens_summary(outcomes: Sequence[Outcome]) -> Json:
         "answers": sum(outcome.answers for outcome in outcomes),
         "differ": len(found),
         "near_ties": sum(bool(difference.get("near_tie")) for difference in found),
+        "other_audio": sum(difference["field"] == "windows" for difference in found),
         "errors": sum(outcome.errors for outcome in outcomes),
     }
 

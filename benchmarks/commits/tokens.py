@@ -107,19 +107,28 @@ def stop_string(text: str) -> str:
 
 
 def differences(base: list[Json], new: list[Json]) -> list[tuple[int, Json]]:
-    """Answer -> what differs first: a token, or else a field."""
+    """Answer -> what differs first: the audio it is about, a token, or else a field."""
     missing: Json = {}
     pairs = enumerate(zip_longest(base, new, fillvalue=missing))
     return [(index, _difference(one, other)) for index, (one, other) in pairs if one != other]
 
 
 def _difference(one: Json, other: Json) -> Json:
-    ids, others = one.get("token_ids", []), other.get("token_ids", [])
-    for position, pair in enumerate(zip_longest(ids, others)):
-        if pair[0] != pair[1]:
-            return {"field": "token_ids", "position": position, "base": pair[0], "new": pair[1]}
+    places, others = windows(one), windows(other)
+    if places and others and places != others:  # of other audio, other tokens are expected
+        return {"field": "windows", "position": None, "base": places, "new": others}
+    tokens = zip_longest(one.get("token_ids", []), other.get("token_ids", []))
+    for position, (token, instead) in enumerate(tokens):
+        if token != instead:
+            return {"field": "token_ids", "position": position, "base": token, "new": instead}
     name = next(key for key in [*one, *other] if one.get(key) != other.get(key))
     return {"field": name, "position": None, "base": one.get(name), "new": other.get(name)}
+
+
+def windows(answer: Json) -> list[list[int]]:
+    """The samples that a segment, or each segment of a stream, was heard in; none of what was asked about a whole."""
+    parts = [answer] if "window" in answer else answer.get("segments", [])
+    return [part["window"] for part in parts]
 
 
 def _margin(workers: dict[str, Worker], outcome: Outcome, index: int, position: int | None) -> Json:

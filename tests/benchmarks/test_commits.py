@@ -133,6 +133,13 @@ def answer(*token_ids: int, **changes: Any) -> Json:
         (answer(1), answer(1, text="b"), ("text", None, "a", "b")),
         (answer(1), answer(1, pieces=["a"]), ("pieces", None, None, ["a"])),
         (answer(1), {"error": "ValueError: no"}, ("token_ids", 0, 1, None)),
+        (answer(1, window=[0, 9]), answer(2, window=[0, 8]), ("windows", None, [[0, 9]], [[0, 8]])),
+        (answer(1, window=[0, 9]), answer(2, window=[0, 9]), ("token_ids", 0, 1, 2)),
+        (
+            answer(1, segments=[{"window": [0, 9]}]),
+            answer(2, segments=[{"window": [0, 5]}, {"window": [5, 9]}]),
+            ("windows", None, [[0, 9]], [[0, 5], [5, 9]]),
+        ),
         ({"updates": [["a", "b"]]}, {"updates": [["a", "c"]]}, ("updates", None, [["a", "b"]], [["a", "c"]])),
     ],
 )
@@ -192,7 +199,7 @@ def test_errors_in_both_are_equal_and_counted() -> None:
     same = [{"error": "no"}]
     assert differences(same, same) == []
     outcome = Outcome(MODELS["tiny"], case, {}, same, same)
-    assert tokens_summary([outcome]) == {"answers": 1, "differ": 0, "near_ties": 0, "errors": 1}
+    assert tokens_summary([outcome]) == {"answers": 1, "differ": 0, "near_ties": 0, "other_audio": 0, "errors": 1}
     assert differences_list([outcome]) == []
 
 
