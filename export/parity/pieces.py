@@ -15,6 +15,8 @@ from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.decoder import DecoderReport
+from salmonrun.runtime.decoders.kv_cache import Rows
+from salmonrun.runtime.decoders.onnx_decoder import named_buffers
 from salmonrun.runtime.session import session_options
 
 PIECE_BYTES = 2**30  # of weights; ONNX Runtime packs them anew, so that a session takes twice that while it is made
@@ -86,9 +88,9 @@ class PiecewiseGraph:
         self._pieces = pieces
         self._progress = progress
 
-    def run(self, inputs: dict[str, Array], buffers: dict[str, Array], logits: F32) -> None:
+    def run(self, inputs: dict[str, Array], rows: Rows, logits: F32) -> None:
         """What one piece gives, those behind it take."""
-        values = {**inputs, **buffers}
+        values = {**inputs, **named_buffers(rows)}
         for piece in self._pieces:
             values |= self._run_piece(piece, values)
             self._progress(piece.size)

@@ -18,6 +18,14 @@ SMALLEST = 256  # positions of a row
 _names = itertools.count()
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Neighbouring rows of a cache: one object for as long as the cache lives, for others to keep things by."""
+
+    keys: list[Array]  # of each layer [rows, kv_heads, capacity, head_dim]
+    values: list[Array]
+
+
 class KVCache:
     """Keys and values of `rows` sequences, each with room for `capacity` positions.
 
@@ -30,11 +38,19 @@ class KVCache:
         self.keys = [np.empty(shape, dtype) for _ in range(layers)]
         self.values = [np.empty(shape, dtype) for _ in range(layers)]
         self.rows: list[Slot | None] = [None] * rows  # whose each is
+        self._views: dict[tuple[int, int], Rows] = {}
 
     @property
     def buffers(self) -> list[Array]:
         """All keys, then all values, each [rows, kv_heads, capacity, head_dim]."""
         return [*self.keys, *self.values]
+
+    def view(self, first: int, end: int) -> Rows:
+        """The rows from `first` to before `end`."""
+        if (first, end) not in self._views:
+            parts = ([buffer[first:end] for buffer in buffers] for buffers in (self.keys, self.values))
+            self._views[first, end] = Rows(*parts)
+        return self._views[first, end]
 
     def free_run(self, count: int) -> int | None:
         """The first of so many free rows side by side; None if there are none."""

@@ -4,13 +4,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity
-from salmonrun.runtime.decoders.kv_cache import KVCache, KVPool, Slot
+from salmonrun.runtime.decoders.kv_cache import KVCache, KVPool, Rows, Slot
 from salmonrun.runtime.errors import CapacityError
 from salmonrun.runtime.manifest import EmbeddingSpec
 from salmonrun.runtime.onnx_runtime import onnxruntime
@@ -39,8 +40,8 @@ class EmbeddingTable:
 class LlmGraph(Protocol):
     """Runs the LLM's graph: see docs/bundle.md for its inputs and outputs."""
 
-    def run(self, inputs: dict[str, Array], buffers: dict[str, Array], logits: F32) -> None:
-        """Fill `logits` [B, K, V]; append to `buffers`, which are named as the past is, in place."""
+    def run(self, inputs: dict[str, Array], rows: Rows, logits: F32) -> None:
+        """Fill `logits` [B, K, V]; append to the rows in place. Runs do not overlap."""
         ...
 
     def describe(self) -> DecoderReport:
@@ -54,18 +55,24 @@ class SessionGraph:
     def __init__(self, graph: Graph, device: Device) -> None:
         self._session = graph.session
         self._device = device
+        self._bindings: WeakKeyDictionary[Rows, onnxruntime.IOBinding] = WeakKeyDictionary()
 
-    def run(self, inputs: dict[str, Array], buffers: dict[str, Array], logits: F32) -> None:
-        """Buffers are bound as inputs and outputs, so that nothing is copied."""
-        binding = self._session.io_binding()
-        for name, array in inputs.items():
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
-        for name, array in buffers.items():
+    def run(self, inputs: dict[str, Array], rows: Rows, logits: F32) -> None:
+        """Rows are bound as inputs and outputs, once, so that nothing is copied and little is done for a token."""
+        binding = self._bindings.get(rows) or self._bind(rows)
+        bound = {name: np.ascontiguousarray(array) for name, array in inputs.items()}  # a binding keeps none alive
+        for name, array in bound.items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits))
+        self._session.run_with_iobinding(binding)
+
+    def _bind(self, rows: Rows) -> onnxruntime.IOBinding:
+        binding = self._bindings[rows] = self._session.io_binding()
+        for name, array in named_buffers(rows).items():
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
             binding.bind_ortvalue_input(name, value)
             binding.bind_ortvalue_output(name.replace("past_", "present_"), value)
-        binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits))
-        self._session.run_with_iobinding(binding)
+        return binding
 
     def describe(self) -> DecoderReport:
         """What the session really uses."""
@@ -183,13 +190,15 @@ class OnnxDecoder:
             "total_sequence_length": lengths.max(),
             "logit_positions": np.arange(new - wanted, new),
         }
-        buffers = {}
-        for layer, pair in enumerate(zip(run.cache.keys, run.cache.values, strict=True)):
-            for kind, buffer in zip(("key", "value"), pair, strict=True):
-                buffers[f"past_{kind}.{layer}"] = buffer[run.first : run.end]
         logits = np.empty((len(lengths), wanted, self._spec.vocab_size), np.float32)
-        self._graph.run(inputs, buffers, logits)
+        self._graph.run(inputs, run.cache.view(run.first, run.end), logits)
         return logits
+
+
+def named_buffers(rows: Rows) -> dict[str, Array]:
+    """Keys and values by the names of the graph's inputs."""
+    keys = {f"past_key.{layer}": buffer for layer, buffer in enumerate(rows.keys)}
+    return keys | {f"past_value.{layer}": buffer for layer, buffer in enumerate(rows.values)}
 
 
 def _check_room(chunk: Chunk[Slot], added: int) -> None:

@@ -16,7 +16,7 @@ from salmonrun.runtime import Engine, GenerationConfig, StreamConfig
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import SAMPLE_RATE, load_audio
 from salmonrun.runtime.decoder import prefill, step
-from salmonrun.runtime.decoders.kv_cache import Slot
+from salmonrun.runtime.decoders.kv_cache import Rows, Slot
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder, SessionGraph
 from salmonrun.runtime.latency.recording import STORY
 from salmonrun.runtime.session import Graph, load_graph, session_options
@@ -46,12 +46,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         counts[graph.name] += 1
         return run_on(graph, past, **inputs)
 
-    def counted_run_llm(graph: SessionGraph, inputs: dict[str, Any], buffers: dict[str, Any], logits: F32) -> None:
+    def counted_run_llm(graph: SessionGraph, inputs: dict[str, Any], cache_rows: Rows, logits: F32) -> None:
         rows, positions, _ = inputs["inputs_embeds"].shape
         counts["llm"] += 1
         counts["positions"] += rows * positions
         counts["logits"] += rows * len(inputs["logit_positions"])
-        run_llm(graph, inputs, buffers, logits)
+        run_llm(graph, inputs, cache_rows, logits)
 
     def counted_copy(slot: Slot, source: Slot, length: int) -> int:
         copied = copy(slot, source, length)

@@ -15,6 +15,7 @@ import torch
 
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.decoder import Chunk
+from salmonrun.runtime.decoders.kv_cache import Rows
 from salmonrun.runtime.decoders.onnx_decoder import BRIDGED, EmbeddingTable, SessionGraph
 from salmonrun.runtime.errors import CapacityError, ClosedError
 from salmonrun.runtime.manifest import EmbeddingSpec, LlmSpec, LlmWeights, OnnxWeights
@@ -307,9 +308,9 @@ def test_nothing_is_computed_for_no_logits(base: Pair, monkeypatch: pytest.Monke
     wanted = []
     run = SessionGraph.run
 
-    def spy(self: SessionGraph, inputs: dict[str, Any], buffers: dict[str, Any], logits: F32) -> None:
+    def spy(self: SessionGraph, inputs: dict[str, Any], rows: Rows, logits: F32) -> None:
         wanted.append(inputs["logit_positions"].tolist())
-        run(self, inputs, buffers, logits)
+        run(self, inputs, rows, logits)
 
     monkeypatch.setattr(SessionGraph, "run", spy)
     ids = tokens_of(82, 9)
@@ -333,9 +334,9 @@ def test_rows_between_run_along_and_keep_what_they_have(base: Pair, places: tupl
     runs: list[int] = []
     run = SessionGraph.run
 
-    def spy(self: SessionGraph, inputs: dict[str, Any], buffers: dict[str, Any], logits: F32) -> None:
+    def spy(self: SessionGraph, inputs: dict[str, Any], rows: Rows, logits: F32) -> None:
         runs.append(len(inputs["inputs_embeds"]))
-        run(self, inputs, buffers, logits)
+        run(self, inputs, rows, logits)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SessionGraph, "run", spy)
