@@ -130,6 +130,7 @@ class PromptConfig:
     bos_token_id: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     end_symbol: str = ""  # appended to training targets; mostly the text of a stop token
+    nothing: str = ""  # what the model was trained to answer where nothing is to be transcribed; empty: it was not
 
     def __post_init__(self) -> None:
         if self.template.count("{}") != 1:
