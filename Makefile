@@ -16,12 +16,25 @@ demo: $(VENV)/.export ## export the demo checkpoint, check the bundle, let it an
 	$(BIN)/python demo/answer.py build/demo/bundle
 	$(BIN)/python demo/follow.py build/demo/bundle
 
+# The voices that are no programs: a folder of Piper voices and one of Kokoro-82M (demo/README.md says where they are from).
+PIPER := build/voices/piper
+KOKORO := build/voices/kokoro
 DEMO := build/demo-checkpoint
-demo-checkpoint: $(DEMO)/streaming/final ## train the demo checkpoint anew (about 90 minutes on two cores; needs espeak-ng and flite)
+SPEAKING := --engines espeak-ng flite piper=$(PIPER) --speed 0.15 --workers 2
+demo-checkpoint: $(DEMO)/streaming/final ## train the demo checkpoint anew (about 90 minutes on two cores; needs espeak-ng, flite, Piper and Kokoro)
 	@echo "$< is the checkpoint; make demo-quality CHECKPOINT=$< measures it"
 
 $(DEMO)/train/annotation.json: | $(VENV)/.export
-	$(BIN)/salmonrun synthesize $(DEMO)/train --speech 14000 --sounds 2500 --mixtures 2500 --speed 0.15 --workers 2
+	$(BIN)/salmonrun synthesize $(DEMO)/train --speech 12000 --sounds 2500 --mixtures 2500 --pauses 0.25 --fragments 0.1 $(SPEAKING)
+
+$(DEMO)/kokoro/annotation.json: | $(VENV)/.export
+	$(BIN)/salmonrun synthesize $(DEMO)/kokoro --speech 1200 --sounds 0 --mixtures 0 --engines kokoro=$(KOKORO) --speed 0.1 --workers 2
+
+$(DEMO)/rejected/annotation.json: | $(VENV)/.export
+	$(BIN)/salmonrun synthesize $(DEMO)/rejected --speech 0 --sounds 1200 --mixtures 0 --others 3600 --nothing '(nothing)' --seed 2 $(SPEAKING)
+
+$(DEMO)/noises/annotation.json: | $(VENV)/.export
+	$(BIN)/salmonrun synthesize $(DEMO)/noises --speech 0 --sounds 400 --mixtures 0 --seed 1 --workers 2
 
 $(DEMO)/start: | $(DEMO)/train/annotation.json
 	$(BIN)/salmonrun init $@ --preset demo --fresh --texts $(DEMO)/train/annotation.json
@@ -29,13 +42,13 @@ $(DEMO)/start: | $(DEMO)/train/annotation.json
 # A run that was cut goes on from its latest snapshot.
 FINETUNE = $(BIN)/salmonrun finetune $(if $(wildcard $(@D)/checkpoint-*),--resume) --cfg-path
 
-$(DEMO)/encoder/final: | $(DEMO)/start
+$(DEMO)/encoder/final: | $(DEMO)/start $(DEMO)/kokoro/annotation.json
 	$(FINETUNE) recipes/demo-encoder.yaml
 
-$(DEMO)/model/final: | $(DEMO)/encoder/final
+$(DEMO)/model/final: | $(DEMO)/encoder/final $(DEMO)/rejected/annotation.json
 	$(FINETUNE) recipes/demo-model.yaml
 
-$(DEMO)/streaming/final: | $(DEMO)/model/final
+$(DEMO)/streaming/final: | $(DEMO)/model/final $(DEMO)/noises/annotation.json
 	$(FINETUNE) recipes/demo-streaming.yaml
 
 CHECKPOINT := demo/checkpoint

@@ -8,7 +8,8 @@ import soundfile
 
 from salmonrun.runtime.audio import Audio, load_audio
 from salmonrun.runtime.errors import ConfigError
-from salmonrun.training.data.augment import augment_audio, mix, noise_files
+from salmonrun.training.data.acoustics import mix
+from salmonrun.training.data.augment import augment_audio, noise_files
 from salmonrun.training.data.config import Augmentation
 
 
@@ -131,3 +132,103 @@ def test_a_seed_repeats_pauses_and_the_probability_counts(audio: Audio) -> None:
 def test_impossible_pauses_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(settings))} is"):
         Augmentation(**settings)  # type: ignore[arg-type]
+
+
+# Rooms, lines, levels, speakers and sounds
+
+
+def test_a_pause_inside_parts_the_words_and_loses_none() -> None:
+    rng = np.random.default_rng(0)
+    word, quiet = rng.uniform(0.1, 0.2, 4800).astype(np.float32), np.full(1600, 1e-4, np.float32)
+    pcm = np.concatenate([word, quiet, word, quiet, word])
+    settings = Augmentation(inner_pause_p=1.0, inner_pause_s=0.5, inner_pauses=2)
+    lengths = set()
+    for seed in range(20):
+        paused = augment_audio(Audio(pcm, 16000, 1, 1.1), settings, np.random.default_rng(seed)).pcm
+        assert np.array_equal(paused[paused != 0], pcm)
+        assert 1600 <= len(paused) - len(pcm) <= 2 * 8000
+        assert np.array_equal(paused[:4800], word)
+        assert np.array_equal(paused[-4800:], word)
+        lengths.add(len(paused))
+    assert len(lengths) == 20
+    short = augment_audio(Audio(pcm, 16000, 1, 1.1), settings, np.random.default_rng(0), max_s=len(pcm) / 16000)
+    assert np.array_equal(short.pcm, pcm)
+
+
+def test_sounds_come_before_and_behind_the_recording_and_not_over_it(audio: Audio, noises: Path) -> None:
+    settings = Augmentation(noise_files=(str(noises),), around_p=1.0, around_s=0.5)
+    files = noise_files(settings)
+    places = []
+    for seed in range(20):
+        pcm = augment_audio(audio, settings, np.random.default_rng(seed), files).pcm
+        (front,) = [at for at in range(8001) if np.array_equal(pcm[at : at + 16000], audio.pcm)]
+        around = np.concatenate([pcm[:front], pcm[front + 16000 :]])
+        assert np.abs(around).max() <= np.abs(audio.pcm).max() * 1.0001
+        assert (around != 0).mean() > 0.95
+        assert len(around) <= 16000
+        places.append(front)
+    assert min(places) < 2000 < 6000 < max(places)
+    full = augment_audio(audio, settings, np.random.default_rng(0), files, max_s=1.0)
+    assert np.array_equal(full.pcm, audio.pcm)
+
+
+def test_noise_comes_to_the_tasks_that_are_named(audio: Audio, noises: Path) -> None:
+    settings = Augmentation(
+        noise_files=(str(noises),), noise_files_p=1.0, around_p=1.0, noise_files_tasks=("asr", "qa")
+    )
+    files = noise_files(settings)
+    caption, transcript = (
+        augment_audio(audio, settings, np.random.default_rng(0), files, task=task).pcm for task in ("caption", "asr")
+    )
+    assert np.array_equal(caption, audio.pcm)
+    assert len(transcript) > len(audio.pcm)
+
+
+def test_levels_are_between_the_two(audio: Audio) -> None:
+    settings = Augmentation(level_p=1.0, level_low_db=-30.0, level_high_db=-3.0)
+    peaks = [
+        20 * np.log10(np.abs(augment_audio(audio, settings, np.random.default_rng(seed)).pcm).max())
+        for seed in range(30)
+    ]
+    assert -30.01 <= min(peaks) < -24
+    assert -9 < max(peaks) <= -2.99
+
+
+@pytest.mark.parametrize("kind", ["speed_p", "pitch_p", "reverb_p", "band_p"])
+def test_every_kind_changes_the_recording_alone(audio: Audio, kind: str) -> None:
+    settings = Augmentation(**{kind: 1.0})  # type: ignore[arg-type]
+    assert settings.changes_waveform
+    pcm = augment_audio(audio, settings, np.random.default_rng(0)).pcm
+    assert pcm.dtype == np.float32
+    assert not np.array_equal(pcm, audio.pcm)
+    assert abs(len(pcm) - len(audio.pcm)) <= (0.12 * len(audio.pcm) if kind == "speed_p" else 2)
+    assert np.array_equal(pcm, augment_audio(audio, settings, np.random.default_rng(0)).pcm)
+
+
+def test_slow_speech_is_not_cut_where_the_window_ends(audio: Audio) -> None:
+    settings = Augmentation(speed_p=1.0, speed=0.5)
+    lengths = [len(augment_audio(audio, settings, np.random.default_rng(seed), max_s=1.1).pcm) for seed in range(20)]
+    assert max(lengths) == 17600
+    assert min(lengths) < 12000
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reverb_p": 2.0},
+        {"level_low_db": 1.0},
+        {"level_high_db": 3.0},
+        {"speed": 0.9},
+        {"inner_pauses": 0},
+        {"reverb_s": 0.0},
+        {"pitch": -1.0},
+        {"around_p": 0.5},
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"augment.{next(iter(settings))}"):
+        Augmentation(**settings)  # type: ignore[arg-type]
+
+
+def test_what_leaves_waveforms_alone_may_be_cached() -> None:
+    assert not Augmentation(mask_p=0.5).changes_waveform

@@ -71,6 +71,16 @@ def test_a_spawned_worker_makes_the_batches_of_this_process(model: SalmonnModel,
             assert torch.equal(getattr(batch.features, name), value), name
 
 
+def test_what_is_not_to_be_written_down_is_no_transcript(model: SalmonnModel, entries: list[Entry]) -> None:
+    """It is answered, and the auxiliary loss on the encoder's characters does not hear of it."""
+    prompts = replace(model.prompts, nothing=TEXTS[1])
+    data = SpeechDataset(
+        entries, [1.0] * 4, model.config.front_end, prompts, model.tokenizer, multi_prompt=False, augment=None, seed=0
+    )
+    assert [data[index].transcript for index in range(4)] == [TEXTS[0], "", *TEXTS[2:]]
+    assert model.tokenizer.decode(data[1].target).startswith(TEXTS[1])
+
+
 def test_appended_recordings_follow_a_pause(model: SalmonnModel, entries: list[Entry]) -> None:
     first, second = entries[:2]
     joined = replace(first, appended=(second.path,), text="one two three")

@@ -164,6 +164,16 @@ def test_only_chosen_parts_change(checkpoint: Path, annotation: Path, tmp_path: 
     assert changed == {"qformer"}
 
 
+def test_what_is_answered_where_nothing_is_to_be_transcribed_travels(
+    checkpoint: Path, annotation: Path, tmp_path: Path
+) -> None:
+    """Into the checkpoint, and from there into a run that does not name it."""
+    first = finetune(replace(recipe(checkpoint, annotation, tmp_path / "first"), nothing="(nothing)"))
+    assert load(first).prompts.nothing == "(nothing)"
+    second = finetune(recipe(first, annotation, tmp_path / "second"))
+    assert load(second).prompts == load(first).prompts
+
+
 def test_a_finished_run_is_not_trained_over(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "final").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"run/final exists; choose another run\.out"):

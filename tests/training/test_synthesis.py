@@ -16,14 +16,16 @@ from salmonrun.runtime.audio import F32, SAMPLE_RATE
 from salmonrun.runtime.config import AudioConfig
 from salmonrun.runtime.errors import ConfigError, MissingExtraError
 from salmonrun.runtime.schema import to_dict
+from salmonrun.training.data.acoustics import mix
 from salmonrun.training.data.annotation import check_entry, read_annotation
-from salmonrun.training.data.augment import mix
 from salmonrun.training.starting.presets import preset
+from salmonrun.training.synthesis.others import ENGLISH_SHARE, HELD_OUT_LANGUAGES, WORDS, draw_other
 from salmonrun.training.synthesis.plan import Plan
 from salmonrun.training.synthesis.programs import DEFAULT_SYNTHESIZERS
 from salmonrun.training.synthesis.sounds import CAPTIONS, make_sound
 from salmonrun.training.synthesis.synthesize import QUESTION_SOUND, QUESTION_SPEAKING, synthesize
-from salmonrun.training.synthesis.texts import SLOTS, TEMPLATES, draw_sentence, is_held_out
+from salmonrun.training.synthesis.texts import SLOTS, TEMPLATES, draw_fragment, draw_sentence, is_held_out
+from salmonrun.training.synthesis.tunes import make_tune
 from salmonrun.training.synthesis.voices import voices
 
 MISSING = [program for program in ("espeak-ng", "flite") if shutil.which(program) is None]
@@ -335,3 +337,90 @@ def test_speed_moves_the_length_of_speech_and_nothing_else(tmp_path: Path) -> No
 def test_a_speed_that_is_no_share_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"speed is 2; expected a share from 0 to 0\.5"):
         Plan(speed=2)
+
+
+# What is not to be written down, and speech in pieces
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_other_speech_has_no_word_of_the_vocabulary_but_small_ones(held_out: bool) -> None:
+    rng = np.random.default_rng(0)
+    commands = {word for _ in range(2000) for word in draw_sentence(rng, held_out).split()}
+    drawn = [draw_other(rng, held_out) for _ in range(400)]
+    english = [set(text.split()) for language, text in drawn if language == "en"]
+    assert len(english) / 400 == pytest.approx(ENGLISH_SHARE, abs=0.08)
+    assert set.union(*english) & commands <= {
+        "the",
+        "a",
+        "in",
+        "is",
+        "to",
+        "at",
+        "on",
+        "for",
+        "and",
+        "some",
+        "my",
+        "what",
+    }
+    foreign = {language for language, _ in drawn} - {"en"}
+    assert foreign == (set(HELD_OUT_LANGUAGES) if held_out else set(WORDS) - {"en", *HELD_OUT_LANGUAGES})
+
+
+def test_fragments_are_parts_of_sentences() -> None:
+    rng = np.random.default_rng(0)
+    for held_out in (False, True):
+        drawn = [draw_fragment(rng, held_out) for _ in range(200)]
+        assert {len(fragment.split()) for fragment in drawn} == {1, 2, 3}
+        assert all(is_held_out(fragment) == held_out for fragment in drawn)
+
+
+@needs_engines
+def test_what_is_not_to_be_written_down_is_asked_about(tmp_path: Path) -> None:
+    plan = Plan(speech=0, sounds=3, mixtures=0, others=12, nothing="(nothing)", seed=1)
+    file = synthesize_here(tmp_path, plan)
+    by_kind: dict[str, list[dict[str, str]]] = {"sound": [], "other": []}
+    for entry in annotations(file):
+        by_kind[entry["path"].split("/")[1].split("_")[0]].append(entry)
+    assert [(e["task"], e["text"]) for e in by_kind["other"]] == [("asr", "(nothing)")] * 12
+    assert sum(e["task"] == "asr" and e["text"] == "(nothing)" for e in by_kind["sound"]) == 3
+    voices_heard = {entry.get("voice", "").partition(":")[2].partition("+")[0] for entry in by_kind["other"]}
+    assert "" in voices_heard  # music
+    assert any(voice in WORDS for voice in voices_heard)  # another language
+    for entry in by_kind["other"]:
+        pcm, _ = soundfile.read(tmp_path / entry["path"])
+        assert 0.5 < len(pcm) / SAMPLE_RATE < 12
+        assert np.abs(pcm).max() > 0.05
+
+
+@needs_engines
+def test_speech_in_pieces_has_the_words_and_pauses_between_them(tmp_path: Path) -> None:
+    plan = Plan(speech=8, sounds=0, mixtures=0, seed=5, snr_db=(60.0, 60.0))
+    whole = synthesize_here(tmp_path / "whole", plan)
+    apart = synthesize_here(tmp_path / "apart", replace(plan, pauses=1.0))
+    assert len(annotations(whole)) == len(annotations(apart)) == 8
+    for entry in annotations(apart):
+        pcm, _ = soundfile.read(tmp_path / "apart" / entry["path"])
+        frames = np.abs(pcm[: len(pcm) // 160 * 160].reshape(-1, 160)).max(axis=1)
+        spoken = np.flatnonzero(frames > 0.05 * frames.max())
+        longest = np.diff(spoken).max() / 100
+        assert len(entry["text"].split()) == 1 or longest >= 0.09
+
+
+@pytest.mark.parametrize(
+    "settings", [{"others": 1}, {"pauses": 1.5}, {"fragments": -0.1}, {"others": -1, "nothing": "(nothing)"}]
+)
+def test_impossible_plans_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"others|pauses|fragments"):
+        Plan(**settings)
+
+
+def test_tunes_are_loud_and_never_the_same() -> None:
+    one, other = (make_tune(np.random.default_rng(seed), 2.0) for seed in (0, 1))
+    assert one.shape == other.shape == (32_000,)
+    assert one.dtype == np.float32
+    for tune in (one, other):
+        assert np.abs(tune).max() == pytest.approx(1.0)
+        assert np.square(tune).mean() > 1e-3
+    assert abs(float(np.corrcoef(one, other)[0, 1])) < 0.3
+    assert np.array_equal(one, make_tune(np.random.default_rng(0), 2.0))

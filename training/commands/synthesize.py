@@ -32,6 +32,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speech", type=int, default=plan.speech, help=f"spoken sentences (default: {plan.speech})")
     parser.add_argument("--sounds", type=int, default=plan.sounds, help=f"sound events (default: {plan.sounds})")
     parser.add_argument("--mixtures", type=int, default=plan.mixtures, help=f"both (default: {plan.mixtures})")
+    parser.add_argument(
+        "--others",
+        type=int,
+        default=plan.others,
+        help=f"speech in other words and languages, and music, to be answered with --nothing (default: {plan.others})",
+    )
+    parser.add_argument(
+        "--nothing",
+        metavar="TEXT",
+        default=plan.nothing,
+        help="what is to be written down of sounds and others, such as '(nothing)' (default: they are not asked about)",
+    )
+    parser.add_argument(
+        "--pauses",
+        type=float,
+        metavar="SHARE",
+        default=plan.pauses,
+        help=f"share of the sentences that are spoken in pieces, with pauses between (default: {plan.pauses:g})",
+    )
+    parser.add_argument(
+        "--fragments",
+        type=float,
+        metavar="SHARE",
+        default=plan.fragments,
+        help=f"share of the sentences of which one to three words are spoken (default: {plan.fragments:g})",
+    )
     parser.add_argument("--seed", type=int, default=plan.seed, help=f"default: {plan.seed}")
     low, high = plan.snr_db
     parser.add_argument(
@@ -63,12 +89,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from salmonrun.training.synthesis.synthesize import synthesize
     from salmonrun.training.synthesis.voices import parse_synthesizers
 
+    names = ("speech", "sounds", "mixtures", "others", "seed", "pauses", "fragments", "nothing", "speed")
     low, high = arguments.snr
-    plan = Plan(arguments.speech, arguments.sounds, arguments.mixtures, arguments.seed, (low, high), arguments.speed)
+    plan = Plan(**{name: getattr(arguments, name) for name in names}, snr_db=(low, high))
     engines = parse_synthesizers(arguments.engines)
     path = synthesize(arguments.out, plan, arguments.held_out, arguments.workers, progress=True, synthesizers=engines)
     print(f"{path}: annotation of the data set")
-    if plan.speech or plan.mixtures:
+    if plan.speech or plan.mixtures or plan.others:
         for engine in engines:
             if not engine.voices(held_out=True):
                 print(f"{engine.name} has a single voice: it speaks in training sets, not in held-out ones")

@@ -1,4 +1,4 @@
-"""Augmentation: noise and gain on the waveform, SpecAugment on the spectrograms. All randomness comes from `rng`."""
+"""Augmentation of waveforms as voices, rooms and lines differ, SpecAugment of spectrograms. All chance is `rng`'s."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +10,17 @@ import torch
 
 from salmonrun.runtime.audio import F32, SAMPLE_RATE, Audio, load_audio
 from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.data.acoustics import (
+    change_speed,
+    insert_silence,
+    limit_band,
+    mix,
+    quiet_places,
+    reverberate,
+    room_response,
+    shift_pitch,
+    to_peak,
+)
 from salmonrun.training.data.config import Augmentation
 from salmonrun.training.model.features import HOPS_PER_S, Features
 
@@ -18,27 +29,96 @@ NOISE_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
 def augment_audio(
-    audio: Audio, settings: Augmentation, rng: np.random.Generator, noises: Sequence[Path] = (), max_s: float = 30.0
+    audio: Audio,
+    settings: Augmentation,
+    rng: np.random.Generator,
+    noises: Sequence[Path] = (),
+    max_s: float = 30.0,
+    task: str = "asr",
 ) -> Audio:
-    """Pauses, noise from `noises`, Gaussian noise and gain, each with its probability. The samples stay float32.
+    """The speaker, the room, what sounds around and behind the voice, the line and the level, each by its probability.
 
-    Pauses are shorter where the recording would become longer than `max_s`.
+    Pauses and sounds around the recording are shorter where it would become longer than `max_s`. The samples stay
+    float32.
+
+    Args:
+        audio: a recording.
+        settings: what is done, and how often.
+        rng: what is drawn from.
+        noises: recordings of noise, see noise_files.
+        max_s: the longest recording that the model hears.
+        task: of the entry; noise comes to `settings.noise_files_tasks` alone.
     """
+
+    def drawn(probability: float) -> bool:
+        return bool(probability) and bool(rng.random() < probability)
+
     pcm: F32 = audio.pcm
-    if settings.pause_p and rng.random() < settings.pause_p:
-        room = max(0, round(max_s * SAMPLE_RATE) - len(pcm))
-        front, behind = (rng.uniform(0, settings.pause_s, 2) * SAMPLE_RATE).astype(int)
-        front = min(front, room)
-        pcm = np.pad(pcm, (front, min(behind, room - front)))
-    if noises and rng.random() < settings.noise_files_p:
-        noise = _piece(load_audio(noises[int(rng.integers(len(noises)))], max_s=LONGEST_NOISE_S).pcm, len(pcm), rng)
+    most = max(len(pcm), round(max_s * SAMPLE_RATE))
+    noises = noises if settings.noise_files_tasks is None or task in settings.noise_files_tasks else ()
+    if drawn(settings.speed_p):
+        slowest = len(pcm) / most
+        pcm = change_speed(pcm, max(slowest, rng.uniform(1 - settings.speed, 1 + settings.speed)))[:most]
+    if drawn(settings.pitch_p):
+        pcm = shift_pitch(pcm, rng.uniform(-settings.pitch, settings.pitch))
+    if drawn(settings.inner_pause_p):
+        pcm = _pause_inside(pcm, settings, rng, most - len(pcm))
+    if drawn(settings.reverb_p):
+        pcm = reverberate(pcm, room_response(rng, rng.uniform(0.1, settings.reverb_s), rng.uniform(0, 15)))
+    if noises and drawn(settings.around_p):
+        pcm = _sounds_around(pcm, settings, rng, noises, most - len(pcm))
+    if drawn(settings.pause_p):
+        pcm = np.pad(pcm, _around(settings.pause_s, rng, most - len(pcm)))
+    if noises and drawn(settings.noise_files_p):
+        noise = _piece(_load(noises, rng), len(pcm), rng)
         pcm = mix(pcm, noise, rng.uniform(settings.noise_files_low_db, settings.noise_files_high_db))
-    if rng.random() < settings.noise_p:
+    if drawn(settings.noise_p):
         amplitude = np.float32(rng.uniform(settings.noise_low, settings.noise_high))
         pcm = pcm + amplitude * rng.standard_normal(len(pcm), dtype=np.float32)
-    if rng.random() < settings.gain_p:
+    if drawn(settings.band_p):
+        pcm = limit_band(pcm, rng.uniform(150, 400), rng.uniform(2800, 3800))
+    if drawn(settings.gain_p):
         pcm = pcm * np.float32(10 ** (rng.uniform(-settings.gain_db, settings.gain_db) / 20))
+    if drawn(settings.level_p):
+        pcm = to_peak(pcm, rng.uniform(settings.level_low_db, settings.level_high_db))
     return replace(audio, pcm=pcm)
+
+
+def _pause_inside(pcm: F32, settings: Augmentation, rng: np.random.Generator, room: int) -> F32:
+    """Silence at some of the quiet places."""
+    places = quiet_places(pcm)
+    if not places:
+        return pcm
+    count = int(rng.integers(1, min(len(places), settings.inner_pauses) + 1))
+    chosen = np.sort(rng.choice(places, count, replace=False))
+    lengths = (rng.uniform(0.1, max(0.1, settings.inner_pause_s), count) * SAMPLE_RATE).astype(np.int64)
+    fitting = np.cumsum(lengths) <= room
+    return insert_silence(pcm, chosen[fitting], lengths[fitting])
+
+
+def _sounds_around(
+    pcm: F32, settings: Augmentation, rng: np.random.Generator, noises: Sequence[Path], room: int
+) -> F32:
+    """A sound in front and another behind, as loud as the voice or softer."""
+    parts = [pcm]
+    for index, length in enumerate(_around(settings.around_s, rng, room)):
+        if length:
+            sound = to_peak(_piece(_load(noises, rng), length, rng), 0.0)
+            sound = sound * np.abs(pcm).max(initial=0) * np.float32(rng.uniform(0.1, 1.0))
+            parts.insert(0 if index == 0 else len(parts), sound)
+    return np.concatenate(parts)
+
+
+def _around(longest_s: float, rng: np.random.Generator, room: int) -> tuple[int, int]:
+    """Samples in front and behind, together not more than `room`."""
+    front, behind = (rng.uniform(0, longest_s, 2) * SAMPLE_RATE).astype(int)
+    front = min(int(front), max(0, room))
+    return front, min(int(behind), max(0, room - front))
+
+
+def _load(noises: Sequence[Path], rng: np.random.Generator) -> F32:
+    """One of the recordings of noise."""
+    return load_audio(noises[int(rng.integers(len(noises)))], min_s=0.0, max_s=LONGEST_NOISE_S).pcm
 
 
 def noise_files(settings: Augmentation) -> list[Path]:
@@ -63,14 +143,6 @@ def noise_files(settings: Augmentation) -> list[Path]:
         if not 0 < seconds <= LONGEST_NOISE_S:
             raise ConfigError(f"augment.noise_files: {path} has {seconds:.0f} s; at most {LONGEST_NOISE_S:.0f}")
     return recordings
-
-
-def mix(pcm: F32, other: F32, snr_db: float) -> F32:
-    """Add `other` [N] to `pcm` [N] at a signal-to-noise ratio in dB. Silence has no ratio: nothing is added to it."""
-    power, other_power = (float(np.mean(np.square(x))) for x in (pcm, other))
-    if not power or not other_power:
-        return pcm
-    return (pcm + other * np.sqrt(power / other_power / 10 ** (snr_db / 10))).astype(np.float32)
 
 
 def _piece(noise: F32, length: int, rng: np.random.Generator) -> F32:

@@ -95,13 +95,13 @@ class SpeechDataset(Dataset[Example]):
             features = mask_features(features, self._augment, rng)
         prompt = self._prompt(entry, random.Random(int(rng.integers(2**32))))
         target = self._tokenizer.encode(entry.text + self._prompts.end_symbol)
-        transcript = entry.text if entry.task == "asr" else ""
+        transcript = entry.text if entry.task == "asr" and entry.text != self._prompts.nothing else ""
         return Example(features, prompt_ids(self._prompts, self._tokenizer, prompt), target, transcript)
 
     def _features(self, entry: Entry, rng: np.random.Generator) -> Features:
         audio = load_recording(entry, self._front_end.audio)
         if self._augment:
-            audio = augment_audio(audio, self._augment, rng, self._noises, self._front_end.audio.max_s)
+            audio = augment_audio(audio, self._augment, rng, self._noises, self._front_end.audio.max_s, entry.task)
         return self._front_end.features(audio)
 
     def _prompt(self, entry: Entry, rng: random.Random) -> str:

@@ -142,6 +142,8 @@ def _model(recipe: Recipe, device: torch.device) -> SalmonnModel:
         if audio.log_mel_max is None:
             audio = replace(audio, log_mel_max=LOG_MEL_MAX)
         model.config = replace(model.config, audio=audio, streaming=recipe.streaming)
+    if recipe.nothing is not None:
+        model.config = replace(model.config, prompt=replace(model.config.prompt, nothing=recipe.nothing))
     if recipe.quantize_llm:
         hold_in_4_bits(model.llm, dtype, device)
     choose_parts(model, recipe.train)

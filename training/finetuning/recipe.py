@@ -80,6 +80,9 @@ class Recipe:
     augment: Augmentation = field(default_factory=Augmentation)
     whisper_lora: LoraConfig | None = None  # new adapters for a checkpoint that has none on Whisper
     streaming: BlockConfig | None = None  # train the encoders on blocks, too; left out: as the checkpoint has it
+    nothing: str | None = (
+        None  # the text of entries where nothing is to be transcribed; left out: as the checkpoint has it
+    )
     quantize_llm: Literal["nf4"] | None = None  # hold the frozen LLM in 4 bits while training (QLoRA)
 
     def __post_init__(self) -> None:

@@ -53,6 +53,17 @@ def draw_sentence(rng: np.random.Generator, held_out: bool) -> str:
             return sentence
 
 
+def draw_fragment(rng: np.random.Generator, held_out: bool) -> str:
+    """One to three words that follow each other in a sentence."""
+    while True:
+        words = draw_sentence(rng, bool(rng.integers(2))).split()
+        count = int(rng.integers(1, 4))
+        start = int(rng.integers(0, max(1, len(words) - count + 1)))
+        fragment = " ".join(words[start : start + count])
+        if is_held_out(fragment) == held_out:
+            return fragment
+
+
 def is_held_out(sentence: str) -> bool:
     """Whether a sentence belongs to the held-out set: decided by its hash, so that no list is needed."""
     return hashlib.sha256(sentence.encode()).digest()[0] % HELD_OUT_SHARE == 0
