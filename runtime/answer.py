@@ -22,6 +22,8 @@ class Answer:
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
+    logprobs: list[float]  # of each token, see `Hypothesis`
+    score: float | None  # their mean
     token_at: list[float]  # time.perf_counter() of each token; with beams of the end of the prefill and of the answer
 
 
@@ -60,7 +62,7 @@ def answer(
     watch.lap("decode", ended)
     found = running.result()
     token_at = [running.prefilled_at, ended] if request.config.num_beams > 1 else running.token_at
-    return Answer(text.emitted, found.tokens, found.finish_reason, token_at)
+    return Answer(text.emitted, found.tokens, found.finish_reason, found.logprobs, found.score, token_at)
 
 
 class _GrowingText:

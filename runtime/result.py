@@ -69,6 +69,9 @@ class Result:
     finish_reason: FinishReason
     timings: Timings
     notes: tuple[str, ...] = ()  # what was done to the audio, and why a text is empty
+    # Of each token, its log probability by the model's own logits: before penalties, bans and temperature.
+    token_logprobs: list[float] = field(default_factory=list)
+    score: float | None = None  # their mean, in a stream with those of stop tokens; None of no tokens
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -79,7 +82,15 @@ def make_result(answer: Answer, audio: Audio, watch: Stopwatch) -> Result:
     """An answer's text with its timings."""
     token_s = tuple(at - watch.started for at in answer.token_at)
     timings = Timings(audio.source_s, watch.stages, token_s, len(answer.token_ids))
-    return Result(answer.text, answer.token_ids, answer.finish_reason, timings, audio.notes)
+    return Result(
+        text=answer.text,
+        token_ids=answer.token_ids,
+        finish_reason=answer.finish_reason,
+        timings=timings,
+        notes=audio.notes,
+        token_logprobs=answer.logprobs,
+        score=answer.score,
+    )
 
 
 def empty_result(audio: Audio, reason: FinishReason, note: str, watch: Stopwatch) -> Result:

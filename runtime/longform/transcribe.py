@@ -143,7 +143,8 @@ class _Transcription:
 
     def _join(self, previous: _Answered, following: _Answered) -> None:
         """Leave each token of the overlap to one of two neighbours; both keep theirs if they have nothing in common."""
-        before, after = (self._without_stop(answered.token_ids) for answered in (previous, following))
+        stop = self._answerer.request.stop
+        before, after = (stop.without_stop(answered.token_ids) for answered in (previous, following))
         if not before or not after:
             return
         samples = len(previous.window.pcm) + len(following.window.pcm)
@@ -158,9 +159,6 @@ class _Transcription:
         previous.token_ids = before[: run.previous + kept]
         following.token_ids = following.token_ids[run.following + kept :]
 
-    def _without_stop(self, token_ids: list[int]) -> list[int]:
-        return token_ids[:-1] if token_ids and token_ids[-1] in self._answerer.request.stop.token_ids else token_ids
-
     def _segment(self, answered: _Answered) -> Segment:
         window = answered.window
         text = self._answerer.text(answered.token_ids)
@@ -174,6 +172,7 @@ class _Transcription:
             window=(window.start, window.end),
             finish_reason=answered.answer.hypothesis.finish_reason,
             notes=tuple(answered.notes),
+            score=answered.answer.hypothesis.score,
         )
 
     def _conclude(self) -> None:

@@ -18,7 +18,7 @@ from salmonrun.runtime.model import Model
 from salmonrun.runtime.repetition import repeated
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.result import Result, Timings
-from salmonrun.runtime.search import FinishReason
+from salmonrun.runtime.search import FinishReason, Hypothesis, mean
 from salmonrun.runtime.segment import Segment
 from salmonrun.runtime.streaming.agreement import LocalAgreement
 from salmonrun.runtime.streaming.block_encoder import FRAME, LOOK_AHEAD
@@ -79,6 +79,7 @@ class Stream:
         self._utterance: Utterance | None = None
         self._news = False  # whether there was speech since the last update
         self._segments: list[Segment] = []
+        self._answers: list[Hypothesis] = []  # of these segments
         self._last: F32 | None = None  # audio of the utterance before
         self._result: Result | None = None
         self._lease = model.decoder.open(1, model.positions(request, len(self._buffer)))
@@ -246,7 +247,7 @@ class Stream:
         end = utterance.length - (0 if cut else max(0, self._endpointer.silent - self._endpointer.behind))
         heard = utterance.end(end)
         answer = utterance.finish(heard)
-        tokens, reason = answer.tokens, answer.finish_reason
+        tokens = self._request.stop.without_stop(answer.tokens)
         pcm, left = utterance.pcm[:heard].copy(), utterance.pcm[end:].copy()
         notes = [note for note in (repeated(tokens), utterance.silence(pcm)) if note]
         if cut:
@@ -255,8 +256,18 @@ class Stream:
         for start in range(0, len(left), VAD_HOP):  # the next utterance may begin at once
             self._endpointer.keep(left[start : start + VAD_HOP])
         first = self._clock.samples - utterance.length
-        segment = Segment(text, tokens, first, first + end, (first, first + heard), reason, tuple(notes))
+        segment = Segment(
+            text=text,
+            token_ids=tokens,
+            start_sample=first,
+            end_sample=first + end,
+            window=(first, first + heard),
+            finish_reason=answer.finish_reason,
+            notes=tuple(notes),
+            score=answer.score,
+        )
         self._segments.append(segment)
+        self._answers.append(answer)
         self._utterance, self._last, self._news = None, pcm, False
         return self._make_update(started, delta, "", segment)
 
@@ -276,10 +287,22 @@ class Stream:
         reason: FinishReason = self._segments[-1].finish_reason if self._segments else "stop"
         if self._cancelled.is_set():
             reason = "cancelled"
-        tokens = [token for segment in self._segments for token in segment.token_ids]
-        tokens += self._utterance.certain if self._utterance else []  # of one that was cancelled
-        timings = Timings(self._clock.audio_s, {"finish": time.perf_counter() - started}, tokens=len(tokens))
-        return Result(self._transcript.stable, tokens, reason, timings, tuple(self._notes()))
+        answers = list(self._answers)
+        if cut := self._utterance:  # by a cancellation
+            answers.append(Hypothesis(cut.certain, "cancelled", cut.certain_logprobs))
+        tokens = [self._request.stop.without_stop(answer.tokens) for answer in answers]
+        logprobs = [answer.logprobs[: len(own)] for answer, own in zip(answers, tokens, strict=True)]
+        return Result(
+            text=self._transcript.stable,
+            token_ids=[token for own in tokens for token in own],
+            finish_reason=reason,
+            timings=Timings(
+                self._clock.audio_s, {"finish": time.perf_counter() - started}, tokens=sum(map(len, tokens))
+            ),
+            notes=tuple(self._notes()),
+            token_logprobs=[logprob for own in logprobs for logprob in own],
+            score=mean([logprob for answer in answers for logprob in answer.logprobs]),
+        )
 
     def _notes(self) -> list[str]:
         notes = [f"{s.start:.2f} s: {note}" for s in self._segments for note in s.notes]

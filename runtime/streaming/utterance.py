@@ -50,10 +50,15 @@ class Utterance:
         self._agreement = agreement
         self._cancelled = cancelled
         self._embeds = np.zeros((0, model.bundle.manifest.llm.dim), np.float32)  # of the audio encoded so far
-        self.tokens: list[int] = []  # the latest hypothesis, without a stop token
+        self._hypothesis = Hypothesis([], "stop", [])  # the latest
         self._encoded = 0  # samples of that audio
         # Positions of text and audio that the slot has; one before this has left the same text.
         self._kept = min(model.decoder.length(slot), len(request.prompt.before))
+
+    @property
+    def tokens(self) -> list[int]:
+        """The latest hypothesis, without a stop token."""
+        return self._request.stop.without_stop(self._hypothesis.tokens)
 
     @property
     def pcm(self) -> F32:
@@ -82,7 +87,7 @@ class Utterance:
         self._encode(self.pcm, final=False)
         if not len(self._embeds):
             return []
-        self.tokens = self._answer().tokens
+        self._hypothesis = self._answer()
         if repeated(self.tokens):  # nothing of this is certain
             return []
         return self._agreement.add(self.tokens)
@@ -92,14 +97,13 @@ class Utterance:
         return max(wanted, self._encoded if self._blocks else 0)
 
     def finish(self, end: int) -> Hypothesis:
-        """The whole answer, without a stop token, now that the utterance is over and has `end` samples."""
+        """The whole answer, now that the utterance is over and has `end` samples."""
         pcm = self.pcm[:end]
         if self.silence(pcm):
-            return Hypothesis([], "stop")
+            return Hypothesis([], "stop", [])
         self._encode(pcm, final=True)
-        answer = self._answer()
-        self.tokens = answer.tokens
-        return answer
+        self._hypothesis = self._answer()
+        return self._hypothesis
 
     def silence(self, pcm: F32) -> str:
         """Why some of its audio counts as silence; empty if it does not."""
@@ -109,6 +113,11 @@ class Utterance:
     def certain(self) -> list[int]:
         """Tokens that every further answer begins with."""
         return self._agreement.certain
+
+    @property
+    def certain_logprobs(self) -> list[float]:
+        """Of these tokens, each as the hypothesis found it with which it became certain."""
+        return self._hypothesis.logprobs[: len(self.certain)]
 
     def ask(
         self, more: F32, prompt: str | None, task: str | None, question: str | None, config: GenerationConfig | None
@@ -142,20 +151,21 @@ class Utterance:
         self._encoded = len(pcm)
 
     def _answer(self) -> Hypothesis:
-        """The greedy answer to the audio so far that begins with what is certain, without a stop token."""
+        """The greedy answer to the audio so far that begins with what is certain."""
         model, request = self._model, self._request
         certain, draft = self.certain, self.tokens[len(self.certain) :]
         if len(certain) == request.config.max_new_tokens:
-            return Hypothesis(list(certain), "length")
+            return Hypothesis(list(certain), "length", self.certain_logprobs)
         text = model.decoder.embed([*request.prompt.after, *certain, *draft])
         audio = np.concatenate([model.decoder.embed(request.prompt.before), self._embeds])
         start = len(audio) + len(request.prompt.after)
         prompt = Chunk(self._slot, np.concatenate([audio[self._kept :], text]), 1 + len(draft), keep=self._kept)
-        search = decode_drafted(prompt, start, certain, draft, request.config, request.stop)
+        search = decode_drafted(
+            prompt, start, certain, self.certain_logprobs, draft, request.config, request.stop
+        )
         (answer,) = model.rounds.run([search], self._cancelled)
         self._kept = min(len(audio), model.decoder.length(self._slot))
-        ended = answer.tokens and answer.tokens[-1] in request.stop.token_ids
-        return Hypothesis(answer.tokens[:-1], answer.finish_reason) if ended else answer
+        return answer
 
     def _padded(self, pcm: F32) -> Audio:
         """As the model hears recordings: not shorter than the shortest one."""

@@ -349,7 +349,7 @@ class Listener:
     def answer(self, windows: Sequence[Window]) -> list[WindowAnswer]:
         words = [list(range(-(-window.start // TOKEN_SAMPLES), window.end // TOKEN_SAMPLES)) for window in windows]
         return [
-            WindowAnswer(window, Hypothesis([*self._spoil(heard), -1], "stop"), ())
+            WindowAnswer(window, Hypothesis(tokens := [*self._spoil(heard), -1], "stop", [-0.5] * len(tokens)), ())
             for window, heard in zip(windows, words, strict=True)
         ]
 
