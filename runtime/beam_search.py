@@ -11,7 +11,7 @@ from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.logits import log_softmax, process
-from salmonrun.runtime.search import FinishReason, Hypothesis, Need, Search, StopRules
+from salmonrun.runtime.search import Hypothesis, Need, Search, StopRules, end_reason
 
 S = TypeVar("S")
 
@@ -68,8 +68,8 @@ def beam_search(
         done = beams.is_finished.all() and config.early_stopping is True
         if ended or done or not _improvable(beams, config):
             best = beams.finished[0]  # empty if every continuation was banned
-            reason: FinishReason = "length" if best.tokens and not stop.reached(best.tokens) else "stop"
-            return Hypothesis(best.tokens, reason, best.logprobs)
+            reason = end_reason(best.tokens, config, stop) if best.tokens else None
+            return Hypothesis(best.tokens, reason or "stop", best.logprobs)
         sources = [slot_of[parent] for parent in parents]
         slot_of = _assign_slots(sources)
         length = start + len(beams.running[0].tokens) - 1
@@ -105,7 +105,7 @@ def _advance(beams: _Beams, log_probs: F32, config: GenerationConfig, stop: Stop
     chosen = top_k(totals, max(2, 1 + len(stop_ids)) * count)
     scores = totals[chosen]
     candidates = [beams.running[i // vocab].extended(int(i % vocab), float(log_probs.flat[i])) for i in chosen]
-    ends = np.array([len(path.tokens) == config.max_new_tokens or stop.reached(path.tokens) for path in candidates])
+    ends = np.array([end_reason(path.tokens, config, stop) is not None for path in candidates])
     running = top_k(scores + np.where(ends, _NEVER, np.float32(0)), count)
     _keep_finished(beams, candidates, scores, ends, config)
     beams.running = [candidates[i] for i in running]

@@ -14,8 +14,10 @@ from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.logits import log_probability, process, sample
+from salmonrun.runtime.repetition import ends_in_repetition
 
-FinishReason = Literal["stop", "length", "cancelled"]
+EndReason = Literal["stop", "length", "repetition"]
+FinishReason = EndReason | Literal["cancelled"]
 S = TypeVar("S")
 
 
@@ -98,7 +100,7 @@ def decode(
         row = logits[0][-1]
         tokens.append(choose(row, tokens))
         logprobs.append(log_probability(row, tokens[-1]))
-        if reason := _reason(tokens, config, stop):
+        if reason := end_reason(tokens, config, stop):
             return Hypothesis(tokens, reason, logprobs)
         logits = yield Need([Chunk(prompt.slot, tokens[-1:])], tokens)
     return Hypothesis(tokens, "cancelled", logprobs)
@@ -135,7 +137,7 @@ def decode_drafted(
     for guess, row in zip([*draft, None], logits[0], strict=True):
         tokens.append(choose(row, tokens))
         logprobs.append(log_probability(row, tokens[-1]))
-        if reason := _reason(tokens, config, stop):
+        if reason := end_reason(tokens, config, stop):
             return Hypothesis(tokens, reason, logprobs)
         if tokens[-1] != guess:
             break
@@ -155,8 +157,11 @@ def _chooser(config: GenerationConfig, stop: StopRules) -> Callable[[F32, Sequen
     return choose
 
 
-def _reason(tokens: Sequence[int], config: GenerationConfig, stop: StopRules) -> Literal["stop", "length"] | None:
-    """Why the answer is complete; None if it is not."""
+def end_reason(tokens: Sequence[int], config: GenerationConfig, stop: StopRules) -> EndReason | None:
+    """Why the answer is complete with its last token; None if it is not."""
     if stop.reached(tokens):
         return "stop"
-    return "length" if len(tokens) == config.max_new_tokens else None
+    if len(tokens) == config.max_new_tokens:
+        return "length"
+    goes_on = not config.stop_repetition or len(tokens) < config.min_new_tokens
+    return None if goes_on or not ends_in_repetition(tokens) else "repetition"

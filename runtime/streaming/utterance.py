@@ -10,7 +10,7 @@ from salmonrun.runtime.audio import SAMPLE_RATE, Audio
 from salmonrun.runtime.config import Block, GenerationConfig
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.heard import Heard, listen
-from salmonrun.runtime.model import Model
+from salmonrun.runtime.model import NOTHING_HEARD, Model
 from salmonrun.runtime.repetition import repeated
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.result import Result
@@ -29,6 +29,7 @@ class Utterance:
     Args:
         slot: for the longest utterance; it may hold what an utterance before this one has left.
         buffer: for the samples of the longest utterance.
+        reject: whether answers below the bundle's threshold are not credible.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Utterance:
         request: Request,
         block: Block | None,
         agreement: LocalAgreement,
+        reject: bool,
         cancelled: threading.Event,
     ) -> None:
         self._model = model
@@ -48,16 +50,22 @@ class Utterance:
         self._request = request
         self._blocks = BlockEncoder(model.encoder, block) if block else None
         self._agreement = agreement
+        self._reject = reject
         self._cancelled = cancelled
         self._embeds = np.zeros((0, model.bundle.manifest.llm.dim), np.float32)  # of the audio encoded so far
         self._hypothesis = Hypothesis([], "stop", [])  # the latest
+        self._says_nothing = False  # whether that says that there is nothing to be transcribed
         self._encoded = 0  # samples of that audio
         # Positions of text and audio that the slot has; one before this has left the same text.
         self._kept = min(model.decoder.length(slot), len(request.prompt.before))
 
     @property
     def tokens(self) -> list[int]:
-        """The latest hypothesis, without a stop token."""
+        """What the latest hypothesis says, without a stop token: what is certain, if it says that there is nothing."""
+        return self.certain if self._says_nothing else self._answered
+
+    @property
+    def _answered(self) -> list[int]:
         return self._request.stop.without_stop(self._hypothesis.tokens)
 
     @property
@@ -87,10 +95,10 @@ class Utterance:
         self._encode(self.pcm, final=False)
         if not len(self._embeds):
             return []
-        self._hypothesis = self._answer()
-        if repeated(self.tokens):  # nothing of this is certain
+        self._answer()
+        if repeated(self._answered) or self.dropped():  # nothing of this is certain
             return []
-        return self._agreement.add(self.tokens)
+        return self._agreement.add(self._answered)
 
     def end(self, wanted: int) -> int:
         """The sample to end at, as near to `wanted` as can be: blocks that are encoded stay."""
@@ -102,8 +110,14 @@ class Utterance:
         if self.silence(pcm):
             return Hypothesis([], "stop", [])
         self._encode(pcm, final=True)
-        self._hypothesis = self._answer()
+        self._answer()
         return self._hypothesis
+
+    def dropped(self) -> str:
+        """Why the text of the latest hypothesis is not to be believed; empty if it is."""
+        if self._says_nothing:
+            return NOTHING_HEARD
+        return self._model.rejection(self._hypothesis.score) if self._reject else ""
 
     def silence(self, pcm: F32) -> str:
         """Why some of its audio counts as silence; empty if it does not."""
@@ -150,10 +164,14 @@ class Utterance:
             self._embeds = np.concatenate([self._embeds, *new])
         self._encoded = len(pcm)
 
-    def _answer(self) -> Hypothesis:
-        """The greedy answer to the audio so far that begins with what is certain."""
+    def _answer(self) -> None:
+        """Make the greedy answer to the audio so far, that begins with what is certain, the latest hypothesis."""
+        self._hypothesis = self._decoded()
+        self._says_nothing = self._model.heard_nothing(self._model.tokenizer.decode(self._answered))
+
+    def _decoded(self) -> Hypothesis:
         model, request = self._model, self._request
-        certain, draft = self.certain, self.tokens[len(self.certain) :]
+        certain, draft = self.certain, self._answered[len(self.certain) :]
         if len(certain) == request.config.max_new_tokens:
             return Hypothesis(list(certain), "length", self.certain_logprobs)
         text = model.decoder.embed([*request.prompt.after, *certain, *draft])
