@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from salmonrun.export.confidence import measure_threshold, read_speech
 from salmonrun.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder, WeightFile
 from salmonrun.export.graphs.encoders import BUILDERS
 from salmonrun.export.graphs.linear import ENCODER_LINEARS
@@ -29,7 +30,7 @@ from salmonrun.export.progress import Progress, counted
 from salmonrun.export.staging import staged
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError
-from salmonrun.runtime.manifest import GraphSpec
+from salmonrun.runtime.manifest import GraphSpec, Manifest
 from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
 from salmonrun.training.model.llm import EMBEDDING, published_parameters
 
@@ -39,6 +40,7 @@ def export_bundle(
     out: str | Path,
     options: ExportOptions | None = None,
     golden_audio: Audio | None = None,
+    calibration_speech: str | Path | None = None,
     progress: bool = False,
 ) -> Path:
     """Turn a checkpoint into a verified bundle.
@@ -48,10 +50,11 @@ def export_bundle(
         out: folder to create; it appears when everything is done and checked, or not at all.
         options: precisions, target, window, budget.
         golden_audio: recording to prove the bundle with; None for a synthetic one.
+        calibration_speech: annotation of recordings whose answers say which score is too low; None: no threshold.
         progress: show a progress bar.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read.
+        CheckpointError: the checkpoint cannot be read, or an entry of `calibration_speech` cannot be used.
         ConfigError: the model or the options cannot be exported.
         ParityError: the bundle does not compute what the checkpoint does.
         BundleError: `out` exists.
@@ -63,8 +66,12 @@ def export_bundle(
     audio_config(source, options)  # refuses what cannot be, before anything is written
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
+    speech = read_speech(calibration_speech, source.config) if calibration_speech is not None else None
     with staged(out) as folder:
-        _write(source, options, folder, golden_audio, progress)
+        manifest = _write(source, options, folder, golden_audio, progress)
+        if speech is not None:
+            threshold = measure_threshold(folder, speech, progress)
+            write_manifest(replace(manifest, confidence=threshold), folder)
     return out
 
 
@@ -84,7 +91,9 @@ def _rescaled(source: Checkpoint, scale: float | None) -> Checkpoint:
     return replace(source, config=replace(source.config, lora=replace(lora, alpha=scale * lora.r)))
 
 
-def _write(source: Checkpoint, options: ExportOptions, folder: Path, golden_audio: Audio | None, show: bool) -> None:
+def _write(
+    source: Checkpoint, options: ExportOptions, folder: Path, golden_audio: Audio | None, show: bool
+) -> Manifest:
     """Fill the folder. Parts are built one after the other, so that memory holds one at a time."""
     parts = 4 if source.config.audio_encoder else 3
     with Progress(2 * parts, show) as progress:
@@ -98,7 +107,9 @@ def _write(source: Checkpoint, options: ExportOptions, folder: Path, golden_audi
         manifest = make_manifest(source, options, graphs, folder)
         write_manifest(manifest, folder)
         prove(source, folder, golden_audio, None if options.exact else options.parity_budget, progress)
-    write_manifest(replace(manifest, files=list_files(folder)), folder)
+    manifest = replace(manifest, files=list_files(folder))
+    write_manifest(manifest, folder)
+    return manifest
 
 
 def _builders(

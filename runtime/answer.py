@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from salmonrun.runtime.beam_search import beam_search
+from salmonrun.runtime.config import PromptConfig
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.request import Request
@@ -22,6 +23,9 @@ class Answer:
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
+    heard_nothing: bool  # whether the text is empty because it said that there is nothing to be transcribed
+    logprobs: list[float]  # of each token, see `Hypothesis`
+    score: float | None  # their mean
     token_at: list[float]  # time.perf_counter() of each token; with beams of the end of the prefill and of the answer
 
 
@@ -43,7 +47,7 @@ def answer(
     model: Model, request: Request, search: Search[Any], watch: Stopwatch, cancel: threading.Event | None
 ) -> Generator[str, None, Answer]:
     """Decode; yields text as it becomes certain."""
-    text = _GrowingText(model.tokenizer, request.config.stop_strings)
+    text = _GrowingText(model.tokenizer, request.config.stop_strings, model.bundle.manifest.prompt)
     tokens = model.rounds.tokens(search, cancel)
     while True:
         try:
@@ -60,28 +64,49 @@ def answer(
     watch.lap("decode", ended)
     found = running.result()
     token_at = [running.prefilled_at, ended] if request.config.num_beams > 1 else running.token_at
-    return Answer(text.emitted, found.tokens, found.finish_reason, token_at)
+    return Answer(
+        text=text.emitted,
+        token_ids=found.tokens,
+        finish_reason=found.finish_reason,
+        heard_nothing=text.heard_nothing,
+        logprobs=found.logprobs,
+        score=found.score,
+        token_at=token_at,
+    )
 
 
 class _GrowingText:
-    """Text that is handed out piece by piece and cut before the first stop string."""
+    """Text that is handed out piece by piece and cut before the first stop string; none if it says "nothing"."""
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop_strings: tuple[str, ...], prompt: PromptConfig) -> None:
+        self._prompt = prompt
         self._detokenizer = StreamingDetokenizer(tokenizer)
         self._stop_strings = stop_strings
         self._held = ""  # may still turn out to begin a stop string
         self._stopped = False
+        self._unsaid = ""  # may still turn out to say that there is nothing to be transcribed
         self.emitted = ""
+        self.heard_nothing = False
 
     def add(self, token_id: int) -> str:
         """The text that became certain with this token."""
-        return self._emit(self._detokenizer.add(token_id), final=False)
+        return self._emit(self._cut(self._detokenizer.add(token_id), final=False), final=False)
 
     def finish(self) -> str:
         """What was held back."""
-        return self._emit(self._detokenizer.finish(), final=True)
+        return self._emit(self._cut(self._detokenizer.finish(), final=True), final=True)
 
-    def _emit(self, piece: str, final: bool) -> str:
+    def _emit(self, certain: str, final: bool) -> str:
+        self._unsaid += certain
+        if not self.emitted and not final and self._prompt.may_say_nothing(self._unsaid):
+            return ""
+        self.heard_nothing = not self.emitted and final and self._prompt.says_nothing(self._unsaid)
+        said, self._unsaid = "" if self.heard_nothing else self._unsaid, ""
+        self.emitted += said
+        return said
+
+    def _cut(self, piece: str, final: bool) -> str:
+        """The text in front of the first stop string, as far as it is known with this piece."""
         if self._stopped:
             return ""
         self._held += piece
@@ -92,7 +117,6 @@ class _GrowingText:
         else:
             certain = self._held if final else self._held[: len(self._held) - self._uncertain()]
         self._held = self._held[len(certain) :]
-        self.emitted += certain
         return certain
 
     def _uncertain(self) -> int:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from salmonrun.runtime.checks import check_types
 from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.schema import OPTIONAL
 
 MAX_LENGTH_PENALTY = 10  # an exponent on the length: beyond this float32 scores over- or underflow
 SPEECH_PLACEHOLDER = "<SpeechHere>"
@@ -130,7 +131,8 @@ class PromptConfig:
     bos_token_id: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     end_symbol: str = ""  # appended to training targets; mostly the text of a stop token
-    nothing: str = ""  # what the model was trained to answer where nothing is to be transcribed; empty: it was not
+    # What the model was trained to answer where nothing is to be transcribed; empty: it was not.
+    nothing: str = field(default="", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.template.count("{}") != 1:
@@ -138,6 +140,16 @@ class PromptConfig:
         for task, prompts in self.tasks.items():
             if not prompts:
                 raise ConfigError(f"task {task!r} has no prompt")
+        if self.nothing != self.nothing.strip():
+            raise ConfigError(f"nothing is {self.nothing!r}; expected it without spaces around it")
+
+    def says_nothing(self, text: str) -> bool:
+        """Whether this is the text of an answer that says that there is nothing to be transcribed."""
+        return self.nothing != "" and text.strip() == self.nothing
+
+    def may_say_nothing(self, text: str) -> bool:
+        """Whether an answer that begins with this text may still turn out to say that."""
+        return self.nothing != "" and (self.nothing.startswith(text.lstrip()) or self.says_nothing(text))
 
 
 @dataclass(frozen=True)
@@ -158,6 +170,9 @@ class GenerationConfig:
     no_repeat_ngram_size: int = 0  # 0: off
     stop_token_ids: tuple[int, ...] | None = None  # None: those of the bundle
     stop_strings: tuple[str, ...] = ()  # the text is cut before the first of them
+    # End an answer that repeats itself without end (see `runtime/repetition.py`), which `generate` of transformers
+    # does not: it goes on to max_new_tokens. What was decoded until then is the same.
+    stop_repetition: bool = True
 
     def __post_init__(self) -> None:
         check_types(self)

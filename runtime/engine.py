@@ -270,4 +270,4 @@ def _answer(
         search = choose_search(request, Chunk(slots[0], inputs_embeds), slots, len(inputs_embeds))
         watch.lap("prompt")
         answered = yield from answer(model, request, search, watch, cancel)
-    return make_result(answered, recording, watch)
+    return make_result(model, answered, recording, watch)

@@ -92,4 +92,4 @@ class Heard:
             watch.lap("prompt")
             search = choose_search(request, prompt, slots, start)
             answered = yield from answer(model, request, search, watch, cancel)
-        return make_result(answered, self._audio, watch)
+        return make_result(model, answered, self._audio, watch)

@@ -77,6 +77,12 @@ def softmax(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     return np.asarray(exponentials / exponentials.sum())
 
 
+def log_probability(logits: F32, token_id: int) -> float:
+    """The log probability of a token by logits [V], in float32."""
+    largest = logits.max()
+    return float(logits[token_id] - largest - np.log(np.exp(logits - largest).sum()))
+
+
 def log_softmax(scores: F32) -> F32:
     """Log probabilities along the last axis, in float32."""
     shifted = scores - scores.max(axis=-1, keepdims=True)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from salmonrun.runtime.config import AudioConfig, BlockConfig, FbankConfig, PromptConfig, WindowConfig
 from salmonrun.runtime.errors import ConfigError
-from salmonrun.runtime.schema import to_dict
+from salmonrun.runtime.schema import OPTIONAL, to_dict
 
 FORMAT_VERSION = 4
 MANIFEST = "bundle.json"
@@ -175,6 +175,24 @@ class Precision:
 
 
 @dataclass(frozen=True)
+class ConfidenceThreshold:
+    """Below which score an answer is not credible, from this bundle's own answers to recordings of speech."""
+
+    score: float  # mean log probability of an answer's tokens
+    false_rejection: float  # share of the recordings whose answers are below
+    recordings: int
+    annotation: str  # name of the file that lists them
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.score <= 0:
+            raise ConfigError(f"score is {self.score}; expected a mean log probability, which is finite and at most 0")
+        if not 0 <= self.false_rejection <= 1:
+            raise ConfigError(f"false_rejection is {self.false_rejection}; expected a share, 0 to 1")
+        if self.recordings < 1:
+            raise ConfigError(f"recordings is {self.recordings}; it must be at least 1")
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where the bundle comes from."""
 
@@ -204,6 +222,7 @@ class Manifest:
     files: dict[str, FileSpec]  # every file but bundle.json
     streaming: BlockConfig | None = None  # encoders that also hear in blocks; None: recordings at once only
     fbank: FbankConfig | None = None  # the front end of the audio encoder; None: there is none
+    confidence: ConfidenceThreshold | None = field(default=None, metadata=OPTIONAL)  # None: none was measured
 
     def precisions(self, decoder: str) -> dict[str, str]:
         """What the weights of each part are stored as, the LLM's for one of `llm.weights.decoders`."""

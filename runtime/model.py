@@ -15,6 +15,7 @@ from salmonrun.runtime.decoder import Decoder, check_capacity
 from salmonrun.runtime.decoders import DecoderName, choose
 from salmonrun.runtime.encoder import AudioEncoder
 from salmonrun.runtime.errors import ConfigError, PromptError
+from salmonrun.runtime.manifest import ConfidenceThreshold
 from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.rounds import Rounds
@@ -23,6 +24,7 @@ from salmonrun.runtime.session import resolve_device
 from salmonrun.runtime.tokenizer import Tokenizer
 
 DEFAULT_TASK = "asr"
+NOTHING_HEARD = "no speech: the model heard nothing to transcribe"
 
 
 class Model:
@@ -107,6 +109,40 @@ class Model:
         if floor is None or audio.peak_dbfs >= floor:
             return ""
         return f"silence: the peak is {audio.peak_dbfs:.0f} dBFS, below {floor:g} dBFS, so nothing was decoded"
+
+    def heard_nothing(self, text: str) -> bool:
+        """Whether an answer's text says, as the model was trained to, that there is nothing to be transcribed."""
+        return self.bundle.manifest.prompt.says_nothing(text)
+
+    def low_confidence(self, score: float | None) -> bool | None:
+        """Whether an answer of this score is below the bundle's threshold; None: there is no threshold, or no score."""
+        threshold = self.bundle.manifest.confidence
+        return None if threshold is None or score is None else score < threshold.score
+
+    def rejection(self, score: float | None) -> str:
+        """Why an answer of this score is rejected; empty if it is not.
+
+        Raises:
+            ConfigError: the bundle has no threshold.
+        """
+        threshold = self.threshold().score
+        if score is None or score >= threshold:
+            return ""
+        return f"rejected: its score is {score:.2f}, below the bundle's {threshold:.2f}"
+
+    def threshold(self) -> ConfidenceThreshold:
+        """What answers are rejected by.
+
+        Raises:
+            ConfigError: the bundle has no threshold.
+        """
+        threshold = self.bundle.manifest.confidence
+        if threshold is None:
+            raise ConfigError(
+                f"reject is asked for, but {self.bundle.folder} has no confidence threshold: export it again with "
+                "--calibration-speech ANNOTATION, at least 50 recordings"
+            )
+        return threshold
 
     def _prompt_ids(self, task: str | None, prompt: str | None, question: str | None) -> PromptIds:
         text = choose_prompt(self.bundle.manifest.prompt, task, prompt, question)

@@ -7,6 +7,18 @@ LEAST_TIMES = 8  # digit strings and songs repeat themselves, but not so often
 LEAST_TOKENS = 16
 
 
+def ends_in_repetition(token_ids: Sequence[int]) -> bool:
+    """Whether the last token completes a repetition: the first time it does, `repeated` says so for the first time."""
+    for unit in range(1, LONGEST_UNIT + 1):
+        span = max(unit * LEAST_TIMES, LEAST_TOKENS)
+        if span > len(token_ids):
+            return False  # and so are those of longer units
+        tail = token_ids[-span:]
+        if tail[unit:] == tail[:-unit]:
+            return True
+    return False
+
+
 def repeated(token_ids: Sequence[int]) -> str:
     """What repeats itself without end in an answer; empty if nothing does.
 

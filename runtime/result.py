@@ -6,6 +6,8 @@ from typing import Any
 
 from salmonrun.runtime.answer import Answer
 from salmonrun.runtime.audio import Audio
+from salmonrun.runtime.model import NOTHING_HEARD, Model
+from salmonrun.runtime.repetition import repeated
 from salmonrun.runtime.search import FinishReason
 from salmonrun.runtime.stopwatch import Stopwatch
 
@@ -69,17 +71,35 @@ class Result:
     finish_reason: FinishReason
     timings: Timings
     notes: tuple[str, ...] = ()  # what was done to the audio, and why a text is empty
+    # Of each token, its log probability by the model's own logits: before penalties, bans and temperature.
+    token_logprobs: list[float] = field(default_factory=list)
+    score: float | None = None  # their mean; in a stream of all utterances, their stop tokens too; None: no tokens
+    low_confidence: bool | None = None  # whether that is below the bundle's threshold; None: it has none, or no score
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
         return {**vars(self), "timings": self.timings.as_dict()}
 
 
-def make_result(answer: Answer, audio: Audio, watch: Stopwatch) -> Result:
+def make_result(model: Model, answer: Answer, audio: Audio, watch: Stopwatch) -> Result:
     """An answer's text with its timings."""
     token_s = tuple(at - watch.started for at in answer.token_at)
     timings = Timings(audio.source_s, watch.stages, token_s, len(answer.token_ids))
-    return Result(answer.text, answer.token_ids, answer.finish_reason, timings, audio.notes)
+    return Result(
+        text=answer.text,
+        token_ids=answer.token_ids,
+        finish_reason=answer.finish_reason,
+        timings=timings,
+        notes=(*audio.notes, *_doubts(answer)),
+        token_logprobs=answer.logprobs,
+        score=answer.score,
+        low_confidence=model.low_confidence(answer.score),
+    )
+
+
+def _doubts(answer: Answer) -> list[str]:
+    nothing = NOTHING_HEARD if answer.heard_nothing else ""
+    return [note for note in (nothing, repeated(answer.token_ids)) if note]
 
 
 def empty_result(audio: Audio, reason: FinishReason, note: str, watch: Stopwatch) -> Result:

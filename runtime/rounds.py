@@ -185,4 +185,4 @@ class Rounds(Generic[S]):
 
 def _append(chunk: Chunk[S]) -> Search[S]:
     yield Need([chunk])
-    return Hypothesis([], "stop")
+    return Hypothesis([], "stop", [])

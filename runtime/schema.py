@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, Union
 from salmonrun.runtime.errors import ConfigError
 
 T = TypeVar("T")
+OPTIONAL = {"optional": True}  # metadata of a field that a complete file may leave out: it is younger than the format
 
 
 def from_dict(cls: type[T], data: Any, where: str, complete: bool = False) -> T:
@@ -17,7 +18,8 @@ def from_dict(cls: type[T], data: Any, where: str, complete: bool = False) -> T:
         cls: a dataclass.
         data: parsed JSON.
         where: names the place in error messages.
-        complete: every key must be there, those with a default too: for files that outlive the defaults.
+        complete: every key must be there, those with a default too, but for `OPTIONAL` ones: for files that outlive
+            the defaults.
 
     Raises:
         ConfigError: an unknown or missing key, or a value of the wrong type.
@@ -33,12 +35,16 @@ def from_dict(cls: type[T], data: Any, where: str, complete: bool = False) -> T:
     for name, field in fields.items():
         if name in data:
             values[name] = _parse(hints[name], data[name], f"{where}.{name}", complete)
-        elif complete or (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING):
+        elif (complete and not field.metadata.get("optional")) or _has_no_default(field):
             raise ConfigError(f"{where}: key {name!r} is missing")
     try:
         return cls(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _has_no_default(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def to_dict(value: Any) -> Any:

@@ -13,9 +13,11 @@ import numpy as np
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.decoder import Chunk
-from salmonrun.runtime.logits import process, sample
+from salmonrun.runtime.logits import log_probability, process, sample
+from salmonrun.runtime.repetition import ends_in_repetition
 
-FinishReason = Literal["stop", "length", "cancelled"]
+EndReason = Literal["stop", "length", "repetition"]
+FinishReason = EndReason | Literal["cancelled"]
 S = TypeVar("S")
 
 
@@ -36,6 +38,10 @@ class StopRules:
         text = self.decode(tokens)
         return any(string in text for string in self.strings)
 
+    def without_stop(self, tokens: list[int]) -> list[int]:
+        """The tokens of an answer without the stop token that may be its last."""
+        return tokens[:-1] if tokens and tokens[-1] in self.token_ids else tokens
+
 
 @dataclass(frozen=True, eq=False)
 class Need(Generic[S]):
@@ -51,12 +57,33 @@ class Hypothesis:
 
     tokens: list[int]  # a final stop token included
     finish_reason: FinishReason
+    # Of each token, by the model's own logits where it was chosen: before penalties, bans and temperature.
+    logprobs: list[float]
+
+    @property
+    def score(self) -> float | None:
+        """How sure the model is of it: the mean log probability of its tokens; None if it has none."""
+        return mean(self.logprobs)
+
+    def __post_init__(self) -> None:
+        assert len(self.tokens) == len(self.logprobs), "every token has been chosen from logits"
+
+
+def mean(logprobs: Sequence[float]) -> float | None:
+    """The score of tokens with these log probabilities; None of no tokens."""
+    return sum(logprobs) / len(logprobs) if logprobs else None
 
 
 Search = Generator[Need[S], Sequence[F32] | None, Hypothesis]
 
 
-def decode(prompt: Chunk[S], config: GenerationConfig, stop: StopRules, tokens: Sequence[int] = ()) -> Search[S]:
+def decode(
+    prompt: Chunk[S],
+    config: GenerationConfig,
+    stop: StopRules,
+    tokens: Sequence[int] = (),
+    logprobs: Sequence[float] = (),
+) -> Search[S]:
     """One token after the other behind a prompt, greedily or sampled.
 
     Args:
@@ -64,22 +91,26 @@ def decode(prompt: Chunk[S], config: GenerationConfig, stop: StopRules, tokens: 
         config: how tokens are chosen.
         stop: when the answer is complete.
         tokens: the beginning of the answer, which the prompt ends with.
+        logprobs: of these tokens.
     """
     choose = _chooser(config, stop)
-    tokens = list(tokens)
+    tokens, logprobs = list(tokens), list(logprobs)
     logits = yield Need([prompt], tokens)
     while logits is not None:
-        tokens.append(choose(logits[0][-1], tokens))
-        if reason := _reason(tokens, config, stop):
-            return Hypothesis(tokens, reason)
+        row = logits[0][-1]
+        tokens.append(choose(row, tokens))
+        logprobs.append(log_probability(row, tokens[-1]))
+        if reason := end_reason(tokens, config, stop):
+            return Hypothesis(tokens, reason, logprobs)
         logits = yield Need([Chunk(prompt.slot, tokens[-1:])], tokens)
-    return Hypothesis(tokens, "cancelled")
+    return Hypothesis(tokens, "cancelled", logprobs)
 
 
 def decode_drafted(
     prompt: Chunk[S],
     start: int,
     tokens: Sequence[int],
+    logprobs: Sequence[float],
     draft: Sequence[int],
     config: GenerationConfig,
     stop: StopRules,
@@ -93,23 +124,25 @@ def decode_drafted(
         prompt: ends with `tokens` and `draft`; its last 1 + len(draft) positions are wanted.
         start: positions of the slot in front of the answer.
         tokens: the certain beginning of the answer, shorter than the longest.
+        logprobs: of these tokens, as the pass that chose them found them: no logits are computed for them again.
         draft: a guess of what follows.
         config: how tokens are chosen.
         stop: when the answer is complete.
     """
     choose = _chooser(config, stop)
-    tokens = list(tokens)
+    tokens, logprobs = list(tokens), list(logprobs)
     logits = yield Need([prompt], tokens)
     if logits is None:
-        return Hypothesis(tokens, "cancelled")
+        return Hypothesis(tokens, "cancelled", logprobs)
     for guess, row in zip([*draft, None], logits[0], strict=True):
         tokens.append(choose(row, tokens))
-        if reason := _reason(tokens, config, stop):
-            return Hypothesis(tokens, reason)
+        logprobs.append(log_probability(row, tokens[-1]))
+        if reason := end_reason(tokens, config, stop):
+            return Hypothesis(tokens, reason, logprobs)
         if tokens[-1] != guess:
             break
     following = Chunk(prompt.slot, tokens[-1:], keep=start + len(tokens) - 1)
-    return (yield from decode(following, config, stop, tokens))
+    return (yield from decode(following, config, stop, tokens, logprobs))
 
 
 def _chooser(config: GenerationConfig, stop: StopRules) -> Callable[[F32, Sequence[int]], int]:
@@ -124,8 +157,11 @@ def _chooser(config: GenerationConfig, stop: StopRules) -> Callable[[F32, Sequen
     return choose
 
 
-def _reason(tokens: Sequence[int], config: GenerationConfig, stop: StopRules) -> Literal["stop", "length"] | None:
-    """Why the answer is complete; None if it is not."""
+def end_reason(tokens: Sequence[int], config: GenerationConfig, stop: StopRules) -> EndReason | None:
+    """Why the answer is complete with its last token; None if it is not."""
     if stop.reached(tokens):
         return "stop"
-    return "length" if len(tokens) == config.max_new_tokens else None
+    if len(tokens) == config.max_new_tokens:
+        return "length"
+    goes_on = not config.stop_repetition or len(tokens) < config.min_new_tokens
+    return None if goes_on or not ends_in_repetition(tokens) else "repetition"

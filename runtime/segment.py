@@ -18,6 +18,9 @@ class Segment:
     # where a block was encoded with silence behind the end
     finish_reason: FinishReason
     notes: tuple[str, ...] = ()  # what to know of this answer: cut short, degenerate, not aligned with the one before
+    # Mean log probability of the answer's tokens: all of them, also the stop token and those a neighbour has.
+    score: float | None = None
+    low_confidence: bool | None = None  # whether that is below the bundle's threshold; None: it has none, or no score
 
     @property
     def start(self) -> float:

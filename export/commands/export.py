@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--golden-audio", metavar="FILE", help="recording to prove the bundle with (default: synthetic)"
     )
+    parser.add_argument(
+        "--calibration-speech",
+        metavar="ANNOTATION",
+        help="at least 50 recordings with transcripts: the bundle gets the score below which are at most 2 %% of its "
+        "answers to them (default: no threshold)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_run, settings=_settings)
 
@@ -65,11 +71,13 @@ def _run(arguments: argparse.Namespace, options: ExportOptions) -> int:
 
     quiet_transformers()
     golden = load_audio(arguments.golden_audio) if arguments.golden_audio else None
-    _print_summary(export_bundle(arguments.checkpoint, arguments.bundle, options, golden, progress=not arguments.quiet))
+    speech, show = arguments.calibration_speech, not arguments.quiet
+    out = export_bundle(arguments.checkpoint, arguments.bundle, options, golden, speech, progress=show)
+    _print_summary(out, speech)
     return 0
 
 
-def _print_summary(out: Path) -> None:
+def _print_summary(out: Path, speech: str | None) -> None:
     from salmonrun.export.parity.gate import PARITY
 
     parity: dict[str, Any] = json.loads((out / PARITY).read_text())
@@ -78,3 +86,17 @@ def _print_summary(out: Path) -> None:
     for name, error in {**parity["stages"], "end to end": parity["end_to_end"]}.items():
         print(f"  {name:<13} largest difference {error['max_abs']:.1e}, relative {error['relative']:.1e}")
     print(f"  tokens      {parity['tokens_agreeing']} of {parity['tokens_compared']} are PyTorch's choice")
+    print(f"  confidence  {_confidence(out, speech)}")
+
+
+def _confidence(out: Path, speech: str | None) -> str:
+    """Which threshold the bundle has, or why none."""
+    from salmonrun.runtime.bundle import open_bundle
+
+    threshold = open_bundle(out, verify=False).manifest.confidence
+    if threshold is None and speech is None:
+        return "no threshold; --calibration-speech ANNOTATION measures one"
+    if threshold is None:
+        return f"no threshold: fewer than 50 recordings of {speech} with speech were answered"
+    below = f"{threshold.false_rejection:.1%} of {threshold.recordings} recordings of {threshold.annotation}"
+    return f"threshold {threshold.score:.3f}, mean log probability of a token; {below} are below it"

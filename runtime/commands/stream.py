@@ -94,6 +94,9 @@ def _add_stream_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="so many seconds behind real time, updates are left out (default: never)",
     )
+    hearing.add_argument(
+        "--reject", action="store_true", help="leave out what the bundle's confidence threshold says is not credible"
+    )
     ends = hearing.add_mutually_exclusive_group()
     ends.add_argument("--no-endpoints", action="store_true", help="do not look for utterances: all is one")
     vad = EndpointConfig().vad
@@ -142,6 +145,7 @@ def _config(arguments: argparse.Namespace) -> StreamConfig:
         hold_back=arguments.hold_back,
         endpoint=_endpoint(arguments),
         max_lag_s=arguments.max_lag_s,
+        reject=arguments.reject,
     )
 
 

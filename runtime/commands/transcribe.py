@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from salmonrun.runtime.commands.options import (
@@ -16,6 +16,7 @@ from salmonrun.runtime.commands.options import (
 from salmonrun.runtime.commands.source import open_whole
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.errors import AudioTooLongError, SalmonrunError
+from salmonrun.runtime.longform.config import TranscribeConfig
 
 if TYPE_CHECKING:
     from salmonrun.runtime import Engine, Result
@@ -41,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_prompt_arguments(parser)
     parser.add_argument("--num-beams", type=int, default=1, help="beams of the search (default: 1, greedy)")
+    parser.add_argument(
+        "--reject", action="store_true", help="leave out what the bundle's confidence threshold says is not credible"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object a line, with timings")
     parser.set_defaults(run=_run, settings=_settings)
 
@@ -55,20 +59,27 @@ def _run(arguments: argparse.Namespace, config: GenerationConfig) -> int:
     engine = load_engine(arguments)
     prompt = {"task": arguments.task, "prompt": arguments.prompt, "question": arguments.question}
     engine.model.request(**prompt, config=config)  # what is wrong with it is said once, and not for every file
+    if arguments.reject:
+        engine.model.threshold()  # the same
     asked = {**prompt, "channel": arguments.channel}
-    failed = 0
+    failed = whole = rejected = 0
     for file in arguments.files:
         try:
             recording = open_whole(file)
             try:
                 result = engine.generate(recording, **asked, config=config)
             except AudioTooLongError:
-                _transcribe_parts(engine, file, recording, asked, config, arguments.json)
+                _transcribe_parts(engine, file, recording, asked, config, arguments)
             else:
+                whole += 1
+                if arguments.reject and (why := engine.model.rejection(result.score)):
+                    result, rejected = replace(result, text="", notes=(*result.notes, why)), rejected + 1
                 _print_result(file, result, arguments.json)
         except SalmonrunError as error:
             failed += 1
             print(f"error: {file}: {error}", file=sys.stderr)
+    if rejected:
+        print(f"{rejected} of {whole} recordings rejected", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -89,11 +100,12 @@ def _transcribe_parts(
     recording: str | bytes,
     asked: dict[str, Any],
     config: GenerationConfig,
-    as_json: bool,
+    arguments: argparse.Namespace,
 ) -> None:
     """Answer about a long recording part by part; `file` is what it is called."""
-    started = time.perf_counter()
-    segments, info = engine.transcribe(recording, **asked, generation=config)
+    started, as_json = time.perf_counter(), arguments.json
+    parts = TranscribeConfig(reject=arguments.reject)
+    segments, info = engine.transcribe(recording, **asked, generation=config, config=parts)
     for segment in segments:
         times = {"start": segment.start, "end": segment.end}
         if as_json:

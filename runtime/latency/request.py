@@ -39,7 +39,7 @@ def name(seconds: float, beams: int) -> str:
 
 def generation(config: LatencyConfig, beams: int) -> GenerationConfig:
     """An answer of exactly `config.tokens` tokens."""
-    return GenerationConfig(max_new_tokens=config.tokens, num_beams=beams, stop_token_ids=())
+    return GenerationConfig(max_new_tokens=config.tokens, num_beams=beams, stop_token_ids=(), stop_repetition=False)
 
 
 def answer(engine: Engine, source: bytes, config: LatencyConfig, search: GenerationConfig) -> Timings:

@@ -37,7 +37,7 @@ class BatchAnswerer:
         silences = [self.model.silence(audio) for audio in recordings]
         decoded = iter(self._decode([audio for audio, note in zip(recordings, silences, strict=True) if not note]))
         return [
-            WindowAnswer(window, Hypothesis([], "stop"), (*audio.notes, note))
+            WindowAnswer(window, Hypothesis([], "stop", []), (*audio.notes, note))
             if note
             else WindowAnswer(window, next(decoded), audio.notes)
             for window, audio, note in zip(windows, recordings, silences, strict=True)
@@ -54,7 +54,7 @@ class BatchAnswerer:
         prompts: list[F32] = []
         for audio in recordings:
             if self._cancel.is_set():
-                return [Hypothesis([], "cancelled")] * len(recordings)
+                return [Hypothesis([], "cancelled", [])] * len(recordings)
             prompts.append(self.model.inputs_embeds(self.request.prompt, self.model.encoder.encode(audio)))
         config = self.request.config
         longest = max(map(len, prompts)) + config.max_new_tokens

@@ -17,6 +17,7 @@ class TranscribeConfig:
     overlap_s: float = 2.0  # of windows that had to be cut while someone spoke without a pause
     part_pause_s: float = PAUSE_S  # a pause this long ends a window
     vad: Literal["auto", "silero", "energy"] = "auto"  # what tells speech from pauses; auto: silero where installed
+    reject: bool = False  # leave out segments whose score is below the bundle's threshold
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -11,6 +11,7 @@ from salmonrun.runtime.longform.config import TranscribeConfig
 from salmonrun.runtime.longform.reader import PcmReader
 from salmonrun.runtime.longform.stitch import common_run, seam
 from salmonrun.runtime.longform.windows import Splitter, Window
+from salmonrun.runtime.model import NOTHING_HEARD
 from salmonrun.runtime.repetition import repeated
 from salmonrun.runtime.search import Hypothesis
 from salmonrun.runtime.segment import Segment
@@ -30,6 +31,10 @@ class TranscriptInfo:
     windows: int = 0
     heard_samples: int = 0  # read so far, at 16 kHz
     dropped_samples: int = 0  # of these, silence that no window has
+    nothing: int = 0  # windows that the model heard nothing to transcribe in
+    nothing_samples: int = 0  # of these windows
+    rejected: int = 0  # windows whose answer is below the bundle's threshold, with `config.reject`
+    rejected_samples: int = 0  # of these windows
     finished: bool = False  # whether all of the recording was transcribed
     notes: list[str] = field(default_factory=list)  # what was done to the audio, and why there is no text
 
@@ -48,6 +53,8 @@ def transcribe(
     if config.window_s > longest:
         config = replace(config, window_s=longest)
         notes.append(f"windows of {longest:g} s, which is the longest this model hears")
+    if config.reject:
+        answerer.model.threshold()  # refuses, if there is none
     answerer.model.check_capacity(answerer.request, int(config.window_s * SAMPLE_RATE))
     vad = load_vad(config.vad)
     info = TranscriptInfo(reader.rate, reader.channels, reader.duration_s, vad.name, config, notes=notes)
@@ -95,6 +102,11 @@ class _Transcription:
         """
         waiting: _Answered | None = None
         for answered in self._answers():
+            if self._drops(answered):  # its neighbours keep all that they say
+                if waiting:
+                    yield self._segment(waiting)
+                waiting = None
+                continue
             if waiting:
                 self._join(waiting, answered)
                 yield self._segment(waiting)
@@ -105,6 +117,7 @@ class _Transcription:
         if waiting:  # for a window that a cancellation kept away
             yield self._segment(waiting)
         self._conclude()
+        self._note_left_out()
 
     def _answers(self) -> Iterator[_Answered]:
         windows = self._windows()
@@ -141,9 +154,21 @@ class _Transcription:
         cut = [f"cut after max_new_tokens={limit}"] if hypothesis.finish_reason == "length" else []
         return [note for note in (*cut, repeated(hypothesis.tokens)) if note]
 
+    def _drops(self, answered: _Answered) -> bool:
+        """Whether there will be no segment of it, which is counted."""
+        model, info, (start, end) = self._answerer.model, self._info, _place(answered.window)
+        if model.heard_nothing(self._answerer.text(answered.token_ids)):
+            info.nothing, info.nothing_samples = info.nothing + 1, info.nothing_samples + end - start
+            return True
+        if info.config.reject and model.rejection(answered.answer.hypothesis.score):
+            info.rejected, info.rejected_samples = info.rejected + 1, info.rejected_samples + end - start
+            return True
+        return False
+
     def _join(self, previous: _Answered, following: _Answered) -> None:
         """Leave each token of the overlap to one of two neighbours; both keep theirs if they have nothing in common."""
-        before, after = (self._without_stop(answered.token_ids) for answered in (previous, following))
+        stop = self._answerer.request.stop
+        before, after = (stop.without_stop(answered.token_ids) for answered in (previous, following))
         if not before or not after:
             return
         samples = len(previous.window.pcm) + len(following.window.pcm)
@@ -158,22 +183,21 @@ class _Transcription:
         previous.token_ids = before[: run.previous + kept]
         following.token_ids = following.token_ids[run.following + kept :]
 
-    def _without_stop(self, token_ids: list[int]) -> list[int]:
-        return token_ids[:-1] if token_ids and token_ids[-1] in self._answerer.request.stop.token_ids else token_ids
-
     def _segment(self, answered: _Answered) -> Segment:
-        window = answered.window
+        window, (start, end) = answered.window, _place(answered.window)
         text = self._answerer.text(answered.token_ids)
         if window.overlap:
             text = text.lstrip()
         return Segment(
             text=text,
             token_ids=answered.token_ids,
-            start_sample=window.start + window.overlap // 2,
-            end_sample=window.end - window.overlap_after + window.overlap_after // 2,
+            start_sample=start,
+            end_sample=end,
             window=(window.start, window.end),
             finish_reason=answered.answer.hypothesis.finish_reason,
             notes=tuple(answered.notes),
+            score=answered.answer.hypothesis.score,
+            low_confidence=self._answerer.model.low_confidence(answered.answer.hypothesis.score),
         )
 
     def _conclude(self) -> None:
@@ -188,9 +212,27 @@ class _Transcription:
         elif info.dropped_samples:
             info.notes.append(f"{info.dropped_s:.1f} s of silence dropped (vad {info.vad})")
 
+    def _note_left_out(self) -> None:
+        """Say which windows have no segment, and why."""
+        info = self._info
+        if info.nothing:
+            info.notes.append(f"{info.nothing_samples / SAMPLE_RATE:.1f} s dropped, {NOTHING_HEARD}")
+        if info.rejected:
+            threshold = self._answerer.model.threshold().score
+            seconds = info.rejected_samples / SAMPLE_RATE
+            info.notes.append(f"{seconds:.1f} s rejected: {info.rejected} answers of a score below {threshold:.2f}")
+
     def _stopped(self) -> bool:
         """Whether to stop here, with something missing."""
         if self._cancel is None or not self._cancel.is_set():
             return False
         self._complete = False
         return True
+
+
+def _place(window: Window) -> tuple[int, int]:
+    """First sample of its segment, and the one after the last: what windows share is parted in the middle."""
+    return (
+        window.start + window.overlap // 2,
+        window.end - window.overlap_after + window.overlap_after // 2,
+    )

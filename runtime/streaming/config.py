@@ -48,6 +48,9 @@ class StreamConfig:
     endpoint: EndpointConfig | None = field(default_factory=EndpointConfig)
     # Where a stream falls so far behind real time, updates are left out (and counted); None: never, however slow.
     max_lag_s: float | None = None
+    # Whether an utterance whose score is below the bundle's threshold has no text but what was stable, and an update
+    # below it makes nothing stable.
+    reject: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -18,7 +18,7 @@ from salmonrun.runtime.model import Model
 from salmonrun.runtime.repetition import repeated
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.result import Result, Timings
-from salmonrun.runtime.search import FinishReason
+from salmonrun.runtime.search import FinishReason, Hypothesis, mean
 from salmonrun.runtime.segment import Segment
 from salmonrun.runtime.streaming.agreement import LocalAgreement
 from salmonrun.runtime.streaming.block_encoder import FRAME, LOOK_AHEAD
@@ -57,6 +57,8 @@ class Stream:
         vad: Vad | None,
     ) -> None:
         _check(request)
+        if config.reject:
+            model.threshold()  # refuses, if there is none
         self._model = model
         self._request = request
         self._config = config
@@ -79,6 +81,8 @@ class Stream:
         self._utterance: Utterance | None = None
         self._news = False  # whether there was speech since the last update
         self._segments: list[Segment] = []
+        self._answers: list[Hypothesis] = []  # of these segments
+        self._rejected = 0  # of them
         self._last: F32 | None = None  # audio of the utterance before
         self._result: Result | None = None
         self._lease = model.decoder.open(1, model.positions(request, len(self._buffer)))
@@ -230,7 +234,16 @@ class Stream:
         """An utterance that begins with what was kept from before the first speech."""
         agreement = LocalAgreement(self._config.hypotheses, self._config.hold_back)
         (slot,) = self._lease.slots
-        utterance = Utterance(self._model, slot, self._buffer, self._request, self._block, agreement, self._cancelled)
+        utterance = Utterance(
+            model=self._model,
+            slot=slot,
+            buffer=self._buffer,
+            request=self._request,
+            block=self._block,
+            agreement=agreement,
+            reject=self._config.reject,
+            cancelled=self._cancelled,
+        )
         self._clock.begin_utterance()
         for hop in self._endpointer.take_kept():
             utterance.append(hop)
@@ -246,17 +259,30 @@ class Stream:
         end = utterance.length - (0 if cut else max(0, self._endpointer.silent - self._endpointer.behind))
         heard = utterance.end(end)
         answer = utterance.finish(heard)
-        tokens, reason = answer.tokens, answer.finish_reason
+        tokens = self._request.stop.without_stop(answer.tokens)
         pcm, left = utterance.pcm[:heard].copy(), utterance.pcm[end:].copy()
-        notes = [note for note in (repeated(tokens), utterance.silence(pcm)) if note]
+        silence, dropped = utterance.silence(pcm), utterance.dropped() if answer.tokens else ""
+        notes = [note for note in (repeated(tokens), silence, dropped) if note]
         if cut:
             notes.append(f"cut at {end / SAMPLE_RATE:.2f} s, the longest this model hears at once")
-        delta, text = self._transcript.end_utterance(tokens)
+        delta, text = self._transcript.end_utterance(utterance.certain if dropped else tokens)
         for start in range(0, len(left), VAD_HOP):  # the next utterance may begin at once
             self._endpointer.keep(left[start : start + VAD_HOP])
         first = self._clock.samples - utterance.length
-        segment = Segment(text, tokens, first, first + end, (first, first + heard), reason, tuple(notes))
+        segment = Segment(
+            text=text,
+            token_ids=tokens,
+            start_sample=first,
+            end_sample=first + end,
+            window=(first, first + heard),
+            finish_reason=answer.finish_reason,
+            notes=tuple(notes),
+            score=answer.score,
+            low_confidence=self._model.low_confidence(answer.score),
+        )
         self._segments.append(segment)
+        self._answers.append(answer)
+        self._rejected += dropped.startswith("rejected")
         self._utterance, self._last, self._news = None, pcm, False
         return self._make_update(started, delta, "", segment)
 
@@ -276,13 +302,30 @@ class Stream:
         reason: FinishReason = self._segments[-1].finish_reason if self._segments else "stop"
         if self._cancelled.is_set():
             reason = "cancelled"
-        tokens = [token for segment in self._segments for token in segment.token_ids]
-        tokens += self._utterance.certain if self._utterance else []  # of one that was cancelled
-        timings = Timings(self._clock.audio_s, {"finish": time.perf_counter() - started}, tokens=len(tokens))
-        return Result(self._transcript.stable, tokens, reason, timings, tuple(self._notes()))
+        answers = list(self._answers)
+        if cut := self._utterance:  # by a cancellation
+            answers.append(Hypothesis(cut.certain, "cancelled", cut.certain_logprobs))
+        tokens = [self._request.stop.without_stop(answer.tokens) for answer in answers]
+        logprobs = [answer.logprobs[: len(own)] for answer, own in zip(answers, tokens, strict=True)]
+        score = mean([logprob for answer in answers for logprob in answer.logprobs])
+        return Result(
+            text=self._transcript.stable,
+            token_ids=[token for own in tokens for token in own],
+            finish_reason=reason,
+            timings=Timings(
+                self._clock.audio_s, {"finish": time.perf_counter() - started}, tokens=sum(map(len, tokens))
+            ),
+            notes=tuple(self._notes()),
+            token_logprobs=[logprob for own in logprobs for logprob in own],
+            score=score,
+            low_confidence=self._model.low_confidence(score),
+        )
 
     def _notes(self) -> list[str]:
         notes = [f"{s.start:.2f} s: {note}" for s in self._segments for note in s.notes]
+        if self._rejected:
+            threshold = self._model.threshold().score
+            notes.append(f"{self._rejected} of {len(self._segments)} utterances rejected: score below {threshold:.2f}")
         if self._cancelled.is_set():
             return notes
         if not self._segments:

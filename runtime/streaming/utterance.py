@@ -10,7 +10,7 @@ from salmonrun.runtime.audio import SAMPLE_RATE, Audio
 from salmonrun.runtime.config import Block, GenerationConfig
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.heard import Heard, listen
-from salmonrun.runtime.model import Model
+from salmonrun.runtime.model import NOTHING_HEARD, Model
 from salmonrun.runtime.repetition import repeated
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.result import Result
@@ -29,6 +29,7 @@ class Utterance:
     Args:
         slot: for the longest utterance; it may hold what an utterance before this one has left.
         buffer: for the samples of the longest utterance.
+        reject: whether answers below the bundle's threshold are not credible.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Utterance:
         request: Request,
         block: Block | None,
         agreement: LocalAgreement,
+        reject: bool,
         cancelled: threading.Event,
     ) -> None:
         self._model = model
@@ -48,12 +50,23 @@ class Utterance:
         self._request = request
         self._blocks = BlockEncoder(model.encoder, block) if block else None
         self._agreement = agreement
+        self._reject = reject
         self._cancelled = cancelled
         self._embeds = np.zeros((0, model.bundle.manifest.llm.dim), np.float32)  # of the audio encoded so far
-        self.tokens: list[int] = []  # the latest hypothesis, without a stop token
+        self._hypothesis = Hypothesis([], "stop", [])  # the latest
+        self._says_nothing = False  # whether that says that there is nothing to be transcribed
         self._encoded = 0  # samples of that audio
         # Positions of text and audio that the slot has; one before this has left the same text.
         self._kept = min(model.decoder.length(slot), len(request.prompt.before))
+
+    @property
+    def tokens(self) -> list[int]:
+        """What the latest hypothesis says, without a stop token: what is certain, if it says that there is nothing."""
+        return self.certain if self._says_nothing else self._answered
+
+    @property
+    def _answered(self) -> list[int]:
+        return self._request.stop.without_stop(self._hypothesis.tokens)
 
     @property
     def pcm(self) -> F32:
@@ -82,24 +95,29 @@ class Utterance:
         self._encode(self.pcm, final=False)
         if not len(self._embeds):
             return []
-        self.tokens = self._answer().tokens
-        if repeated(self.tokens):  # nothing of this is certain
+        self._answer()
+        if repeated(self._answered) or self.dropped():  # nothing of this is certain
             return []
-        return self._agreement.add(self.tokens)
+        return self._agreement.add(self._answered)
 
     def end(self, wanted: int) -> int:
         """The sample to end at, as near to `wanted` as can be: blocks that are encoded stay."""
         return max(wanted, self._encoded if self._blocks else 0)
 
     def finish(self, end: int) -> Hypothesis:
-        """The whole answer, without a stop token, now that the utterance is over and has `end` samples."""
+        """The whole answer, now that the utterance is over and has `end` samples."""
         pcm = self.pcm[:end]
         if self.silence(pcm):
-            return Hypothesis([], "stop")
+            return Hypothesis([], "stop", [])
         self._encode(pcm, final=True)
-        answer = self._answer()
-        self.tokens = answer.tokens
-        return answer
+        self._answer()
+        return self._hypothesis
+
+    def dropped(self) -> str:
+        """Why the text of the latest hypothesis is not to be believed; empty if it is."""
+        if self._says_nothing:
+            return NOTHING_HEARD
+        return self._model.rejection(self._hypothesis.score) if self._reject else ""
 
     def silence(self, pcm: F32) -> str:
         """Why some of its audio counts as silence; empty if it does not."""
@@ -109,6 +127,11 @@ class Utterance:
     def certain(self) -> list[int]:
         """Tokens that every further answer begins with."""
         return self._agreement.certain
+
+    @property
+    def certain_logprobs(self) -> list[float]:
+        """Of these tokens, each as the hypothesis found it with which it became certain."""
+        return self._hypothesis.logprobs[: len(self.certain)]
 
     def ask(
         self, more: F32, prompt: str | None, task: str | None, question: str | None, config: GenerationConfig | None
@@ -141,21 +164,26 @@ class Utterance:
             self._embeds = np.concatenate([self._embeds, *new])
         self._encoded = len(pcm)
 
-    def _answer(self) -> Hypothesis:
-        """The greedy answer to the audio so far that begins with what is certain, without a stop token."""
+    def _answer(self) -> None:
+        """Make the greedy answer to the audio so far, that begins with what is certain, the latest hypothesis."""
+        self._hypothesis = self._decoded()
+        self._says_nothing = self._model.heard_nothing(self._model.tokenizer.decode(self._answered))
+
+    def _decoded(self) -> Hypothesis:
         model, request = self._model, self._request
-        certain, draft = self.certain, self.tokens[len(self.certain) :]
+        certain, draft = self.certain, self._answered[len(self.certain) :]
         if len(certain) == request.config.max_new_tokens:
-            return Hypothesis(list(certain), "length")
+            return Hypothesis(list(certain), "length", self.certain_logprobs)
         text = model.decoder.embed([*request.prompt.after, *certain, *draft])
         audio = np.concatenate([model.decoder.embed(request.prompt.before), self._embeds])
         start = len(audio) + len(request.prompt.after)
         prompt = Chunk(self._slot, np.concatenate([audio[self._kept :], text]), 1 + len(draft), keep=self._kept)
-        search = decode_drafted(prompt, start, certain, draft, request.config, request.stop)
+        search = decode_drafted(
+            prompt, start, certain, self.certain_logprobs, draft, request.config, request.stop
+        )
         (answer,) = model.rounds.run([search], self._cancelled)
         self._kept = min(len(audio), model.decoder.length(self._slot))
-        ended = answer.tokens and answer.tokens[-1] in request.stop.token_ids
-        return Hypothesis(answer.tokens[:-1], answer.finish_reason) if ended else answer
+        return answer
 
     def _padded(self, pcm: F32) -> Audio:
         """As the model hears recordings: not shorter than the shortest one."""

@@ -2,12 +2,15 @@
 
 from collections.abc import Generator, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from salmonrun.runtime import GenerationConfig, Result
+from salmonrun.runtime import Engine, GenerationConfig, Result
 from salmonrun.runtime.audio import F32
+from salmonrun.runtime.manifest import ConfidenceThreshold
+from salmonrun.runtime.model import Model
 
 # The tiny model alone would repeat one token. Banning repetition makes its ranking of all tokens visible.
 VARIED = GenerationConfig(max_new_tokens=24, no_repeat_ngram_size=1)
@@ -23,6 +26,23 @@ def noise(seconds: float, seed: int = 0) -> F32:
 def answer(result: Result) -> tuple[str, list[int], str, tuple[str, ...]]:
     """A result without its timings."""
     return result.text, result.token_ids, result.finish_reason, result.notes
+
+
+def with_manifest(engine: Engine, **changes: Any) -> Engine:
+    """The same engine, had its bundle another manifest."""
+    model = engine.model
+    bundle = replace(model.bundle, manifest=replace(model.bundle.manifest, **changes))
+    return Engine(Model(bundle, model.encoder, model.decoder, model.limits))
+
+
+def with_threshold(engine: Engine, score: float) -> Engine:
+    """The same engine, had its bundle this confidence threshold."""
+    return with_manifest(engine, confidence=ConfidenceThreshold(score, 0.02, 50, "speech.json"))
+
+
+def with_nothing(engine: Engine, text: str) -> Engine:
+    """The same engine, had its model been trained to say this where there is nothing to be transcribed."""
+    return with_manifest(engine, prompt=replace(engine.bundle.manifest.prompt, nothing=text))
 
 
 def collect(pieces: Generator[str, None, Result]) -> tuple[list[str], Result]:

@@ -18,8 +18,10 @@ from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.bundle import file_sha256, open_bundle
 from salmonrun.runtime.latency.recording import STORY
 from salmonrun.runtime.manifest import MANIFEST, FileSpec, manifest_bytes
+from tests.helpers.damage import reseal
 
 FEW = ["--max-new-tokens", "8"]
+CONFIDENCE = ("token_logprobs", "score", "low_confidence")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], list[str]]:
@@ -42,6 +44,23 @@ def test_transcribe(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tiny_
     assert "8 tokens, ended by length" in err[0]
 
 
+def test_transcribe_leaves_out_what_is_rejected(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, speech: Path, tmp_path: Path
+) -> None:
+    code, out, err = run(capsys, "transcribe", tiny_bundle, speech, "--reject", *FEW)
+    assert (code, out) == (1, [])
+    assert f"error: --reject is asked for, but {tiny_bundle} has no confidence threshold" in err[0]
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    threshold = {"score": -1e-9, "false_rejection": 0.0, "recordings": 50, "annotation": "speech.json"}
+    reseal(bundle, lambda data: data.update(confidence=threshold))
+    soundfile.write(long := tmp_path / "long.wav", np.resize(soundfile.read(speech)[0], 35 * 16000), 16000)
+    code, out, err = run(capsys, "transcribe", bundle, speech, long, "--reject", *FEW)
+    assert (code, out) == (0, [f"{speech}: "])
+    assert "rejected: its score is " in err[0]
+    assert " answers of a score below -0.00" in err[1]
+    assert err[2] == "1 of 1 recordings rejected"
+
+
 def test_transcribe_as_json(
     capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tiny_engine: Engine, speech: Path
 ) -> None:
@@ -52,7 +71,7 @@ def test_transcribe_as_json(
     )
     assert (code, len(out), err) == (0, 1, [])
     printed = json.loads(out[0])
-    assert set(printed) == {"file", "text", "token_ids", "finish_reason", "timings", "notes"}
+    assert set(printed) == {"file", "text", "token_ids", "finish_reason", "timings", "notes", *CONFIDENCE}
     assert printed["file"] == str(speech)
     assert (printed["text"], printed["token_ids"]) == (expected.text, expected.token_ids)
     assert (printed["finish_reason"], printed["notes"]) == ("length", [])

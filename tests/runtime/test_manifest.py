@@ -157,6 +157,31 @@ def test_unknown_key(bundle: Path, where: str, key: str) -> None:
         open_bundle(bundle)
 
 
+def test_keys_younger_than_the_format_may_be_missing(bundle: Path) -> None:
+    reseal(bundle, lambda data: (data.pop("confidence"), data["prompt"].pop("nothing")))
+    manifest = open_bundle(bundle).manifest
+    assert manifest.confidence is None
+    assert manifest.prompt.nothing == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score": 0.1}, "score is 0.1; expected a mean log probability"),
+        ({"false_rejection": 2.0}, "false_rejection is 2.0; expected a share"),
+        ({"recordings": 0}, "recordings is 0; it must be at least 1"),
+        ({"colour": 1}, "unknown key 'colour'"),
+    ],
+)
+def test_a_threshold_that_cannot_be(bundle: Path, changes: dict[str, Any], message: str) -> None:
+    threshold = {"score": -1.5, "false_rejection": 0.02, "recordings": 50, "annotation": "speech.json"}
+    reseal(bundle, lambda data: data.update(confidence=threshold))
+    assert open_bundle(bundle).manifest.confidence is not None
+    reseal(bundle, lambda data: data.update(confidence=threshold | changes))
+    with pytest.raises(BundleError, match=message):
+        open_bundle(bundle)
+
+
 @pytest.mark.parametrize("key", ["target", "audio", "window", "prompt", "llm", "precision", "graphs", "files"])
 def test_missing_key(bundle: Path, key: str) -> None:
     reseal(bundle, lambda data: data.pop(key))

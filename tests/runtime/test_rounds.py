@@ -27,6 +27,7 @@ from tests.helpers.fakes import FakeDecoder, random_logits
 
 VOCAB = 12
 LONGEST = 60
+SAID = -0.25  # the log probability of what an answer is known to begin with
 NO_STOP = StopRules(frozenset())
 PLAIN = GenerationConfig(max_new_tokens=10)
 
@@ -58,7 +59,8 @@ class Case:
         """By a generator."""
         if self.draft is not None:
             chunk = Chunk(slots[0], [*self.prompt, *self.said, *self.draft], wanted=1 + len(self.draft))
-            return decode_drafted(chunk, len(self.prompt), self.said, self.draft, self.config, self.stop)
+            said = self.said, [SAID] * len(self.said)
+            return decode_drafted(chunk, len(self.prompt), *said, self.draft, self.config, self.stop)
         request = Request(PromptIds((), ()), self.config, self.stop)
         return choose_search(request, Chunk(slots[0], self.prompt), slots, len(self.prompt))
 
@@ -114,7 +116,18 @@ def test_mixed_searches_together_are_the_oracles_alone(seed: int) -> None:
     leases = [decoder.open(case.config.num_beams, LONGEST) for case in cases]
     answers = run_together(decoder, [case.search(lease.slots) for case, lease in zip(cases, leases, strict=True)])
     assert [(answer.tokens, answer.finish_reason) for answer in answers] == expected
+    for case, answer in zip(cases, answers, strict=True):
+        np.testing.assert_allclose(answer.logprobs, log_probabilities(case, answer.tokens, logits), atol=1e-5)
     assert len(decoder.rounds) == max(rounds_of(case, logits) for case in cases)  # and no more than the longest alone
+
+
+def log_probabilities(case: Case, tokens: Sequence[int], logits: Callable[[tuple[int, ...]], F32]) -> list[float]:
+    """Of each token, by the logits behind all before it, in float64; what is said already has its own."""
+    found = [SAID] * len(case.said)
+    for count in range(len(case.said), len(tokens)):
+        row = logits((*case.prompt, *tokens[:count])).astype(np.float64)
+        found.append(float(row[tokens[count]] - np.log(np.exp(row).sum())))
+    return found
 
 
 def rounds_of(case: Case, logits: Callable[[tuple[int, ...]], F32]) -> int:
@@ -279,7 +292,7 @@ def test_a_generator_that_is_collected_in_its_own_threads_round_does_not_wait_fo
         forgotten.clear()
         gc.collect()
         yield Need([Chunk(slot, [1])])
-        return Hypothesis([7], "stop")
+        return Hypothesis([7], "stop", [-1.0])
 
     done = threading.Event()
 

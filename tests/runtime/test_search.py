@@ -35,6 +35,7 @@ def random_case(seed: int, vocab_sizes: tuple[int, ...]) -> tuple[int, Generatio
         early_stopping=pick.choice((True, False, "never")),
         repetition_penalty=pick.choice((1.0, 1.0, 0.7, 1.3, 1.5)),
         no_repeat_ngram_size=pick.choice((0, 0, 2, 3)),
+        stop_repetition=False,  # transformers knows no such thing
     )
     return vocab_size, config, StopRules(frozenset(stop_ids))
 

@@ -2,6 +2,7 @@
 
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +19,10 @@ from transformers.generation import StopStringCriteria
 
 from salmonrun.runtime.answer import Answer, answer, choose_search
 from salmonrun.runtime.arrays import F32
-from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.config import GenerationConfig, PromptConfig
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.prompt import PromptIds
+from salmonrun.runtime.repetition import ends_in_repetition
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.rounds import Rounds
 from salmonrun.runtime.search import StopRules, decode
@@ -94,11 +96,16 @@ def test_generation_with_stop_strings_is_that_of_transformers(
 
 
 def drained(
-    decoder: FakeDecoder, tokenizer: Tokenizer, config: GenerationConfig, cancel: threading.Event | None = None
+    decoder: FakeDecoder,
+    tokenizer: Tokenizer,
+    config: GenerationConfig,
+    cancel: threading.Event | None = None,
+    nothing: str = "",
 ) -> tuple[list[str], Answer]:
     """The pieces of the answer to a prompt of two positions, and all of it."""
     request = Request(PromptIds((), ()), config, StopRules(frozenset(), config.stop_strings, tokenizer.decode))
-    model: Any = SimpleNamespace(tokenizer=tokenizer, rounds=Rounds(decoder))
+    bundle = SimpleNamespace(manifest=SimpleNamespace(prompt=PromptConfig(nothing=nothing)))
+    model: Any = SimpleNamespace(tokenizer=tokenizer, rounds=Rounds(decoder), bundle=bundle)
     shown: list[str] = []
     with decoder.open(config.num_beams, 2 + config.max_new_tokens) as slots:
         search = choose_search(request, Chunk(slots[0], np.ones((2, 1), np.float32)), slots, 2)
@@ -134,6 +141,88 @@ def test_streamed_text_never_shows_a_part_of_a_stop_string(data: st.DataObject, 
     assert result.text == text[: min((text.find(s) for s in strings if s in text), default=len(text))]
     assert "".join(shown) == result.text  # what was shown is never taken back
     assert "" not in shown
+
+
+# What a model says where there is nothing to be transcribed
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("(abc)", []),
+        ("abcde", ["abcde"]),
+        ("abcd", ["abcd"]),
+        ("h", ["h"]),
+    ],
+)
+def test_nothing_is_no_text_and_no_piece_of_it_is_shown(
+    tokenizer: Tokenizer, num_beams: int, said: str, shown: list[str]
+) -> None:
+    said = said.replace("(abc)", "gabch")  # as long as it may become "gabch", a text is held back
+    tokens = tokenizer.encode(said)
+    config = GenerationConfig(max_new_tokens=len(tokens), num_beams=num_beams)
+    decoder = FakeDecoder(scripted(tokens, tokenizer.vocab_size, prompt=2))
+    pieces, result = drained(decoder, tokenizer, config, nothing="gabch")
+    assert result.token_ids == tokens
+    assert "".join(pieces) == result.text == "".join(shown)
+    assert result.heard_nothing == (said == "gabch")
+
+
+def test_text_is_held_back_only_while_it_may_be_nothing(tokenizer: Tokenizer) -> None:
+    tokens = [token for letter in "gaceeh" for token in tokenizer.encode(letter)]
+    config = GenerationConfig(max_new_tokens=len(tokens))
+    decoder = FakeDecoder(scripted(tokens, tokenizer.vocab_size, prompt=2))
+    pieces, result = drained(decoder, tokenizer, config, nothing="gabch")
+    assert pieces == ["gac", "e", "e", "h"]
+    assert not result.heard_nothing
+
+
+def test_nothing_in_front_of_a_stop_string(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("gabchde")
+    config = GenerationConfig(max_new_tokens=len(tokens), stop_strings=("de",))
+    decoder = FakeDecoder(scripted(tokens, tokenizer.vocab_size, prompt=2))
+    pieces, result = drained(decoder, tokenizer, config, nothing="gabch")
+    assert (pieces, result.text, result.heard_nothing) == ([], "", True)
+
+
+# Answers that repeat themselves
+
+
+def test_a_repetition_ends_the_answer_unless_it_is_told_not_to(tokenizer: Tokenizer) -> None:
+    tokens = [*tokenizer.encode("abcd"), *[5, 6, 7] * 20]
+    decoder = FakeDecoder(scripted(tokens, tokenizer.vocab_size, prompt=2))
+    config = GenerationConfig(max_new_tokens=60)
+    _, ended = drained(decoder, tokenizer, config)
+    _, whole = drained(decoder, tokenizer, replace(config, stop_repetition=False))
+    _, forced = drained(decoder, tokenizer, replace(config, min_new_tokens=50))
+    assert (ended.token_ids, ended.finish_reason) == (tokens[: len(tokens) - 60 + 24], "repetition")
+    assert (whole.token_ids, whole.finish_reason) == (tokens[:60], "length")
+    assert (forced.token_ids, forced.finish_reason) == (tokens[:50], "repetition")
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_repetition_ends_where_a_criterion_of_transformers_would(num_beams: int) -> None:
+    """A model whose output layer knows two tokens alone, with logits far apart."""
+
+    def repeats(input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.tensor([ends_in_repetition(row) for row in input_ids.tolist()])
+
+    for seed in range(4):
+        model, embeds = tiny_llama(seed, 6, likely=(1, 2), scale=0.1), prompt_embeds(seed)
+        config = GenerationConfig(max_new_tokens=40, num_beams=num_beams)
+        tokens, reason = our_tokens(TorchDecoder(model), embeds, config, StopRules(frozenset()))
+        theirs = model.generate(
+            inputs_embeds=torch.from_numpy(embeds)[None],
+            attention_mask=torch.ones((1, len(embeds)), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=40,
+            num_beams=num_beams,
+            pad_token_id=0,
+            stopping_criteria=transformers.StoppingCriteriaList([repeats]),
+        )[0].tolist()
+        assert tokens == theirs[: len(tokens)]
+        assert (reason == "repetition") == (len(tokens) < 40 and ends_in_repetition(tokens))
 
 
 def test_beams_are_cut_at_a_stop_string(tokenizer: Tokenizer) -> None:

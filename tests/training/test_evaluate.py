@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,17 @@ from salmonrun.training.__main__ import main
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.data.recordings import load_recording
 from salmonrun.training.evaluation.answers import Answered, append_answer, resume_answers
-from salmonrun.training.evaluation.evaluate import BundleSubject, CheckpointSubject, Subject, evaluate, open_subject
+from salmonrun.training.evaluation.evaluate import (
+    BundleSubject,
+    CheckpointSubject,
+    Reply,
+    Subject,
+    evaluate,
+    open_subject,
+)
 from salmonrun.training.evaluation.submission import check_testset_ids, write_submission
+from salmonrun.training.evaluation.tables import format_rejected, format_scores
+from tests.helpers.damage import reseal
 
 SHORT = GenerationConfig(max_new_tokens=6)
 TASKS: dict[str, tuple[str, ...]] = {"asr": ("Write.",), "qa": ("Answer: {}",), "caption": ("Describe.",)}
@@ -32,14 +42,15 @@ class Echo:
     audio: AudioConfig = field(default_factory=AudioConfig)
     device: str = "cpu"
     sha256: str = "0" * 64
+    threshold: float | None = None
     calls: int = 0
     crash_at: int | None = None
 
-    def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> str:
+    def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> Reply:
         if self.calls == self.crash_at:
             raise KeyboardInterrupt
         self.calls += 1
-        return f" {prompt} {len(audio.pcm)} "
+        return Reply(f" {prompt} {len(audio.pcm)} ", [7] * 20 if self.calls == 1 else [1, 2], -0.5 * self.calls)
 
 
 @pytest.fixture
@@ -80,6 +91,8 @@ def test_checkpoint_and_bundle_answer_alike(
     assert (done[0].scores["asr"].entries, done[0].scores["qa"].entries) == (3, 1)
     assert done[0].scores["asr"].wer == done[1].scores["asr"].wer
     assert stored(tmp_path / "0.jsonl") == [asdict(row) for row in done[0].answers]
+    scores = [[row.score for row in evaluation.answers] for evaluation in done]
+    np.testing.assert_allclose(np.array(scores[0], float), np.array(scores[1], float), atol=1e-3)
 
 
 def test_a_crashed_evaluation_goes_on(entries: list[Entry], out: Path) -> None:
@@ -201,6 +214,15 @@ def test_joined_recordings_are_padded_as_a_whole(tmp_path: Path) -> None:
     assert audio.notes[-2:] == ("3 recordings joined, 0.1 s apart", "0.750 s padded with zeros to 1 s")
 
 
+def test_repetitions_are_counted_and_rejected_answers_told(entries: list[Entry], out: Path) -> None:
+    done = evaluate(Echo(), entries, out, SHORT)
+    assert [(row.score, row.repeated) for row in done.answers] == [(-0.5, True), (-1.0, False), (-1.5, False)]
+    assert "asr: 1 answers repeat themselves without end" in format_scores(done.scores)
+    assert format_rejected(done.answers, -1.0) == (
+        "rejected at the bundle's threshold -1.000: 1 of 3 answers (33.3%)"
+    )
+
+
 def test_a_submission_needs_ids_but_no_texts(entries: list[Entry], out: Path, tmp_path: Path) -> None:
     asked = [replace(entry, text="", testset_id=f"test000{entry.index}") for entry in entries]
     done = evaluate(Echo(), asked, out, SHORT, submission=True)
@@ -264,6 +286,7 @@ def test_the_command_writes_a_submission(
         (["--task", "aac"], "entry 2: the text is empty"),
         (["--task", "audiocaption"], "no entry of task 'audiocaption'; its tasks are: asr, caption"),
         (["--limit", "0"], "--limit is 0; it must be at least 1"),
+        (["--out-of-domain", "x.json"], "say where to with --reliability PNG"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_do(
@@ -271,6 +294,21 @@ def test_the_command_refuses_what_it_cannot_do(
 ) -> None:
     assert run(tiny_bundle, annotation, *options) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_command_draws_the_reliability(
+    tiny_bundle: Path, annotation: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sealed = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    threshold = {"score": -1e-9, "false_rejection": 0.0, "recordings": 50, "annotation": "speech.json"}
+    reseal(sealed, lambda data: data.update(confidence=threshold))
+    picture, strangers = tmp_path / "picture.png", ["--out-of-domain", str(annotation)]
+    assert run(sealed, annotation, "--task", "asr", "--reliability", str(picture), *strangers) == 0
+    printed = capsys.readouterr().out
+    assert "rejected at the bundle's threshold -0.000: 1 of 1 answers (100.0%)" in printed
+    assert "out of domain: rejected at the bundle's threshold -0.000: 3 of 3 answers (100.0%)" in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out.out-of-domain.jsonl").is_file()
 
 
 def test_mode_and_task_exclude_each_other(tiny_bundle: Path, annotation: Path) -> None:

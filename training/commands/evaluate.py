@@ -10,6 +10,7 @@ from salmonrun.training.evaluation.tasks import MODES, SUBMISSIONS, TASK_GROUPS,
 
 if TYPE_CHECKING:
     from salmonrun.training.data.annotation import Entry
+    from salmonrun.training.evaluation.evaluate import Evaluation, Subject
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="only the first so many entries")
     parser.add_argument("--out", required=True, metavar="FILE", help="answers as JSON lines")
     parser.add_argument("--csv", metavar="FILE", help="answers as testset_id,text, which submission_* asks for")
+    parser.add_argument(
+        "--reliability", metavar="PNG", help="draw how often answers of a score are right, and what a threshold rejects"
+    )
+    parser.add_argument(
+        "--out-of-domain",
+        metavar="ANNOTATION",
+        help="recordings the model should not answer about, for --reliability: their answers should be rejected",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--num-beams", type=int, default=1, help="default: 1, greedy")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="default: 200")
@@ -47,12 +56,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from salmonrun.training.commands.quiet import quiet_transformers
     from salmonrun.training.evaluation.evaluate import evaluate, open_subject
     from salmonrun.training.evaluation.submission import check_testset_ids, write_submission
-    from salmonrun.training.evaluation.tables import format_scores, write_table
+    from salmonrun.training.evaluation.tables import format_rejected, format_scores, write_table
 
     quiet_transformers()
     out, submission = Path(arguments.out), arguments.mode in SUBMISSIONS
     if submission and not arguments.csv:
         raise ConfigError(f"--mode {arguments.mode} writes a submission; say where to with --csv FILE")
+    _check_picture(arguments, submission)
     entries = _chosen(arguments)
     if submission:
         check_testset_ids(entries)
@@ -67,7 +77,47 @@ def _run(arguments: argparse.Namespace) -> int:
         table = out.with_suffix(".utterances.csv")
         write_table(table, done.scores)
         print(f"{format_scores(done.scores)}\n\n{table}: scores of every answer")
+    if subject.threshold is not None:
+        print(format_rejected(done.answers, subject.threshold))
+    if arguments.reliability:
+        _draw_picture(arguments, subject, config, done)
     return 0
+
+
+def _check_picture(arguments: argparse.Namespace, submission: bool) -> None:
+    """Refuse before, and not after, all is answered what cannot be drawn."""
+    if arguments.out_of_domain and not arguments.reliability:
+        raise ConfigError("--out-of-domain is for the picture; say where to with --reliability PNG")
+    if not arguments.reliability:
+        return
+    if submission:
+        raise ConfigError(f"--mode {arguments.mode} has no texts: without them it is not known which answers are right")
+    from salmonrun.training.evaluation.reliability import load_matplotlib
+
+    load_matplotlib()
+
+
+def _draw_picture(
+    arguments: argparse.Namespace, subject: "Subject", config: GenerationConfig, done: "Evaluation"
+) -> None:
+    """Answer about the recordings that are out of domain, too, if there are any, and draw."""
+    from salmonrun.training.evaluation.evaluate import evaluate
+    from salmonrun.training.evaluation.reliability import draw_reliability
+    from salmonrun.training.evaluation.tables import format_rejected
+
+    scored = [(one.row.score, one.exact) for result in done.scores.values() for one in result.answers]
+    known = [(score, exact) for score, exact in scored if score is not None]
+    other: list[float] = []
+    if arguments.out_of_domain:
+        out = Path(arguments.out).with_suffix(".out-of-domain.jsonl")
+        entries = _read(arguments.out_of_domain, None)
+        strangers = evaluate(subject, entries, out, config, submission=True, progress=True).answers
+        other = [row.score for row in strangers if row.score is not None]
+        if subject.threshold is not None:
+            print(f"out of domain: {format_rejected(strangers, subject.threshold)}")
+    scores, exact = zip(*known, strict=True) if known else ((), ())
+    draw_reliability(arguments.reliability, scores, exact, other, subject.threshold)
+    print(f"{arguments.reliability}: reliability of the scores")
 
 
 def _chosen(arguments: argparse.Namespace) -> list["Entry"]:
@@ -76,16 +126,21 @@ def _chosen(arguments: argparse.Namespace) -> list["Entry"]:
     Raises:
         CheckpointError: an entry is malformed, or none is of the task.
     """
-    from salmonrun.training.data.annotation import read_annotation
-
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit is {arguments.limit}; it must be at least 1")
-    entries, problems = read_annotation(arguments.annotation, arguments.prefix)
-    if problems:
-        raise CheckpointError("\n".join(map(str, problems)))
+    entries = _read(arguments.annotation, arguments.prefix)
     wanted = MODES[arguments.mode] if arguments.mode else arguments.task
     chosen = [entry for entry in entries if is_of_task(entry.task, wanted)][: arguments.limit]
     if not chosen:
         tasks = ", ".join(sorted({entry.task for entry in entries})) or "none"
         raise CheckpointError(f"{arguments.annotation} has no entry of task {wanted!r}; its tasks are: {tasks}")
     return chosen
+
+
+def _read(annotation: str, prefix: str | None) -> list["Entry"]:
+    from salmonrun.training.data.annotation import read_annotation
+
+    entries, problems = read_annotation(annotation, prefix)
+    if problems:
+        raise CheckpointError("\n".join(map(str, problems)))
+    return entries

@@ -26,6 +26,8 @@ class Answered:
     hypothesis: str
     audio_s: float
     took_s: float  # to read the recording and answer; what was asked before is not asked again and has its time
+    score: float | None = None  # mean log probability of the answer's tokens; None: it has none
+    repeated: bool = False  # whether it repeats itself without end
 
     @property
     def asked(self) -> tuple[str, str, str]:

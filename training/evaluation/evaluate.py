@@ -16,6 +16,7 @@ from salmonrun.runtime.config import AudioConfig, GenerationConfig, PromptConfig
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.errors import CheckpointError, DeviceError
 from salmonrun.runtime.prompt import choose_prompt
+from salmonrun.runtime.repetition import repeated
 from salmonrun.training.checkpoint import load, open_checkpoint
 from salmonrun.training.data.annotation import Entry, Problem, check_entry
 from salmonrun.training.data.recordings import load_recording
@@ -25,6 +26,15 @@ from salmonrun.training.evaluation.scores import TaskScore, score
 Device = Literal["auto", "cpu", "cuda"]
 
 
+@dataclass(frozen=True)
+class Reply:
+    """A model's answer."""
+
+    text: str
+    token_ids: Sequence[int]
+    score: float | None  # mean log probability of the tokens; None of none
+
+
 class Subject(Protocol):
     """A model that is evaluated: a bundle or a checkpoint."""
 
@@ -32,9 +42,10 @@ class Subject(Protocol):
     audio: AudioConfig
     device: str  # where it computes: another one may answer otherwise
     sha256: str  # the same for the same weights, prompts and settings
+    threshold: float | None  # score below which answers are not credible; None: not known
 
-    def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> str:
-        """The model's text."""
+    def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> Reply:
+        """What the model says."""
 
 
 class BundleSubject:
@@ -45,10 +56,14 @@ class BundleSubject:
         self.device = ",".join(self._engine.report().providers["llm"])
         manifest = self._engine.bundle.manifest
         self.prompts, self.audio, self.sha256 = manifest.prompt, manifest.audio, manifest.manifest_sha256
+        self.threshold = manifest.confidence.score if manifest.confidence else None
 
-    def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> str:
-        """The model's text."""
-        return self._engine.generate(audio, prompt=prompt, config=config).text
+    def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> Reply:
+        """What the model says; that there is nothing to be transcribed in its own words, as annotations have it."""
+        result = self._engine.generate(audio, prompt=prompt, config=config)
+        said = self._engine.model.tokenizer.decode(result.token_ids)
+        text = self.prompts.nothing if self._engine.model.heard_nothing(said) else result.text
+        return Reply(text, result.token_ids, result.score)
 
 
 class CheckpointSubject:
@@ -62,10 +77,17 @@ class CheckpointSubject:
         self.prompts, self.audio = self._model.prompts, self._model.config.audio
         hashes = open_checkpoint(path, verify=False).hashes()  # load has verified the files it refers to
         self.sha256 = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+        self.threshold: float | None = None  # which only a bundle has
 
-    def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> str:
-        """The model's text."""
-        return self._model.tokenizer.decode(self._model.generate(audio, prompt=prompt, config=config))
+    @torch.inference_mode()
+    def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> Reply:
+        """What the model says."""
+        model = self._model
+        embeds = model.embed_prompt(model.encode(model.load_audio(audio)), prompt)
+        tokens = model.generate_from(embeds, config)
+        logprobs = model.logprobs(embeds, tokens)
+        score = sum(logprobs) / len(logprobs) if logprobs else None
+        return Reply(model.tokenizer.decode(tokens), tokens, score)
 
 
 def open_subject(path: str | Path, device: Device = "auto") -> Subject:
@@ -130,8 +152,9 @@ def evaluate(
             append_answer(file, row)
             done[entry.dataset, entry.index] = known[row.asked] = row
     rows = [done[entry.dataset, entry.index] for entry in entries]
+    nothing = subject.prompts.nothing
     tasks = [] if submission else sorted({row.task for row in rows})
-    return Evaluation(rows, {task: score([row for row in rows if row.task == task]) for task in tasks})
+    return Evaluation(rows, {task: score([row for row in rows if row.task == task], nothing) for task in tasks})
 
 
 def _settings(subject: Subject, config: GenerationConfig) -> Settings:
@@ -144,7 +167,19 @@ def _answer(subject: Subject, entry: Entry, config: GenerationConfig) -> Answere
     prompt = choose_prompt(subject.prompts, entry.task, None, entry.question or None)
     started = time.perf_counter()
     audio = load_recording(entry, subject.audio)
-    text = subject.answer(audio, prompt, config).strip()
+    reply = subject.answer(audio, prompt, config)
     took_s = time.perf_counter() - started
     path, task, question = asked(entry)
-    return Answered(entry.dataset, entry.index, path, task, question, entry.text, text, audio.source_s, took_s)
+    return Answered(
+        dataset=entry.dataset,
+        index=entry.index,
+        audio=path,
+        task=task,
+        question=question,
+        reference=entry.text,
+        hypothesis=reply.text.strip(),
+        audio_s=audio.source_s,
+        took_s=took_s,
+        score=reply.score,
+        repeated=repeated(reply.token_ids) != "",
+    )

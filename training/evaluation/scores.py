@@ -60,20 +60,27 @@ class TaskScore:
     wer_spelled: float  # the same after `spell_digits` instead: the normalizer makes one word of a string of digits
     exact: float  # share of answers equal to the reference after the normalizer
     rtf: float  # seconds computed per second of audio
+    repeated: int  # answers that repeat themselves without end
     captions: CaptionScore | None  # of caption tasks
     answers: tuple[AnswerScore, ...]  # in the order of the answers
 
 
-def score(rows: Sequence[Answered]) -> TaskScore:
-    """Score the answers to one task."""
+def score(rows: Sequence[Answered], nothing: str = "") -> TaskScore:
+    """Score the answers to one task.
+
+    Args:
+        rows: the answers.
+        nothing: what the model was trained to say where nothing is to be transcribed: as good as no text.
+    """
     captions, ciders = _score_captions(rows) if rows[0].task in CAPTION_TASKS else (None, {})
-    answers = tuple(_score_answers(rows, ciders))
+    answers = tuple(_score_answers(rows, ciders, nothing))
     return TaskScore(
         entries=len(rows),
         wer=_pooled(answer.normal for answer in answers).rate,
         wer_spelled=_pooled(answer.spelled for answer in answers).rate,
         exact=sum(answer.exact for answer in answers) / len(rows),
         rtf=sum(row.took_s for row in rows) / max(1e-9, sum(row.audio_s for row in rows)),
+        repeated=sum(row.repeated for row in rows),
         captions=captions,
         answers=answers,
     )
@@ -127,15 +134,18 @@ def spider(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     return float(corpus["spider"])
 
 
-def _score_answers(rows: Sequence[Answered], ciders: dict[tuple[str, str, str], float]) -> Iterator[AnswerScore]:
+def _score_answers(
+    rows: Sequence[Answered], ciders: dict[tuple[str, str, str], float], nothing: str
+) -> Iterator[AnswerScore]:
     normalizer = EnglishTextNormalizer()
     captions = {key: {normalizer(text) for text in texts} for key, (_, texts) in _by_recording(rows).items()}
     for row in rows:
-        reference, hypothesis = normalizer(row.reference), normalizer(row.hypothesis)
+        said = ["" if text == nothing else text for text in (row.reference, row.hypothesis)]
+        reference, hypothesis = map(normalizer, said)
         yield AnswerScore(
             row,
             normal=word_errors(reference, hypothesis),
-            spelled=word_errors(spell_digits(row.reference), spell_digits(row.hypothesis)),
+            spelled=word_errors(*map(spell_digits, said)),
             exact=hypothesis in (captions[row.asked] if row.asked in ciders else {reference}),
             cider_d=ciders.get(row.asked),
         )

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from salmonrun.training.evaluation.answers import write_csv
+from salmonrun.training.evaluation.answers import Answered, write_csv
 from salmonrun.training.evaluation.scores import AnswerScore, TaskScore
 
 WORST = 5  # shown of each task
 TEXT_COLUMNS = ("audio", "task", "question", "reference", "hypothesis")
 ERROR_COLUMNS = ("errors", "words", "wer", "errors_spelled", "words_spelled", "wer_spelled")
-HEADER = (*TEXT_COLUMNS, *ERROR_COLUMNS, "exact", "cider_d", "seconds")
+HEADER = (*TEXT_COLUMNS, *ERROR_COLUMNS, "exact", "cider_d", "score", "seconds")
 
 
 def format_scores(scores: dict[str, TaskScore]) -> str:
@@ -21,13 +21,25 @@ def format_scores(scores: dict[str, TaskScore]) -> str:
         lines.append(f"{task:<20}{result.entries:>8}{rates}{result.exact:>9.1%}{cider}{result.rtf:>8.3f}")
     lines.append("WER: after Whisper's English normalizer; WER spelled: without it, digits as words (70: seven zero)")
     for task, result in scores.items():
-        lines += _captions(task, result) + _worst(task, result.answers)
+        lines += _repeated(task, result) + _captions(task, result) + _worst(task, result.answers)
     return "\n".join(lines)
+
+
+def format_rejected(rows: Sequence[Answered], threshold: float) -> str:
+    """How many answers are below the bundle's threshold."""
+    scores = [row.score for row in rows if row.score is not None]
+    below = sum(score < threshold for score in scores)
+    share = f"{below / max(1, len(scores)):.1%}"
+    return f"rejected at the bundle's threshold {threshold:.3f}: {below} of {len(scores)} answers ({share})"
 
 
 def write_table(path: Path, scores: dict[str, TaskScore]) -> None:
     """A CSV with a line for every answer; columns that do not apply to a task are empty."""
     write_csv(path, HEADER, [_table_row(one) for result in scores.values() for one in result.answers])
+
+
+def _repeated(task: str, result: TaskScore) -> list[str]:
+    return [f"{task}: {result.repeated} answers repeat themselves without end"] if result.repeated else []
 
 
 def _captions(task: str, result: TaskScore) -> list[str]:
@@ -62,4 +74,5 @@ def _table_row(one: AnswerScore) -> tuple[object, ...]:
         errors = (*one.normal, f"{one.normal.rate:.4f}", *one.spelled, f"{one.spelled.rate:.4f}")
     cider = "" if one.cider_d is None else f"{one.cider_d:.4f}"
     texts = (row.audio, row.task, row.question, row.reference, row.hypothesis)
-    return (*texts, *errors, int(one.exact), cider, f"{row.took_s:.3f}")
+    confidence = "" if row.score is None else f"{row.score:.4f}"
+    return (*texts, *errors, int(one.exact), cider, confidence, f"{row.took_s:.3f}")

@@ -78,7 +78,8 @@ def _beams(model: SalmonnModel, embeds: Tensor, work: Work, started: float) -> d
     passes: list[float] = []
     watch = model.llm.register_forward_hook(lambda *_: passes.append(time.perf_counter()))
     try:
-        model.generate_from(embeds, GenerationConfig(work.tokens, num_beams=work.beams, stop_token_ids=()))
+        answer = GenerationConfig(work.tokens, num_beams=work.beams, stop_token_ids=(), stop_repetition=False)
+        model.generate_from(embeds, answer)
     finally:
         watch.remove()
     ended = time.perf_counter()

@@ -1,17 +1,18 @@
 """SalmonnModel: the whole model in PyTorch, and the reference that every bundle is compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteriaList
 
 from salmonrun.runtime.audio import Audio, AudioSource, load_audio
 from salmonrun.runtime.config import Block, GenerationConfig, PromptConfig
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
+from salmonrun.runtime.repetition import ends_in_repetition
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.model.blocks import valid_positions
 from salmonrun.training.model.config import ModelConfig
@@ -154,12 +155,27 @@ class SalmonnModel(nn.Module):
                 do_sample=False,
                 eos_token_id=list(stops) or None,
                 pad_token_id=stops[0] if stops else 0,
+                stopping_criteria=StoppingCriteriaList([_repetition(config.min_new_tokens)] * config.stop_repetition),
             )[0]
             .tolist()
         )
-        # Beams that ended earlier are padded with a stop token; what follows the first one is padding.
-        ends = [i for i, token in enumerate(ids) if token in stops]
-        return ids[: ends[0] + 1] if ends else ids
+        # Beams that ended earlier are padded; what follows the end is padding.
+        for end in range(1, len(ids)):
+            repeats = config.stop_repetition and end >= config.min_new_tokens and ends_in_repetition(ids[:end])
+            if ids[end - 1] in stops or repeats:
+                return ids[:end]
+        return ids
+
+    @torch.inference_mode()
+    def logprobs(self, inputs_embeds: Tensor, token_ids: Sequence[int]) -> list[float]:
+        """Log probability of each token of an answer behind embeddings [1, P, llm_dim], by a pass over all of it."""
+        if not token_ids:
+            return []
+        embeds = torch.cat([inputs_embeds, self.embed_tokens(token_ids[:-1]).to(inputs_embeds.dtype)], dim=1)
+        output = cast(Any, self.llm)(inputs_embeds=embeds, logits_to_keep=len(token_ids))
+        chosen = torch.tensor(token_ids, device=self.device)[:, None]
+        logprobs: list[float] = output.logits[0].float().log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
+        return logprobs
 
     def answer_loss(
         self, audio_embeds: Sequence[Tensor], prompts: Sequence[PromptIds], targets: Sequence[Sequence[int]]
@@ -186,3 +202,15 @@ class SalmonnModel(nn.Module):
         ).logits
         wanted = pad_labels(labels)[:, -logits.shape[1] :]
         return logits[:, :-1].flatten(0, 1).float(), wanted[:, 1:].flatten()
+
+
+def _repetition(min_new_tokens: int) -> Callable[..., Tensor]:
+    """A criterion for transformers that ends an answer where the engine does: `GenerationConfig.stop_repetition`."""
+
+    def ended(input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Whether each row of generated tokens [B, n] is complete."""
+        long_enough = input_ids.shape[1] >= min_new_tokens
+        rows = [long_enough and ends_in_repetition(row) for row in input_ids.tolist()]
+        return torch.tensor(rows, dtype=torch.bool, device=input_ids.device)
+
+    return ended

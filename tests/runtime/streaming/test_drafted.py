@@ -34,7 +34,7 @@ def one_by_one(decoder: Decoder[Any], said: Sequence[int], config: GenerationCon
     """The greedy answer behind `said`."""
     with decoder.open(1, 40) as (slot,):
         prompt = Chunk(slot, [0, *CONTEXT, *said])
-        return run(decoder, decode(prompt, config, stop, said))
+        return run(decoder, decode(prompt, config, stop, said, [0.0] * len(said)))
 
 
 def drafted(
@@ -42,7 +42,7 @@ def drafted(
 ) -> Answer:
     with decoder.open(1, 40) as (slot,):
         prompt = Chunk(slot, [0, *CONTEXT, *said, *draft], wanted=1 + len(draft))
-        return run(decoder, decode_drafted(prompt, 1 + len(CONTEXT), said, draft, config, stop))
+        return run(decoder, decode_drafted(prompt, 1 + len(CONTEXT), said, [0.0] * len(said), draft, config, stop))
 
 
 def run(decoder: Decoder[Any], search: Search[Any]) -> Answer:

@@ -16,6 +16,7 @@ from salmonrun.runtime.audio import F32
 from salmonrun.runtime.config import Block
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.prompt import prompt_ids
+from salmonrun.runtime.search import Hypothesis
 from salmonrun.runtime.streaming.agreement import LocalAgreement
 from salmonrun.runtime.streaming.block_encoder import LOOK_AHEAD
 from salmonrun.runtime.streaming.utterance import Utterance
@@ -174,7 +175,7 @@ def test_a_draft_that_is_right_costs_one_pass(
 
         def begin_with_a_draft() -> Utterance:
             utterance = begin()
-            utterance.tokens = right
+            utterance._hypothesis = Hypothesis(right, "stop", [0.0] * len(right))
             return utterance
 
         monkeypatch.setattr(stream, "_begin", begin_with_a_draft)

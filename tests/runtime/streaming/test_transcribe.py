@@ -329,6 +329,11 @@ def test_nothing_is_encoded_after_cancelling(tiny_engine: Engine, monkeypatch: p
 # Speech without a pause
 
 TOKEN_SAMPLES = 8000  # in these tests a word lasts half a second
+THRESHOLD = -1.0
+
+
+def scored(tokens: list[int]) -> Hypothesis:
+    return Hypothesis(tokens, "stop", [-2.5 if token >= 1000 else -0.5 for token in tokens])
 
 
 class Listener:
@@ -343,13 +348,17 @@ class Listener:
             tokenizer=tokenizer,
             bundle=SimpleNamespace(manifest=manifest),
             check_capacity=lambda request, samples: None,
+            heard_nothing=lambda text: text == " 404",
+            low_confidence=lambda score: score < THRESHOLD,
+            rejection=lambda score: "rejected" * (score < THRESHOLD),
+            threshold=lambda: SimpleNamespace(score=THRESHOLD),
         )
         self._spoil = spoil
 
     def answer(self, windows: Sequence[Window]) -> list[WindowAnswer]:
         words = [list(range(-(-window.start // TOKEN_SAMPLES), window.end // TOKEN_SAMPLES)) for window in windows]
         return [
-            WindowAnswer(window, Hypothesis([*self._spoil(heard), -1], "stop"), ())
+            WindowAnswer(window, scored([*self._spoil(heard), -1]), ())
             for window, heard in zip(windows, words, strict=True)
         ]
 
@@ -408,6 +417,30 @@ def test_both_texts_are_kept_where_nothing_matches() -> None:
 def test_endless_repetition_is_noted() -> None:
     segments, _ = listen(lambda words: [7] * 40, cut_at())
     assert all(segment.notes == ("degenerate: 1 token repeated 8 times or more",) for segment in segments)
+
+
+@pytest.mark.usefixtures("loudness")
+def test_windows_in_which_nothing_is_heard_are_dropped_and_counted() -> None:
+    """Windows of 20 s overlap by 2 s; the second one is dropped, and its neighbours keep all that they say."""
+    segments, info = listen(lambda words: [404] if 40 in words and 0 not in words else words, cut_at(overlap_s=2))
+    assert info.windows == 4
+    assert [segment.token_ids[0] for segment in segments] == [0, 72, 108]
+    assert (info.nothing, info.rejected) == (1, 0)
+    spoken = sum(segment.end_sample - segment.start_sample for segment in segments)
+    assert spoken + info.nothing_samples + info.dropped_samples == info.heard_samples
+    assert info.notes[-1] == "18.0 s dropped, no speech: the model heard nothing to transcribe"
+
+
+@pytest.mark.usefixtures("loudness")
+@pytest.mark.parametrize("reject", [True, False])
+def test_segments_below_the_threshold_are_rejected_where_it_is_asked_for(reject: bool) -> None:
+    def hardly(words: list[int]) -> list[int]:
+        return [1000 + word for word in words] if 40 in words and 0 not in words else words
+
+    segments, info = listen(hardly, cut_at(overlap_s=2, reject=reject))
+    assert [segment.low_confidence for segment in segments] == ([False] * 3 if reject else [False, True, False, False])
+    assert (info.rejected, info.nothing) == (int(reject), 0)
+    assert ("18.0 s rejected: 1 answers of a score below -1.00" in info.notes) == reject
 
 
 @pytest.mark.usefixtures("loudness")

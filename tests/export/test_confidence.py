@@ -1,0 +1,76 @@
+"""The threshold that a bundle gets from its own answers to speech."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from salmonrun.export.__main__ import main
+from salmonrun.export.confidence import choose_threshold
+from salmonrun.runtime import Engine
+from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.manifest import ConfidenceThreshold
+from tests.helpers.answers import noise
+
+
+def write_speech(folder: Path, count: int, **last: object) -> Path:
+    """An annotation of so many recordings; `last` changes the last entry."""
+    entries: list[dict[str, object]] = []
+    for i in range(count):
+        soundfile.write(folder / f"{i}.wav", noise(0.5, seed=i), 16000)
+        entries.append({"path": f"{i}.wav", "text": "set a timer"})
+    entries[-1] |= last
+    annotation = folder / "speech.json"
+    annotation.write_text(json.dumps({"annotation": entries}))
+    return annotation
+
+
+@pytest.mark.parametrize("count", [50, 99, 100, 1000])
+def test_a_threshold_rejects_at_most_2_percent(count: int) -> None:
+    scores = -np.random.default_rng(count).exponential(size=count)
+    found = choose_threshold(scores.tolist(), "speech.json")
+    assert found is not None
+    assert (found.recordings, found.annotation) == (count, "speech.json")
+    assert found.false_rejection == np.mean(scores < found.score) == count // 50 / count
+    assert found.score in scores
+
+
+def test_equal_scores_are_rejected_together_or_not_at_all() -> None:
+    assert choose_threshold([-1.0] * 60, "x") == ConfidenceThreshold(-1.0, 0.0, 60, "x")
+
+
+def test_fewer_than_50_say_nothing() -> None:
+    assert choose_threshold([-1.0] * 49, "x") is None
+
+
+def test_an_export_measures_it(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotation, out = write_speech(tmp_path, 50), tmp_path / "bundle"
+    assert main([str(tiny_checkpoint), str(out), "--calibration-speech", str(annotation), "--quiet"]) == 0
+    threshold = open_bundle(out).manifest.confidence
+    assert threshold is not None
+    assert (threshold.recordings, threshold.annotation) == (50, "speech.json")
+    assert f"threshold {threshold.score:.3f}" in capsys.readouterr().out
+    engine = Engine.load(out)
+    scores = [engine.generate(tmp_path / f"{i}.wav", task="asr").score or 0.0 for i in range(50)]
+    assert sorted(scores)[1] == pytest.approx(threshold.score, abs=1e-6)
+
+
+def test_too_few_recordings_are_no_threshold_and_it_is_said(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotation, out = write_speech(tmp_path, 2), tmp_path / "bundle"
+    assert main([str(tiny_checkpoint), str(out), "--calibration-speech", str(annotation), "--quiet"]) == 0
+    assert open_bundle(out).manifest.confidence is None
+    assert "no threshold: fewer than 50 recordings" in capsys.readouterr().out
+
+
+def test_an_entry_that_cannot_be_used_is_refused_before_anything_is_written(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotation = write_speech(tmp_path, 2, path="gone.wav")
+    options = ["--calibration-speech", str(annotation), "--quiet"]
+    assert main([str(tiny_checkpoint), str(tmp_path / "bundle"), *options]) == 1
+    assert "speech.json: entry 1: " in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
