@@ -1,11 +1,13 @@
 """What an answer is, beside its text: why it ended, what was done to the audio, how long it took."""
 
+import logging
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
 from salmonrun.runtime.answer import Answer
 from salmonrun.runtime.audio import Audio
+from salmonrun.runtime.log import LOGGER, stages_ms
 from salmonrun.runtime.search import FinishReason
 from salmonrun.runtime.stopwatch import Stopwatch
 
@@ -79,13 +81,21 @@ def make_result(answer: Answer, audio: Audio, watch: Stopwatch) -> Result:
     """An answer's text with its timings."""
     token_s = tuple(at - watch.started for at in answer.token_at)
     timings = Timings(audio.source_s, watch.stages, token_s, len(answer.token_ids))
-    return Result(answer.text, answer.token_ids, answer.finish_reason, timings, audio.notes)
+    return _logged(Result(answer.text, answer.token_ids, answer.finish_reason, timings, audio.notes))
 
 
 def empty_result(audio: Audio, reason: FinishReason, note: str, watch: Stopwatch) -> Result:
     """No answer, and why."""
     watch.lap("prompt")
-    return Result("", [], reason, Timings(audio.source_s, watch.stages), (*audio.notes, note))
+    return _logged(Result("", [], reason, Timings(audio.source_s, watch.stages), (*audio.notes, note)))
+
+
+def _logged(result: Result) -> Result:
+    timings, count = result.timings, len(result.token_ids)
+    if LOGGER.isEnabledFor(logging.DEBUG):
+        spent = stages_ms(timings.stages)
+        LOGGER.debug("%.1f s of audio: %d tokens, %s; ms: %s", timings.audio_s, count, result.finish_reason, spent)
+    return result
 
 
 def drain(pieces: Generator[str, None, Result]) -> Result:
