@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from salmonrun.runtime.commands.generation import add_greedy_arguments, generation_config
 from salmonrun.runtime.commands.options import (
     add_engine_arguments,
     add_prompt_arguments,
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line for each event")
     _add_stream_arguments(parser)
+    add_greedy_arguments(parser)
     parser.set_defaults(run=_run, settings=_settings)
 
 
@@ -126,8 +128,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     check_engine_arguments(arguments)
-    generation = GenerationConfig(max_new_tokens=arguments.max_new_tokens)
-    return _config(arguments), generation, open_source(arguments.file, arguments.rate)
+    return _config(arguments), generation_config(arguments), open_source(arguments.file, arguments.rate)
 
 
 def _config(arguments: argparse.Namespace) -> StreamConfig:
