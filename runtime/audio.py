@@ -64,6 +64,7 @@ def load_audio(
     min_s: float = 1.0,
     max_s: float | None = None,
     channel: Channel = "first",
+    strict: bool = False,
 ) -> Audio:
     """Read audio and bring it to what the model was trained on.
 
@@ -78,9 +79,10 @@ def load_audio(
         max_s: longer audio is refused; None for any length.
         channel: "first" is channel 0, as checkpoints were trained, or the loudest if channel 0 is silent and that is
             not; "mix" is the mean of all; a number is that channel, silent or not. Notes say what was done.
+        strict: refuse a file that ends before its header says; else a note says so.
 
     Raises:
-        AudioError: empty, not finite, not audio, no such channel, or an array without a rate.
+        AudioError: empty, not finite, not audio, no such channel, an array without a rate, or cut off and `strict`.
         AudioTooLongError: longer than `max_s`.
     """
     if isinstance(source, Audio):
@@ -92,7 +94,7 @@ def load_audio(
     if isinstance(source, np.ndarray):
         read = _from_array(source, sample_rate, channel)
     else:
-        read = _from_file(source, sample_rate, channel, max_s)
+        read = _from_file(source, sample_rate, channel, max_s, strict)
     return _prepare(read, min_s, max_s)
 
 
@@ -143,14 +145,15 @@ def _from_array(array: npt.NDArray[Any], rate: int | None, channel: Channel) -> 
     return _Read(to_full_scale(array), rate, 1)
 
 
-def _from_file(source: FileSource, rate: int | None, channel: Channel, max_s: float | None) -> _Read:
+def _from_file(source: FileSource, rate: int | None, channel: Channel, max_s: float | None, strict: bool) -> _Read:
     file = open_audio_file(source, rate)
+    file.cut_off(file.frames, strict)  # before it is read, where the header tells
     _refuse_longer(file.frames / file.rate, max_s)
     refuse_empty(file.frames)
     chosen, note = choose_channel(channel, file)
     parts = [take_channel(block, chosen) for block in file.blocks()]
     samples = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0), *parts])
-    notes = (note, file.cut_off(len(samples)))
+    notes = (note, file.cut_off(len(samples), strict))
     return _Read(samples, file.rate, file.channels, tuple(note for note in notes if note))
 
 

@@ -63,11 +63,18 @@ class AudioFile:
                 read += len(block)
                 yield block
 
-    def cut_off(self, read: int) -> str:
-        """A note if the file ended after so many frames, though its header says more; empty if not."""
+    def cut_off(self, read: int, strict: bool) -> str:
+        """A note if the file ended after so many frames, though its header says more; empty if not.
+
+        Raises:
+            AudioError: it did, and `strict` is set.
+        """
         if self.claimed_frames - read < _NOTICEABLE_S * self.rate:
             return ""
-        return f"the file ends after {read / self.rate:.2f} s; its header says {self.claimed_frames / self.rate:.2f} s"
+        note = f"the file ends after {read / self.rate:.2f} s; its header says {self.claimed_frames / self.rate:.2f} s"
+        if strict:
+            raise AudioError(f"{note}: strict refuses a recording that is cut off; get it anew, or leave out strict")
+        return note
 
 
 def open_audio_file(source: FileSource, rate: int | None = None) -> AudioFile:

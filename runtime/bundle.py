@@ -71,7 +71,8 @@ def open_bundle(folder: str | os.PathLike[str], verify: bool = True) -> Bundle:
 
     Args:
         folder: of the bundle.
-        verify: hash every file. Sizes, paths, the manifest's own hash and the graphs are always checked.
+        verify: hash every file; without it, no link is followed, not even in the Hugging Face cache. Sizes, paths, the
+            manifest's own hash and the graphs are always checked.
 
     Raises:
         BundleVersionError: written in another format.
@@ -79,7 +80,7 @@ def open_bundle(folder: str | os.PathLike[str], verify: bool = True) -> Bundle:
         BundleError: not a bundle, a manifest that does not follow the specification, or a graph that is not as it says.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    manifest = _read_manifest(folder, verify)
     for name, spec in manifest.files.items():
         _check_file(folder, name, spec, verify)
     _check_references(manifest, folder)
@@ -90,14 +91,16 @@ def open_bundle(folder: str | os.PathLike[str], verify: bool = True) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _read_manifest(folder: Path, verify: bool) -> Manifest:
     path = folder / MANIFEST
     if folder.is_file():
         raise BundleError(f"bundle {folder} is a file; expected the folder that salmonrun export has made")
     if not folder.is_dir():
         raise BundleError(f"bundle {folder} does not exist; make one with salmonrun export CHECKPOINT {folder}")
-    if path.is_symlink() or not path.is_file():
-        raise BundleIntegrityError(f"{folder} has no {MANIFEST} (or a link in its place); it is not a bundle")
+    if not path.is_file():
+        raise BundleIntegrityError(f"{folder} has no {MANIFEST}; it is not a bundle")
+    if path.is_symlink():
+        _check_link(folder, path, verify)
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleIntegrityError(f"{path} has {path.stat().st_size} bytes; at most {MAX_MANIFEST_BYTES} are read")
     content = _read(path, Path.read_bytes)
@@ -133,11 +136,13 @@ def _check_file(folder: Path, name: str, spec: FileSpec, verify: bool) -> None:
     if Path(name).as_posix() != name:
         raise BundleIntegrityError(f"{folder}/{MANIFEST} lists {name!r}; expected it as {Path(name).as_posix()!r}")
     try:
-        for depth in range(1, len(parts) + 1):
+        for depth in range(1, len(parts)):
             if folder.joinpath(*parts[:depth]).is_symlink():
                 raise BundleIntegrityError(
-                    f"{folder.joinpath(*parts[:depth])} is a symbolic link; copy the file itself"
+                    f"{folder.joinpath(*parts[:depth])} is a symbolic link; copy the folder itself"
                 )
+        if path.is_symlink():
+            _check_link(folder, path, verify)
         if not path.is_file():
             raise BundleIntegrityError(f"{path} is missing; copy the whole bundle folder or export again")
         size = path.stat().st_size
@@ -151,6 +156,25 @@ def _check_file(folder: Path, name: str, spec: FileSpec, verify: bool) -> None:
         raise BundleIntegrityError(f"{path} has {size} bytes, {MANIFEST} says {spec.size}: it was changed or cut")
     if verify and _read(path, file_sha256) != spec.sha256:
         raise BundleIntegrityError(f"{path} was changed after the export (sha256 differs); export or copy it again")
+
+
+def _check_link(folder: Path, path: Path, verify: bool) -> None:
+    """Refuse a link, unless it is one of the Hugging Face cache, and what it points to is hashed.
+
+    There a file is a link from models--ORG--NAME/snapshots/COMMIT to models--ORG--NAME/blobs/HASH.
+    """
+    snapshot = folder.resolve()
+    repository = next((parent.parent for parent in (snapshot, *snapshot.parents) if parent.name == "snapshots"), None)
+    place = snapshot / path.relative_to(folder)
+    target = Path(os.path.normpath(place.parent / os.readlink(place)))
+    blobs = repository / "blobs" if repository else None
+    if blobs is None or target.parent != blobs or blobs.is_symlink() or target.is_symlink():
+        raise BundleIntegrityError(
+            f"{path} is a symbolic link to {os.readlink(place)}; copy the file itself (links are followed only in the "
+            "Hugging Face cache, from a repository's snapshots to its blobs)"
+        )
+    if not verify:
+        raise BundleIntegrityError(f"{path} is a symbolic link, which verify=False does not follow; leave it out")
 
 
 def _check_references(manifest: Manifest, folder: Path) -> None:

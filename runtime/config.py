@@ -182,11 +182,12 @@ class GenerationConfig:
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ConfigError(f"min_new_tokens is {self.min_new_tokens}; expected 0 to {self.max_new_tokens}")
         if not self.temperature > 0:
-            raise ConfigError(f"temperature is {self.temperature}; it must be above 0 (for greedy, do_sample=False)")
+            raise ConfigError(f"temperature is {self.temperature}; it must be above 0 (for greedy, do not sample)")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; expected 0 < top_p <= 1")
-        if self.top_k < 0 or self.no_repeat_ngram_size < 0:
-            raise ConfigError("top_k and no_repeat_ngram_size must not be negative; 0 turns them off")
+        for name, value in {"top_k": self.top_k, "no_repeat_ngram_size": self.no_repeat_ngram_size}.items():
+            if value < 0:
+                raise ConfigError(f"{name} is {value}; it must not be negative (0 turns it off)")
         if not self.repetition_penalty > 0:
             raise ConfigError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 turns it off)")
         if self.do_sample and self.num_beams > 1:
@@ -201,7 +202,7 @@ class GenerationConfig:
         if any(token < 0 for token in self.stop_token_ids or ()):
             raise ConfigError(f"stop_token_ids is {self.stop_token_ids}; token ids are not negative")
         if any(not text for text in self.stop_strings):
-            raise ConfigError("stop_strings contains an empty string, which would stop before the first token")
+            raise ConfigError("stop_strings has an empty text, which would stop before the first token")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """The engine: a bundle in memory that turns recordings into text. `Engine.generate` is the data path."""
 
+import asyncio
 import os
 import threading
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -16,6 +18,7 @@ from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.decoders import DecoderName
 from salmonrun.runtime.errors import ClosedError
 from salmonrun.runtime.heard import Heard, listen
+from salmonrun.runtime.log import LOGGER
 from salmonrun.runtime.longform.batch import BatchAnswerer
 from salmonrun.runtime.longform.config import TranscribeConfig
 from salmonrun.runtime.longform.reader import PcmReader
@@ -66,7 +69,15 @@ class Engine:
             ConfigError: an argument of another type, no such decoder, or threads that there are no cores for.
             DeviceError: the device is not there; nothing falls back in silence.
         """
-        return cls(Model.load(path, device, decoder, threads, verify, limits or Limits()))
+        started = time.perf_counter()
+        model = Model.load(path, device, decoder, threads, verify, limits or Limits())
+        what = describe(model)
+        LOGGER.info(
+            "loaded %s (%s) in %.2f s: decoder %s on %s, %d threads, onnxruntime %s",
+            *(what.bundle, what.model, time.perf_counter() - started),
+            *(what.decoder, what.device, what.threads, what.onnxruntime),
+        )
+        return cls(model)
 
     def close(self) -> None:
         """Let go of the model. What is being answered, and streams and recordings that are open, keep it to their end.
@@ -114,6 +125,7 @@ class Engine:
         config: GenerationConfig | None = None,
         sample_rate: int | None = None,
         channel: Channel = "first",
+        strict: bool = False,
         cancel: threading.Event | None = None,
     ) -> Result:
         """Answer a prompt about a recording.
@@ -126,6 +138,7 @@ class Engine:
             config: how tokens are chosen; greedy if left out.
             sample_rate: of an array, in Hz.
             channel: "first" (or the loudest if that is silent), "mix" or a number: see `load_audio`.
+            strict: refuse a file that ends before its header says, instead of noting it.
             cancel: set it from another thread to stop: within one token while decoding, before that at the next stage.
 
         Raises:
@@ -143,6 +156,7 @@ class Engine:
                 config=config,
                 sample_rate=sample_rate,
                 channel=channel,
+                strict=strict,
                 cancel=cancel,
             )
         )
@@ -158,6 +172,7 @@ class Engine:
         config: GenerationConfig | None = None,
         sample_rate: int | None = None,
         channel: Channel = "first",
+        strict: bool = False,
         cancel: threading.Event | None = None,
     ) -> Generator[str, None, Result]:
         """Like `generate`, but yields pieces of text as they are decoded, and returns the Result.
@@ -168,18 +183,56 @@ class Engine:
         watch, model = Stopwatch(), self.model
         request = model.request(task, prompt, question, config)
         watch.lap("prompt")
-        recording = model.load_audio(audio, sample_rate, channel)
+        recording = model.load_audio(audio, sample_rate, channel, strict)
         watch.lap("audio")
         model.check_capacity(request, len(recording.pcm))
         return _answer(model, recording, request, cancel, watch)
 
+    async def agenerate(
+        self,
+        audio: AudioSource | Audio,
+        *,
+        task: str | None = None,
+        prompt: str | None = None,
+        question: str | None = None,
+        config: GenerationConfig | None = None,
+        sample_rate: int | None = None,
+        channel: Channel = "first",
+        strict: bool = False,
+    ) -> Result:
+        """`generate` for asyncio: it runs in a thread of the loop's executor, and the loop goes on.
+
+        Tasks that wait at the same time decode together. A task that is cancelled stops its request, as `cancel` does.
+        """
+        cancel = threading.Event()
+        try:
+            return await asyncio.to_thread(
+                self.generate,
+                audio,
+                task=task,
+                prompt=prompt,
+                question=question,
+                config=config,
+                sample_rate=sample_rate,
+                channel=channel,
+                strict=strict,
+                cancel=cancel,
+            )
+        finally:
+            cancel.set()
+
     @checked("audio")
     @contextmanager
     def listen(
-        self, audio: AudioSource | Audio, *, sample_rate: int | None = None, channel: Channel = "first"
+        self,
+        audio: AudioSource | Audio,
+        *,
+        sample_rate: int | None = None,
+        channel: Channel = "first",
+        strict: bool = False,
     ) -> Iterator["Heard"]:
         """Encode a recording once, keep its KV, and answer many prompts about it: see `Heard.ask`."""
-        with listen(self.model, self.model.load_audio(audio, sample_rate, channel)) as heard:
+        with listen(self.model, self.model.load_audio(audio, sample_rate, channel, strict)) as heard:
             yield heard
 
     @checked("audio")
@@ -194,6 +247,7 @@ class Engine:
         config: TranscribeConfig | None = None,
         sample_rate: int | None = None,
         channel: Channel = "first",
+        strict: bool = False,
         cancel: threading.Event | None = None,
     ) -> tuple[Iterator[Segment], TranscriptInfo]:
         """Answer a prompt about a recording of any length, window by window: cut at pauses, decoded in batches.
@@ -210,7 +264,7 @@ class Engine:
         Returns:
             Segments in order, as they are decoded; and what is known of the recording, complete when they are taken.
         """
-        reader = PcmReader(audio, sample_rate, channel)
+        reader = PcmReader(audio, sample_rate, channel, strict)
         answerer = BatchAnswerer(self.model, self.model.request(task, prompt, question, generation), cancel)
         return transcribe(reader, answerer, config or TranscribeConfig(), cancel)
 

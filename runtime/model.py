@@ -59,10 +59,12 @@ class Model:
         """Tasks this bundle has prompts for."""
         return tuple(self.bundle.manifest.prompt.tasks)
 
-    def load_audio(self, source: AudioSource | Audio, sample_rate: int | None, channel: Channel = "first") -> Audio:
+    def load_audio(
+        self, source: AudioSource | Audio, sample_rate: int | None, channel: Channel = "first", strict: bool = False
+    ) -> Audio:
         """Read audio by this bundle's policy; see `runtime.audio.load_audio`."""
         window = self.bundle.manifest.audio
-        return load_audio(source, sample_rate, min_s=window.min_s, max_s=window.max_s, channel=channel)
+        return load_audio(source, sample_rate, min_s=window.min_s, max_s=window.max_s, channel=channel, strict=strict)
 
     def request(
         self,

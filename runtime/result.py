@@ -1,11 +1,13 @@
 """What an answer is, beside its text: why it ended, what was done to the audio, how long it took."""
 
+import logging
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
 from salmonrun.runtime.answer import Answer
 from salmonrun.runtime.audio import Audio
+from salmonrun.runtime.log import LOGGER, stages_ms
 from salmonrun.runtime.model import NOTHING_HEARD, Model
 from salmonrun.runtime.repetition import repeated
 from salmonrun.runtime.search import FinishReason
@@ -85,7 +87,7 @@ def make_result(model: Model, answer: Answer, audio: Audio, watch: Stopwatch) ->
     """An answer's text with its timings."""
     token_s = tuple(at - watch.started for at in answer.token_at)
     timings = Timings(audio.source_s, watch.stages, token_s, len(answer.token_ids))
-    return Result(
+    result = Result(
         text=answer.text,
         token_ids=answer.token_ids,
         finish_reason=answer.finish_reason,
@@ -95,6 +97,7 @@ def make_result(model: Model, answer: Answer, audio: Audio, watch: Stopwatch) ->
         score=answer.score,
         low_confidence=model.low_confidence(answer.score),
     )
+    return _logged(result)
 
 
 def _doubts(answer: Answer) -> list[str]:
@@ -105,7 +108,15 @@ def _doubts(answer: Answer) -> list[str]:
 def empty_result(audio: Audio, reason: FinishReason, note: str, watch: Stopwatch) -> Result:
     """No answer, and why."""
     watch.lap("prompt")
-    return Result("", [], reason, Timings(audio.source_s, watch.stages), (*audio.notes, note))
+    return _logged(Result("", [], reason, Timings(audio.source_s, watch.stages), (*audio.notes, note)))
+
+
+def _logged(result: Result) -> Result:
+    timings, count = result.timings, len(result.token_ids)
+    if LOGGER.isEnabledFor(logging.DEBUG):
+        spent = stages_ms(timings.stages)
+        LOGGER.debug("%.1f s of audio: %d tokens, %s; ms: %s", timings.audio_s, count, result.finish_reason, spent)
+    return result
 
 
 def drain(pieces: Generator[str, None, Result]) -> Result:

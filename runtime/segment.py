@@ -1,6 +1,7 @@
 """A part of a long recording, with its text and its place."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from salmonrun.runtime.audio import SAMPLE_RATE
 from salmonrun.runtime.search import FinishReason
@@ -31,3 +32,7 @@ class Segment:
     def end(self) -> float:
         """Seconds from the beginning."""
         return self.end_sample / SAMPLE_RATE
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {"start": self.start, "end": self.end, **vars(self)}

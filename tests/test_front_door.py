@@ -117,6 +117,10 @@ REQUEST: list[tuple[dict[str, Any], str]] = [
     ({"sample_rate": "16000"}, "sample_rate is '16000'; expected a whole number"),
     ({"sample_rate": 16000.0}, "sample_rate is 16000.0; expected a whole number"),
 ]
+READING: list[tuple[dict[str, Any], str]] = [
+    ({"strict": "yes"}, "strict is 'yes'; expected True or False"),
+    ({"strict": None}, "strict is None; expected True or False"),
+]
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"config": {"num_beams": 2}}, "config is {'num_beams': 2}; expected GenerationConfig or None"),
     ({"config": GenerationConfig}, "expected GenerationConfig or None"),
@@ -134,9 +138,9 @@ STREAM: list[tuple[dict[str, Any], str]] = [
     ({"sample_rate": None}, "sample_rate is None; expected a whole number"),
 ]
 CALLS = [
-    *(("generate", *case) for case in (*REQUEST, *CONFIGS)),
-    *(("generate_iter", *case) for case in (*REQUEST, *CONFIGS)),
-    *(("transcribe", *case) for case in (*REQUEST, *LONG)),
+    *(("generate", *case) for case in (*REQUEST, *READING, *CONFIGS)),
+    *(("generate_iter", *case) for case in (*REQUEST, *READING, *CONFIGS)),
+    *(("transcribe", *case) for case in (*REQUEST, *READING, *LONG)),
     *(("stream", *case) for case in (*REQUEST, *STREAM)),
 ]
 
@@ -154,6 +158,8 @@ def test_listening(tiny_engine: Engine, speech: Path) -> None:
         pytest.raises(ConfigError, match="sample_rate is '16000'; expected a whole number"),
         tiny_engine.listen(speech, sample_rate="16000"),  # type: ignore[arg-type]
     ):
+        pass
+    with pytest.raises(ConfigError, match="strict is 1; expected True or False"), tiny_engine.listen(speech, strict=1):  # type: ignore[arg-type]
         pass
     with tiny_engine.listen(speech) as heard:
         for arguments, message in [case for case in (*REQUEST, *CONFIGS) if "sample_rate" not in case[0]]:

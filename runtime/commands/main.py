@@ -8,6 +8,7 @@ time, and need no extra.
 import argparse
 import importlib
 import io
+import logging
 import os
 import re
 import signal
@@ -149,6 +150,8 @@ def _guarded(work: Callable[[], int]) -> int:
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    if logging.lastResort:  # warnings, in a line each, also where the logger of the engine has no handler that prints
+        logging.getLogger("salmonrun").addHandler(logging.lastResort)
     try:
         try:
             with _terminable():

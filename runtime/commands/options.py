@@ -3,7 +3,6 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.cores import thread_count
 
 if TYPE_CHECKING:
@@ -15,6 +14,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="folder made by salmonrun export")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--threads", type=int, help="at most, and by default, all usable cores")
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0, help="say what is loaded; -vv: and where each request's time goes"
+    )
 
 
 def check_engine_arguments(arguments: argparse.Namespace) -> None:
@@ -29,17 +31,16 @@ def check_engine_arguments(arguments: argparse.Namespace) -> None:
 def load_engine(arguments: argparse.Namespace) -> "Engine":
     """The engine asked for."""
     from salmonrun.runtime.engine import Engine
+    from salmonrun.runtime.log import show_log
 
+    if arguments.verbose:
+        show_log(arguments.verbose)
     return Engine.load(arguments.bundle, device=arguments.device, threads=arguments.threads)
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to ask, and how long the answer may be."""
-    longest = GenerationConfig().max_new_tokens
+    """What to ask."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--task", help="a task the bundle has a prompt for (default: asr)")
     what.add_argument("--prompt", help="an instruction in your own words, e.g. 'Describe the background.'")
     parser.add_argument("--question", help="fills the {} of the task's prompt, where it has one")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=longest, help=f"longest answer, in tokens (default: {longest})"
-    )

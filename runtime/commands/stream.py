@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from salmonrun.runtime.audio import SAMPLE_RATE
+from salmonrun.runtime.commands.generation import add_greedy_arguments, generation_config
+from salmonrun.runtime.commands.microphone import open_microphone
 from salmonrun.runtime.commands.options import (
     add_engine_arguments,
     add_prompt_arguments,
@@ -35,15 +38,23 @@ Settings = tuple[StreamConfig, GenerationConfig, Source]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what it does and what it takes."""
     parser.description = (
-        "Hear a file, or PCM on standard input as it comes, and write down what is said: on a terminal while it is "
-        "said, what may still change is dimmed; elsewhere a line for each utterance that is over."
+        "Hear a file, PCM on standard input as it comes, or a microphone, and write down what is said: on a terminal "
+        "while it is said, what may still change is dimmed; elsewhere a line for each utterance that is over."
     )
     parser.epilog = "example: arecord -f S16_LE -r 16000 -t raw | %(prog)s bundle/ -"
     add_engine_arguments(parser)
     parser.add_argument(
-        "file", metavar="FILE", help="wav, flac, ogg or mp3; or -: raw little-endian 16-bit mono PCM on standard input"
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="wav, flac, ogg or mp3; or -: raw little-endian 16-bit mono PCM on standard input",
     )
-    parser.add_argument("--rate", type=int, metavar="HZ", help="of the PCM on standard input (default: 16000)")
+    parser.add_argument(
+        "--microphone", action="store_true", help="hear the default microphone until Ctrl-C (extra: microphone)"
+    )
+    parser.add_argument(
+        "--rate", type=int, metavar="HZ", help="of the PCM on standard input, or of the microphone (default: 16000)"
+    )
     parser.add_argument(
         "--pace",
         choices=("realtime", "fast"),
@@ -56,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line for each event")
     _add_stream_arguments(parser)
+    add_greedy_arguments(parser)
     parser.set_defaults(run=_run, settings=_settings)
 
 
@@ -129,8 +141,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     check_engine_arguments(arguments)
-    generation = GenerationConfig(max_new_tokens=arguments.max_new_tokens)
-    return _config(arguments), generation, open_source(arguments.file, arguments.rate)
+    return _config(arguments), generation_config(arguments), _source(arguments)
 
 
 def _config(arguments: argparse.Namespace) -> StreamConfig:
@@ -147,6 +158,18 @@ def _config(arguments: argparse.Namespace) -> StreamConfig:
         max_lag_s=arguments.max_lag_s,
         reject=arguments.reject,
     )
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    if not arguments.microphone:
+        if arguments.file is None:
+            raise ConfigError("nothing to hear: expected FILE, - for standard input, or --microphone")
+        return open_source(arguments.file, arguments.rate)
+    if arguments.file is not None:
+        raise ConfigError(f"--microphone with FILE {arguments.file!r}: only one can be heard; leave out the other")
+    if arguments.pace == "realtime":
+        raise ConfigError("--pace realtime with --microphone, which has no other pace; leave it out")
+    return open_microphone(SAMPLE_RATE if arguments.rate is None else arguments.rate)
 
 
 def _endpoint(arguments: argparse.Namespace) -> EndpointConfig | None:

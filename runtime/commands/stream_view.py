@@ -63,7 +63,7 @@ class JsonView:
 
     def utterance(self, segment: "Segment") -> None:
         """All fields, and its place in seconds."""
-        self._emit("utterance", {"start": segment.start, "end": segment.end, **asdict(segment)})
+        self._emit("utterance", segment.as_dict())
 
     def result(self, result: "Result", tally: Tally) -> None:
         """All fields, and what the end of the audio added to the text."""

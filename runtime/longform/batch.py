@@ -1,6 +1,7 @@
 """One prompt about several windows at once."""
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from salmonrun.runtime.answer import choose_search
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio
 from salmonrun.runtime.decoder import Chunk
+from salmonrun.runtime.log import LOGGER
 from salmonrun.runtime.longform.windows import Window
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.request import Request
@@ -33,9 +35,14 @@ class BatchAnswerer:
 
     def answer(self, windows: Sequence[Window]) -> list[WindowAnswer]:
         """One answer for each window; those that a cancellation met have what was decoded until then."""
+        started = time.perf_counter()
         recordings = [self.model.load_audio(window.pcm, SAMPLE_RATE) for window in windows]
         silences = [self.model.silence(audio) for audio in recordings]
-        decoded = iter(self._decode([audio for audio, note in zip(recordings, silences, strict=True) if not note]))
+        hypotheses = self._decode([audio for audio, note in zip(recordings, silences, strict=True) if not note])
+        seconds, tokens = sum(audio.source_s for audio in recordings), sum(len(one.tokens) for one in hypotheses)
+        took_ms = 1000 * (time.perf_counter() - started)
+        LOGGER.debug("%d windows, %.1f s of audio: %d tokens; ms: %.1f", len(windows), seconds, tokens, took_ms)
+        decoded = iter(hypotheses)
         return [
             WindowAnswer(window, Hypothesis([], "stop", []), (*audio.notes, note))
             if note

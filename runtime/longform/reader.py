@@ -30,12 +30,19 @@ class PcmReader:
         source: as in `load_audio`; what is no file on a disk and no array is held whole.
         sample_rate: of an array, in Hz; files carry their own.
         channel: as in `load_audio`.
+        strict: as in `load_audio`; where the header does not tell, a file is refused when its end is reached.
 
     Raises:
-        AudioError: empty, not audio, no such channel, or an array without a rate.
+        AudioError: empty, not audio, no such channel, an array without a rate, or cut off and `strict`.
     """
 
-    def __init__(self, source: AudioSource | Audio, sample_rate: int | None = None, channel: Channel = "first") -> None:
+    def __init__(
+        self,
+        source: AudioSource | Audio,
+        sample_rate: int | None = None,
+        channel: Channel = "first",
+        strict: bool = False,
+    ) -> None:
         if isinstance(source, Audio):
             if sample_rate is not None:
                 raise AudioError(
@@ -44,10 +51,12 @@ class PcmReader:
             source, sample_rate = source.pcm, SAMPLE_RATE
         self._source = source if isinstance(source, np.ndarray) else open_audio_file(source, sample_rate)
         self._channel: int | None = 0
+        self._strict = strict
         self.notes: list[str] = []  # what is done to the recording; complete when its blocks were taken
         if isinstance(self._source, AudioFile):
             self.rate, self.channels, self.frames = self._source.rate, self._source.channels, self._source.frames
             refuse_empty(self.frames)
+            self._source.cut_off(self.frames, strict)
             self._channel, note = choose_channel(channel, self._source)
             self._note(note)
         else:
@@ -92,7 +101,7 @@ class PcmReader:
             yield block
         refuse_empty(first)
         if isinstance(source, AudioFile):
-            self._note(source.cut_off(first))
+            self._note(source.cut_off(first, self._strict))
 
     def _array_blocks(self, array: npt.NDArray[np.generic]) -> Iterator[F64]:
         for first in range(0, len(array), self.rate):

@@ -1,14 +1,17 @@
 """A bundle that is not byte for byte the exported one is refused, and the error names the file."""
 
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import onnxruntime
 import pytest
 
-from salmonrun.runtime import Engine
+from salmonrun.runtime import Engine, GenerationConfig
 from salmonrun.runtime.bundle import file_sha256, open_bundle
 from salmonrun.runtime.errors import BundleError, BundleIntegrityError, ConfigError, DeviceError
 from salmonrun.runtime.manifest import MANIFEST, FileSpec
@@ -113,6 +116,119 @@ def test_file_replaced_by_a_folder(bundle: Path, name: str) -> None:
     (bundle / name).mkdir()
     with pytest.raises(BundleIntegrityError, match=Path(name).name):
         open_bundle(bundle)
+
+
+@pytest.fixture
+def snapshot(bundle: Path, tmp_path: Path) -> Path:
+    """The bundle as huggingface_hub keeps a repository in its cache: links to blobs that are named by their hashes."""
+    repository = tmp_path / "hub" / "models--me--tiny"
+    folder = repository / "snapshots" / ("0" * 40)
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    for file in [path for path in bundle.rglob("*") if path.is_file()]:
+        blob, link = repository / "blobs" / file_sha256(file), folder / file.relative_to(bundle)
+        shutil.move(file, blob)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return folder
+
+
+def test_the_cache_of_the_hub(snapshot: Path, speech: Path, tiny_engine: Engine, tmp_path: Path) -> None:
+    found = huggingface_hub.snapshot_download("me/tiny", cache_dir=tmp_path / "hub", local_files_only=True)
+    assert Path(found) == snapshot
+    config = GenerationConfig(max_new_tokens=8)
+    expected = tiny_engine.generate(speech, config=config).token_ids
+    assert Engine.load(found).generate(speech, config=config).token_ids == expected
+    (tmp_path / "short").symlink_to(snapshot)  # where the folder is reached by a link, what is in it stays in its place
+    assert open_bundle(tmp_path / "short").manifest == tiny_engine.bundle.manifest
+
+
+def test_a_bundle_in_a_folder_of_a_repository(snapshot: Path) -> None:
+    (snapshot / "int8").mkdir()
+    for name in [path.name for path in snapshot.iterdir() if path.name != "int8"]:
+        shutil.move(snapshot / name, snapshot / "int8" / name)
+    for link in [path for path in (snapshot / "int8").rglob("*") if path.is_symlink()]:
+        target = snapshot.parents[1] / "blobs" / Path(os.readlink(link)).name
+        link.unlink()
+        link.symlink_to(os.path.relpath(target, link.parent))
+    open_bundle(snapshot / "int8")
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "tokenizer.json", "llm/decoder.onnx.data"])
+def test_links_of_the_cache_are_followed_only_to_what_is_hashed(snapshot: Path, name: str) -> None:
+    with pytest.raises(BundleIntegrityError, match=r"is a symbolic link, which verify=False does not follow"):
+        open_bundle(snapshot, verify=False)
+    blob = (snapshot / name).resolve()
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(BundleError, match=re.escape(Path(name).name)):
+        open_bundle(snapshot)
+
+
+def outside(snapshot: Path, blob: Path) -> Path:
+    return Path(shutil.copyfile(blob, snapshot.parents[3] / "outside"))
+
+
+def other_repository(snapshot: Path, blob: Path) -> Path:
+    (snapshot.parents[2] / "models--me--other" / "blobs").mkdir(parents=True)
+    return Path(shutil.copyfile(blob, snapshot.parents[2] / "models--me--other" / "blobs" / blob.name))
+
+
+def beside_blobs(snapshot: Path, blob: Path) -> Path:
+    return Path(shutil.copyfile(blob, snapshot.parents[1] / "refs" / blob.name))
+
+
+def deeper(snapshot: Path, blob: Path) -> Path:
+    (blob.parent / "deeper").mkdir()
+    return Path(shutil.copyfile(blob, blob.parent / "deeper" / blob.name))
+
+
+def other_snapshot(snapshot: Path, blob: Path) -> Path:
+    (snapshot.parent / "other").mkdir()
+    return Path(shutil.copyfile(blob, snapshot.parent / "other" / "file"))
+
+
+def linked_blob(snapshot: Path, blob: Path) -> Path:
+    link = blob.parent / "link"
+    link.symlink_to(blob)
+    return link
+
+
+def linked_blobs(snapshot: Path, blob: Path) -> Path:
+    blob.parent.rename(snapshot.parents[3] / "elsewhere")
+    blob.parent.symlink_to(snapshot.parents[3] / "elsewhere")
+    return blob
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "llm/embed_tokens.bin"])
+@pytest.mark.parametrize(
+    "place", [outside, other_repository, beside_blobs, deeper, other_snapshot, linked_blob, linked_blobs]
+)
+def test_links_that_leave_the_blobs_are_refused(snapshot: Path, name: str, place: Callable[[Path, Path], Path]) -> None:
+    """Though the content is what the manifest says."""
+    link = snapshot / name
+    target = place(snapshot, link.resolve())
+    link.unlink()
+    link.symlink_to(os.path.relpath(target, link.parent))
+    with pytest.raises(
+        BundleIntegrityError, match=rf"{'.*' if place is linked_blobs else link.name} is a symbolic link"
+    ):
+        open_bundle(snapshot)
+
+
+def test_a_linked_folder_in_the_cache(snapshot: Path) -> None:
+    (snapshot / "llm").rename(snapshot.parent / "llm")
+    (snapshot / "llm").symlink_to("../llm")
+    with pytest.raises(BundleIntegrityError, match=r"llm is a symbolic link"):
+        open_bundle(snapshot)
+
+
+def test_a_broken_link_in_the_cache(snapshot: Path) -> None:
+    (snapshot / "tokenizer.json").resolve().unlink()
+    with pytest.raises(BundleIntegrityError, match=r"tokenizer\.json is missing"):
+        open_bundle(snapshot)
 
 
 def test_folder_replaced_by_a_link(bundle: Path) -> None:

@@ -13,22 +13,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime import AudioError, Engine, GenerationConfig
 from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.bundle import file_sha256, open_bundle
 from salmonrun.runtime.latency.recording import STORY
 from salmonrun.runtime.manifest import MANIFEST, FileSpec, manifest_bytes
+from tests.helpers.commands import run
 from tests.helpers.damage import reseal
 
 FEW = ["--max-new-tokens", "8"]
-CONFIDENCE = ("token_logprobs", "score", "low_confidence")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], list[str]]:
-    """Exit code, lines of stdout, lines of stderr."""
-    code = main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    return code, printed.out.split("\n")[:-1], printed.err.split("\n")[:-1]
 
 
 # transcribe
@@ -55,10 +48,9 @@ def test_transcribe_leaves_out_what_is_rejected(
     reseal(bundle, lambda data: data.update(confidence=threshold))
     soundfile.write(long := tmp_path / "long.wav", np.resize(soundfile.read(speech)[0], 35 * 16000), 16000)
     code, out, err = run(capsys, "transcribe", bundle, speech, long, "--reject", *FEW)
-    assert (code, out) == (0, [f"{speech}: "])
+    assert (code, out) == (0, [f"{speech}: ", f"{long}: "])
     assert "rejected: its score is " in err[0]
     assert " answers of a score below -0.00" in err[1]
-    assert err[2] == "1 of 1 recordings rejected"
 
 
 def test_transcribe_as_json(
@@ -71,10 +63,11 @@ def test_transcribe_as_json(
     )
     assert (code, len(out), err) == (0, 1, [])
     printed = json.loads(out[0])
-    assert set(printed) == {"file", "text", "token_ids", "finish_reason", "timings", "notes", *CONFIDENCE}
     assert printed["file"] == str(speech)
-    assert (printed["text"], printed["token_ids"]) == (expected.text, expected.token_ids)
-    assert (printed["finish_reason"], printed["notes"]) == ("length", [])
+    (answer,) = printed["segments"]
+    assert answer.keys() >= {"token_logprobs", "score", "low_confidence"}
+    assert (answer["text"], answer["token_ids"]) == (expected.text, expected.token_ids)
+    assert (answer["finish_reason"], printed["notes"], printed["error"]) == ("length", [], None)
     assert set(printed["timings"]) == set(expected.timings.as_dict())
     assert printed["timings"]["audio_s"] == 1.3
 
@@ -86,9 +79,9 @@ def test_prompt_and_question_reach_the_engine(
     own = tiny_engine.generate(speech, prompt="<SpeechHere> Hm?", config=config)
     asked = tiny_engine.generate(speech, task="qa", question="Who?", config=config)
     _, out, _ = run(capsys, "transcribe", tiny_bundle, speech, "--json", "--prompt", "<SpeechHere> Hm?", *FEW)
-    assert json.loads(out[0])["token_ids"] == own.token_ids
+    assert json.loads(out[0])["segments"][0]["token_ids"] == own.token_ids
     _, out, _ = run(capsys, "transcribe", tiny_bundle, speech, "--json", "--task", "qa", "--question", "Who?", *FEW)
-    assert json.loads(out[0])["token_ids"] == asked.token_ids
+    assert json.loads(out[0])["segments"][0]["token_ids"] == asked.token_ids
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -104,9 +97,10 @@ def test_long_recordings_are_answered_about_part_by_part(
     code, out, err = run(capsys, "transcribe", tiny_bundle, path, *FEW, *(["--json"] if as_json else []))
     assert code == 0
     if as_json:
-        rows = [json.loads(line) for line in out]
+        (document,) = (json.loads(line) for line in out)
+        rows = document["segments"]
         assert [(row["start"], row["end"], row["text"].strip()) for row in rows] == expected
-        assert err == [f"{path}: {'; '.join(info.notes)}"]  # no segment has them
+        assert (document["notes"], err) == (info.notes, [])
     else:
         assert out == [f"{path}: [{start:.2f} - {end:.2f}] {text}" for start, end, text in expected]
         assert f"{info.duration_s:.1f} s of audio" in err[0]
@@ -123,8 +117,24 @@ def test_a_file_that_is_cut_off_is_answered_about_with_a_note(
     os.truncate(path, 44 + 2 * 16000 * seconds)
     code, out, err = run(capsys, "transcribe", tiny_bundle, path, *FEW, *(["--json"] if as_json else []))
     assert code == 0
-    said = json.loads(out[0])["notes"] if as_json and seconds == 2 else err
+    said = json.loads(out[0])["notes"] if as_json else err
     assert f"the file ends after {seconds}.00 s; its header says 40.00 s" in said[0]
+
+
+@pytest.mark.parametrize("seconds", [2, 35])  # heard at once, and part by part
+def test_a_file_that_is_cut_off_can_be_refused(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tiny_engine: Engine, tmp_path: Path, seconds: int
+) -> None:
+    soundfile.write(path := tmp_path / "cut.wav", np.zeros(40 * 16000), 16000)
+    os.truncate(path, 44 + 2 * 16000 * seconds)
+    message = f"the file ends after {seconds}.00 s; its header says 40.00 s: strict refuses"
+    code, out, err = run(capsys, "transcribe", tiny_bundle, path, "--strict", *FEW)
+    assert (code, out, len(err)) == (1, [], 1)
+    assert err[0].startswith(f"error: {path}: {message}")
+    for ask in (tiny_engine.generate, tiny_engine.transcribe, tiny_engine.generate_iter):
+        if seconds == 2 or ask == tiny_engine.transcribe:
+            with pytest.raises(AudioError, match=message):
+                ask(path, strict=True)
 
 
 class Input:
@@ -188,7 +198,12 @@ def test_a_broken_file_does_not_stop_the_others(
     options = ["--json", *FEW] if as_json else FEW
     code, out, err = run(capsys, "transcribe", tiny_bundle, speech, broken, gone, last, *options)
     assert code == 1
-    files = [json.loads(line)["file"] if as_json else line.split(": ")[0] for line in out]
+    if as_json:
+        documents = [json.loads(line) for line in out]
+        files = [document["file"] for document in documents if not document["error"]]
+        assert [document["file"] for document in documents if document["error"]] == [str(broken), str(gone)]
+    else:
+        files = [line.split(": ")[0] for line in out]
     assert files == [str(speech), str(last)]
     errors = [line for line in err if line.startswith("error: ")]
     assert len(errors) == 2

@@ -102,6 +102,17 @@ def test_nothing_is_dropped(write: Write) -> None:
     assert [problem.index for problem in problems] == list(range(0, len(listed), 2))
 
 
+def test_lenient(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    """Keys that are not known are ignored and named once; all else that is wrong stays wrong."""
+    file = write(GOOD | {"speaker": 3}, GOOD | {"speaker": 4, "id": "x"}, {"text": "no path", "id": "y"}, "no object")
+    strict, problems = read_annotation(file)
+    assert (strict, [problem.index for problem in problems], caplog.messages) == ([], [0, 1, 2, 3], [])
+    entries, problems = read_annotation(file, lenient=True)
+    assert [(entry.index, entry.text) for entry in entries] == [(0, GOOD["text"]), (1, GOOD["text"])]
+    assert [problem.reason for problem in problems] == ["path is missing", "expected an object, got str"]
+    assert caplog.messages == [f"{file}: keys that are not known are ignored: 'id', 'speaker'"]
+
+
 def test_problem_names_file_entry_and_reason() -> None:
     assert str(Problem("data.json", 3, "path is missing")) == "data.json: entry 3: path is missing"
 

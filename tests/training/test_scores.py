@@ -148,12 +148,21 @@ def test_the_worst_answers_come_first_and_faultless_ones_not_at_all() -> None:
     lines = format_scores({"asr": score(rows)}).splitlines()
     at = lines.index("asr: the worst answers")
     assert lines[at + 1 : at + 4] == [
-        "  WER 150.0%  6.wav",
+        "  6 wrong, WER 150.0%  6.wav",
         "    reference:  a b c d",
         "    hypothesis: a b c d x x x x x x",
     ]
     assert [line.split()[-1] for line in lines[at + 1 :: 3]] == ["6.wav", "5.wav", "4.wav", "3.wav", "2.wav"]
     assert "worst" not in format_scores({"asr": score(rows[:1])})
+
+
+def test_one_wrong_word_is_not_the_worst_answer() -> None:
+    """Though it may be all of its reference: five digits after Whisper's normalizer."""
+    rows = [answered("one two three four five", "one two three four six", "digits.wav")]
+    rows.append(answered("turn off the lights in the kitchen", "turn of the light in a kitchen", "lights.wav"))
+    lines = format_scores({"asr": score(rows)}).splitlines()
+    assert [line.split()[-1] for line in lines if line.endswith(".wav")] == ["lights.wav", "digits.wav"]
+    assert "  1 wrong, WER 100.0%  digits.wav" in lines
 
 
 def test_the_table_reads_back(tmp_path: Path) -> None:

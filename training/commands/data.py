@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checking.add_argument("checkpoint", metavar="CHECKPOINT")
     checking.add_argument("annotation", metavar="ANNOTATION", nargs="+")
     checking.add_argument("--prefix", help="folder of relative paths (default: the annotation's own)")
+    checking.add_argument("--lenient", action="store_true", help="ignore keys that are not known, with a warning")
     checking.set_defaults(run=_check)
 
     reporting = data.add_parser(
@@ -45,7 +46,7 @@ def _check(arguments: argparse.Namespace) -> int:
     problems: list[Problem] = []
     usable: list[Entry] = []
     for file in arguments.annotation:
-        entries, malformed = read_annotation(file, arguments.prefix)
+        entries, malformed = read_annotation(file, arguments.prefix, arguments.lenient)
         good, bad = part_usable(entries, config.prompt, config.audio)
         usable += good
         problems += [*malformed, *bad]

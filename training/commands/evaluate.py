@@ -1,6 +1,7 @@
 """`salmonrun evaluate`: its options, and what it does with them."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(MODES),
         help="the competition's: its task; submission_* needs no texts and scores nothing",
     )
+    parser.add_argument("--lenient", action="store_true", help="ignore keys that are not known, with a warning")
     parser.add_argument("--limit", type=int, help="only the first so many entries")
     parser.add_argument("--out", required=True, metavar="FILE", help="answers as JSON lines")
     parser.add_argument("--csv", metavar="FILE", help="answers as testset_id,text, which submission_* asks for")
@@ -46,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings the model should not answer about, for --reliability: their answers should be rejected",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument("--threads", type=int, help="at most, and by default, all usable cores")
     parser.add_argument("--num-beams", type=int, default=1, help="default: 1, greedy")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="default: 200")
     parser.set_defaults(run=_run)
@@ -67,12 +70,15 @@ def _run(arguments: argparse.Namespace) -> int:
     if submission:
         check_testset_ids(entries)
     config = GenerationConfig(max_new_tokens=arguments.max_new_tokens, num_beams=arguments.num_beams)
-    subject = open_subject(arguments.model, arguments.device)
+    subject = open_subject(arguments.model, arguments.device, arguments.threads)
     done = evaluate(subject, entries, out, config, submission=submission, progress=True)
+    if done.skipped:
+        print("\n".join(map(str, done.skipped)), file=sys.stderr)
+        print(f"{len(done.skipped)} of {len(entries)} entries are skipped: too long for this model")
     if arguments.csv:
-        write_submission(Path(arguments.csv), entries, done.answers)
+        write_submission(Path(arguments.csv), done.entries, done.answers)
         empty = sum(not answer.hypothesis for answer in done.answers)
-        print(f"{arguments.csv}: {len(entries)} answers, {empty} of them empty")
+        print(f"{arguments.csv}: {len(done.answers)} answers, {empty} of them empty")
     if not submission:
         table = out.with_suffix(".utterances.csv")
         write_table(table, done.scores)
@@ -110,7 +116,7 @@ def _draw_picture(
     other: list[float] = []
     if arguments.out_of_domain:
         out = Path(arguments.out).with_suffix(".out-of-domain.jsonl")
-        entries = _read(arguments.out_of_domain, None)
+        entries = _read(arguments.out_of_domain, None, arguments.lenient)
         strangers = evaluate(subject, entries, out, config, submission=True, progress=True).answers
         other = [row.score for row in strangers if row.score is not None]
         if subject.threshold is not None:
@@ -128,7 +134,7 @@ def _chosen(arguments: argparse.Namespace) -> list["Entry"]:
     """
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit is {arguments.limit}; it must be at least 1")
-    entries = _read(arguments.annotation, arguments.prefix)
+    entries = _read(arguments.annotation, arguments.prefix, arguments.lenient)
     wanted = MODES[arguments.mode] if arguments.mode else arguments.task
     chosen = [entry for entry in entries if is_of_task(entry.task, wanted)][: arguments.limit]
     if not chosen:
@@ -137,10 +143,10 @@ def _chosen(arguments: argparse.Namespace) -> list["Entry"]:
     return chosen
 
 
-def _read(annotation: str, prefix: str | None) -> list["Entry"]:
+def _read(annotation: str, prefix: str | None, lenient: bool) -> list["Entry"]:
     from salmonrun.training.data.annotation import read_annotation
 
-    entries, problems = read_annotation(annotation, prefix)
+    entries, problems = read_annotation(annotation, prefix, lenient)
     if problems:
         raise CheckpointError("\n".join(map(str, problems)))
     return entries

@@ -1,5 +1,6 @@
 """The published annotation JSON: what each recording is, and what is wrong with it. Nothing is replaced in silence."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from salmonrun.training.tensors import read_json
 
 GAP_S = 0.1  # silence in front of each appended recording, as published
 KNOWN_KEYS = {"path", "text", "task", "Q", "expand_wav", "testset_id", "voice"}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,15 @@ class Problem:
         return f"{self.dataset}: entry {self.index}: {self.reason}"
 
 
-def read_annotation(file: str | Path, prefix: str | Path | None = None) -> tuple[list[Entry], list[Problem]]:
+def read_annotation(
+    file: str | Path, prefix: str | Path | None = None, lenient: bool = False
+) -> tuple[list[Entry], list[Problem]]:
     """Entries of an annotation JSON, and those that are malformed.
 
     Args:
         file: `{"annotation": [{"path", "text", "task"?, "Q"?, "expand_wav"?, "testset_id"?}, ...]}`.
         prefix: folder of relative paths; None for the annotation's own.
+        lenient: ignore keys that are not known; the log has them once, as a warning.
 
     Raises:
         CheckpointError: the file is not such a JSON.
@@ -60,7 +65,14 @@ def read_annotation(file: str | Path, prefix: str | Path | None = None) -> tuple
     listed = read_json(file).get("annotation")
     root = Path(prefix) if prefix is not None else file.parent
     entries, problems = [], []
+    ignored: set[str] = set()
     for index, raw in enumerate(listed if isinstance(listed, list) else []):
+        unknown = sorted(set(raw) - KNOWN_KEYS) if isinstance(raw, dict) else []
+        if unknown and not lenient:
+            known = ", ".join(sorted(KNOWN_KEYS))
+            problems.append(Problem(str(file), index, f"unknown key {unknown[0]!r}; known are {known}"))
+            continue
+        ignored |= set(unknown)
         reason = _malformed(raw)
         if reason:
             problems.append(Problem(str(file), index, reason))
@@ -80,6 +92,8 @@ def read_annotation(file: str | Path, prefix: str | Path | None = None) -> tuple
                 testset_id,
             )
         )
+    if ignored:
+        _log.warning("%s: keys that are not known are ignored: %s", file, ", ".join(map(repr, sorted(ignored))))
     if not isinstance(listed, list):
         problems.append(Problem(str(file), 0, 'the file has no list under "annotation"'))
     return entries, problems
@@ -113,28 +127,41 @@ def check_recordings(entry: Entry, audio: AudioConfig) -> str:
 
     Sample rates that audio has are resampled and a short recording is padded, so neither is a reason.
     """
+    seconds, reason = _measure(entry)
+    if not reason and _too_long(seconds, audio):
+        return f"{seconds:.1f} s of audio; the model hears {audio.max_s:g} s"
+    return reason
+
+
+def is_too_long(entry: Entry, audio: AudioConfig) -> bool:
+    """Whether the recordings of an entry can be read, but are longer than the model hears at once."""
+    seconds, reason = _measure(entry)
+    return not reason and _too_long(seconds, audio)
+
+
+def _measure(entry: Entry) -> tuple[float, str]:
+    """Seconds of the recordings with the silence between them, and why one cannot be read."""
     seconds = GAP_S * len(entry.appended)
     for path in entry.recordings:
         if not os.path.isfile(path):  # unlike Path's, it takes names that no file system has
-            return f"{path} does not exist"
+            return 0.0, f"{path} does not exist"
         try:
             file = open_audio_file(path)
         except AudioError as error:
-            return f"{path} cannot be read as audio ({error})"
+            return 0.0, f"{path} cannot be read as audio ({error})"
         if not file.frames:
-            return f"{path} is empty"
+            return 0.0, f"{path} is empty"
         seconds += file.frames / file.rate
-    if seconds > audio.max_s + 1e-3:  # the tolerance of load_audio
-        return f"{seconds:.1f} s of audio; the model hears {audio.max_s:g} s"
-    return ""
+    return seconds, ""
+
+
+def _too_long(seconds: float, audio: AudioConfig) -> bool:
+    return seconds > audio.max_s + 1e-3  # the tolerance of load_audio
 
 
 def _malformed(raw: Any) -> str:
     if not isinstance(raw, dict):
         return f"expected an object, got {type(raw).__name__}"
-    unknown = sorted(set(raw) - KNOWN_KEYS)
-    if unknown:
-        return f"unknown key {unknown[0]!r}; known are {', '.join(sorted(KNOWN_KEYS))}"
     if raw.get("text", "") is None:
         return "text is null, expected a string"
     extra = raw.get("expand_wav") or []

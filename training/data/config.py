@@ -37,6 +37,7 @@ class DataConfig:
     train: tuple[DataSet, ...]
     valid: tuple[DataSet, ...] = ()  # measured at every snapshot
     on_broken: Literal["stop", "skip"] = "stop"  # entries that cannot be used: stop before training, or report and skip
+    lenient: bool = False  # ignore keys of annotations that are not known, with a warning; else they break an entry
     multi_prompt: bool = True  # draw one of a task's prompts for each sample; else its first
     # Folder that keeps what is computed before the first trained part, from one epoch to the next: encoder states, or
     # spectrograms where an encoder is trained. It may grow to many times the recordings' size.

@@ -121,7 +121,7 @@ def load_entries(
     weights: list[float] = []
     problems: list[Problem] = []
     for data_set in sets:
-        listed, broken = read_annotation(data_set.annotation, data_set.prefix)
+        listed, broken = read_annotation(data_set.annotation, data_set.prefix, data.lenient)
         problems += [problem for problem in broken if problem not in problems]  # one file may be listed twice
         wanted = [entry for entry in listed if data_set.tasks is None or entry.task in data_set.tasks]
         if listed and not wanted:

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from salmonrun.runtime.audio import Audio
 from salmonrun.runtime.config import AudioConfig, GenerationConfig, PromptConfig
 from salmonrun.runtime.engine import Engine
-from salmonrun.runtime.errors import CheckpointError, DeviceError
+from salmonrun.runtime.errors import CheckpointError, ConfigError, DeviceError
 from salmonrun.runtime.prompt import choose_prompt
 from salmonrun.runtime.repetition import repeated
 from salmonrun.training.checkpoint import load, open_checkpoint
-from salmonrun.training.data.annotation import Entry, Problem, check_entry
+from salmonrun.training.data.annotation import Entry, Problem, check_entry, is_too_long
 from salmonrun.training.data.recordings import load_recording
 from salmonrun.training.evaluation.answers import Answered, Settings, append_answer, asked, resume_answers
 from salmonrun.training.evaluation.scores import TaskScore, score
@@ -51,8 +51,8 @@ class Subject(Protocol):
 class BundleSubject:
     """A bundle, answering through the engine."""
 
-    def __init__(self, path: str | Path, device: Device = "auto") -> None:
-        self._engine = Engine.load(path, device=device)
+    def __init__(self, path: str | Path, device: Device = "auto", threads: int | None = None) -> None:
+        self._engine = Engine.load(path, device=device, threads=threads)
         self.device = ",".join(self._engine.report().providers["llm"])
         manifest = self._engine.bundle.manifest
         self.prompts, self.audio, self.sha256 = manifest.prompt, manifest.audio, manifest.manifest_sha256
@@ -69,7 +69,11 @@ class BundleSubject:
 class CheckpointSubject:
     """A checkpoint, answering through PyTorch."""
 
-    def __init__(self, path: str | Path, device: Device = "auto") -> None:
+    def __init__(self, path: str | Path, device: Device = "auto", threads: int | None = None) -> None:
+        if threads is not None:
+            if threads < 1:
+                raise ConfigError(f"threads is {threads}; it must be at least 1")
+            torch.set_num_threads(threads)  # of the whole process: PyTorch knows no others
         if device == "cuda" and not torch.cuda.is_available():
             raise DeviceError("device cuda: PyTorch sees no CUDA GPU; use auto or cpu")
         self.device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -90,22 +94,25 @@ class CheckpointSubject:
         return Reply(model.tokenizer.decode(tokens), tokens, score)
 
 
-def open_subject(path: str | Path, device: Device = "auto") -> Subject:
-    """A bundle, if the folder has a bundle.json; otherwise a checkpoint.
+def open_subject(path: str | Path, device: Device = "auto", threads: int | None = None) -> Subject:
+    """A bundle, if the folder has a bundle.json; otherwise a checkpoint. It computes with so many threads; None: all.
 
     Raises:
+        ConfigError: threads that there cannot be.
         DeviceError: the device is not there.
     """
     kind = BundleSubject if (Path(path) / "bundle.json").is_file() else CheckpointSubject
-    return kind(path, device)
+    return kind(path, device, threads)
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Answers and their scores."""
 
-    answers: list[Answered]  # in the order of the entries
+    entries: list[Entry]  # that were answered
+    answers: list[Answered]  # in their order
     scores: dict[str, TaskScore]  # of each task; empty for a submission
+    skipped: list[Problem]  # entries whose recordings are longer than the model hears
 
 
 def evaluate(
@@ -120,6 +127,7 @@ def evaluate(
     """Answer every entry, append each to `out` (JSON lines) as it comes, and score; entries in `out` are not repeated.
 
     A recording that several entries ask the same about, as those of one clip with several captions, is answered once.
+    One that is longer than the model hears is skipped, but in a submission, which has to be complete.
 
     Args:
         subject: a model.
@@ -127,14 +135,12 @@ def evaluate(
         out: made if it is not there; the first line holds the model's hash, its prompts and `config`.
         config: how tokens are chosen.
         submission: the entries are a test set whose answers are not known here.
-        progress: show a bar.
+        progress: show a bar, on a terminal.
 
     Raises:
-        CheckpointError: an entry cannot be used, or `out` is from another model, other settings or other data.
+        CheckpointError: an entry cannot be used, all are skipped, or `out` is of another model, settings or data.
     """
-    for entry in entries:
-        if reason := check_entry(entry, subject.prompts, subject.audio, needs_text=not submission):
-            raise CheckpointError(str(Problem(entry.dataset, entry.index, reason)))
+    entries, skipped = _usable(subject, entries, submission)
     kept = resume_answers(out, _settings(subject, config))
     done = {(row.dataset, row.index): row for row in kept}
     known = {row.asked: row for row in kept}
@@ -146,7 +152,7 @@ def evaluate(
         elif not row.belongs_to(entry):
             raise CheckpointError(f"{out} holds answers to other entries; choose another file or remove it")
     with out.open("a", encoding="utf-8") as file:
-        for entry in tqdm(missing, disable=not progress, unit="recording"):
+        for entry in tqdm(missing, disable=None if progress else True, unit="recording"):
             row = known.get(asked(entry)) or _answer(subject, entry, config)
             row = replace(row, dataset=entry.dataset, index=entry.index, reference=entry.text)
             append_answer(file, row)
@@ -154,7 +160,25 @@ def evaluate(
     rows = [done[entry.dataset, entry.index] for entry in entries]
     nothing = subject.prompts.nothing
     tasks = [] if submission else sorted({row.task for row in rows})
-    return Evaluation(rows, {task: score([row for row in rows if row.task == task], nothing) for task in tasks})
+    scores = {task: score([row for row in rows if row.task == task], nothing) for task in tasks}
+    return Evaluation(entries, rows, scores, skipped)
+
+
+def _usable(subject: Subject, entries: Sequence[Entry], submission: bool) -> tuple[list[Entry], list[Problem]]:
+    """Entries to be answered, and those that are too long."""
+    usable, skipped = [], []
+    for entry in entries:
+        reason = check_entry(entry, subject.prompts, subject.audio, needs_text=not submission)
+        problem = Problem(entry.dataset, entry.index, reason)
+        if not reason:
+            usable.append(entry)
+        elif submission or not is_too_long(entry, subject.audio):
+            raise CheckpointError(str(problem))
+        else:
+            skipped.append(problem)
+    if skipped and not usable:
+        raise CheckpointError("\n".join(["no entry is left to be answered:", *map(str, skipped[:20])]))
+    return usable, skipped
 
 
 def _settings(subject: Subject, config: GenerationConfig) -> Settings:

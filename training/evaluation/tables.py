@@ -56,12 +56,16 @@ def _captions(task: str, result: TaskScore) -> list[str]:
 
 
 def _worst(task: str, answers: Sequence[AnswerScore]) -> list[str]:
-    """The worst answers by word error rate, captions by CIDEr-D; those without a fault are left out."""
+    """The answers with the most wrong words, captions by CIDEr-D; those without a fault are left out.
+
+    Not by the rate: a single word that is wrong is 100 %, and says the least.
+    """
     faulty = [one for one in answers if not one.exact]
-    faulty.sort(key=lambda one: (-one.normal.rate, -one.normal.errors) if one.cider_d is None else (one.cider_d, 0))
+    faulty.sort(key=lambda one: (-one.normal.errors, -one.normal.rate) if one.cider_d is None else (one.cider_d, 0))
     lines = [f"\n{task}: the worst answers"] if faulty else []
     for one in faulty[:WORST]:
-        rate = f"WER {one.normal.rate:.1%}" if one.cider_d is None else f"CIDEr-D {one.cider_d:.3f}"
+        errors = f"{one.normal.errors} wrong, WER {one.normal.rate:.1%}"
+        rate = errors if one.cider_d is None else f"CIDEr-D {one.cider_d:.3f}"
         lines.append(f"  {rate}  {one.row.audio}")
         lines += [f"    reference:  {one.row.reference}", f"    hypothesis: {one.row.hypothesis}"]
     return lines
