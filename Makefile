@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing test check lint types imports wheel pytest install-test clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing test check lint types imports wheel pytest install-test docs-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -87,6 +87,9 @@ pytest: $(VENV)/.dev
 
 install-test: wheel ## the wheel in fresh environments of every Python there is, and beside PyPI's kernels (needs the network)
 	$(BIN)/python -m pytest -m install -rs tests/packaging
+
+docs-test: wheel ## every command and program of the pages as it is written: the wheel in an empty environment, and a clone (minutes)
+	$(BIN)/python -m pytest -m docs -rs tests/docs
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
