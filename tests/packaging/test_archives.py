@@ -92,7 +92,15 @@ def test_the_wheel_says_what_it_is(wheel: dict[str, bytes]) -> None:
 def test_the_sdist_holds_what_its_tests_need(sdist: dict[str, bytes]) -> None:
     expected = tree("salmonrun", *BESIDE)
     assert {name: sdist.get(name) for name in expected} == expected
-    assert {"Makefile", "constraints.txt", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"} <= set(sdist)
+    assert {
+        "Makefile",
+        "constraints.txt",
+        "mkdocs.yml",
+        "pyproject.toml",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+    } <= set(sdist)
 
 
 def test_the_sdist_holds_the_code_once(sdist: dict[str, bytes]) -> None:
