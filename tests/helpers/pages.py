@@ -39,9 +39,10 @@ class Block:
         return f"{self.page}:{self.line}"
 
 
-def blocks(page: str) -> list[Block]:
+def blocks(page: str | Path) -> list[Block]:
     """The blocks of a page that can be run; a block of text right below one is what it prints."""
-    text, found, end = (ROOT / page).read_text(), list[Block](), 0
+    text, page, end = (ROOT / page).read_text(), str(page), 0
+    found: list[Block] = []
     for match in _CODE.finditer(text):
         between, end = text[end : match.start()], match.end()
         if match[1] in LANGUAGES:
