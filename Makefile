@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing test check lint types imports wheel pytest install-test clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing test check lint types imports wheel pytest install-test docs docs-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -101,6 +101,12 @@ pytest: $(VENV)/.dev
 install-test: wheel ## the wheel in fresh environments of every Python there is, and beside PyPI's kernels (needs the network)
 	$(BIN)/python -m pytest -m install -rs tests/packaging
 
+docs: $(VENV)/.docs ## the site with the API reference, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-test: wheel docs ## every command and program of the pages as it is written: the wheel in an empty environment, and a clone (minutes)
+	$(BIN)/python -m pytest -m docs -rs tests/docs
+
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
@@ -116,3 +122,7 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (the first time this takes a few minutes) ..."
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.export
+
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[docs]'
+	@touch $@

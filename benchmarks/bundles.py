@@ -58,12 +58,20 @@ def measure(run: Run, root: Path) -> Found:
     shown_there = ["--plot", str(picture)] if picture.name in page.read_text() else []
     call("latency", str(bundle), *shlex.split(options), "--json", str(output), *shown_there)
     found: Found = json.loads(output.read_text())
-    shown = f"```sh\nsalmonrun latency {run.bundle}/ {run.options}\n```\n\n{where(found)}\n\n{run.table(found)}"
+    shown = f"{command_block(run)}\n\n{where(found)}\n\n{run.table(found)}"
     page.write_text(replace_marked(page.read_text(), {f"latency-{run.name}": shown}))
     return {
         protocol["name"]: {case["name"]: case["summary"] for case in protocol["cases"]}
         for protocol in found["protocols"]
     }
+
+
+def command_block(run: Run) -> str:
+    """The command as the page shows it: it runs in a checkout, where `make bench` has left the bundles."""
+    preset, _ = BUNDLES[run.bundle]
+    options = run.options.replace("CHECKPOINT", f"build/bench/{preset}-checkpoint")
+    marker = "<!-- needs: the bundles of make bench -->"
+    return f"{marker}\n```sh\nsalmonrun latency build/bench/{run.bundle} {options}\n```"
 
 
 def make_bundle(name: str, root: Path) -> tuple[Path, Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from salmonrun.export.card import write_card
 from salmonrun.export.confidence import measure_threshold, read_speech
 from salmonrun.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder, WeightFile
 from salmonrun.export.graphs.encoders import BUILDERS
@@ -106,7 +107,8 @@ def _write(
         shutil.copyfile(source.tokenizer_file, folder / "tokenizer.json")
         manifest = make_manifest(source, options, graphs, folder)
         write_manifest(manifest, folder)
-        prove(source, folder, golden_audio, None if options.exact else options.parity_budget, progress)
+        parity = prove(source, folder, golden_audio, None if options.exact else options.parity_budget, progress)
+    write_card(source, manifest, parity, folder)
     manifest = replace(manifest, files=list_files(folder))
     write_manifest(manifest, folder)
     return manifest

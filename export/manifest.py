@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from salmonrun.export.card import CARD
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.options import ExportOptions
 from salmonrun.runtime import __version__
@@ -85,8 +86,9 @@ def max_length(source: Checkpoint, options: ExportOptions) -> int:
 
 
 def list_files(folder: Path) -> dict[str, FileSpec]:
-    """Sizes and hashes of all files there are but the manifest."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    """Sizes and hashes of all files there are but the manifest and the card, which no reader uses."""
+    left_out = {folder / MANIFEST, folder / CARD}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path not in left_out)
     return {path.relative_to(folder).as_posix(): FileSpec(path.stat().st_size, file_sha256(path)) for path in paths}
 
 

@@ -68,8 +68,14 @@ def _remember(bundle: Path, latest: Path) -> None:
 
 
 def same_weights_and_graphs(one: Path, other: Path) -> bool:
-    """Whether all files have the same bytes but what was measured, and the manifest, which has hashes of that."""
-    names = [{path.relative_to(bundle) for path in bundle.rglob("*") if path.is_file()} for bundle in (one, other)]
+    """Whether all files have the same bytes but what was measured, and the manifest, which has hashes of that.
+
+    The card, which tells people what was measured, is none of a bundle's files.
+    """
+    names = [
+        {path.relative_to(bundle) for path in bundle.rglob("*") if path.is_file() and path.name != "README.md"}
+        for bundle in (one, other)
+    ]
     compared = {name for name in names[0] if name.name not in (MANIFEST, *MEASURED)}
     return names[0] == names[1] and all(filecmp.cmp(one / name, other / name, shallow=False) for name in compared)
 

@@ -1,9 +1,8 @@
 """`salmonrun export`: its options, and what it does with them."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from salmonrun.export.options import AudioWindow, EncoderPrecision, ExportOptions, LlmPrecision, Target
 
@@ -78,15 +77,18 @@ def _run(arguments: argparse.Namespace, options: ExportOptions) -> int:
 
 
 def _print_summary(out: Path, speech: str | None) -> None:
-    from salmonrun.export.parity.gate import PARITY
+    from salmonrun.runtime.bundle import open_bundle
+    from salmonrun.runtime.parity import read_parity
 
-    parity: dict[str, Any] = json.loads((out / PARITY).read_text())
+    parity = read_parity(open_bundle(out, verify=False))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 2**20:.1f} MiB")
-    for name, error in {**parity["stages"], "end to end": parity["end_to_end"]}.items():
-        print(f"  {name:<13} largest difference {error['max_abs']:.1e}, relative {error['relative']:.1e}")
-    print(f"  tokens      {parity['tokens_agreeing']} of {parity['tokens_compared']} are PyTorch's choice")
-    print(f"  confidence  {_confidence(out, speech)}")
+    width = max(map(len, parity.measured))
+    for name, error in parity.measured.items():
+        print(f"  {name:<{width}}  largest difference {error.max_abs:.1e}, relative {error.relative:.1e}")
+    print(f"  {'tokens':<{width}}  {parity.tokens_agreeing} of {parity.tokens_compared} are PyTorch's choice")
+    print(f"  {'demanded':<{width}}  {parity.demanded}")
+    print(f"  {'confidence':<{width}}  {_confidence(out, speech)}")
 
 
 def _confidence(out: Path, speech: str | None) -> str:

@@ -5,7 +5,7 @@ Each side of a stage is loaded, run and freed in turn, so that memory holds one 
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,48 +23,14 @@ from salmonrun.runtime.encoder import AudioEncoder, run_whisper
 from salmonrun.runtime.errors import ParityError
 from salmonrun.runtime.features import fbank, log_mel, whisper_frames
 from salmonrun.runtime.golden import GOLDEN, save_golden
+from salmonrun.runtime.parity import EXACT_TOLERANCE, PARITY, Parity, StageError
 from salmonrun.runtime.session import load_graph
 from salmonrun.runtime.streaming.block_encoder import FRAME, BlockEncoder
 from salmonrun.training.checkpoint import Checkpoint, load_audio_encoder, load_qformer, load_whisper
 
 F32 = npt.NDArray[np.float32]
-PARITY = "parity.json"
-EXACT_TOLERANCE = 1e-4  # max abs difference of an fp32 bundle, for activations of order one
 ROUNDING = 2e-5  # relative error that float32 rounding alone reaches where attention is peaked
 BLOCKS_COMPARED = 4  # of each size
-
-
-@dataclass(frozen=True)
-class StageError:
-    """Difference of one stage, bundle against PyTorch on the same input."""
-
-    max_abs: float
-    relative: float  # rms of the difference / rms of the reference
-    scale: float  # rms of the reference
-
-    @classmethod
-    def between(cls, got: F32, reference: F32) -> "StageError":
-        """Compare two arrays of one shape."""
-        difference = got.astype(np.float64) - reference
-        scale = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
-        relative = float(np.sqrt(np.mean(np.square(difference)))) / max(scale, 1e-30)
-        return cls(float(np.abs(difference).max()), relative, scale)
-
-
-@dataclass(frozen=True)
-class Parity:
-    """parity.json."""
-
-    stages: dict[str, StageError]  # each on the reference's input
-    end_to_end: StageError  # logits along the greedy path, from the recording
-    tokens_compared: int
-    tokens_agreeing: int  # where PyTorch, after the same tokens, chooses the same next one
-    greedy_tokens_equal: bool
-    audio_s: float
-    budget: float | None  # None: exact
-    llm_pieces: int  # 1: the LLM ran as a whole; else its layers in so many pieces, one after the other
-    window: StageError | None  # where the bundle trims and the checkpoint pads: what that does to PyTorch's own logits
-    measured_with: dict[str, str]
 
 
 def prove(
@@ -207,8 +173,7 @@ def _run_module(module: torch.nn.Module, *inputs: F32) -> F32:
 
 
 def _judge(parity: Parity) -> None:
-    measured = {**parity.stages, "end to end": parity.end_to_end}
-    for name, error in measured.items():
+    for name, error in parity.measured.items():
         if not np.isfinite(error.relative):
             raise ParityError(f"{name}: the bundle gives values that are not finite; the checkpoint may overflow")
         limit = EXACT_TOLERANCE * max(1.0, error.scale)

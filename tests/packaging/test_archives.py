@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -87,12 +88,30 @@ def test_the_wheel_says_what_it_is(wheel: dict[str, bytes]) -> None:
     assert metadata["Version"] == __version__
     assert (metadata["Author"], metadata["License-Expression"]) == ("salmonrun contributors", "Apache-2.0")
     assert "Operating System :: POSIX :: Linux" in metadata.get_all("Classifier", [])
+    assert metadata["Description-Content-Type"] == "text/markdown"
+
+
+def test_no_link_of_its_description_leads_into_a_checkout(wheel: dict[str, bytes]) -> None:
+    """PyPI has nothing but the README."""
+    (stored,) = (content for name, content in wheel.items() if name.endswith(".dist-info/METADATA"))
+    description = str(BytesParser().parsebytes(stored).get_payload())
+    assert "# salmonrun" in description
+    assert "docs/streaming.md" in description
+    assert re.findall(r"\]\((?!https://)[^)]*\)", description) == []
 
 
 def test_the_sdist_holds_what_its_tests_need(sdist: dict[str, bytes]) -> None:
     expected = tree("salmonrun", *BESIDE)
     assert {name: sdist.get(name) for name in expected} == expected
-    assert {"Makefile", "constraints.txt", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"} <= set(sdist)
+    assert {
+        "Makefile",
+        "constraints.txt",
+        "mkdocs.yml",
+        "pyproject.toml",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+    } <= set(sdist)
 
 
 def test_the_sdist_holds_the_code_once(sdist: dict[str, bytes]) -> None:

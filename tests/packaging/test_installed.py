@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.environments import Environment, outside
+from tests.helpers.pages import blocks
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
@@ -24,40 +26,12 @@ def wheel() -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Environment:
-    """A virtual environment, used from a folder that has nothing to do with the checkout."""
-
-    folder: Path
-
-    def run(self, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """One of its programs; nothing of the environment of the tests is handed on that could lend it packages."""
-        command = [str(self.folder / "bin" / program), *map(str, arguments)]
-        variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        return subprocess.run(
-            command, cwd=self.folder, env=variables, capture_output=True, text=True, errors="replace", check=False
-        )
-
-    def pip(self, *arguments: object) -> str:
-        done = self.run("python", "-m", "pip", "--disable-pip-version-check", *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def files(self, distribution: str) -> set[Path]:
-        """Of the distribution, as its RECORD lists them, that are there."""
-        code = "import importlib.metadata as m, sys; print(*[f.locate() for f in m.files(sys.argv[1])], sep='\\n')"
-        done = self.run("python", "-c", code, distribution)
-        assert done.returncode == 0, done.stderr
-        return {path for line in done.stdout.splitlines() if (path := Path(line).resolve()).suffix != ".pyc"}
-
-
 @pytest.fixture
 def environment(tmp_path: Path) -> Callable[[str], Environment]:
     """Makes a fresh one."""
 
     def make(python: str) -> Environment:
-        subprocess.run([python, "-m", "venv", str(tmp_path / "venv")], check=True)
-        return Environment(tmp_path / "venv")
+        return Environment.fresh(tmp_path / "venv", python)
 
     return make
 
@@ -85,8 +59,7 @@ def test_the_extra_cpu_runs_a_bundle(
     assert bare.stderr.startswith("error: ONNX Runtime is not installed: pip install 'salmonrun[cpu]'")
     fresh.pip("install", f"{wheel}[cpu]")
     fresh.pip("check")
-    installed = {package["name"] for package in json.loads(fresh.pip("list", "--format", "json"))}
-    assert installed.isdisjoint({"torch", "transformers", "onnx", "safetensors"})
+    assert fresh.packages().isdisjoint({"torch", "transformers", "onnx", "safetensors"})
     checked = fresh.run("salmonrun", "check", demo_bundle)
     assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, "passed"), checked.stderr
     entries = json.loads((DEMO / "annotation.json").read_text())["annotation"]
@@ -100,6 +73,19 @@ def test_the_extra_cpu_runs_a_bundle(
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.startswith("error: salmonrun finetune needs ")
     assert refused.stderr.endswith("which is not installed: pip install 'salmonrun[train]'\n")
+
+
+def test_the_install_lines_of_the_readme(tmp_path: Path) -> None:
+    """Each by itself, in a fresh environment, at the top of the checkout."""
+    (block,) = (block for block in blocks("README.md") if block.needs == "download" and "pip install" in block.code)
+    lines = [line for line in block.code.splitlines() if line.startswith("pip install ")]
+    assert len(lines) == 2
+    for number, line in enumerate(lines):
+        fresh = Environment.fresh(tmp_path / f"venv-{number}")
+        path = f"{fresh.programs}:/usr/local/bin:/usr/bin:/bin"
+        done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=outside(PATH=path), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert {"salmonrun", "onnxruntime"} <= fresh.packages()
 
 
 def whole(fresh: Environment, distributions: Iterable[str]) -> None:

@@ -40,7 +40,7 @@ every_listed_file = pytest.mark.parametrize("name", LISTED)
 
 def test_the_bundle_has_these_files(tiny_bundle: Path) -> None:
     found = {path.relative_to(tiny_bundle).as_posix() for path in tiny_bundle.rglob("*") if path.is_file()}
-    assert found == {*LISTED, MANIFEST}
+    assert found == {*LISTED, MANIFEST, "README.md"}
     assert set(open_bundle(tiny_bundle).manifest.files) == set(LISTED)
 
 

@@ -259,8 +259,24 @@ def test_check(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
     code, out, err = run(capsys, "check", tiny_bundle)
     assert (code, err) == (0, [])
     assert out[-1] == "passed"
-    assert [line.split()[0] for line in out] == ["files", "logits", "tokens", "passed"]
+    assert [line.split()[0] for line in out] == ["files", "weights", "exported", "logits", "tokens", "passed"]
     assert f"({len(open_bundle(tiny_bundle).manifest.files)} files)" in out[0]
+    assert out[1].split(maxsplit=1)[1] == "whisper fp32, audio_encoder fp32, qformer fp32, llm fp32, lm_head fp32"
+    assert (
+        out[2]
+        .split(maxsplit=1)[1]
+        .startswith("exact: 1e-04 of PyTorch or float32's rounding, and equal tokens; largest ")
+    )
+    assert out[2].endswith(", 16 of 16 tokens are PyTorch's choice")
+
+
+def test_check_says_what_a_quantized_bundle_had_to_hold(capsys: pytest.CaptureFixture[str], demo_bundle: Path) -> None:
+    _, out, _ = run(capsys, "check", demo_bundle)
+    measured = json.loads((demo_bundle / "parity.json").read_text())
+    largest = max(error["relative"] for error in (*measured["stages"].values(), measured["end_to_end"]))
+    assert "llm int4" in out[1]
+    assert "relative error of every stage at most 0.35; " in out[2]
+    assert f"largest {largest:.1e} (" in out[2]
 
 
 def test_check_as_json(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
@@ -273,6 +289,7 @@ def test_check_as_json(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) ->
     assert printed["logits_difference"] <= printed["tolerance"]
     assert printed["engine"]["model"] == "tiny"
     assert printed["engine"]["threads"] == 1
+    assert printed["exported"] == json.loads((tiny_bundle / "parity.json").read_text())
 
 
 def altered_golden(tiny_bundle: Path, folder: Path, part: str) -> Path:
@@ -312,16 +329,32 @@ def test_check_of_a_damaged_bundle(capsys: pytest.CaptureFixture[str], tiny_bund
     assert "tokenizer.json" in err[0]
 
 
-def test_check_of_a_bundle_without_a_golden_run(
-    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path
+@pytest.mark.parametrize("missing", ["golden.npz", "parity.json"])
+def test_check_of_a_bundle_without_its_proof(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path, missing: str
 ) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     manifest = open_bundle(bundle).manifest
-    files = {name: spec for name, spec in manifest.files.items() if name != "golden.npz"}
+    files = {name: spec for name, spec in manifest.files.items() if name != missing}
     (bundle / MANIFEST).write_bytes(manifest_bytes(replace(manifest, files=files)))
     code, _, err = run(capsys, "check", bundle)
     assert code == 1
-    assert "has no golden.npz; export the bundle again" in err[0]
+    assert f"has no {missing}; export the bundle again" in err[0]
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b'{"stages": {}}'])
+def test_check_of_a_bundle_whose_parity_is_something_else(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path, content: bytes
+) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    path = bundle / "parity.json"
+    path.write_bytes(content)
+    manifest = open_bundle(tiny_bundle).manifest
+    files = manifest.files | {path.name: FileSpec(path.stat().st_size, file_sha256(path))}
+    (bundle / MANIFEST).write_bytes(manifest_bytes(replace(manifest, files=files)))
+    code, _, err = run(capsys, "check", bundle)
+    assert code == 1
+    assert "parity.json is not what an exporter writes" in err[0]
 
 
 # The parser

@@ -1,0 +1,107 @@
+"""README.md of a bundle: what it is, what it was checked for, and how to run it, for whoever is handed the folder."""
+
+from pathlib import Path
+
+from salmonrun.export.licences import licences
+from salmonrun.runtime.manifest import Manifest
+from salmonrun.runtime.parity import Parity
+from salmonrun.training.checkpoint import Checkpoint
+
+CARD = "README.md"
+
+RUNNING = """## Run it
+
+In this folder, with salmonrun and its extra `cpu` installed:
+
+```sh
+salmonrun check .                    # does this machine compute what the exporter did?
+salmonrun transcribe . talk.wav{option}
+```
+
+```python
+from salmonrun import Engine
+
+print(Engine.load(".").generate("talk.wav", {argument}).text)
+```
+"""
+
+
+def write_card(source: Checkpoint, manifest: Manifest, parity: Parity, folder: Path) -> None:
+    """Write it. The manifest does not list it: people may edit it."""
+    sections = (_head(manifest), _running(manifest), _parts(source, manifest), _checked(parity))
+    (folder / CARD).write_text("\n".join((*sections, _origin(manifest))))
+
+
+def _head(manifest: Manifest) -> str:
+    audio = manifest.audio
+    streams = (
+        "hears streams in blocks, each encoded once" if manifest.streaming else "hears streams in a growing window"
+    )
+    tasks = "\n".join(f"| `{task}` | {_cell(prompts[0])} |" for task, prompts in manifest.prompt.tasks.items())
+    return (
+        "---\nlibrary_name: salmonrun\npipeline_tag: audio-text-to-text\n---\n\n"
+        f"# {manifest.provenance.model}\n\n"
+        f"An audio language model as a bundle of salmonrun (format {manifest.format_version}, target "
+        f"{manifest.target}): ONNX graphs and weights, no pickles and no code. It answers prompts about recordings of "
+        f"{audio.min_s:g} to {audio.max_s:g} s, longer ones in windows, and {streams}.\n"
+        + (f"\n| task | prompt |\n|---|---|\n{tasks}\n" if tasks else "")
+    )
+
+
+def _running(manifest: Manifest) -> str:
+    if "asr" in manifest.prompt.tasks:
+        return RUNNING.format(option="", argument='task="asr"')
+    return RUNNING.format(option=' --prompt "Describe the recording."', argument='prompt="Describe the recording."')
+
+
+def _parts(source: Checkpoint, manifest: Manifest) -> str:
+    config, llm, named = source.config, manifest.llm, licences(source)
+    decoder = manifest.llm.weights.decoders[0]
+    stored = manifest.precisions(decoder)
+    encoder = config.audio_encoder
+    rows = {
+        "whisper": f"Whisper encoder, {config.whisper.layers} layers of {config.whisper.d_model}",
+        "audio_encoder": f"{encoder.kind} encoder" if encoder else "",
+        "qformer": f"window-level Q-Former, {config.qformer.layers} layers of {config.qformer.dim}",
+        "llm": f"{config.llm['model_type']}, {llm.layers} layers of {llm.dim}, {llm.vocab_size} tokens",
+    }
+    lines = [
+        f"| {part} | {what} | {stored[part]} | {named[part]} |"
+        for part, what in rows.items()
+        if part in stored and what
+    ]
+    head = ("## Parts and their licences\n", "| part | what | weights | licence |", "|---|---|---|---|")
+    note = (
+        f"The output layer is {stored['lm_head']}. Licences are what the files beside a part's weights name; one that "
+        "is not named is not known: ask where the part came from."
+    )
+    return "\n".join((*head, *lines, "", note, ""))
+
+
+def _checked(parity: Parity) -> str:
+    rows = "\n".join(f"| {name} | {e.max_abs:.1e} | {e.relative:.1e} |" for name, e in parity.measured.items())
+    window = (
+        "The checkpoint hears padded windows, this bundle trimmed ones; on PyTorch's side, that alone moves the "
+        f"logits by {parity.window.relative:.1e}.\n"
+        if parity.window
+        else ""
+    )
+    return (
+        f"## What it was checked for\n\nAgainst PyTorch, on {parity.audio_s:.1f} s of audio, before it was written. "
+        f"Demanded: {parity.demanded}.\n\n| stage | largest difference | relative error |\n|---|---|---|\n{rows}\n\n"
+        f"{parity.tokens_agreeing} of {parity.tokens_compared} greedy tokens are PyTorch's choice.\n{window}\n"
+        "This says how near the bundle is to its checkpoint, and not how good either is: `salmonrun evaluate` measures "
+        "that on annotated recordings.\n"
+    )
+
+
+def _origin(manifest: Manifest) -> str:
+    made = manifest.provenance
+    rows = "\n".join(f"| `{name}` | `{digest}` |" for name, digest in made.sources.items())
+    scale = f" Adapters were merged into the LLM with the factor {made.lora_scale:g}." if made.lora_scale else ""
+    return f"## Where it comes from\n\nWritten by {made.exporter}.{scale}\n\n| file | sha256 |\n|---|---|\n{rows}\n"
+
+
+def _cell(text: str) -> str:
+    """Text in a table."""
+    return "`" + text.replace("`", "'").replace("|", "\\|").replace("\n", " ") + "`"

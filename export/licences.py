@@ -1,0 +1,44 @@
+"""The licences of a checkpoint's parts, as far as the files beside their weights name them."""
+
+from pathlib import Path
+
+import yaml
+
+from salmonrun.training.checkpoint import Checkpoint
+
+NOT_NAMED = "not named"
+PARTS = ("whisper", "audio_encoder", "qformer", "llm")
+
+
+def licences(source: Checkpoint) -> dict[str, str]:
+    """Part -> its licence: of the folder that the checkpoint refers to, else of the checkpoint's own."""
+    referred = {part: Path(found.path) for part, found in source.config.sources.items()}
+    return {part: named_licence(referred.get(part, source.folder)) for part in PARTS}
+
+
+def named_licence(folder: Path) -> str:
+    """What the model card in the folder says, as the Hub's cards do: `license` between two lines of `---`.
+
+    Without a card, the name of a file of its own for the licence. A part that is a single file has no folder: what lies
+    beside it may belong to something else.
+    """
+    if not folder.is_dir():
+        return NOT_NAMED
+    header = _header(folder / "README.md")
+    named = header.get("license_name") or header.get("license")
+    if named:
+        return ", ".join(map(str, named)) if isinstance(named, list) else str(named)
+    files = sorted(path.name for path in folder.iterdir() if path.name.upper().startswith(("LICENSE", "LICENCE")))
+    return f"see {files[0]} of {folder.name}" if files else NOT_NAMED
+
+
+def _header(card: Path) -> dict[str, object]:
+    """The card's YAML header; empty where it has none that can be read."""
+    text = card.read_text(errors="replace") if card.is_file() else ""
+    if not text.startswith("---\n"):
+        return {}
+    try:
+        header = yaml.safe_load(text[4:].partition("\n---")[0])
+    except yaml.YAMLError:
+        return {}
+    return header if isinstance(header, dict) else {}
