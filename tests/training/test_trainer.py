@@ -195,7 +195,9 @@ def test_two_processes_train_as_one_with_the_double_batch(
 ) -> None:
     one = recipe(checkpoint, annotation, tmp_path / "one", steps=3, batch_size=4, save_every=3, **losses)
     two = replace(one, run=replace(one.run, out=str(tmp_path / "two"), batch_size=2))
+    halves = replace(two, run=replace(two.run, out=str(tmp_path / "halves"), accumulate=2))
     finetune(one)
+    finetune(halves)
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(to_dict(two)))
     launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "salmonrun"]
     done = subprocess.run(
@@ -204,8 +206,13 @@ def test_two_processes_train_as_one_with_the_double_batch(
         text=True,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(": trained; salmonrun export ") == 1  # though both of them know it
+    assert "it/s" not in done.stderr  # no bars where there is no terminal
+    for term in ("answer_loss", "ctc_loss"):  # of the halves that the two processes had, and not of one of them
+        assert logged(tmp_path / "two", 3, term) == pytest.approx(logged(tmp_path / "halves", 3, term), abs=2e-3)
     assert logged(tmp_path / "two", 3, "loss") == pytest.approx(logged(tmp_path / "one", 3, "loss"), abs=2e-4)
     assert logged(tmp_path / "two", 3, "eval_loss") == pytest.approx(logged(tmp_path / "one", 3, "eval_loss"), abs=2e-3)
     assert logged(tmp_path / "two", 3, "grad_norm") == pytest.approx(logged(tmp_path / "one", 3, "grad_norm"), rel=1e-2)

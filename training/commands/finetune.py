@@ -14,11 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from accelerate import PartialState
+
     from salmonrun.training.commands.quiet import quiet_transformers
     from salmonrun.training.finetuning.finetune import finetune
     from salmonrun.training.finetuning.recipe import load_recipe
 
     quiet_transformers()
     final = finetune(load_recipe(arguments.cfg_path, arguments.options), arguments.resume)
-    print(f"{final}: trained; salmonrun export {final} BUNDLE makes a bundle of it")
+    if PartialState().is_main_process:  # of several, one has written it
+        print(f"{final}: trained; salmonrun export {final} BUNDLE makes a bundle of it")
     return 0

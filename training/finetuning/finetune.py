@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -167,7 +168,7 @@ def _dataset(
         frozen = FrozenFeatures(model, recipe.augment, COMPUTE_DTYPES[recipe.run.precision])
         cache = FeatureCache(Path(recipe.data.cache) / frozen.key)
         rank, processes = arguments.process_index, arguments.world_size
-        cache.fill(entries[rank::processes], frozen.compute, progress=rank == 0)
+        cache.fill(entries[rank::processes], frozen.compute, progress=rank == 0 and sys.stderr.isatty())
         PartialState().wait_for_everyone()
     return SpeechDataset(
         entries,
@@ -211,6 +212,7 @@ def _arguments(recipe: Recipe) -> transformers.TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         logging_nan_inf_filter=False,
+        disable_tqdm=not sys.stderr.isatty(),  # a log file has a line for each log, and no bars
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=not run.answer_weight,  # then the auxiliary loss reaches Whisper alone
         ddp_timeout=DAY_S,  # a process waits for the others' share of the feature cache

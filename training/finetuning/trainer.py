@@ -81,9 +81,10 @@ class RecipeTrainer(transformers.Trainer):
         return (loss, outputs) if kwargs.get("return_outputs") else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with the mean of each term of the loss: each in its own unit, as this process saw it."""
-        if "loss" in logs:
-            logs |= {name: torch.stack(values).mean().item() for name, values in self._loss_terms.items()}
+        """Log, with the mean of each term of the loss over the batches of all processes: each in its own unit."""
+        if "loss" in logs:  # which every process logs at the same steps, with the same terms
+            means = {name: torch.stack(values).mean() for name, values in self._loss_terms.items()}
+            logs |= {name: self.accelerator.reduce(mean, "mean").item() for name, mean in means.items()}
             self._loss_terms.clear()
         super().log(logs, *args, **kwargs)
 
