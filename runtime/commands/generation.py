@@ -43,6 +43,12 @@ def add_greedy_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentG
         help="no so many tokens in a row are said twice (default: 0, off)",
     )
     group.add_argument(
+        "--stop-repetition",
+        action=argparse.BooleanOptionalAction,
+        default=default.stop_repetition,
+        help="end an answer that repeats itself without end (default: it is ended)",
+    )
+    group.add_argument(
         "--stop-token-ids", type=_ids, metavar="IDS", help="that end it, with commas (default: the bundle's)"
     )
     return group
