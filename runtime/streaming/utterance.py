@@ -178,9 +178,7 @@ class Utterance:
         audio = np.concatenate([model.decoder.embed(request.prompt.before), self._embeds])
         start = len(audio) + len(request.prompt.after)
         prompt = Chunk(self._slot, np.concatenate([audio[self._kept :], text]), 1 + len(draft), keep=self._kept)
-        search = decode_drafted(
-            prompt, start, certain, self.certain_logprobs, draft, request.config, request.stop
-        )
+        search = decode_drafted(prompt, start, certain, self.certain_logprobs, draft, request.config, request.stop)
         (answer,) = model.rounds.run([search], self._cancelled)
         self._kept = min(len(audio), model.decoder.length(self._slot))
         return answer

@@ -218,9 +218,7 @@ def test_repetitions_are_counted_and_rejected_answers_told(entries: list[Entry],
     done = evaluate(Echo(), entries, out, SHORT)
     assert [(row.score, row.repeated) for row in done.answers] == [(-0.5, True), (-1.0, False), (-1.5, False)]
     assert "asr: 1 answers repeat themselves without end" in format_scores(done.scores)
-    assert format_rejected(done.answers, -1.0) == (
-        "rejected at the bundle's threshold -1.000: 1 of 3 answers (33.3%)"
-    )
+    assert format_rejected(done.answers, -1.0) == "rejected at the bundle's threshold -1.000: 1 of 3 answers (33.3%)"
 
 
 def test_a_submission_needs_ids_but_no_texts(entries: list[Entry], out: Path, tmp_path: Path) -> None:
