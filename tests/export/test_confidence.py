@@ -1,12 +1,14 @@
 """The threshold that a bundle gets from its own answers to speech."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from salmonrun.export import confidence
 from salmonrun.export.__main__ import main
 from salmonrun.export.confidence import choose_threshold
 from salmonrun.runtime import Engine
@@ -45,16 +47,27 @@ def test_fewer_than_50_say_nothing() -> None:
     assert choose_threshold([-1.0] * 49, "x") is None
 
 
-def test_an_export_measures_it(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_measures_it(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[float] = []
+
+    def choose(scores: Sequence[float], annotation: str) -> ConfidenceThreshold | None:
+        measured.extend(scores)
+        return choose_threshold(scores, annotation)
+
+    monkeypatch.setattr(confidence, "choose_threshold", choose)
     annotation, out = write_speech(tmp_path, 50), tmp_path / "bundle"
-    assert main([str(tiny_checkpoint), str(out), "--calibration-speech", str(annotation), "--quiet"]) == 0
+    options = ["--calibration-speech", str(annotation), "--window", "trimmed", "--quiet"]
+    assert main([str(tiny_checkpoint), str(out), *options]) == 0
     threshold = open_bundle(out).manifest.confidence
+    assert threshold == choose_threshold(measured, "speech.json")
     assert threshold is not None
-    assert (threshold.recordings, threshold.annotation) == (50, "speech.json")
+    assert threshold.recordings == 50
     assert f"threshold {threshold.score:.3f}" in capsys.readouterr().out
-    engine = Engine.load(out)
-    scores = [engine.generate(tmp_path / f"{i}.wav", task="asr").score or 0.0 for i in range(50)]
-    assert sorted(scores)[1] == pytest.approx(threshold.score, abs=1e-6)
+    result = Engine.load(out).generate(tmp_path / "7.wav", task="asr")
+    assert result.score == pytest.approx(measured[7], abs=1e-6)
+    assert result.low_confidence == (measured[7] < threshold.score)
 
 
 def test_too_few_recordings_are_no_threshold_and_it_is_said(

@@ -218,7 +218,7 @@ def test_repetitions_are_counted_and_rejected_answers_told(entries: list[Entry],
     done = evaluate(Echo(), entries, out, SHORT)
     assert [(row.score, row.repeated) for row in done.answers] == [(-0.5, True), (-1.0, False), (-1.5, False)]
     assert "asr: 1 answers repeat themselves without end" in format_scores(done.scores)
-    assert format_rejected(done.answers, -1.0) == ("rejected at the bundle's threshold -1.000: 1 of 3 answers (33.3%)")
+    assert format_rejected(done.answers, -1.0) == "rejected at the bundle's threshold -1.000: 1 of 3 answers (33.3%)"
 
 
 def test_a_submission_needs_ids_but_no_texts(entries: list[Entry], out: Path, tmp_path: Path) -> None:
@@ -312,64 +312,3 @@ def test_the_command_draws_the_reliability(
 def test_mode_and_task_exclude_each_other(tiny_bundle: Path, annotation: Path) -> None:
     with pytest.raises(SystemExit):
         run(tiny_bundle, annotation, "--mode", "valid_asr", "--task", "asr")
-
-
-# Entries that cannot be answered, threads, keys that are not known
-
-
-def too_long(entry: Entry, folder: Path) -> Entry:
-    soundfile.write(path := folder / "long.wav", np.zeros(31 * 8000), 8000)
-    return replace(entry, index=9, path=path)
-
-
-def test_a_recording_that_is_too_long_is_skipped(entries: list[Entry], out: Path, tmp_path: Path) -> None:
-    long = too_long(entries[0], tmp_path)
-    done = evaluate(Echo(), [entries[0], long, entries[1]], out, SHORT)
-    assert done.entries == entries[:2]
-    assert [row.index for row in done.answers] == [0, 1]
-    assert done.scores["asr"].entries == 2
-    assert [(problem.index, problem.reason) for problem in done.skipped] == [
-        (9, "31.0 s of audio; the model hears 30 s")
-    ]
-    joined = replace(entries[0], index=8, appended=(long.path,))  # of two that fit together only
-    assert len(evaluate(Echo(), [entries[0], joined], tmp_path / "b.jsonl", SHORT).skipped) == 1
-    with pytest.raises(CheckpointError, match=r"no entry is left to be answered:\nset: entry 9: 31\.0 s of audio"):
-        evaluate(Echo(), [long], tmp_path / "c.jsonl", SHORT)
-    with pytest.raises(CheckpointError, match=r"entry 9: 31\.0 s of audio"):  # a submission has to be complete
-        evaluate(Echo(), [entries[0], long], tmp_path / "d.jsonl", SHORT, submission=True)
-    gone = replace(long, path=tmp_path / "gone.wav")
-    with pytest.raises(CheckpointError, match=r"gone\.wav does not exist"):
-        evaluate(Echo(), [entries[0], gone], tmp_path / "e.jsonl", SHORT)
-
-
-def test_the_command_counts_what_it_skips_and_ignores_unknown_keys_on_request(
-    tiny_bundle: Path, annotation: Path, entries: list[Entry], capsys: pytest.CaptureFixture[str]
-) -> None:
-    long = too_long(entries[0], annotation.parent)
-    listed = json.loads(annotation.read_text())["annotation"]
-    listed += [{"path": long.path.name, "text": "long", "speaker": 7}]
-    annotation.write_text(json.dumps({"annotation": listed}))
-    assert run(tiny_bundle, annotation, "--task", "asr") == 1
-    assert "unknown key 'speaker'" in capsys.readouterr().err
-    assert run(tiny_bundle, annotation, "--task", "asr", "--lenient", "--threads", "1") == 0
-    printed = capsys.readouterr()
-    assert printed.err.splitlines() == [
-        f"{annotation}: keys that are not known are ignored: 'speaker'",
-        f"{annotation}: entry {len(listed) - 1}: 31.0 s of audio; the model hears 30 s",
-    ]
-    assert "1 of 2 entries are skipped: too long for this model" in printed.out
-
-
-@pytest.mark.parametrize("threads", ["0", "-1"])
-@pytest.mark.parametrize("model", ["tiny_checkpoint", "tiny_bundle"])
-def test_threads(
-    request: pytest.FixtureRequest, annotation: Path, capsys: pytest.CaptureFixture[str], model: str, threads: str
-) -> None:
-    assert run(request.getfixturevalue(model), annotation, "--threads", threads) == 1
-    assert f"error: --threads is {threads}; it must be at least 1" in capsys.readouterr().err
-
-
-def test_threads_reach_the_engine(tiny_bundle: Path) -> None:
-    subject = open_subject(tiny_bundle, threads=1)
-    assert isinstance(subject, BundleSubject)
-    assert subject._engine.report().threads == 1

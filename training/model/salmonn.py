@@ -207,7 +207,7 @@ class SalmonnModel(nn.Module):
 def _repetition(min_new_tokens: int) -> Callable[..., Tensor]:
     """A criterion for transformers that ends an answer where the engine does: `GenerationConfig.stop_repetition`."""
 
-    def ended(input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # noqa: ARG001
+    def ended(input_ids: Tensor, *_: Any, **__: Any) -> Tensor:
         """Whether each row of generated tokens [B, n] is complete."""
         long_enough = input_ids.shape[1] >= min_new_tokens
         rows = [long_enough and ends_in_repetition(row) for row in input_ids.tolist()]
