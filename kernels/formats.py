@@ -73,9 +73,7 @@ def quantize_blocks(weight: F32, bits: int, block: int) -> tuple[Bytes, F32]:
     return quantized if bits == 8 else pack_nibbles(quantized, "low"), scale
 
 
-def _quantize_blocks(
-    weight: F32, bits: int, block: int, scale_dtype: type[np.float16 | np.float32]
-) -> tuple[Bytes, F32]:
+def _quantize_blocks(weight: F32, bits: int, block: int, scale_dtype: npt.DTypeLike) -> tuple[Bytes, F32]:
     """Values [out, blocks, block], one a byte, and scales [out, blocks] that are numbers of `scale_dtype`."""
     _check_bits(bits)
     if block not in BLOCK_SIZES:
