@@ -78,7 +78,8 @@ def exp(x: F32) -> F32:
     for term in _EXP_TERMS[1:]:
         y = fma(y, r, term)
     y = fma(y, r * r, r) + np.float32(1)
-    return np.where(x < _EXP_LOWEST, np.float32(0), y * np.ldexp(np.float32(1), exponent.astype(np.int32)))
+    power: F32 = np.ldexp(np.float32(1), exponent.astype(np.int32))
+    return np.where(x < _EXP_LOWEST, np.float32(0), y * power)
 
 
 def silu_mul(gate: F32, up: F32) -> F32:
@@ -94,7 +95,7 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     for i in range(lanes.shape[-2]):
         squares = fma(lanes[..., i, :], lanes[..., i, :], squares)
     mean = sum_lanes(squares) / np.float32(x.shape[-1])
-    inverse = np.float32(1) / np.sqrt(mean + np.float32(eps))
+    inverse: F32 = np.float32(1) / np.sqrt(mean + np.float32(eps))
     return x * inverse[..., None] * weight
 
 
@@ -150,7 +151,7 @@ class Linear:
     @property
     def block(self) -> int:
         """Inputs that share a scale of the weights."""
-        return 32 * self.packed.shape[1] // self.scales.shape[1]
+        return int(32 * self.packed.shape[1] // self.scales.shape[1])
 
     def __call__(self, x: F32) -> F32:
         """[n, columns] to [n, rows]."""
@@ -170,22 +171,21 @@ class Linear:
         return out if self.bias is None else out + self.bias
 
 
-def attend(q: F32, keys: F16 | F32, values: F16 | F32, visible: npt.NDArray[np.bool_]) -> F32:
+def attend(q: F32, keys: F32, values: F32, visible: npt.NDArray[np.bool_]) -> F32:
     """Queries of one sequence over its positions.
 
     Args:
         q: [heads, queries, head_dim], times 1 / sqrt(head_dim).
-        keys: [heads, positions, head_dim]; query heads that share a KV head see the same.
+        keys: [heads, positions, head_dim], as the cache has rounded them, repeated for heads that share them.
         values: the same.
         visible: [queries, positions]; neighbouring positions, of which each query sees at least one.
 
     Returns:
         [heads, queries, head_dim].
     """
-    keys32, values32 = keys.astype(np.float32), values.astype(np.float32)
     scores = np.zeros((*q.shape[:2], keys.shape[1]), np.float32)
     for d in range(q.shape[2]):
-        scores = fma(q[:, :, d, None], keys32[:, None, :, d], scores)
+        scores = fma(q[:, :, d, None], keys[:, None, :, d], scores)
     scores = np.where(visible, scores, np.float32(-np.inf))
     weights = exp(scores - scores.max(axis=2, keepdims=True))  # 0 where nothing is seen: such terms change no sum
     totals = np.zeros((*q.shape[:2], LANES), np.float32)
@@ -193,7 +193,7 @@ def attend(q: F32, keys: F16 | F32, values: F16 | F32, visible: npt.NDArray[np.b
         totals = totals + lanes
     out = np.zeros_like(q)
     for position in range(keys.shape[1]):
-        out = fma(weights[:, :, position, None], values32[:, None, position], out)
+        out = fma(weights[:, :, position, None], values[:, None, position], out)
     return out / sum_lanes(totals)[:, :, None]
 
 
@@ -248,7 +248,7 @@ class Model:
             q, k = rms_norm(q, layer.q_norm, self.eps), rms_norm(k, layer.k_norm, self.eps)
         cos, sin = self.cos[: len(x), None], self.sin[: len(x), None]
         q = rotate(q, cos, sin) * np.float32(self.head_dim**-0.5)
-        keys, values = rotate(k, cos, sin).astype(self.cache_dtype), v.astype(self.cache_dtype)
+        keys, values = (part.astype(self.cache_dtype).astype(np.float32) for part in (rotate(k, cos, sin), v))
         places = np.arange(len(x))
         distance = places[:, None] - places  # of each position behind each query
         visible = (distance >= 0) & (distance < (layer.window or len(x)))

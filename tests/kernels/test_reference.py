@@ -88,7 +88,7 @@ def test_products_are_those_of_what_the_numbers_stand_for(bits: int, block: int,
     bias = normal(20, seed=3)
     x = rng.integers(-127, 128, (3, 300)).astype(np.float32)
     x[:, ::32] = 127
-    found = reference.Linear(packed, scales, 20, 300, activations, bias)(x / 64)
+    found = reference.Linear(packed, scales, 20, 300, activations, bias)((x / 64).astype(np.float32))
     weight = dequantize_t16(packed, scales)[:20, :300].astype(np.float64)
     np.testing.assert_allclose(found, x / 64 @ weight.T + bias, rtol=1e-5, atol=1e-5)
 
