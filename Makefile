@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing test check lint types imports wheel pytest install-test docs docs-test clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing kernels test check lint types imports wheel pytest install-test docs docs-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -75,6 +75,9 @@ bench-smoke: $(VENV)/.dev ## the comparison in seconds: tiny models, PyTorch alo
 
 hearing: $(VENV)/.dev ## is everybody heard? joined recordings, pauses, sounds, telephones; needs espeak-ng and flite (HEARING=--quick: minutes)
 	$(BIN)/python -m benchmarks.hearing.measure --docs docs $(HEARING)
+
+kernels: $(VENV)/.dev ## build the native kernels in place, again after a change in kernels/cpu
+	$(BIN)/python setup.py --quiet build_ext --inplace
 
 test: lint types imports wheel pytest ## everything that must pass
 

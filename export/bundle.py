@@ -29,7 +29,10 @@ from salmonrun.export.options import ExportOptions
 from salmonrun.export.parity.gate import prove
 from salmonrun.export.progress import Progress, counted
 from salmonrun.export.staging import staged
+from salmonrun.export.weights.native import FILE as NATIVE_FILE
+from salmonrun.export.weights.native import check_native, write_native
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
+from salmonrun.runtime.decoders.native_weights import kernels
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError
 from salmonrun.runtime.manifest import GraphSpec, Manifest
 from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
@@ -57,6 +60,7 @@ def export_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be read, or an entry of `calibration_speech` cannot be used.
         ConfigError: the model or the options cannot be exported.
+        MissingExtraError: it is to have native weights, and the kernels that prove them were not built.
         ParityError: the bundle does not compute what the checkpoint does.
         BundleError: `out` exists.
     """
@@ -65,6 +69,9 @@ def export_bundle(
         raise BundleError(f"{out} exists; choose another name or remove it")
     source = _rescaled(open_checkpoint(checkpoint), options.lora_scale)
     audio_config(source, options)  # refuses what cannot be, before anything is written
+    if "native" in options.decoders:
+        kernels()
+        check_native(LlmShape.from_config(source.config.llm))
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
     speech = read_speech(calibration_speech, source.config) if calibration_speech is not None else None
@@ -96,13 +103,17 @@ def _write(
     source: Checkpoint, options: ExportOptions, folder: Path, golden_audio: Audio | None, show: bool
 ) -> Manifest:
     """Fill the folder. Parts are built one after the other, so that memory holds one at a time."""
-    parts = 4 if source.config.audio_encoder else 3
+    parts = (3 if source.config.audio_encoder else 2) + len(options.decoders)
+    (folder / "llm").mkdir()
     with Progress(2 * parts, show) as progress:
         builders = _builders(source, options, progress)
         graphs = {}
         for name, (file, build) in builders.items():
             progress(f"building {name}")
             graphs[name] = _write_graph(folder, file, build)
+        if "native" in options.decoders:
+            progress("writing llm, native")
+            _write_native(source, options, folder / NATIVE_FILE, progress)
         _write_embedding(source, folder / EMBEDDING_FILE)
         shutil.copyfile(source.tokenizer_file, folder / "tokenizer.json")
         manifest = make_manifest(source, options, graphs, folder)
@@ -137,7 +148,8 @@ def _builders(
         "qformer.onnx",
         lambda weights: build_qformer(config.qformer, load_qformer(source), weights, config.llm_dim),
     )
-    builders["llm"] = ("llm/decoder.onnx", _llm_builder(source, options, progress))
+    if "onnx" in options.decoders:
+        builders["llm"] = ("llm/decoder.onnx", _llm_builder(source, options, progress))
     return builders
 
 
@@ -146,7 +158,7 @@ def _llm_builder(
 ) -> Callable[[WeightFile], GraphBuilder]:
     """The LLM's graph, its tensors' names and shapes checked before anything is built."""
     shape, length = LlmShape.from_config(source.config.llm), max_length(source, options)
-    size = sum(parameter.numel() for parameter in published_parameters(load_llm(source, device="meta")).values())
+    size = _llm_size(source)
     dtype = FLOAT16 if options.target == "cuda" else FLOAT
 
     def build(weights: WeightFile) -> GraphBuilder:
@@ -157,9 +169,21 @@ def _llm_builder(
     return build
 
 
+def _write_native(source: Checkpoint, options: ExportOptions, path: Path, progress: Progress) -> None:
+    """The LLM for the native decoder, its tensors' names and shapes checked before anything is written."""
+    shape, size = LlmShape.from_config(source.config.llm), _llm_size(source)
+    with progress.weights("reading weights", size) as step:
+        tensors = counted(source.merged_llm(), step)
+        write_native(path, shape, tensors, options.llm_precision, max_length(source, options))
+
+
+def _llm_size(source: Checkpoint) -> int:
+    """Weights of the LLM; reading its structure checks its tensors' names and shapes."""
+    return sum(parameter.numel() for parameter in published_parameters(load_llm(source, device="meta")).values())
+
+
 def _write_graph(folder: Path, file: str, build: Callable[[WeightFile], GraphBuilder]) -> GraphSpec:
     path = folder / file
-    path.parent.mkdir(exist_ok=True)
     data = path.with_name(f"{path.name}.data")
     with WeightFile(data) as weights:
         graph = build(weights)

@@ -9,6 +9,7 @@ import torch
 from salmonrun.export.card import CARD
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.options import ExportOptions
+from salmonrun.export.weights.native import native_weights
 from salmonrun.runtime import __version__
 from salmonrun.runtime.bundle import file_sha256
 from salmonrun.runtime.config import AudioConfig
@@ -113,7 +114,10 @@ def _llm(source: Checkpoint, options: ExportOptions) -> LlmSpec:
         experts=shape.experts,
         max_length=max_length(source, options),
         embedding=EmbeddingSpec(EMBEDDING_FILE, dtype, shape.vocab_size, shape.dim),
-        weights=LlmWeights(onnx=_onnx_weights(options)),
+        weights=LlmWeights(
+            onnx=_onnx_weights(options) if "onnx" in options.decoders else None,
+            native=native_weights(options.llm_precision) if "native" in options.decoders else None,
+        ),
     )
 
 

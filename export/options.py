@@ -10,6 +10,7 @@ EncoderPrecision = Literal["fp32", "int8"]
 LlmPrecision = Literal["fp32", "int8", "int4"]
 Target = Literal["cpu", "cuda"]
 AudioWindow = Literal["padded", "trimmed"]
+ExportDecoder = Literal["onnx", "native", "both"]
 
 DEFAULT_MAX_LENGTH = 4096
 MIN_MAX_LENGTH = 256  # 30 s of audio, a prompt and a short answer
@@ -22,6 +23,7 @@ class ExportOptions:
     encoder_precision: EncoderPrecision = "fp32"
     llm_precision: LlmPrecision = "fp32"
     target: Target = "cpu"
+    decoder: ExportDecoder = "onnx"  # what the bundle has weights of the LLM for
     window: AudioWindow | None = None  # None: as the checkpoint was trained
     max_length: int = DEFAULT_MAX_LENGTH  # positions of the KV cache; never more than the LLM has
     parity_budget: float = 0.35  # quantized bundles: largest relative error (rms) of any stage
@@ -31,10 +33,20 @@ class ExportOptions:
         check_types(self)
         if self.target == "cuda" and self.encoder_precision == "int8":
             raise ConfigError("int8 encoders run on the CPU only; use --encoder-precision fp32 with --target cuda")
+        if self.decoder != "onnx" and (self.target, self.llm_precision) not in (("cpu", "int8"), ("cpu", "int4")):
+            raise ConfigError(
+                f"decoder is {self.decoder!r} with target {self.target!r} and llm_precision {self.llm_precision!r}; "
+                "the native decoder takes int8 or int4 on a CPU: use --llm-precision int4, or --decoder onnx"
+            )
         if self.max_length < MIN_MAX_LENGTH:
             raise ConfigError(f"max_length is {self.max_length}; it must be at least {MIN_MAX_LENGTH}")
         if self.parity_budget <= 0:
             raise ConfigError(f"parity_budget is {self.parity_budget}; it must be above 0")
+
+    @property
+    def decoders(self) -> tuple[Literal["onnx", "native"], ...]:
+        """Those the bundle has weights for."""
+        return ("onnx", "native") if self.decoder == "both" else (self.decoder,)
 
     @property
     def exact(self) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 Half = Literal["low", "high"]
 
@@ -68,6 +69,12 @@ def quantize_blocks(weight: F32, bits: int, block: int) -> tuple[Bytes, F32]:
     Raises:
         ValueError: other bits or block sizes than BLOCK_BITS and BLOCK_SIZES.
     """
+    quantized, scale = _quantize_blocks(weight, bits, block, np.float32)
+    return quantized if bits == 8 else pack_nibbles(quantized, "low"), scale
+
+
+def _quantize_blocks(weight: F32, bits: int, block: int, scale_dtype: npt.DTypeLike) -> tuple[Bytes, F32]:
+    """Values [out, blocks, block], one a byte, and scales [out, blocks] that are numbers of `scale_dtype`."""
     _check_bits(bits)
     if block not in BLOCK_SIZES:
         raise ValueError(f"blocks of {block} values; expected one of {BLOCK_SIZES}")
@@ -76,10 +83,80 @@ def quantize_blocks(weight: F32, bits: int, block: int) -> tuple[Bytes, F32]:
     zero_point = 2 ** (bits - 1)
     # The value of largest magnitude maps to the end of the range that has one step more.
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)
-    scale = largest / -zero_point  # [rows, blocks, 1]
+    # [rows, blocks, 1]. Rounded before the values are, which so make up for it.
+    scale = (largest / -zero_point).astype(scale_dtype).astype(np.float32)
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0)
     quantized = np.clip(np.rint(blocks * inverse) + zero_point, 0, 2**bits - 1).astype(np.uint8)
-    return quantized if bits == 8 else pack_nibbles(quantized, "low"), scale[..., 0]
+    return quantized, scale[..., 0]
+
+
+GROUP = 16  # outputs of a t16 group
+LINE = 64  # bytes of a t16 line: 4 neighbouring inputs of each output of a group
+LINES = 8  # lines of 32 inputs, two of which share one where values have 4 bits
+
+
+def quantize_t16(weight: F32, bits: int, block: int) -> tuple[Bytes, F16]:
+    """Blocks as `quantize_blocks` makes them, but with scales of 16 bits, in the layout of the native kernels.
+
+    A line holds 4 neighbouring inputs of 16 outputs, so that 16 lanes of a register are 16 outputs, and an
+    instruction that sums 4 products a lane takes it as it lies. Of 32 inputs there are 8 lines; 4-bit values of
+    lines i and i + 4 share a line, those of line i in the low halves:
+
+        line i    [ out 0: in 4i .. 4i+3 | out 1: in 4i .. 4i+3 | ... | out 15: in 4i .. 4i+3 ]
+
+    Args:
+        weight: [out, in].
+        bits: 4 or 8.
+        block: inputs that share a scale.
+
+    Returns:
+        packed [ceil(out / 16), 32s of inputs, bits, 64] and scales [ceil(out / 16), blocks, 16]; what is no output or
+        input stands for zero.
+
+    Raises:
+        ValueError: other bits or block sizes than BLOCK_BITS and BLOCK_SIZES, or values too large for 16-bit scales.
+    """
+    with np.errstate(over="ignore"):
+        values, scales = _quantize_blocks(weight, bits, block, np.float16)
+    if not np.isfinite(scales).all():
+        raise ValueError(
+            f"weights of up to {np.abs(weight).max():g}; scales of 16 bits reach to {2**bits // 2 * 65504}"
+        )
+    rows, groups = len(weight), -(-len(weight) // GROUP)
+    flat = np.full((groups * GROUP, values.shape[1] * block), 2 ** (bits - 1), np.uint8)
+    flat[:rows] = values.reshape(rows, -1)
+    halves = np.zeros((groups * GROUP, values.shape[1]), np.float16)
+    halves[:rows] = scales
+    lines = flat.reshape(groups, GROUP, -1, LINES, 4).transpose(0, 2, 3, 1, 4).reshape(groups, -1, LINES, LINE)
+    if bits == 4:
+        lines = lines[:, :, : LINES // 2] | (lines[:, :, LINES // 2 :] << np.uint8(4))
+    return np.ascontiguousarray(lines), np.ascontiguousarray(halves.reshape(groups, GROUP, -1).transpose(0, 2, 1))
+
+
+def unpack_t16(packed: Bytes) -> npt.NDArray[np.int16]:
+    """The integers of a t16 matrix, zero in the middle: [out, in], filled up to whole groups and blocks.
+
+    Args:
+        packed: [groups, 32s of inputs, bits, 64].
+    """
+    groups, _, bits, _ = packed.shape
+    _check_bits(bits)
+    lines = packed if bits == 8 else np.concatenate([packed & 15, packed >> 4], axis=2)
+    values = lines.reshape(groups, -1, LINES, GROUP, 4).transpose(0, 3, 1, 2, 4).reshape(groups * GROUP, -1)
+    return values.astype(np.int16) - np.int16(2 ** (bits - 1))
+
+
+def dequantize_t16(packed: Bytes, scales: F16) -> F32:
+    """What the numbers stand for: [out, in], filled up with zeros to whole groups and blocks.
+
+    Args:
+        packed: [groups, 32s of inputs, bits, 64].
+        scales: [groups, blocks, 16].
+    """
+    values = unpack_t16(packed)
+    rows = scales.transpose(0, 2, 1).reshape(len(values), -1).astype(np.float32)  # [out, blocks]
+    weight: F32 = values.astype(np.float32) * np.repeat(rows, values.shape[1] // rows.shape[1], axis=1)
+    return weight
 
 
 def dequantize_blocks(packed: Bytes, scales: F32, bits: int) -> F32:

@@ -56,6 +56,7 @@ class DecoderReport:
     device: str  # "cpu" or "cuda"
     providers: tuple[str, ...]  # of ONNX Runtime, first choice first; empty elsewhere
     threads: int
+    instruction_set: str | None = None  # of the native decoder's kernels, chosen at run time
 
 
 class Decoder(Protocol[S]):
@@ -120,8 +121,35 @@ def check_capacity(max_length: int, positions: int) -> None:
         )
 
 
+def check_room(length: int, added: int, capacity: int) -> None:
+    """Refuse a chunk that its slot cannot hold.
+
+    Raises:
+        CapacityError: more than `capacity` positions.
+    """
+    if length + added > capacity:
+        raise CapacityError(f"{length} + {added} positions exceed the {capacity} reserved for this request")
+
+
+def inputs_of(decoder: Decoder[S], chunks: Sequence[Chunk[S]]) -> list[F32]:
+    """The embeddings [n, dim] of each chunk, and a check of them: how every decoder's `forward` begins.
+
+    Raises:
+        ValueError: a slot occurs twice, or a chunk has no positions or fewer than logits are wanted of.
+    """
+    if len({id(chunk.slot) for chunk in chunks}) != len(chunks):
+        raise ValueError("a slot may occur once in a round; append several positions to it with one chunk")
+    embeds = []
+    for chunk in chunks:
+        new = chunk.inputs if isinstance(chunk.inputs, np.ndarray) else decoder.embed(chunk.inputs)
+        if not 0 <= chunk.wanted <= len(new) or not len(new):
+            raise ValueError(f"{chunk.wanted} logits are wanted of {len(new)} positions; at least one is needed")
+        embeds.append(new)
+    return embeds
+
+
 def begin(decoder: Decoder[S], chunks: Sequence[Chunk[S]]) -> None:
-    """Give each chunk's slot the beginning that the chunk says: the first part of every decoder's `forward`."""
+    """Give each chunk's slot the beginning that the chunk says, before any is appended."""
     for chunk in chunks:
         if chunk.keep is None:
             continue

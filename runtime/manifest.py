@@ -87,8 +87,13 @@ class NativeWeights:
     file: str
     layout: Literal["t16"]
     block: BlockSize
+    activation_block: Literal[32, 64, 128, 256]  # of the products' inputs, which are quantized as they come
     precision: Literal["int8", "int4"]
     lm_head: Literal["int8", "int4"]
+
+    def __post_init__(self) -> None:
+        if self.activation_block % self.block:
+            raise ConfigError(f"activation_block is {self.activation_block}; it must be a multiple of {self.block}")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ class Report:
     model: str
     decoder: str
     device: str  # of the decoder
+    instruction_set: str | None  # of the native decoder's kernels; None: another decoder
     providers: dict[str, tuple[str, ...]]  # graph -> execution providers in use
     precision: dict[str, str]
     window: str  # "padded" (exact) or "trimmed"
@@ -36,6 +37,7 @@ def describe(model: Model) -> Report:
         model=manifest.provenance.model,
         decoder=decoder.name,
         device=decoder.device,
+        instruction_set=decoder.instruction_set,
         providers={**providers, "llm": decoder.providers},
         precision=manifest.precisions(decoder.name),
         window=manifest.audio.window,

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from salmonrun.export.options import AudioWindow, EncoderPrecision, ExportOptions, LlmPrecision, Target
+from salmonrun.export.options import (
+    AudioWindow,
+    EncoderPrecision,
+    ExportDecoder,
+    ExportOptions,
+    LlmPrecision,
+    Target,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder-precision", choices=get_args(EncoderPrecision), default=default.encoder_precision)
     parser.add_argument("--llm-precision", choices=get_args(LlmPrecision), default=default.llm_precision)
     parser.add_argument("--target", choices=get_args(Target), default=default.target, help="default: cpu")
+    parser.add_argument(
+        "--decoder",
+        choices=get_args(ExportDecoder),
+        default=default.decoder,
+        help="what runs the LLM: onnx is ONNX Runtime; native, our own kernels for CPUs (default: onnx)",
+    )
     parser.add_argument(
         "--window",
         choices=get_args(AudioWindow),
@@ -55,6 +68,7 @@ def _settings(arguments: argparse.Namespace) -> ExportOptions:
         encoder_precision=arguments.encoder_precision,
         llm_precision=arguments.llm_precision,
         target=arguments.target,
+        decoder=arguments.decoder,
         window=arguments.window,
         max_length=arguments.max_length,
         parity_budget=arguments.parity_budget,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from salmonrun.export.parity.llm import GOLDEN_PROMPT, reference_logits, run_llm
+from salmonrun.export.parity.llm import GOLDEN_PROMPT, native_logits, reference_logits, run_llm
 from salmonrun.export.progress import Progress
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
 from salmonrun.runtime.bundle import Bundle, open_bundle
@@ -80,6 +80,9 @@ def _measure(source: Checkpoint, bundle: Bundle, audio: Audio, budget: float | N
     expected, *as_trained = reference_logits(source, ran, contexts, progress)
     window = StageError.between(expected, as_trained[0]) if as_trained else None
     stages["llm"] = StageError.between(ran.stage_logits, expected)
+    if len(bundle.manifest.llm.weights.decoders) > 1:
+        progress("checking llm, native")
+        stages["llm, native"] = StageError.between(native_logits(bundle, ran, reference_embeds), expected)
     agreeing = int((expected.argmax(axis=-1) == np.array(ran.tokens)).sum())
     save_golden(bundle.folder / GOLDEN, audio.pcm, GOLDEN_PROMPT, ran.tokens, ran.logits, exact=budget is None)
     return Parity(

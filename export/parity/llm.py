@@ -1,6 +1,7 @@
 """The LLM's stage of the gate: what the bundle says, and what PyTorch says after the same, both in bounded memory."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,8 @@ from salmonrun.export.parity.pieces import PIECE_BYTES, PiecewiseGraph, cut
 from salmonrun.export.progress import Progress
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.cores import usable_cores
-from salmonrun.runtime.decoder import prefill, step, verify
+from salmonrun.runtime.decoder import Decoder, prefill, step, verify
+from salmonrun.runtime.decoders.native_decoder import NativeDecoder
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
 from salmonrun.runtime.golden import GOLDEN_TOKENS
 from salmonrun.runtime.prompt import PromptIds, prompt_ids
@@ -35,28 +37,43 @@ class LlmRun:
 
 
 def run_llm(bundle: Bundle, got_embeds: F32, reference_embeds: F32, progress: Progress) -> LlmRun:
-    """Decode greedily with the bundle; its sessions are freed on return.
+    """Decode greedily with the first decoder that the bundle has weights for; its sessions are freed on return.
 
     PyTorch then scores these tokens in one pass: if its best token after every prefix is the bundle's, its own greedy
     search gives the same tokens.
     """
     ids = prompt_ids(bundle.manifest.prompt, Tokenizer(bundle.path("tokenizer.json")), GOLDEN_PROMPT)
-    spec = bundle.manifest.llm
-    pieces = cut(bundle.path(bundle.manifest.graphs["llm"].file), spec.layers, PIECE_BYTES)
+    if bundle.manifest.llm.weights.onnx is None:
+        decoder: Decoder[Any] = NativeDecoder.load(bundle, usable_cores())
+        return _run(decoder, ids, got_embeds, reference_embeds, pieces=1)
+    pieces = cut(bundle.path(bundle.manifest.graphs["llm"].file), bundle.manifest.llm.layers, PIECE_BYTES)
     with progress.weights("the bundle's tokens", RUNS * sum(piece.size for piece in pieces)) as counted:
         if len(pieces) == 1:
             decoder = OnnxDecoder.load(bundle, "cpu", usable_cores())
         else:
             decoder = OnnxDecoder(bundle, PiecewiseGraph(bundle, pieces, counted))
-        before, after = decoder.embed(ids.before), decoder.embed(ids.after)
-        tokens, logits = greedy_path(decoder, np.concatenate([before, got_embeds, after]))
-        prompt = np.concatenate([before, reference_embeds, after])
-        with decoder.open(1, len(prompt) + len(tokens)) as (slot,):
-            stage = np.concatenate([prefill(decoder, slot, prompt)[None], verify(decoder, slot, tokens[:-1])])
-    return LlmRun(tokens, logits, stage, ids, len(pieces))
+        return _run(decoder, ids, got_embeds, reference_embeds, len(pieces))
 
 
-def greedy_path(decoder: OnnxDecoder, inputs_embeds: F32) -> tuple[list[int], F32]:
+def native_logits(bundle: Bundle, ran: LlmRun, audio_embeds: F32) -> F32:
+    """The native decoder's logits [n, V] before each token of a run of another, after audio embeddings [N, dim]."""
+    return _logits(NativeDecoder.load(bundle, usable_cores()), ran.prompt, audio_embeds, ran.tokens)
+
+
+def _run(decoder: Decoder[Any], ids: PromptIds, got_embeds: F32, reference_embeds: F32, pieces: int) -> LlmRun:
+    before, after = decoder.embed(ids.before), decoder.embed(ids.after)
+    tokens, logits = greedy_path(decoder, np.concatenate([before, got_embeds, after]))
+    return LlmRun(tokens, logits, _logits(decoder, ids, reference_embeds, tokens), ids, pieces)
+
+
+def _logits(decoder: Decoder[Any], ids: PromptIds, audio_embeds: F32, tokens: list[int]) -> F32:
+    """[n, V] before each of these tokens."""
+    prompt = np.concatenate([decoder.embed(ids.before), audio_embeds, decoder.embed(ids.after)])
+    with decoder.open(1, len(prompt) + len(tokens)) as (slot,):
+        return np.concatenate([prefill(decoder, slot, prompt)[None], verify(decoder, slot, tokens[:-1])])
+
+
+def greedy_path(decoder: Decoder[Any], inputs_embeds: F32) -> tuple[list[int], F32]:
     """GOLDEN_TOKENS greedy tokens, stop tokens ignored, and the logits [n, V] each was chosen from."""
     with decoder.open(1, len(inputs_embeds) + GOLDEN_TOKENS) as (slot,):
         logits = [prefill(decoder, slot, inputs_embeds)]

@@ -1,23 +1,46 @@
 """What can run the LLM, and which of them does: `choose`."""
 
+import logging
 from typing import Any, Literal
 
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.decoder import Decoder
+from salmonrun.runtime.decoders.native_decoder import NativeDecoder
+from salmonrun.runtime.decoders.native_weights import kernels
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
-from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.errors import ConfigError, DeviceError, MissingExtraError
 from salmonrun.runtime.session import Device
 
-DecoderName = Literal["auto", "onnx"]
+DecoderName = Literal["auto", "onnx", "native"]
 
 
 def choose(bundle: Bundle, name: DecoderName, device: Device, threads: int) -> Decoder[Any]:
-    """Load what runs this bundle's LLM; "auto" takes the fastest there is.
+    """Load what runs this bundle's LLM; "auto" takes the fastest there is, and logs why if that is not the native one.
 
     Raises:
-        BundleError: it does not take the bundle's weights.
+        BundleError: the bundle has no weights for it, or they cannot be used.
         ConfigError: there is no such decoder.
+        DeviceError: it does not run on this device.
+        MissingExtraError: the native kernels were not built.
     """
-    if name not in ("auto", "onnx"):
-        raise ConfigError(f"decoder is {name!r}; expected 'auto' or 'onnx'")
+    if name not in ("auto", "onnx", "native"):
+        raise ConfigError(f"decoder is {name!r}; expected 'auto', 'onnx' or 'native'")
+    if name == "native" and device != "cpu":
+        raise DeviceError(f"the native decoder runs on a CPU, not on {device}; choose device='cpu' or decoder='onnx'")
+    if name == "native" or (name == "auto" and device == "cpu" and _native_runs(bundle)):
+        return NativeDecoder.load(bundle, threads)
     return OnnxDecoder.load(bundle, device, threads)
+
+
+def _native_runs(bundle: Bundle) -> bool:
+    weights = bundle.manifest.llm.weights
+    if weights.native is None:
+        return False
+    try:
+        kernels()
+    except MissingExtraError as error:
+        if weights.onnx is None:
+            raise
+        logging.getLogger("salmonrun").warning("the LLM runs on ONNX Runtime: %s", error)
+        return False
+    return True

@@ -10,31 +10,14 @@ import numpy as np
 
 from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.bundle import Bundle
-from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity
+from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity, check_room, inputs_of
+from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.kv_cache import KVCache, KVPool, Rows, Slot
-from salmonrun.runtime.errors import CapacityError
-from salmonrun.runtime.manifest import EmbeddingSpec
 from salmonrun.runtime.onnx_runtime import onnxruntime
 from salmonrun.runtime.session import Device, Graph, load_graph
 
 # Rows between two that take a step which may take it with them, for nothing: an idle row costs less than another run.
 BRIDGED = 2
-
-
-class EmbeddingTable:
-    """Token embeddings gathered from a memory map, outside the graph."""
-
-    def __init__(self, bundle: Bundle, spec: EmbeddingSpec) -> None:
-        stored: Any = np.uint16 if spec.dtype == "bfloat16" else np.dtype(spec.dtype)
-        self._rows = np.memmap(bundle.path(spec.file), stored, mode="r", shape=(spec.rows, spec.dim))
-        self._bfloat16 = spec.dtype == "bfloat16"
-
-    def __call__(self, token_ids: Sequence[int], /) -> F32:
-        """[len(token_ids), dim] in float32."""
-        rows = self._rows[np.asarray(token_ids, np.int64)]
-        if self._bfloat16:  # the upper half of a float32
-            return np.asarray((rows.astype(np.uint32) << 16).view(np.float32))
-        return np.asarray(rows, np.float32)
 
 
 class LlmGraph(Protocol):
@@ -128,15 +111,13 @@ class OnnxDecoder:
 
     def forward(self, chunks: Sequence[Chunk[Slot]]) -> list[F32]:
         """One round: see `runtime.decoder.Decoder`."""
-        if len({id(chunk.slot) for chunk in chunks}) != len(chunks):
-            raise ValueError("a slot may occur once in a round; append several positions to it with one chunk")
-        embeds = [self._embeds(chunk) for chunk in chunks]
+        embeds = inputs_of(self, chunks)
         with self._round:
             for chunk in chunks:
                 chunk.slot.check_open()
             begin(self, chunks)
             for chunk, new in zip(chunks, embeds, strict=True):
-                _check_room(chunk, len(new))
+                check_room(chunk.slot.length, len(new), chunk.slot.capacity)
             logits = self._run_all(chunks, embeds)
             for chunk, new in zip(chunks, embeds, strict=True):  # all or none
                 chunk.slot.length += len(new)
@@ -158,13 +139,6 @@ class OnnxDecoder:
     def describe(self) -> DecoderReport:
         """What runs the graph."""
         return self._graph.describe()
-
-    def _embeds(self, chunk: Chunk[Slot]) -> F32:
-        """A chunk's inputs [n, dim]."""
-        embeds = chunk.inputs if isinstance(chunk.inputs, np.ndarray) else self.embed(chunk.inputs)
-        if not 0 <= chunk.wanted <= len(embeds) or not len(embeds):
-            raise ValueError(f"{chunk.wanted} logits are wanted of {len(embeds)} positions; at least one is needed")
-        return embeds
 
     def _run_all(self, chunks: Sequence[Chunk[Slot]], embeds: Sequence[F32]) -> list[F32]:
         logits: list[F32] = [np.empty((0, self._spec.vocab_size), np.float32)] * len(chunks)
@@ -199,13 +173,6 @@ def named_buffers(rows: Rows) -> dict[str, Array]:
     """Keys and values by the names of the graph's inputs."""
     keys = {f"past_key.{layer}": buffer for layer, buffer in enumerate(rows.keys)}
     return keys | {f"past_value.{layer}": buffer for layer, buffer in enumerate(rows.values)}
-
-
-def _check_room(chunk: Chunk[Slot], added: int) -> None:
-    if chunk.slot.room < added:
-        raise CapacityError(
-            f"{chunk.slot.length} + {added} positions exceed the {chunk.slot.capacity} reserved for this request"
-        )
 
 
 def _runs(chunks: Sequence[Chunk[Slot]], embeds: Sequence[F32]) -> Iterator[_Run]:

@@ -17,9 +17,10 @@ def format_outcome(outcome: Outcome) -> str:
     provider = "/".join(
         sorted({name.removesuffix("ExecutionProvider") for p in engine.providers.values() for name in p})
     )
+    decoder = f"{engine.decoder} ({engine.instruction_set})" if engine.instruction_set else engine.decoder
     lines = [
         f"{engine.model}: {precision}; {engine.window} window; {engine.bundle_bytes / 2**20:.0f} MiB",
-        f"  bundle {outcome.manifest_sha256[:12]}, decoder {engine.decoder} on {provider}, {engine.threads} threads",
+        f"  bundle {outcome.manifest_sha256[:12]}, decoder {decoder} on {provider}, {engine.threads} threads",
         f"  {machine['processor']}, {machine['cores']} cores, {machine['memory_mb']} MiB; onnxruntime "
         f"{engine.onnxruntime}, salmonrun {machine['salmonrun']}; {outcome.date}",
         f"  loaded and verified in {outcome.load_s:.2f} s (files in the page cache as they were found)",

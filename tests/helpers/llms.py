@@ -1,6 +1,7 @@
 """Small LLMs of random weights in transformers and in ONNX Runtime, side by side."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers import PreTrainedModel
 from salmonrun.export.graphs.builder import WeightFile
 from salmonrun.export.graphs.llm import build_llm_graph
 from salmonrun.export.graphs.llm_family import LlmShape
+from salmonrun.export.options import LlmPrecision
+from salmonrun.export.weights.native import native_weights, write_native
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import AudioConfig, PromptConfig, WindowConfig
@@ -72,8 +75,21 @@ def write_llm(llm: PreTrainedModel, config: dict[str, Any], folder: Path) -> Bun
     with WeightFile(folder / "decoder.onnx.data") as weights:
         graph = build_llm_graph(shape, tensors, weights, "fp32", MAX_LENGTH)
     graph.save(folder / "decoder.onnx")
+    weights_of = LlmWeights(OnnxWeights("float32", "fp32", "fp32"))
+    return bundle_of(folder, _spec(llm, shape, folder, weights_of), {"llm": graph.spec("decoder.onnx")})
+
+
+def write_native_llm(llm: PreTrainedModel, config: dict[str, Any], folder: Path, precision: LlmPrecision) -> Bundle:
+    """The same with weights for the native decoder alone."""
+    shape, tensors = LlmShape.from_config(config), lazy(published_parameters(llm))
+    weights = replace(native_weights(precision), file="native.bin")
+    write_native(folder / "native.bin", shape, tensors, precision, MAX_LENGTH)
+    return bundle_of(folder, _spec(llm, shape, folder, LlmWeights(None, weights)), {})
+
+
+def _spec(llm: PreTrainedModel, shape: LlmShape, folder: Path, weights: LlmWeights) -> LlmSpec:
     llm.get_input_embeddings().weight.detach().numpy().tofile(folder / "embed_tokens.bin")
-    spec = LlmSpec(
+    return LlmSpec(
         vocab_size=shape.vocab_size,
         dim=shape.dim,
         layers=shape.layers,
@@ -84,10 +100,9 @@ def write_llm(llm: PreTrainedModel, config: dict[str, Any], folder: Path) -> Bun
         windows=shape.windows,
         experts=shape.experts,
         max_length=MAX_LENGTH,
-        weights=LlmWeights(OnnxWeights("float32", "fp32", "fp32")),
+        weights=weights,
         embedding=EmbeddingSpec("embed_tokens.bin", "float32", shape.vocab_size, shape.dim),
     )
-    return bundle_of(folder, spec, {"llm": graph.spec("decoder.onnx")})
 
 
 def bundle_of(folder: Path, llm: LlmSpec, graphs: dict[str, GraphSpec]) -> Bundle:

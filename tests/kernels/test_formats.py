@@ -15,11 +15,14 @@ from salmonrun.kernels.formats import (
     Bytes,
     dequantize_blocks,
     dequantize_scales,
+    dequantize_t16,
     dequantize_table,
     pack_nibbles,
     quantize_blocks,
     quantize_nf4,
+    quantize_t16,
     unpack_nibbles,
+    unpack_t16,
 )
 from salmonrun.runtime.arrays import F32
 
@@ -135,6 +138,54 @@ def test_other_bits_and_blocks_are_refused() -> None:
         dequantize_blocks(packed, scales, 5)
     with pytest.raises(ValueError, match=r"scales are \(2, 1\); the blocks are \(2, 2\)"):
         dequantize_blocks(packed, scales[:, :1], 4)
+
+
+# The layout t16
+
+
+@bits_4_and_8
+def test_t16_lies_as_its_specification_says(bits: int) -> None:
+    """Every value by itself: output and input find their byte, and their half of it."""
+    grid = np.random.default_rng(0).integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (20, 70)).astype(np.float32)
+    grid[:, ::32] = -(2 ** (bits - 1))
+    packed, scales = quantize_t16(grid, bits, 32)
+    assert (packed.dtype, packed.shape) == (np.dtype(np.uint8), (2, 3, bits, 64))
+    assert (scales.dtype, scales.shape) == (np.dtype(np.float16), (2, 3, 16))
+    for out in range(20):
+        for column in range(70):
+            line, place = column % 32 // 4, 4 * (out % 16) + column % 4
+            byte = packed[out // 16, column // 32, line if bits == 8 else line % 4, place]
+            value = byte if bits == 8 else byte >> 4 if line >= 4 else byte & 15
+            assert value == grid[out, column] + 2 ** (bits - 1), (out, column)
+            assert scales[out // 16, column // 32, out % 16] == 1
+    np.testing.assert_array_equal(unpack_t16(packed)[20:], 0)
+    np.testing.assert_array_equal(unpack_t16(packed)[:, 70:], 0)
+
+
+@bits_4_and_8
+@every_block
+@pytest.mark.parametrize("shape", SHAPES)
+def test_t16_is_as_near_as_blocks(shape: tuple[int, int], block: int, bits: int) -> None:
+    """Its scales are rounded, but before the values are: half a step, and a little where a block is clipped."""
+    weight = weights(*shape)
+    packed, scales = quantize_t16(weight, bits, block)
+    found = dequantize_t16(packed, scales)[: shape[0], : shape[1]]
+    step = np.repeat(scales.transpose(0, 2, 1).reshape(-1, scales.shape[1]), block, axis=1)[: shape[0], : shape[1]]
+    step = step.astype(np.float32)
+    clipped = weight * np.sign(step) > (2 ** (bits - 1) - 1) * np.abs(step)
+    rounding = np.maximum(2.0**-11 * np.abs(step), 2.0**-25)  # of a scale: below 2 ** -14, float16 is subnormal
+    allowed = np.where(clipped, 1.0, 0.5) * np.abs(step) + 2 ** (bits - 1) * rounding
+    assert np.all(np.abs(weight - found) <= allowed * (1 + 1e-5))
+    exact = dequantize_blocks(*quantize_blocks(weight, bits, block), bits)[:, : shape[1]]
+    errors = [float(np.square(weight - one).mean()) for one in (found, exact)]
+    assert errors[0] <= errors[1] * 1.02
+
+
+def test_t16_refuses_what_its_scales_cannot_hold() -> None:
+    weight = np.full((1, 32), 1e6, np.float32)
+    with pytest.raises(ValueError, match=r"weights of up to 1e\+06; scales of 16 bits reach to 524032"):
+        quantize_t16(weight, 4, 32)
+    quantize_t16(weight, 8, 32)
 
 
 # Tables of 16 values. bitsandbytes is an extra.

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,8 @@ from salmonrun.version import __version__
 pytest.importorskip("build")
 ROOT = Path(__file__).parents[2]
 BESIDE = ("benchmarks", "demo", "docs", "recipes", "tests")  # in the sdist, not in the wheel
-LEFT_OUT = {".pyc", ".pyo"}
+LEFT_OUT = {".pyc", ".pyo", ".so"}
+SOURCES = (".cpp", ".h", "CMakeLists.txt")  # in the sdist alone
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,10 @@ def sdist(archives: Path) -> dict[str, bytes]:
     return files
 
 
+def built(name: str) -> bool:
+    return name.startswith("salmonrun/kernels/cpu/_native.") and name.endswith(".so")
+
+
 def tree(*folders: str) -> dict[str, bytes]:
     """The files of folders of the checkout, through links."""
 
@@ -70,11 +76,14 @@ def tree(*folders: str) -> dict[str, bytes]:
 
 
 def test_the_wheel_is_the_package_and_nothing_else(wheel: dict[str, bytes]) -> None:
-    shipped = {name: content for name, content in wheel.items() if ".dist-info/" not in name}
-    expected = tree("salmonrun")
+    """The kernels are built, and their sources stay behind."""
+    shipped = {name: content for name, content in wheel.items() if ".dist-info/" not in name and not built(name)}
+    expected = {name: content for name, content in tree("salmonrun").items() if not name.endswith(SOURCES)}
     assert shipped == expected
     assert {"salmonrun/py.typed", "salmonrun/runtime/latency/speech.ogg"} <= set(shipped)
-    assert all(name.endswith((".py", ".ogg", "py.typed")) for name in shipped)
+    assert all(name.endswith((".py", ".pyi", ".ogg", "py.typed")) for name in shipped)
+    compiler = os.environ.get("CXX", "c++")
+    assert sum(map(built, wheel)) == (1 if shutil.which(compiler) else 0)
 
 
 def test_the_wheel_brings_the_command(wheel: dict[str, bytes]) -> None:

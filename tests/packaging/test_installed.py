@@ -26,6 +26,14 @@ def wheel() -> Path:
     return path
 
 
+def package(version: str, wheel: Path) -> Path:
+    """What is installed into a Python of this version: the wheel where it was built for that, elsewhere the sdist."""
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return wheel
+    (sdist,) = wheel.parent.glob("salmonrun-*.tar.gz")
+    return sdist
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> Callable[[str], Environment]:
     """Makes a fresh one."""
@@ -52,14 +60,16 @@ def interpreter(version: str) -> str:
 def test_the_extra_cpu_runs_a_bundle(
     version: str, environment: Callable[[str], Environment], wheel: Path, demo_bundle: Path
 ) -> None:
-    fresh = environment(interpreter(version))
-    fresh.pip("install", wheel)
+    fresh, archive = environment(interpreter(version)), package(version, wheel)
+    fresh.pip("install", archive)
     bare = fresh.run("salmonrun", "check", demo_bundle)
     assert (bare.returncode, bare.stdout) == (1, "")
     assert bare.stderr.startswith("error: ONNX Runtime is not installed: pip install 'salmonrun[cpu]'")
-    fresh.pip("install", f"{wheel}[cpu]")
+    fresh.pip("install", f"{archive}[cpu]")
     fresh.pip("check")
     assert fresh.packages().isdisjoint({"torch", "transformers", "onnx", "safetensors"})
+    native = fresh.run("python", "-c", "from salmonrun.kernels.cpu import load_native; load_native()")
+    assert (native.returncode == 0) == (shutil.which("c++") is not None), native.stderr
     checked = fresh.run("salmonrun", "check", demo_bundle)
     assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, "passed"), checked.stderr
     entries = json.loads((DEMO / "annotation.json").read_text())["annotation"]

@@ -331,7 +331,14 @@ def test_another_layout_of_the_same_manifest_is_fine(bundle: Path) -> None:
 
 # Weights for one decoder or another
 
-NATIVE = {"file": "llm/native.bin", "layout": "t16", "block": 32, "precision": "int4", "lm_head": "int8"}
+NATIVE = {
+    "file": "llm/native.bin",
+    "layout": "t16",
+    "block": 32,
+    "activation_block": 32,
+    "precision": "int4",
+    "lm_head": "int8",
+}
 TORCH = {"file": "llm/nf4.bin", "block": 64, "precision": "nf4", "lm_head": "fp16"}
 
 
@@ -382,6 +389,10 @@ def test_a_decoder_without_weights_is_refused(bundle: Path) -> None:
         (lambda weights: weights.update(onnx=None, torch=TORCH | {"file": "tokenizer.json"}), "both or neither"),
         (lambda weights: weights.update(native=NATIVE), r"uses 'llm/native\.bin' but does not list it under files"),
         (lambda weights: weights.update(torch=TORCH), r"uses 'llm/nf4\.bin' but does not list it under files"),
+        (
+            lambda weights: weights.update(native=NATIVE | {"block": 64}),
+            "activation_block is 32; it must be a multiple of 64",
+        ),
         (lambda weights: weights.update(native=NATIVE | {"layout": "t17"}), r"native\.layout: expected one of 't16'"),
         (lambda weights: weights.update(native=NATIVE | {"block": 16}), r"native\.block: expected one of 32, 64, 128"),
         (lambda weights: weights.update(native=NATIVE | {"precision": "nf4"}), r"expected one of 'int8', 'int4'"),

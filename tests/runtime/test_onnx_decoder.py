@@ -15,8 +15,9 @@ import torch
 
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.decoder import Chunk
+from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.kv_cache import Rows
-from salmonrun.runtime.decoders.onnx_decoder import BRIDGED, EmbeddingTable, SessionGraph
+from salmonrun.runtime.decoders.onnx_decoder import BRIDGED, SessionGraph
 from salmonrun.runtime.errors import CapacityError, ClosedError
 from salmonrun.runtime.manifest import EmbeddingSpec, LlmSpec, LlmWeights, OnnxWeights
 from tests.helpers.llms import BASE, MAX_LENGTH, Pair, bundle_of

@@ -1,0 +1,94 @@
+"""The extension's types; binding.cpp defines them. Arrays must be contiguous and of exactly these dtypes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+
+def instruction_sets() -> list[str]:
+    """Those that this processor and this build have, the fastest first."""
+
+class Matrix:
+    """A quantized matrix: layout t16 of salmonrun.kernels.formats. The arrays are kept and not copied."""
+
+    def __init__(
+        self,
+        packed: npt.NDArray[np.uint8],
+        scales: npt.NDArray[np.uint16],
+        rows: int,
+        columns: int,
+        bits: int,
+        block: int,
+        activation_block: int,
+        bias: F32 | None = None,
+    ) -> None: ...
+
+class Layer:
+    """A decoder layer; its vectors are copied."""
+
+    def __init__(
+        self,
+        *,
+        input_norm: F32,
+        q: Matrix,
+        k: Matrix,
+        v: Matrix,
+        o: Matrix,
+        post_norm: F32,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+        q_norm: F32 | None = None,
+        k_norm: F32 | None = None,
+        window: int | None = None,
+    ) -> None: ...
+
+class Model:
+    """An LLM and the KV cache of its sequences. Calls must not overlap; `forward` lets other Python threads run."""
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[Layer],
+        norm: F32,
+        head: Matrix,
+        cos: F32,
+        sin: F32,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
+        instruction_set: str,
+        threads: int,
+    ) -> None: ...
+    def open(self) -> int: ...
+    def close(self, sequence: int) -> None: ...
+    def length(self, sequence: int) -> int: ...
+    def truncate(self, sequence: int, length: int) -> None: ...
+    def fork(self, source: int, target: int, length: int) -> None: ...
+    def forward(self, chunks: npt.NDArray[np.int32], embeds: F32, logits: F32) -> None:
+        """Append `chunks` [n, (sequence, positions, logits wanted)] of `embeds` [positions, dim]; fill `logits`."""
+
+    @property
+    def instruction_set(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that the pages of the cache have, used or not."""
+
+class Operations:
+    """Single operations of an instruction set, for tests. They change their first array, a row of whole 16 values."""
+
+    @staticmethod
+    def of(name: str) -> Operations: ...
+    def product(self, matrix: Matrix, x: F32, out: F32) -> None: ...
+    def rms_norm(self, x: F32, weight: F32, eps: float) -> None: ...
+    def rotate(self, x: F32, cos: F32, sin: F32, factor: float) -> None: ...
+    def silu_mul(self, gate: F32, up: F32) -> None: ...
+    def exp(self, x: F32) -> None: ...
+    def to_half(self, x: F32, out: npt.NDArray[np.uint16]) -> None: ...

@@ -1,0 +1,177 @@
+// What Python sees. Arrays are checked here for dtype, contiguity and size; what they mean is checked where it is used.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "float_mode.h"
+#include "instruction_sets.h"
+#include "model.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace salmonrun {
+namespace {
+
+template <class T>
+using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+using Floats = Array<const float>;
+
+template <class T>
+std::span<T> span(const Array<T>& array) {
+  return {array.data(), array.size()};
+}
+
+std::span<const float> span(const std::optional<Floats>& array) {
+  return array ? span(*array) : std::span<const float>{};
+}
+
+// Keeps Python objects for as long as something points into them.
+Owner keep(nb::object objects) {
+  return Owner(new nb::object(std::move(objects)), [](const void* kept) {
+    const nb::gil_scoped_acquire gil;
+    delete static_cast<const nb::object*>(kept);
+  });
+}
+
+void make_matrix(Matrix* self, Array<const std::uint8_t> packed, Array<const std::uint16_t> scales, int rows, int columns,
+                 int bits, int block, int activation_block, const std::optional<Floats>& bias) {
+  const Owner owner = keep(nb::make_tuple(packed, scales));
+  new (self) Matrix(span(packed), span(scales), span(bias), rows, columns, bits, block, activation_block, owner);
+}
+
+Layer make_layer(const Floats& input_norm, const Matrix& q, const Matrix& k, const Matrix& v, const Matrix& o,
+                 const Floats& post_norm, const Matrix& gate, const Matrix& up, const Matrix& down,
+                 const std::optional<Floats>& q_norm, const std::optional<Floats>& k_norm, std::optional<int> window) {
+  return {padded(span(input_norm)), padded(span(post_norm)), padded(span(q_norm)), padded(span(k_norm)),
+          q, k, v, o, gate, up, down, window.value_or(0)};
+}
+
+std::vector<float> copy(const Floats& array) { return {array.data(), array.data() + array.size()}; }
+
+void make_model(Model* self, const std::vector<Layer>& layers, const Floats& norm, const Matrix& head, const Floats& cos,
+                const Floats& sin, int heads, int kv_heads, int head_dim, float eps, const std::string& name, int threads) {
+  if (threads < 1) throw std::invalid_argument(std::to_string(threads) + " threads; expected at least 1");
+  Weights weights{layers, padded(span(norm)), head, copy(cos), copy(sin), heads, kv_heads, head_dim, eps};
+  new (self) Model(std::move(weights), instruction_set(name), threads);
+}
+
+void forward(Model& model, const Array<const std::int32_t>& chunks, const Floats& embeds, const Array<float>& logits) {
+  if (chunks.ndim() != 2 || chunks.shape(1) != 3) throw std::invalid_argument("chunks: expected [n, 3]");
+  std::vector<Chunk> read;
+  for (std::size_t i = 0; i < chunks.size(); i += 3)
+    read.push_back({chunks.data()[i], chunks.data()[i + 1], chunks.data()[i + 2]});
+  const nb::gil_scoped_release unlocked;
+  model.forward(read, span(embeds), span(logits));
+}
+
+// Single operations, for tests: an instruction set against the specification.
+
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(what);
+}
+
+int whole_lanes(const Array<float>& x) {
+  require(x.size() % lanes == 0, "expected a multiple of 16 values");
+  return static_cast<int>(x.size());
+}
+
+void product(const Operations& operations, const Matrix& matrix, const Floats& x, const Array<float>& out) {
+  const FloatMode mode;
+  const MatrixView view = matrix.view();
+  const std::size_t columns = static_cast<std::size_t>(matrix.columns()), rows = x.size() / columns;
+  require(x.size() == rows * columns && out.size() == rows * static_cast<std::size_t>(view.rows), "sizes do not fit");
+  std::vector<std::int8_t> values(rows * static_cast<std::size_t>(view.columns));
+  std::vector<float> scales(rows * static_cast<std::size_t>(view.activation_blocks()));
+  std::vector<std::int32_t> starts(rows * static_cast<std::size_t>(view.blocks()));
+  const ActivationsView to{values.data(), scales.data(), starts.data(), view.columns, view.activation_blocks(), view.blocks()};
+  for (std::size_t row = 0; row < rows; ++row)
+    operations.quantize(padded(std::span(x.data() + row * columns, columns)).data(), view, to, static_cast<int>(row));
+  std::vector<std::uint8_t> scratch(unpack_bytes(view));
+  operations.product(view, to, static_cast<int>(rows), 0, view.groups(), out.data(), view.rows, false, scratch.data());
+}
+
+void rms_norm(const Operations& operations, const Array<float>& x, const Floats& weight, float eps) {
+  const FloatMode mode;
+  require(x.size() == weight.size(), "x and weight: expected the same size");
+  operations.rms_norm(x.data(), weight.data(), whole_lanes(x), eps, x.data());
+}
+
+void rotate(const Operations& operations, const Array<float>& x, const Floats& cos, const Floats& sin, float factor) {
+  const FloatMode mode;
+  require(whole_lanes(x) == 2 * static_cast<int>(cos.size()) && cos.size() == sin.size(), "sizes do not fit");
+  operations.rotate(x.data(), cos.data(), sin.data(), static_cast<int>(x.size()), factor);
+}
+
+void silu_mul(const Operations& operations, const Array<float>& gate, const Floats& up) {
+  const FloatMode mode;
+  require(gate.size() == up.size(), "gate and up: expected the same size");
+  operations.silu_mul(gate.data(), up.data(), whole_lanes(gate));
+}
+
+void exp_in_place(const Operations& operations, const Array<float>& x) {
+  const FloatMode mode;
+  operations.exp(x.data(), whole_lanes(x));
+}
+
+void to_half(const Operations& operations, const Array<float>& x, const Array<std::uint16_t>& out) {
+  const FloatMode mode;
+  require(x.size() == out.size(), "x and out: expected the same size");
+  operations.to_half(x.data(), out.data(), whole_lanes(x));
+}
+
+std::vector<std::string> names() {
+  std::vector<std::string> found;
+  for (const Operations* one : instruction_sets()) found.emplace_back(one->name);
+  return found;
+}
+
+}  // namespace
+}  // namespace salmonrun
+
+NB_MODULE(_native, module) {
+  using namespace salmonrun;
+  nb::set_leak_warnings(false);  // an engine may live until the interpreter ends
+  module.def("instruction_sets", &names);
+  nb::class_<Matrix>(module, "Matrix")
+      .def("__init__", &make_matrix, "packed"_a, "scales"_a, "rows"_a, "columns"_a, "bits"_a, "block"_a,
+           "activation_block"_a, "bias"_a = nb::none());
+  nb::class_<Layer>(module, "Layer")
+      .def("__init__", [](Layer* self, const Floats& input_norm, const Matrix& q, const Matrix& k, const Matrix& v,
+                          const Matrix& o, const Floats& post_norm, const Matrix& gate, const Matrix& up,
+                          const Matrix& down, const std::optional<Floats>& q_norm, const std::optional<Floats>& k_norm,
+                          std::optional<int> window) {
+             new (self) Layer(make_layer(input_norm, q, k, v, o, post_norm, gate, up, down, q_norm, k_norm, window));
+           },
+           nb::kw_only(), "input_norm"_a, "q"_a, "k"_a, "v"_a, "o"_a, "post_norm"_a, "gate"_a, "up"_a, "down"_a,
+           "q_norm"_a = nb::none(), "k_norm"_a = nb::none(), "window"_a = nb::none());
+  nb::class_<Model>(module, "Model")
+      .def("__init__", &make_model, nb::kw_only(), "layers"_a, "norm"_a, "head"_a, "cos"_a, "sin"_a, "heads"_a,
+           "kv_heads"_a, "head_dim"_a, "eps"_a, "instruction_set"_a, "threads"_a)
+      .def("open", [](Model& model) { return model.cache().open(); })
+      .def("close", [](Model& model, int sequence) { model.cache().close(sequence); })
+      .def("length", [](Model& model, int sequence) { return model.cache().length(sequence); })
+      .def("truncate", [](Model& model, int sequence, int length) { model.cache().truncate(sequence, length); })
+      .def("fork", [](Model& model, int source, int target, int length) { model.cache().fork(source, target, length); })
+      .def("forward", &forward, "chunks"_a, "embeds"_a, "logits"_a)
+      .def_prop_ro("instruction_set", [](const Model& model) { return model.operations().name; })
+      .def_prop_ro("threads", &Model::threads)
+      .def_prop_ro("max_length", [](const Model& model) { return model.weights().max_length(); })
+      .def_prop_ro("cache_bytes", [](Model& model) { return model.cache().bytes(); });
+  nb::class_<Operations>(module, "Operations")
+      .def_static("of", &instruction_set, nb::rv_policy::reference)
+      .def("product", &product)
+      .def("rms_norm", &rms_norm)
+      .def("rotate", &rotate)
+      .def("silu_mul", &silu_mul)
+      .def("exp", &exp_in_place)
+      .def("to_half", &to_half);
+}

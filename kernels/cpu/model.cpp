@@ -1,0 +1,262 @@
+#include "model.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+
+#include "float_mode.h"
+
+namespace salmonrun {
+namespace {
+
+// Rows that go through the layers together: so many that weights are read seldom, so few that activations stay in a core's
+// cache. Longer rounds go in slices, which changes nothing: a row's result does not depend on its company.
+constexpr int slice_rows = 128;
+
+constexpr int value_gap = 64;  // bytes between rows, which would share cache sets where their size is a power of two
+
+std::size_t size(int rows, int stride) { return static_cast<std::size_t>(rows) * static_cast<std::size_t>(stride); }
+
+float* row_of(Buffer<float>& buffer, int row, int stride) { return buffer.data() + size(row, stride); }
+
+}  // namespace
+
+Model::Model(Weights weights, const Operations& operations, int threads)
+    : weights_((weights.check(), std::move(weights))),
+      operations_(operations),
+      cache_({static_cast<int>(weights_.layers.size()), weights_.kv_heads, weights_.head_dim}),
+      pool_(threads),
+      dim_(padded(weights_.dim())),
+      heads_stride_(padded(weights_.heads * weights_.head_dim)),
+      kv_stride_(padded(weights_.kv_heads * weights_.head_dim)),
+      mlp_stride_(padded(weights_.intermediate())) {
+  for (const Layer& layer : weights_.layers)
+    for (const Matrix* matrix : {&layer.q, &layer.o, &layer.gate, &layer.down})
+      unpack_stride_ = std::max(unpack_stride_, unpack_bytes(matrix->view()));
+  unpack_stride_ = std::max(unpack_stride_, unpack_bytes(weights_.head.view()));
+  unpacked_.reserve(unpack_stride_ * static_cast<std::size_t>(threads));
+  normed_.reserve(size(threads, dim_));
+}
+
+void Model::check(std::span<const Chunk> chunks, std::span<const float> embeds, std::span<float> logits) const {
+  std::size_t positions = 0, wanted = 0;
+  std::unordered_map<int, int> seen;
+  for (const Chunk& chunk : chunks) {
+    const int length = cache_.length(chunk.sequence);
+    if (++seen[chunk.sequence] > 1) throw std::invalid_argument("a sequence may occur once in a round");
+    if (chunk.count < 1 || chunk.wanted < 0 || chunk.wanted > chunk.count)
+      throw std::invalid_argument(std::to_string(chunk.wanted) + " logits are wanted of " + std::to_string(chunk.count) +
+                                  " positions; at least one is needed");
+    if (chunk.count > weights_.max_length() - length)
+      throw std::invalid_argument(std::to_string(length) + " + " + std::to_string(chunk.count) + " positions exceed " +
+                                  std::to_string(weights_.max_length()));
+    positions += static_cast<std::size_t>(chunk.count);
+    wanted += static_cast<std::size_t>(chunk.wanted);
+  }
+  if (embeds.size() != positions * static_cast<std::size_t>(weights_.dim()))
+    throw std::invalid_argument("embeddings of another size than the chunks say");
+  if (logits.size() != wanted * static_cast<std::size_t>(weights_.head.rows()))
+    throw std::invalid_argument("logits of another size than the chunks say");
+}
+
+void Model::forward(std::span<const Chunk> chunks, std::span<const float> embeds, std::span<float> logits) {
+  const FloatMode mode;
+  check(chunks, embeds, logits);
+  for (const Chunk& chunk : chunks) cache_.prepare(chunk.sequence, cache_.length(chunk.sequence) + chunk.count);
+  const float* input = embeds.data();
+  float* output = logits.data();
+  std::vector<Row> slice;
+  const auto flush = [&] {
+    if (slice.empty()) return;
+    const std::size_t used = size(static_cast<int>(slice.size()), weights_.dim());
+    run(slice, input);
+    input += used;
+    slice.clear();
+  };
+  for (const Chunk& chunk : chunks) {
+    const int length = cache_.length(chunk.sequence);
+    for (int i = 0; i < chunk.count; ++i) {
+      const bool wanted = i >= chunk.count - chunk.wanted;
+      slice.push_back({chunk.sequence, length + i, wanted ? output : nullptr});
+      if (wanted) output += weights_.head.rows();
+      if (slice.size() == slice_rows) flush();
+    }
+  }
+  flush();
+  for (const Chunk& chunk : chunks) cache_.set_length(chunk.sequence, cache_.length(chunk.sequence) + chunk.count);
+}
+
+void Model::run(std::vector<Row>& rows, const float* embeds) {
+  const int count = static_cast<int>(rows.size());
+  x_.reserve(size(count, dim_));
+  for (int i = 0; i < count; ++i) std::copy_n(embeds + size(i, weights_.dim()), weights_.dim(), row_of(x_, i, dim_));
+  for (int i = 0; i < static_cast<int>(weights_.layers.size()); ++i) run_layer(i, rows);
+  if (!rows.empty()) head(rows);
+}
+
+void Model::run_layer(int index, std::vector<Row>& rows) {
+  attention(index, rows);
+  if (rows.empty()) return;
+  feed_forward(weights_.layers[static_cast<std::size_t>(index)], static_cast<int>(rows.size()));
+}
+
+void Model::attention(int index, std::vector<Row>& rows) {
+  const Layer& layer = weights_.layers[static_cast<std::size_t>(index)];
+  const int count = static_cast<int>(rows.size());
+  q_.reserve(size(count, heads_stride_));
+  k_.reserve(size(count, kv_stride_));
+  v_.reserve(size(count, kv_stride_));
+  attended_.reserve(size(count, heads_stride_));
+  norm_and_quantize(layer.input_norm, count, layer.q);
+  product(std::array<Output, 3>{{{&layer.q, q_.data(), heads_stride_},
+                                 {&layer.k, k_.data(), kv_stride_},
+                                 {&layer.v, v_.data(), kv_stride_}}},
+          count, false);
+  pool_.parallel(count, [&](int i, int) { rotate_and_store(layer, index, rows[static_cast<std::size_t>(i)], i); });
+  if (index + 1 == static_cast<int>(weights_.layers.size())) keep_wanted(rows);
+  if (rows.empty()) return;
+  attend(layer, index, rows);
+  const int left = static_cast<int>(rows.size());
+  quantize(attended_.data(), heads_stride_, left, layer.o);
+  product(std::array<Output, 1>{{{&layer.o, x_.data(), dim_}}}, left, true);
+}
+
+// Norms of heads, rotary positions, and keys and values into the cache.
+void Model::rotate_and_store(const Layer& layer, int index, const Row& row, int i) {
+  const int head_dim = weights_.head_dim, half = head_dim / 2;
+  const float* cos = weights_.cos.data() + size(row.position, half);
+  const float* sin = weights_.sin.data() + size(row.position, half);
+  const auto turn = [&](float* head, const std::vector<float>& norm, float factor) {
+    if (!norm.empty()) operations_.rms_norm(head, norm.data(), head_dim, weights_.eps, head);
+    operations_.rotate(head, cos, sin, head_dim, factor);
+  };
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
+  for (int h = 0; h < weights_.heads; ++h) turn(row_of(q_, i, heads_stride_) + h * head_dim, layer.q_norm, scale);
+  const int page = cache_.pages(row.sequence)[static_cast<std::size_t>(row.position / page_size)];
+  const int place = row.position % page_size, strip = place / lanes;
+  for (int h = 0; h < weights_.kv_heads; ++h) {
+    float* key = row_of(k_, i, kv_stride_) + h * head_dim;
+    turn(key, layer.k_norm, 1.0f);
+    std::uint16_t* keys = cache_.head(page, index, h);
+    std::uint16_t* values = keys + size(page_size, head_dim);
+    for (int d = 0; d < head_dim; d += lanes) {
+      std::uint16_t halves[lanes];
+      operations_.to_half(key + d, halves, lanes);
+      for (int lane = 0; lane < lanes; ++lane) keys[(strip * head_dim + d + lane) * lanes + place % lanes] = halves[lane];
+    }
+    operations_.to_half(row_of(v_, i, kv_stride_) + h * head_dim, values + size(place, head_dim), head_dim);
+  }
+}
+
+void Model::attend(const Layer& layer, int index, const std::vector<Row>& rows) {
+  const int count = static_cast<int>(rows.size()), kv_heads = weights_.kv_heads, head_dim = weights_.head_dim;
+  const int group = weights_.heads / kv_heads;
+  int pages = 0;
+  for (const Row& row : rows) pages = std::max(pages, row.position / page_size + 1);
+  const std::size_t scores_stride = size(pages * page_size, group);
+  scores_.reserve(scores_stride * static_cast<std::size_t>(pool_.threads()));
+  pages_.reserve(size(pages, pool_.threads()));
+  pool_.parallel(count * kv_heads, [&](int i, int thread) {
+    const int kv_head = i / count, r = i % count;  // neighbours read the same keys and values
+    const Row& row = rows[static_cast<std::size_t>(r)];
+    const int first = layer.window ? std::max(0, row.position + 1 - layer.window) : 0;
+    const std::uint16_t** heads = pages_.data() + size(pages, thread);
+    const std::vector<int>& sequence = cache_.pages(row.sequence);
+    for (int p = first / page_size; p <= row.position / page_size; ++p)
+      heads[p] = cache_.head(sequence[static_cast<std::size_t>(p)], index, kv_head);
+    const int offset = kv_head * group * head_dim;
+    operations_.attend({row_of(q_, r, heads_stride_) + offset, row_of(attended_, r, heads_stride_) + offset, heads,
+                        scores_.data() + scores_stride * static_cast<std::size_t>(thread), group, head_dim, first,
+                        row.position});
+  });
+}
+
+// Behind the keys and values of the last layer, only rows go on whose logits are wanted.
+void Model::keep_wanted(std::vector<Row>& rows) {
+  int kept = 0;
+  for (int i = 0; i < static_cast<int>(rows.size()); ++i) {
+    if (!rows[static_cast<std::size_t>(i)].logits) continue;
+    if (kept < i) {
+      std::copy_n(row_of(x_, i, dim_), dim_, row_of(x_, kept, dim_));
+      std::copy_n(row_of(q_, i, heads_stride_), heads_stride_, row_of(q_, kept, heads_stride_));
+      rows[static_cast<std::size_t>(kept)] = rows[static_cast<std::size_t>(i)];
+    }
+    ++kept;
+  }
+  rows.resize(static_cast<std::size_t>(kept));
+}
+
+void Model::feed_forward(const Layer& layer, int rows) {
+  gate_.reserve(size(rows, mlp_stride_));
+  up_.reserve(size(rows, mlp_stride_));
+  norm_and_quantize(layer.post_norm, rows, layer.gate);
+  const MatrixView gate = layer.gate.view(), up = layer.up.view();
+  const ActivationsView x = activations(rows, gate);
+  pool_.parallel((gate.groups() + product_groups - 1) / product_groups, [&](int i, int thread) {
+    const int group = i * product_groups, groups = std::min(product_groups, gate.groups() - group);
+    operations_.product(gate, x, rows, group, groups, gate_.data(), mlp_stride_, false, unpack_scratch(thread));
+    operations_.product(up, x, rows, group, groups, up_.data(), mlp_stride_, false, unpack_scratch(thread));
+    for (int row = 0; row < rows; ++row) {
+      const int offset = group * lanes;
+      operations_.silu_mul(row_of(gate_, row, mlp_stride_) + offset, row_of(up_, row, mlp_stride_) + offset, groups * lanes);
+    }
+  });
+  quantize(gate_.data(), mlp_stride_, rows, layer.down);
+  product(std::array<Output, 1>{{{&layer.down, x_.data(), dim_}}}, rows, true);
+}
+
+// Rows whose logits are wanted follow each other in `logits`.
+void Model::head(const std::vector<Row>& rows) {
+  const int count = static_cast<int>(rows.size());
+  norm_and_quantize(weights_.norm, count, weights_.head);
+  product(std::array<Output, 1>{{{&weights_.head, rows.front().logits, weights_.head.rows()}}}, count, false);
+}
+
+ActivationsView Model::activations(int rows, const MatrixView& matrix) {
+  const int value_stride = matrix.columns + value_gap;
+  values_.reserve(size(rows, value_stride));
+  value_scales_.reserve(size(rows, matrix.activation_blocks()));
+  starts_.reserve(size(rows, matrix.blocks()));
+  return {values_.data(), value_scales_.data(), starts_.data(), value_stride, matrix.activation_blocks(), matrix.blocks()};
+}
+
+void Model::quantize(const float* x, int stride, int rows, const Matrix& matrix) {
+  const MatrixView view = matrix.view();
+  const ActivationsView out = activations(rows, view);
+  pool_.parallel(rows, [&](int row, int) { operations_.quantize(x + size(row, stride), view, out, row); });
+}
+
+void Model::norm_and_quantize(const std::vector<float>& norm, int rows, const Matrix& matrix) {
+  const MatrixView view = matrix.view();
+  const ActivationsView out = activations(rows, view);
+  pool_.parallel(rows, [&](int row, int thread) {
+    float* normed = row_of(normed_, thread, dim_);
+    operations_.rms_norm(row_of(x_, row, dim_), norm.data(), weights_.dim(), weights_.eps, normed);
+    operations_.quantize(normed, view, out, row);
+  });
+}
+
+// One loop over the outputs of matrices that take the same inputs.
+void Model::product(std::span<const Output> outputs, int rows, bool add) {
+  const ActivationsView x = activations(rows, outputs.front().matrix->view());
+  int pieces = 0;
+  for (const Output& output : outputs) pieces += (output.matrix->view().groups() + product_groups - 1) / product_groups;
+  pool_.parallel(pieces, [&](int i, int thread) {
+    for (const Output& output : outputs) {
+      const MatrixView matrix = output.matrix->view();
+      const int here = (matrix.groups() + product_groups - 1) / product_groups;
+      if (i >= here) {
+        i -= here;
+        continue;
+      }
+      const int group = i * product_groups, groups = std::min(product_groups, matrix.groups() - group);
+      operations_.product(matrix, x, rows, group, groups, output.out, output.stride, add, unpack_scratch(thread));
+      return;
+    }
+  });
+}
+
+}  // namespace salmonrun

@@ -1,0 +1,89 @@
+// The whole forward pass of an LLM over a ragged round of chunks.
+#pragma once
+
+#include <span>
+
+#include "kv_cache.h"
+#include "operations.h"
+#include "thread_pool.h"
+#include "weights.h"
+
+namespace salmonrun {
+
+// What a round appends to one sequence.
+struct Chunk {
+  int sequence;
+  int count;   // positions
+  int wanted;  // logits of so many last ones
+};
+
+// Memory whose size only grows; what was not written yet is zero.
+template <class T>
+class Buffer {
+ public:
+  void reserve(std::size_t size) {
+    if (values_.size() < size) values_.resize(size);
+  }
+  T* data() { return values_.data(); }
+
+ private:
+  std::vector<T> values_;
+};
+
+class Model {
+ public:
+  Model(Weights weights, const Operations& operations, int threads);
+
+  // Appends each chunk to its sequence. `embeds` [positions of all chunks][dim], `logits` [all that are wanted][vocab].
+  // Throws std::out_of_range for a sequence that is not open, std::invalid_argument for one that would be too long, or a
+  // count that is none: nothing has changed then.
+  void forward(std::span<const Chunk> chunks, std::span<const float> embeds, std::span<float> logits);
+
+  KVCache& cache() { return cache_; }
+  const Weights& weights() const { return weights_; }
+  const Operations& operations() const { return operations_; }
+  int threads() const { return pool_.threads(); }
+
+ private:
+  struct Row {  // one new position
+    int sequence, position;
+    float* logits;  // null: not wanted
+  };
+  struct Output {
+    const Matrix* matrix;
+    float* out;
+    int stride;
+  };
+
+  void check(std::span<const Chunk> chunks, std::span<const float> embeds, std::span<float> logits) const;
+  void run(std::vector<Row>& rows, const float* embeds);
+  void run_layer(int index, std::vector<Row>& rows);
+  void attention(int index, std::vector<Row>& rows);
+  void rotate_and_store(const Layer& layer, int index, const Row& row, int i);
+  void attend(const Layer& layer, int index, const std::vector<Row>& rows);
+  void keep_wanted(std::vector<Row>& rows);
+  void feed_forward(const Layer& layer, int rows);
+  void head(const std::vector<Row>& rows);
+
+  // The operations, over rows and threads.
+  void quantize(const float* x, int stride, int rows, const Matrix& matrix);
+  void norm_and_quantize(const std::vector<float>& norm, int rows, const Matrix& matrix);
+  void product(std::span<const Output> outputs, int rows, bool add);
+  ActivationsView activations(int rows, const MatrixView& matrix);
+  std::uint8_t* unpack_scratch(int thread) { return unpacked_.data() + static_cast<std::size_t>(thread) * unpack_stride_; }
+
+  Weights weights_;
+  const Operations& operations_;
+  KVCache cache_;
+  ThreadPool pool_;
+  int dim_, heads_stride_, kv_stride_, mlp_stride_;  // of rows: padded sizes
+  std::size_t unpack_stride_ = 0;
+  Buffer<float> x_, q_, k_, v_, attended_, gate_, up_, normed_, scores_;
+  Buffer<std::int8_t> values_;
+  Buffer<float> value_scales_;
+  Buffer<std::int32_t> starts_;
+  Buffer<std::uint8_t> unpacked_;
+  Buffer<const std::uint16_t*> pages_;
+};
+
+}  // namespace salmonrun

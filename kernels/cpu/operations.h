@@ -1,0 +1,82 @@
+// What an instruction set must offer. kernels/reference.py says what each operation computes, to the bit.
+//
+// These headers are compiled once for each instruction set, with its flags: they use no inline function of the standard
+// library that the linker might share between those, and pass plain pointers. Callers see to it that sizes fit:
+// rows of floats are padded to whole multiples of `padding`, and what is behind them is zero.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace salmonrun {
+
+constexpr int lanes = 16;
+constexpr int padding = 128;   // floats: rows of activations are whole multiples of it, and so whole blocks of weights
+constexpr int page_size = 64;  // positions that lie together in the KV cache
+
+// A quantized matrix in layout t16: see quantize_t16 in kernels/formats.py.
+struct MatrixView {
+  const std::uint8_t* packed;   // [groups][columns / 32][bits][64]
+  const std::uint16_t* scales;  // [groups][blocks][16], float16
+  const float* bias;            // [16 groups], or null
+  int rows;                     // outputs
+  int columns;                  // inputs, filled up to whole blocks
+  int bits;                     // 4 or 8
+  int block;                    // inputs that share a scale of the weights
+  int activation_block;         // inputs that share a scale of the activations: a multiple of `block`
+
+  int groups() const { return (rows + lanes - 1) / lanes; }
+  int blocks() const { return columns / block; }
+  int activation_blocks() const { return (columns + activation_block - 1) / activation_block; }
+  std::ptrdiff_t group_bytes() const { return std::ptrdiff_t{2} * columns * bits; }
+};
+
+// Rows that are quantized for a matrix.
+struct ActivationsView {
+  std::int8_t* values;   // [rows][value_stride]
+  float* scales;         // [rows][scale_stride]
+  std::int32_t* starts;  // [rows][start_stride]: minus the zero point times the sum, of each block of the weights
+  std::ptrdiff_t value_stride, scale_stride, start_stride;
+};
+
+// The keys and values of one KV head in one page: keys as [4][head_dim][16 positions], values as [64][head_dim].
+struct AttentionTask {
+  const float* q;                       // [group][head_dim], rotated and scaled
+  float* out;                           // [group][head_dim]
+  const std::uint16_t* const* pages;    // of each page, where this head's keys begin; its values lie behind them
+  float* scores;                        // [group][64 pages], scratch
+  int group;                            // query heads that share the KV head
+  int head_dim;                         // a multiple of 16
+  int first, last;                      // positions seen
+};
+
+struct Operations {
+  const char* name;
+
+  // x [padded columns] to row `row` of `out`, zeros behind it.
+  void (*quantize)(const float* x, const MatrixView& matrix, const ActivationsView& out, std::ptrdiff_t row);
+
+  // Outputs of `group_count` groups from `group` on, of `rows` rows: out[row * stride + output], or added to that.
+  // `scratch` has room for unpack_bytes(matrix).
+  void (*product)(const MatrixView& matrix, const ActivationsView& x, int rows, int group, int group_count, float* out,
+                  std::ptrdiff_t stride, bool add, std::uint8_t* scratch);
+
+  // x [n], filled up with zeros to whole lanes, to out.
+  void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
+
+  // Turns a head in place, and multiplies it by `factor`.
+  void (*rotate)(float* x, const float* cos, const float* sin, int head_dim, float factor);
+
+  void (*to_half)(const float* x, std::uint16_t* out, int n);  // n: whole lanes
+  void (*silu_mul)(float* gate, const float* up, int n);       // in place; n: whole lanes
+  void (*exp)(float* x, int n);                                // in place; n: whole lanes
+  void (*attend)(const AttentionTask& task);
+};
+
+constexpr int product_groups = 4;  // that are unpacked at once, and that a thread takes at once
+
+inline std::size_t unpack_bytes(const MatrixView& matrix) {
+  return std::size_t{product_groups} * lanes * static_cast<std::size_t>(matrix.columns);
+}
+
+}  // namespace salmonrun

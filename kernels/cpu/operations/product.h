@@ -1,0 +1,159 @@
+// Products of quantized rows with a quantized matrix, for any instruction set V.
+//
+// A tile is R groups of 16 outputs by T rows. Its order of float operations, for every output, whatever R and T:
+//   out = 0; for each block of the activations: part = 0; for each block of the weights in it:
+//     part = fma(integer sum, weight scale, part);  out = fma(part, activation scale, out)
+// The integer sums start at minus the zero point times the sum of the activations, which is why weights are taken unsigned
+// and need no correction.
+#pragma once
+
+#include "operations.h"
+
+namespace {
+
+using namespace salmonrun;
+
+// The integer sums of one block: acc[r][t] += weights x activations.
+template <class V, int R, int T, int Bits>
+inline void sum_block(const std::uint8_t* const* weights, const std::int8_t* const* x, int block,
+                      typename V::I (&acc)[R][T]) {
+  for (int i = 0; i < block; i += 32) {
+    for (int line = 0; line < Bits; ++line) {  // 8-bit: 4 inputs of each output; 4-bit: two times 4, 16 inputs apart
+      typename V::Bytes bytes[R];
+      for (int r = 0; r < R; ++r) bytes[r] = V::load_bytes(weights[r] + i * 2 * Bits + line * 64);
+      if constexpr (Bits == 8) {
+        for (int t = 0; t < T; ++t)
+          for (int r = 0; r < R; ++r) acc[r][t] = V::dot(acc[r][t], bytes[r], x[t] + i + 4 * line);
+      } else {
+        typename V::Bytes low[R], high[R];
+        for (int r = 0; r < R; ++r) low[r] = V::low_nibbles(bytes[r]), high[r] = V::high_nibbles(bytes[r]);
+        for (int t = 0; t < T; ++t) {
+          for (int r = 0; r < R; ++r) acc[r][t] = V::dot_nibbles(acc[r][t], low[r], x[t] + i + 4 * line);
+          for (int r = 0; r < R; ++r) acc[r][t] = V::dot_nibbles(acc[r][t], high[r], x[t] + i + 4 * line + 16);
+        }
+      }
+    }
+  }
+}
+
+template <class V>
+inline void store_outputs(float* to, typename V::F x, int count, bool add) {
+  if (count >= lanes) {
+    V::store(to, add ? V::add(V::load(to), x) : x);
+    return;
+  }
+  float lane[lanes];  // the last group of a matrix may have fewer outputs
+  V::store(lane, x);
+  for (int i = 0; i < count; ++i) to[i] = add ? to[i] + lane[i] : lane[i];
+}
+
+// `packed` is where the tile's first group begins: in the matrix, or unpacked.
+template <class V, int R, int T, int Bits>
+void tile(const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int row, int group, float* out,
+          std::ptrdiff_t stride, bool add) {
+  using F = typename V::F;
+  const std::ptrdiff_t group_bytes = std::ptrdiff_t{2} * m.columns * Bits;
+  const std::uint8_t* weights[R];
+  const std::uint16_t* weight_scales[R];
+  for (int r = 0; r < R; ++r) {
+    weights[r] = packed + r * group_bytes;
+    weight_scales[r] = m.scales + std::ptrdiff_t{group + r} * m.blocks() * lanes;
+  }
+  const std::int8_t* values[T];
+  for (int t = 0; t < T; ++t) values[t] = x.values + (row + t) * x.value_stride;
+  const float* scales = x.scales + row * x.scale_stride;
+  const std::int32_t* starts = x.starts + row * x.start_stride;
+
+  F sum[R][T];
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t) sum[r][t] = V::set(0.0f);
+  const int blocks = m.blocks(), blocks_a_scale = m.activation_block / m.block;
+  for (int block = 0, scale = 0; block < blocks; ++scale) {
+    F part[R][T];
+    for (int r = 0; r < R; ++r)
+      for (int t = 0; t < T; ++t) part[r][t] = V::set(0.0f);
+    const int end = block + blocks_a_scale < blocks ? block + blocks_a_scale : blocks;
+    for (; block < end; ++block) {
+      typename V::I acc[R][T];
+      for (int t = 0; t < T; ++t) {
+        const typename V::I start = V::set_integer(starts[t * x.start_stride + block]);
+        for (int r = 0; r < R; ++r) acc[r][t] = start;
+      }
+      sum_block<V, R, T, Bits>(weights, values, m.block, acc);
+      for (int r = 0; r < R; ++r) {
+        const F weight_scale = V::load_half(weight_scales[r] + block * lanes);
+        for (int t = 0; t < T; ++t) part[r][t] = V::fma(V::to_float(acc[r][t]), weight_scale, part[r][t]);
+        weights[r] += 2 * m.block * Bits;
+      }
+      for (int t = 0; t < T; ++t) values[t] += m.block;
+    }
+    for (int t = 0; t < T; ++t) {
+      const F activation_scale = V::set(scales[t * x.scale_stride + scale]);
+      for (int r = 0; r < R; ++r) sum[r][t] = V::fma(part[r][t], activation_scale, sum[r][t]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    const int output = (group + r) * lanes;
+    for (int t = 0; t < T; ++t) {
+      const F y = m.bias ? V::add(sum[r][t], V::load(m.bias + output)) : sum[r][t];
+      store_outputs<V>(out + (row + t) * stride + output, y, m.rows - output, add);
+    }
+  }
+}
+
+// V::tile_groups groups by `count` rows from `row` on.
+template <class V, int Bits, int T = V::tile_rows>
+void tile_of(int count, const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int row, int group,
+             float* out, std::ptrdiff_t stride, bool add) {
+  if (count == T) return tile<V, V::tile_groups, T, Bits>(m, packed, x, row, group, out, stride, add);
+  if constexpr (T > 1) tile_of<V, Bits, T - 1>(count, m, packed, x, row, group, out, stride, add);
+}
+
+// Nibbles as bytes, in the order of 8-bit lines: unpacked once, where many rows use them.
+template <class V>
+void unpack(const std::uint8_t* packed, std::uint8_t* out, std::ptrdiff_t inputs) {
+  for (std::ptrdiff_t i = 0; i < inputs; i += 32, packed += 256, out += 512)
+    for (int line = 0; line < 4; ++line) {
+      const typename V::Bytes bytes = V::load_bytes(packed + line * 64);
+      V::store_line(out + line * 64, V::low_nibbles(bytes));
+      V::store_line(out + line * 64 + 256, V::high_nibbles(bytes));
+    }
+}
+
+template <class V, int Bits>
+void product_rows(const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int rows, int group,
+                  int count, float* out, std::ptrdiff_t stride, bool add) {
+  const std::ptrdiff_t group_bytes = std::ptrdiff_t{2} * m.columns * Bits;
+  if (rows == 1 && count == 4)  // four independent chains of sums
+    return tile<V, 4, 1, Bits>(m, packed, x, 0, group, out, stride, add);
+  constexpr int at_once = V::tile_groups;
+  const int tiles = (rows + V::tile_rows - 1) / V::tile_rows;  // of rows / tiles each, or one more
+  for (; count >= at_once; count -= at_once, group += at_once, packed += at_once * group_bytes)
+    for (int i = 0; i < tiles; ++i) {
+      const int row = rows * i / tiles, end = rows * (i + 1) / tiles;
+      tile_of<V, Bits>(end - row, m, packed, x, row, group, out, stride, add);
+    }
+  if (count)  // a last group by itself, which few matrices have
+    for (int row = 0; row < rows; ++row) tile<V, 1, 1, Bits>(m, packed, x, row, group, out, stride, add);
+}
+
+constexpr int unpack_from = 16;  // rows; with fewer, unpacking again for each tile costs less than writing bytes
+
+template <class V>
+void product(const MatrixView& m, const ActivationsView& x, int rows, int group, int group_count, float* out,
+             std::ptrdiff_t stride, bool add, std::uint8_t* scratch) {
+  for (const int end = group + group_count; group < end; group += product_groups) {
+    const int count = end - group < product_groups ? end - group : product_groups;
+    const std::uint8_t* packed = m.packed + group * m.group_bytes();
+    if (m.bits == 8) {
+      product_rows<V, 8>(m, packed, x, rows, group, count, out, stride, add);
+    } else if (!V::bytes_are_as_fast || rows < unpack_from) {
+      product_rows<V, 4>(m, packed, x, rows, group, count, out, stride, add);
+    } else {
+      unpack<V>(packed, scratch, std::ptrdiff_t{count} * m.columns);
+      product_rows<V, 8>(m, scratch, x, rows, group, count, out, stride, add);
+    }
+  }
+}
+
+}  // namespace

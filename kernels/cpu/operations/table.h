@@ -1,0 +1,16 @@
+// The table of operations of an instruction set V.
+#pragma once
+
+#include "operations/attention.h"
+#include "operations/elementwise.h"
+#include "operations/product.h"
+
+namespace {
+
+template <class V>
+constexpr salmonrun::Operations table(const char* name) {
+  return {name,         quantize_row<V>, product<V>, rms_norm_row<V>, rotate_head<V>,
+          to_half_row<V>, silu_mul_row<V>, exp_row<V>, attend<V>};
+}
+
+}  // namespace

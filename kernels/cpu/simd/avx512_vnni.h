@@ -1,0 +1,70 @@
+// 16 lanes of AVX-512 with VNNI. Every operation gives the bits of `Portable`.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct Avx512Vnni {
+  using F = __m512;
+  using I = __m512i;
+  using Bytes = __m512i;
+
+  // 12 integer sums and their 12 float parts, of 32 registers.
+  static constexpr int tile_groups = 2, tile_rows = 6;
+  static constexpr bool bytes_are_as_fast = true;
+
+  static F set(float x) { return _mm512_set1_ps(x); }
+  static F load(const float* from) { return _mm512_loadu_ps(from); }
+  static void store(float* to, F x) { _mm512_storeu_ps(to, x); }
+  static F load_half(const std::uint16_t* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static void store_half(std::uint16_t* to, F x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F fms(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
+  static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F abs(F x) { return _mm512_abs_ps(x); }
+  static F negate(F x) { return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN))); }
+  static F round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F exp2(F x) {
+    const I biased = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+  }
+  static F zero_where_below(F value, F x, float bound) {
+    const __mmask16 below = _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_LT_OQ);
+    return _mm512_maskz_mov_ps(static_cast<__mmask16>(~below), value);
+  }
+
+  static I set_integer(std::int32_t x) { return _mm512_set1_epi32(x); }
+  static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+  static void store_bytes(std::int8_t* to, F x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
+  }
+
+  static Bytes load_bytes(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
+  static void store_line(std::uint8_t* to, Bytes x) { _mm512_storeu_si512(to, x); }
+  static Bytes low_nibbles(Bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+  static Bytes high_nibbles(Bytes x) {
+    return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15));
+  }
+  static I dot(I sum, Bytes weights, const std::int8_t* x) {
+    std::int32_t four;
+    std::memcpy(&four, x, sizeof four);
+    return _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(four));
+  }
+  static I dot_nibbles(I sum, Bytes weights, const std::int8_t* x) { return dot(sum, weights, x); }
+};
+
+}  // namespace

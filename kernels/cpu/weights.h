@@ -1,0 +1,66 @@
+// An LLM of the Llama family: its matrices as they lie in the file, its vectors copied.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "operations.h"
+
+namespace salmonrun {
+
+// n floats, and zeros up to a multiple of `padding`.
+std::vector<float> padded(std::span<const float> values);
+int padded(int n);
+
+// Whatever keeps the bytes that spans point to.
+using Owner = std::shared_ptr<const void>;
+
+class Matrix {
+ public:
+  // `packed` and `scales` stay where they are, kept by `owner`. Throws std::invalid_argument where sizes do not fit; what the
+  // values are cannot do harm.
+  Matrix(std::span<const std::uint8_t> packed, std::span<const std::uint16_t> scales, std::span<const float> bias,
+         int rows, int columns, int bits, int block, int activation_block, Owner owner);
+
+  // `view().columns` may be more than this, whole blocks.
+  int columns() const { return columns_; }
+  int rows() const { return view_.rows; }
+  MatrixView view() const {
+    MatrixView view = view_;
+    view.bias = bias_.empty() ? nullptr : bias_.data();
+    return view;
+  }
+
+ private:
+  MatrixView view_;
+  int columns_;
+  std::vector<float> bias_;
+  Owner owner_;
+};
+
+struct Layer {
+  std::vector<float> input_norm, post_norm;  // padded
+  std::vector<float> q_norm, k_norm;         // of a head; empty: none
+  Matrix q, k, v, o, gate, up, down;
+  int window;  // positions seen, the own included; 0: all
+};
+
+struct Weights {
+  std::vector<Layer> layers;
+  std::vector<float> norm;
+  Matrix head;
+  std::vector<float> cos, sin;  // [max_length][head_dim / 2]
+  int heads, kv_heads, head_dim;
+  float eps;
+
+  int dim() const { return head.columns(); }
+  int intermediate() const { return layers.front().down.columns(); }
+  int max_length() const { return static_cast<int>(cos.size()) / (head_dim / 2); }
+
+  // Throws std::invalid_argument where parts do not fit together.
+  void check() const;
+};
+
+}  // namespace salmonrun

@@ -1,0 +1,26 @@
+"""Token embeddings, which decoders gather from the bundle's file."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from salmonrun.runtime.arrays import F32
+from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.manifest import EmbeddingSpec
+
+
+class EmbeddingTable:
+    """Token embeddings gathered from a memory map."""
+
+    def __init__(self, bundle: Bundle, spec: EmbeddingSpec) -> None:
+        stored: Any = np.uint16 if spec.dtype == "bfloat16" else np.dtype(spec.dtype)
+        self._rows = np.memmap(bundle.path(spec.file), stored, mode="r", shape=(spec.rows, spec.dim))
+        self._bfloat16 = spec.dtype == "bfloat16"
+
+    def __call__(self, token_ids: Sequence[int], /) -> F32:
+        """[len(token_ids), dim] in float32."""
+        rows = self._rows[np.asarray(token_ids, np.int64)]
+        if self._bfloat16:  # the upper half of a float32
+            return np.asarray((rows.astype(np.uint32) << 16).view(np.float32))
+        return np.asarray(rows, np.float32)

@@ -1,0 +1,128 @@
+"""The decoder on our own kernels for CPUs: the whole forward pass in C++, one call a round.
+
+A token's logits do not depend on what else is in its round, on how its prompt was cut, on threads or instruction set:
+kernels/reference.py says what they are, to the bit.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from salmonrun.runtime.arrays import F32
+from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity, check_room, inputs_of
+from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
+from salmonrun.runtime.decoders.native_weights import kernels, load_model
+from salmonrun.runtime.errors import ClosedError
+
+if TYPE_CHECKING:
+    from salmonrun.kernels.cpu import _native
+
+
+@dataclass(frozen=True, eq=False)
+class NativeSlot:
+    """One sequence of the KV cache."""
+
+    sequence: int
+    capacity: int  # positions it may have
+
+
+class NativeDecoder:
+    """Satisfies `runtime.decoder.Decoder`. Rounds do not overlap."""
+
+    def __init__(self, bundle: Bundle, model: "_native.Model") -> None:
+        spec = bundle.manifest.llm
+        self.embed = EmbeddingTable(bundle, spec.embedding)
+        self._vocab_size = spec.vocab_size
+        self._max_length = spec.max_length
+        self._model = model
+        self._open: set[int] = set()  # sequences
+        # The extension takes one call at a time; the collector may close a lease while this thread is about to call it.
+        self._round = threading.RLock()
+
+    @classmethod
+    def load(cls, bundle: Bundle, threads: int, instruction_set: str | None = None) -> "NativeDecoder":
+        """The decoder of a bundle.
+
+        Args:
+            bundle: one that has weights for it.
+            threads: to compute with.
+            instruction_set: one that the processor has; None: the fastest.
+
+        Raises:
+            BundleError: it has no weights for the native decoder, or they are not as the manifest says.
+            MissingExtraError: the kernels were not built.
+        """
+        name = instruction_set or kernels().instruction_sets()[0]
+        return cls(bundle, load_model(bundle, name, threads))
+
+    @property
+    def max_length(self) -> int:
+        """Positions a slot can have at most."""
+        return self._max_length
+
+    def open(self, count: int, capacity: int) -> Lease[NativeSlot]:
+        """`count` empty slots with room for `capacity` positions each; memory is taken as they grow."""
+        check_capacity(self.max_length, capacity)
+        with self._round:
+            slots = [NativeSlot(self._model.open(), capacity) for _ in range(count)]
+            self._open.update(slot.sequence for slot in slots)
+        return Lease(slots, self._give_back)
+
+    def forward(self, chunks: Sequence[Chunk[NativeSlot]]) -> list[F32]:
+        """One round: see `runtime.decoder.Decoder`."""
+        embeds = inputs_of(self, chunks)
+        with self._round:
+            for chunk in chunks:
+                self._check_open(chunk.slot)
+            begin(self, chunks)
+            for chunk, new in zip(chunks, embeds, strict=True):
+                check_room(self.length(chunk.slot), len(new), chunk.slot.capacity)
+            return self._run(chunks, embeds)
+
+    def length(self, slot: NativeSlot) -> int:
+        """Positions the slot has."""
+        with self._round:
+            self._check_open(slot)
+            return self._model.length(slot.sequence)
+
+    def truncate(self, slot: NativeSlot, length: int) -> None:
+        """Forget the positions from `length` on."""
+        with self._round:
+            self._check_open(slot)
+            self._model.truncate(slot.sequence, length)
+
+    def fork(self, source: NativeSlot, target: NativeSlot, length: int) -> None:
+        """Make `target` a copy of the first `length` positions of `source`; they share memory until one goes on."""
+        with self._round:
+            self._check_open(source)
+            self._check_open(target)
+            self._model.fork(source.sequence, target.sequence, length)
+
+    def describe(self) -> DecoderReport:
+        """What the extension runs with."""
+        return DecoderReport("native", "cpu", (), self._model.threads, self._model.instruction_set)
+
+    def _run(self, chunks: Sequence[Chunk[NativeSlot]], embeds: Sequence[F32]) -> list[F32]:
+        if not chunks:
+            return []
+        table = np.array(
+            [(chunk.slot.sequence, len(new), chunk.wanted) for chunk, new in zip(chunks, embeds, strict=True)], np.int32
+        )
+        wanted = table[:, 2]
+        logits = np.empty((int(wanted.sum()), self._vocab_size), np.float32)
+        self._model.forward(table, np.concatenate(embeds, dtype=np.float32), logits)
+        return np.split(logits, np.cumsum(wanted[:-1]))
+
+    def _check_open(self, slot: NativeSlot) -> None:
+        if slot.sequence not in self._open:
+            raise ClosedError("this sequence was given back: use it inside the `with` block that opened it")
+
+    def _give_back(self, slots: Sequence[NativeSlot]) -> None:
+        with self._round:
+            for slot in slots:
+                self._open.discard(slot.sequence)
+                self._model.close(slot.sequence)

@@ -1,0 +1,98 @@
+"""Weights in a safetensors file, read as they lie: mapped, checked, never copied."""
+
+import errno
+import json
+import math
+import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from salmonrun.runtime.arrays import Array
+from salmonrun.runtime.errors import BundleError
+
+MAX_HEADER_BYTES = 32 * 2**20
+ALIGNMENT = 64  # bytes: where a tensor may begin
+DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+
+
+class TensorFile:
+    """The tensors of one file.
+
+    Raises:
+        BundleError: it is no safetensors file, or one whose tensors are not where docs/bundle.md has them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with path.open("rb") as file:
+                # Before a page of it is touched: later, small pages stay small.
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be mapped: {error}") from error
+        _advise_huge_pages(self._map)
+        self._start, self._header = self._read_header()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all its tensors."""
+        return frozenset(self._header)
+
+    def first_dimension(self, name: str) -> int:
+        """Of a tensor's shape: 0 where there is none."""
+        found = self._header.get(name)
+        shape = found.get("shape") if isinstance(found, dict) else None
+        return shape[0] if isinstance(shape, list) and shape and type(shape[0]) is int else 0
+
+    def array(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
+        """A tensor, which cannot be written to.
+
+        Raises:
+            BundleError: it is missing, of another type or shape, or lies outside the file or at an odd place.
+        """
+        found = self._header.get(name)
+        if not isinstance(found, dict):
+            raise BundleError(f"{self._path} has no tensor {name!r}; export the bundle again")
+        if (found.get("dtype"), found.get("shape")) != (dtype, list(shape)):
+            raise BundleError(
+                f"{self._path}: {name} is {found.get('dtype')} {found.get('shape')}, expected {dtype} {list(shape)}"
+            )
+        count = math.prod(shape)
+        offset = self._place(name, found.get("data_offsets"), count * DTYPES[dtype].itemsize)
+        return np.frombuffer(self._map, DTYPES[dtype], count, offset).reshape(shape)
+
+    def _place(self, name: str, offsets: Any, size: int) -> int:
+        """Where in the file a tensor begins."""
+        fine = isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)
+        if not fine or offsets[0] < 0 or offsets[1] - offsets[0] != size or self._start + offsets[1] > len(self._map):
+            raise BundleError(f"{self._path}: {name} lies at {offsets}, expected {size} bytes within the file")
+        begin: int = self._start + offsets[0]
+        if begin % ALIGNMENT:
+            raise BundleError(f"{self._path}: {name} begins at {begin}, expected a multiple of {ALIGNMENT}")
+        return begin
+
+    def _read_header(self) -> tuple[int, dict[str, Any]]:
+        """Where the tensors begin, and what is said of each."""
+        size = int.from_bytes(self._map[:8], "little")
+        if not 2 <= size <= min(MAX_HEADER_BYTES, len(self._map) - 8):
+            raise BundleError(f"{self._path} has a header of {size} bytes: it is not a safetensors file")
+        try:
+            header = json.loads(self._map[8 : 8 + size])
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{self._path} has a header that is not JSON ({error}); it was changed or cut") from error
+        if not isinstance(header, dict):
+            raise BundleError(f"{self._path} has a header that is no JSON object; it is not a safetensors file")
+        header.pop("__metadata__", None)
+        return 8 + size, header
+
+
+def _advise_huge_pages(mapped: mmap.mmap) -> None:
+    """Worth a third of the time of a step where kernel and file system take the advice; nothing where they do not."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the kernel was built without
+                raise

@@ -1,0 +1,86 @@
+"""Bundles for the native decoder: whole exports, and what cannot be exported for it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.export.graphs.llm_family import LlmShape
+from salmonrun.export.weights.native import check_native
+from salmonrun.runtime import ConfigError, Engine, GenerationConfig
+from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.decoder import verify
+from salmonrun.runtime.decoders import DecoderName
+from salmonrun.runtime.errors import BundleError
+from salmonrun.runtime.golden import check
+from tests.helpers.exports import parity
+from tests.helpers.llms import BASE
+
+pytest.importorskip("salmonrun.kernels.cpu._native")
+
+
+@pytest.fixture(scope="module")
+def both(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = ExportOptions(llm_precision="int8", decoder="both")
+    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("both") / "bundle", options)
+
+
+def test_a_bundle_for_both_decoders_runs_on_either(both: Path, speech: Path) -> None:
+    config, logits = GenerationConfig(max_new_tokens=5), []
+    assert open_bundle(both).manifest.llm.weights.decoders == ("onnx", "native")
+    cases: list[tuple[DecoderName, str]] = [("auto", "native"), ("native", "native"), ("onnx", "onnx")]
+    for name, runs in cases:
+        engine = Engine.load(both, decoder=name)
+        assert engine.report().decoder == runs
+        assert (engine.report().instruction_set is not None) == (runs == "native")
+        assert check(engine).passed
+        assert len(engine.generate(speech, task="asr", config=config).token_ids) == 5
+        decoder = engine.model.decoder
+        with decoder.open(1, 20) as (slot,):
+            logits.append(verify(decoder, slot, list(range(1, 18))))
+    np.testing.assert_array_equal(logits[0], logits[1])
+    scale = np.sqrt(np.mean(np.square(logits[2])))
+    assert np.sqrt(np.mean(np.square(logits[0] - logits[2]))) <= 0.02 * scale
+
+
+def test_the_gate_measures_both(both: Path) -> None:
+    stages = parity(both)["stages"]
+    errors = [stages[name]["relative"] for name in ("llm", "llm, native")]
+    assert 0 < errors[1] < 1.5 * errors[0]
+
+
+def test_a_bundle_for_the_native_decoder_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions(llm_precision="int8", decoder="native")
+    bundle = export_bundle(tiny_checkpoint, tmp_path / "bundle", options)
+    assert not (bundle / "llm" / "decoder.onnx").exists()
+    engine = Engine.load(bundle)
+    assert engine.report().decoder == "native"
+    assert check(engine).passed
+    with pytest.raises(BundleError, match="choose another decoder"):
+        Engine.load(bundle, decoder="onnx")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"decoder": "native"},
+        {"decoder": "both", "llm_precision": "fp32"},
+        {"decoder": "native", "llm_precision": "int4", "target": "cuda"},
+    ],
+)
+def test_options_that_do_not_fit(options: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="the native decoder takes int8 or int4 on a CPU"):
+        ExportOptions(**options)  # type: ignore[arg-type]
+
+
+def test_experts_are_refused() -> None:
+    shape = LlmShape.from_config(BASE | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2})
+    with pytest.raises(ConfigError, match="does not run experts yet; export with --decoder onnx"):
+        check_native(shape)
+
+
+def test_bundles_without_native_weights_say_so(tiny_bundle: Path) -> None:
+    assert Engine.load(tiny_bundle).report().decoder == "onnx"
+    with pytest.raises(BundleError, match=r"no weights for the native decoder, only for onnx: .* --decoder native"):
+        Engine.load(tiny_bundle, decoder="native")

@@ -1,0 +1,165 @@
+"""Small quantized LLMs of random weights: the reference's, and the extension's of the same bytes."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from salmonrun.kernels import reference
+from salmonrun.kernels.cpu import load_native
+from salmonrun.kernels.formats import F32, quantize_t16
+from salmonrun.runtime.bundle import Bundle
+
+ACTIVATIONS = 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Odd on purpose: nothing is a whole number of blocks."""
+
+    dim: int = 80
+    intermediate: int = 101
+    vocab: int = 53
+    layers: int = 2
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 48
+    max_length: int = 200
+    bits: Literal[4, 8] = 4
+    head_bits: Literal[4, 8] = 8
+    block: int = 32
+    activation_block: int = ACTIVATIONS
+    biases: bool = True
+    head_norms: bool = True
+    window: int | None = None  # of odd layers
+
+
+def random_linear(
+    rng: np.random.Generator, rows: int, columns: int, bits: int, block: int, activations: int, bias: bool
+) -> reference.Linear:
+    weight = rng.normal(0, columns**-0.5, (rows, columns)).astype(np.float32)
+    packed, scales = quantize_t16(weight, bits, block)
+    shift = rng.normal(0, 0.1, rows).astype(np.float32) if bias else None
+    return reference.Linear(packed, scales, rows, columns, activations, shift)
+
+
+def random_model(shape: Shape, seed: int = 0) -> reference.Model:
+    rng = np.random.default_rng(seed)
+
+    def linear(rows: int, columns: int, bits: int = shape.bits, bias: bool = shape.biases) -> reference.Linear:
+        return random_linear(rng, rows, columns, bits, shape.block, shape.activation_block, bias)
+
+    def norm(size: int) -> F32:
+        return rng.uniform(0.5, 1.5, size).astype(np.float32)
+
+    def layer(index: int) -> reference.Layer:
+        width = shape.head_dim
+        return reference.Layer(
+            input_norm=norm(shape.dim),
+            q=linear(shape.heads * width, shape.dim),
+            k=linear(shape.kv_heads * width, shape.dim),
+            v=linear(shape.kv_heads * width, shape.dim),
+            o=linear(shape.dim, shape.heads * width),
+            post_norm=norm(shape.dim),
+            gate=linear(shape.intermediate, shape.dim),
+            up=linear(shape.intermediate, shape.dim),
+            down=linear(shape.dim, shape.intermediate),
+            q_norm=norm(width) if shape.head_norms else None,
+            k_norm=norm(width) if shape.head_norms else None,
+            window=shape.window if index % 2 else None,
+        )
+
+    angles = np.arange(shape.max_length)[:, None] * 1e4 ** -(np.arange(shape.head_dim // 2) * 2 / shape.head_dim)
+    return reference.Model(
+        layers=[layer(i) for i in range(shape.layers)],
+        norm=norm(shape.dim),
+        head=linear(shape.vocab, shape.dim, shape.head_bits, bias=False),
+        cos=np.cos(angles).astype(np.float32),
+        sin=np.sin(angles).astype(np.float32),
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        eps=1e-5,
+    )
+
+
+def native_matrix(linear: reference.Linear) -> Any:
+    bits = linear.packed.shape[2]
+    sizes = (linear.rows, linear.columns, bits, linear.block, linear.activation_block)
+    return load_native().Matrix(linear.packed, linear.scales.view(np.uint16), *sizes, linear.bias)
+
+
+class NativeModel:
+    """The extension's model, with whole sequences as the unit."""
+
+    def __init__(self, model: reference.Model, instruction_set: str, threads: int) -> None:
+        def converted(part: Any) -> dict[str, Any]:
+            values = {field.name: getattr(part, field.name) for field in fields(part) if field.name != "cache_dtype"}
+            linear = reference.Linear
+            return {
+                name: native_matrix(value) if isinstance(value, linear) else value for name, value in values.items()
+            }
+
+        layers = [load_native().Layer(**converted(layer)) for layer in model.layers]
+        values = converted(model) | {"layers": layers}
+        self.vocab = len(model.logits(np.zeros((1, len(model.norm)), np.float32))[0])
+        self.native = load_native().Model(**values, instruction_set=instruction_set, threads=threads)
+
+    def forward(self, *chunks: tuple[int, F32, int]) -> list[F32]:
+        """Chunks are (sequence, embeds [n, dim], logits wanted)."""
+        table = np.array([(sequence, len(embeds), wanted) for sequence, embeds, wanted in chunks], np.int32)
+        logits = np.empty((max(0, int(table[:, 2].sum())), self.vocab), np.float32)
+        self.native.forward(table, np.concatenate([embeds for _, embeds, _ in chunks]), logits)
+        return np.split(logits, np.cumsum(table[:-1, 2]))
+
+    def logits(self, embeds: F32, *cuts: int) -> F32:
+        """After every position, the sequence appended in pieces."""
+        sequence = self.native.open()
+        pieces = [self.forward((sequence, part, len(part)))[0] for part in np.split(embeds, cuts) if len(part)]
+        self.native.close(sequence)
+        return np.concatenate(pieces)
+
+
+def stored_model(bundle: Bundle) -> reference.Model:
+    """What a bundle's native weights say, read by safetensors' own library."""
+    llm, weights = bundle.manifest.llm, bundle.manifest.llm.weights.native
+    assert weights is not None
+    tensors = load_file(bundle.path(weights.file))
+    activations = weights.activation_block
+
+    def linear(name: str, rows: int, columns: int) -> reference.Linear:
+        packed, scales = tensors[f"{name}.weight"], tensors[f"{name}.weight.scale"]
+        return reference.Linear(packed, scales, rows, columns, activations, tensors.get(f"{name}.bias"))
+
+    def layer(index: int) -> reference.Layer:
+        prefix = f"model.layers.{index}."
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        q_dim, kv_dim = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
+        width = 16 * len(tensors[f"{mlp}gate_proj.weight"])
+        return reference.Layer(
+            input_norm=tensors[f"{prefix}input_layernorm.weight"],
+            q=linear(f"{attention}q_proj", q_dim, llm.dim),
+            k=linear(f"{attention}k_proj", kv_dim, llm.dim),
+            v=linear(f"{attention}v_proj", kv_dim, llm.dim),
+            o=linear(f"{attention}o_proj", llm.dim, q_dim),
+            post_norm=tensors[f"{prefix}post_attention_layernorm.weight"],
+            gate=linear(f"{mlp}gate_proj", width, llm.dim),
+            up=linear(f"{mlp}up_proj", width, llm.dim),
+            down=linear(f"{mlp}down_proj", llm.dim, width),
+            q_norm=tensors.get(f"{attention}q_norm.weight"),
+            k_norm=tensors.get(f"{attention}k_norm.weight"),
+            window=llm.windows[index],
+        )
+
+    return reference.Model(
+        layers=[layer(i) for i in range(llm.layers)],
+        norm=tensors["model.norm.weight"],
+        head=linear("lm_head", llm.vocab_size, llm.dim),
+        cos=tensors["rope.cos"],
+        sin=tensors["rope.sin"],
+        heads=llm.heads,
+        kv_heads=llm.kv_heads,
+        head_dim=llm.head_dim,
+        eps=llm.eps,
+    )
