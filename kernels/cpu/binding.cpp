@@ -1,4 +1,5 @@
 // What Python sees. Arrays are checked here for dtype, contiguity and size; what they mean is checked where it is used.
+// noconvert: weights are used as they lie, and results are written where the caller looks, not into a converted copy.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -48,19 +49,30 @@ void make_matrix(Matrix* self, Array<const std::uint8_t> packed, Array<const std
   new (self) Matrix(span(packed), span(scales), span(bias), rows, columns, bits, block, activation_block, owner);
 }
 
+std::vector<float> copy(std::span<const float> values) { return {values.begin(), values.end()}; }
+
+// Checked before it is padded: afterwards another size may look the same.
+std::vector<float> padded_norm(const Floats& norm, int dim, const std::string& name) {
+  if (norm.size() != static_cast<std::size_t>(dim))
+    throw std::invalid_argument(name + ": " + std::to_string(norm.size()) + " values, expected " + std::to_string(dim));
+  return padded(span(norm));
+}
+
 Layer make_layer(const Floats& input_norm, const Matrix& q, const Matrix& k, const Matrix& v, const Matrix& o,
                  const Floats& post_norm, const Matrix& gate, const Matrix& up, const Matrix& down,
                  const std::optional<Floats>& q_norm, const std::optional<Floats>& k_norm, std::optional<int> window) {
-  return {padded(span(input_norm)), padded(span(post_norm)), padded(span(q_norm)), padded(span(k_norm)),
+  return {padded_norm(input_norm, q.columns(), "input_layernorm"),
+          padded_norm(post_norm, q.columns(), "post_attention_layernorm"),
+          copy(span(q_norm)),
+          copy(span(k_norm)),
           q, k, v, o, gate, up, down, window.value_or(0)};
 }
-
-std::vector<float> copy(const Floats& array) { return {array.data(), array.data() + array.size()}; }
 
 void make_model(Model* self, const std::vector<Layer>& layers, const Floats& norm, const Matrix& head, const Floats& cos,
                 const Floats& sin, int heads, int kv_heads, int head_dim, float eps, const std::string& name, int threads) {
   if (threads < 1) throw std::invalid_argument(std::to_string(threads) + " threads; expected at least 1");
-  Weights weights{layers, padded(span(norm)), head, copy(cos), copy(sin), heads, kv_heads, head_dim, eps};
+  Weights weights{layers, padded_norm(norm, head.columns(), "norm"), head, copy(span(cos)), copy(span(sin)),
+                  heads,  kv_heads, head_dim, eps};
   new (self) Model(std::move(weights), instruction_set(name), threads);
 }
 
@@ -142,8 +154,8 @@ NB_MODULE(_native, module) {
   nb::set_leak_warnings(false);  // an engine may live until the interpreter ends
   module.def("instruction_sets", &names);
   nb::class_<Matrix>(module, "Matrix")
-      .def("__init__", &make_matrix, "packed"_a, "scales"_a, "rows"_a, "columns"_a, "bits"_a, "block"_a,
-           "activation_block"_a, "bias"_a = nb::none());
+      .def("__init__", &make_matrix, "packed"_a.noconvert(), "scales"_a.noconvert(), "rows"_a, "columns"_a, "bits"_a,
+           "block"_a, "activation_block"_a, "bias"_a = nb::none());
   nb::class_<Layer>(module, "Layer")
       .def("__init__", [](Layer* self, const Floats& input_norm, const Matrix& q, const Matrix& k, const Matrix& v,
                           const Matrix& o, const Floats& post_norm, const Matrix& gate, const Matrix& up,
@@ -161,7 +173,7 @@ NB_MODULE(_native, module) {
       .def("length", [](Model& model, int sequence) { return model.cache().length(sequence); })
       .def("truncate", [](Model& model, int sequence, int length) { model.cache().truncate(sequence, length); })
       .def("fork", [](Model& model, int source, int target, int length) { model.cache().fork(source, target, length); })
-      .def("forward", &forward, "chunks"_a, "embeds"_a, "logits"_a)
+      .def("forward", &forward, "chunks"_a, "embeds"_a.noconvert(), "logits"_a.noconvert())
       .def_prop_ro("instruction_set", [](const Model& model) { return model.operations().name; })
       .def_prop_ro("threads", &Model::threads)
       .def_prop_ro("max_length", [](const Model& model) { return model.weights().max_length(); })

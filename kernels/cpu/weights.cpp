@@ -71,7 +71,7 @@ void Weights::check() const {
     require_size(layer.post_norm.size(), norm.size(), "post_attention_layernorm");
     for (const auto* of_a_head : {&layer.q_norm, &layer.k_norm})
       if (!of_a_head->empty())
-        require_size(of_a_head->size(), static_cast<std::size_t>(padded(head_dim)), "norm of a head");
+        require_size(of_a_head->size(), static_cast<std::size_t>(head_dim), "norm of a head");
     require_shape(layer.q, heads * head_dim, dim(), "q_proj");
     require_shape(layer.k, kv_heads * head_dim, dim(), "k_proj");
     require_shape(layer.v, kv_heads * head_dim, dim(), "v_proj");

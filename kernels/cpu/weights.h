@@ -42,7 +42,7 @@ class Matrix {
 
 struct Layer {
   std::vector<float> input_norm, post_norm;  // padded
-  std::vector<float> q_norm, k_norm;         // of a head; empty: none
+  std::vector<float> q_norm, k_norm;         // [head_dim], whole lanes; empty: none
   Matrix q, k, v, o, gate, up, down;
   int window;  // positions seen, the own included; 0: all
 };

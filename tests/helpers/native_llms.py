@@ -103,8 +103,8 @@ class NativeModel:
 
         layers = [load_native().Layer(**converted(layer)) for layer in model.layers]
         values = converted(model) | {"layers": layers}
-        self.vocab = len(model.logits(np.zeros((1, len(model.norm)), np.float32))[0])
         self.native = load_native().Model(**values, instruction_set=instruction_set, threads=threads)
+        self.vocab = len(model.logits(np.zeros((1, len(model.norm)), np.float32))[0])
 
     def forward(self, *chunks: tuple[int, F32, int]) -> list[F32]:
         """Chunks are (sequence, embeds [n, dim], logits wanted)."""

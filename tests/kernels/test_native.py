@@ -277,7 +277,9 @@ def test_models_whose_parts_do_not_fit_are_refused() -> None:
         (replace(model, sin=model.sin[:-1]), "rope.cos: 4800 values, expected 4776"),
         (replace(model, layers=[]), "no layers"),
         (replace(model, layers=[replace(layer, up=layer.gate, gate=layer.down)]), "gate_proj is 80 x 101"),
-        (replace(model, layers=[replace(layer, q_norm=layer.input_norm)]), "norm of a head"),
+        (replace(model, layers=[replace(layer, q_norm=layer.input_norm)]), "norm of a head: 80 values, expected 48"),
+        (replace(model, norm=model.norm[:-1]), "norm: 79 values, expected 80"),
+        (replace(model, layers=[replace(layer, input_norm=layer.q_norm)]), "input_layernorm: 48 values, expected 80"),
     ]
     for changed, message in refusals:
         with pytest.raises(ValueError, match=message):
