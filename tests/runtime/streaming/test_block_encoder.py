@@ -31,7 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Passing .* with `inputs_embeds`:
 @pytest.fixture
 def load_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SalmonnModel, Engine]]:
     """A model of random weights in PyTorch, and its bundle. Export's own proof is left out, for time."""
-    monkeypatch.setattr(export_module, "prove", lambda *args: None)
+    for name in ("prove", "write_card"):
+        monkeypatch.setattr(export_module, name, lambda *args: None)
 
     def make(window: int, beats: bool, seed: int) -> tuple[SalmonnModel, Engine]:
         folder = tmp_path / f"{window}-{beats}-{seed}"
