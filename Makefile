@@ -56,11 +56,16 @@ QUALITY := build/demo-quality
 demo-quality: $(VENV)/.export ## measure the demo checkpoint, and bundles of it, on held-out voices and sentences
 	@rm -rf $(QUALITY) && mkdir -p $(QUALITY)
 	$(BIN)/salmonrun synthesize $(QUALITY)/held-out --held-out --speech 400 --sounds 240 --mixtures 120 --workers 2
+	$(BIN)/salmonrun synthesize $(QUALITY)/pieces --held-out --speech 300 --sounds 0 --mixtures 0 --pauses 1 --seed 1 --workers 2
+	$(BIN)/salmonrun synthesize $(QUALITY)/refused --held-out --speech 0 --sounds 100 --mixtures 0 --others 300 --nothing '(nothing)' --seed 1 --workers 2
 	$(BIN)/salmonrun export $(CHECKPOINT) $(QUALITY)/int8-int4 --encoder-precision int8 --llm-precision int4
 	$(BIN)/salmonrun export $(CHECKPOINT) $(QUALITY)/int8-int8 --encoder-precision int8 --llm-precision int8
 	@for model in $(CHECKPOINT) $(QUALITY)/int8-int8 $(QUALITY)/int8-int4; do \
 		$(BIN)/salmonrun evaluate $$model $(QUALITY)/held-out/annotation.json \
 			--out $(QUALITY)/$$(basename $$model).jsonl || exit 1; \
+	done
+	@for set in pieces refused; do \
+		$(BIN)/salmonrun evaluate $(QUALITY)/int8-int4 $(QUALITY)/$$set/annotation.json --out $(QUALITY)/$$set.jsonl || exit 1; \
 	done
 	$(BIN)/python demo/streaming_quality.py $(QUALITY)/int8-int8 $(QUALITY)/held-out/annotation.json
 

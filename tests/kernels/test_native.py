@@ -270,6 +270,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
 def test_models_whose_parts_do_not_fit_are_refused() -> None:
     model = random_model(Shape(layers=1))
     (layer,) = model.layers
+    assert layer.q_norm is not None
     refusals: list[tuple[reference.Model, str]] = [
         (replace(model, heads=5), "5 heads cannot share 2 KV heads evenly"),
         (replace(model, heads=4), "q_proj is 288 x 80, expected 192 x 80"),
