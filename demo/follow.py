@@ -7,7 +7,7 @@ from pathlib import Path
 from salmonrun.runtime import Engine, StreamConfig, load_audio
 from salmonrun.runtime.audio import SAMPLE_RATE
 
-RECORDING = Path(__file__).parent / "recordings" / "shopping.flac"
+RECORDING = Path(__file__).parent / "recordings" / "heating.flac"
 PIECE = SAMPLE_RATE // 10
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from salmonrun.export.bundle import export_bundle
-from salmonrun.runtime import Engine, StreamConfig, load_audio
+from salmonrun.runtime import Engine, StreamConfig, Update, load_audio
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
 from salmonrun.training import load
 
@@ -38,16 +38,36 @@ def test_the_recordings_are_held_out() -> None:
 SPOKEN = [entry for entry in ENTRIES if entry["task"] == "asr"]
 
 
-@pytest.mark.parametrize("entry", SPOKEN, ids=lambda entry: Path(entry["path"]).stem)
-def test_the_demo_streams_what_is_said(demo_engine: Engine, entry: dict[str, str]) -> None:
+def updates_and_text(engine: Engine, entry: dict[str, str]) -> tuple[list[Update], str]:
+    """Of a recording that is pushed in pieces of 100 ms, in blocks."""
     pcm = load_audio(DEMO / "recordings" / entry["path"]).pcm
-    with demo_engine.stream(task="asr") as stream:
+    with engine.stream(task="asr") as stream:
         updates = [update for start in range(0, len(pcm), 1600) for update in stream.push(pcm[start : start + 1600])]
         result = stream.finish()
     assert stream.policy == "block"
-    assert result.text == entry["text"]
-    # Before the recording was over; where a word is cut in the middle, the model may rather say that it hears nothing.
-    assert any(update.partial for update in updates) or Path(entry["path"]).stem == "shopping"
+    return updates, result.text
+
+
+@pytest.mark.parametrize("entry", SPOKEN, ids=lambda entry: Path(entry["path"]).stem)
+def test_the_demo_streams_what_is_said(demo_engine: Engine, entry: dict[str, str]) -> None:
+    _, text = updates_and_text(demo_engine, entry)
+    assert text == entry["text"]
+
+
+# Its only block that ends before the sentence does cuts a word in the middle, and the model says that it hears nothing.
+SILENT = pytest.mark.xfail(strict=True, reason="the demo refuses a sentence that is cut in a word")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param(entry, id=Path(entry["path"]).stem, marks=[SILENT] if entry["path"] == "shopping.flac" else [])
+        for entry in SPOKEN
+    ],
+)
+def test_the_demo_shows_text_before_the_recording_is_over(demo_engine: Engine, entry: dict[str, str]) -> None:
+    updates, _ = updates_and_text(demo_engine, entry)
+    assert any(update.partial for update in updates)
 
 
 def test_the_demo_in_blocks_is_pytorch_with_the_block_mask(tmp_path: Path) -> None:

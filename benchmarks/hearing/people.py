@@ -17,8 +17,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from benchmarks.hearing.speech import trim
+from benchmarks.hearing.speech import EDGE_S
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.training.data.acoustics import trim
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 MUSIC = "asterisk-moh-opsound-wav"
@@ -54,7 +55,7 @@ def fetch(folder: Path) -> bool:
 
 def people(folder: Path, seed: int) -> dict[str, F32]:
     """Sentences of a few seconds by name, without silence around them: PCM [N] at 16 kHz."""
-    return {name: trim(pcm) for name, pcm in _recordings(folder, np.random.default_rng(seed))}
+    return {name: trim(pcm, EDGE_S) for name, pcm in _recordings(folder, np.random.default_rng(seed))}
 
 
 def music(folder: Path) -> list[F32]:

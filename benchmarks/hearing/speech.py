@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.training.data.acoustics import trim
 from salmonrun.training.synthesis.programs import DEFAULT_SYNTHESIZERS
 from salmonrun.training.synthesis.synthesizer import Voice
 from salmonrun.training.synthesis.texts import draw_sentence
@@ -45,15 +46,7 @@ def _speak(cast: list[Voice], rng: np.random.Generator, scratch: Path) -> Senten
     voice = cast[rng.integers(len(cast))]
     text = draw_sentence(rng, held_out=True)
     pcm = voice.synthesizer.synthesize(text, voice.name, rng, scratch)
-    return Sentence(text, to_level(trim(pcm), LEVEL_DB))
-
-
-def trim(pcm: F32) -> F32:
-    """From the first to the last 10 ms within 30 dB of the loudest, and a little around them."""
-    power = np.square(pcm[: len(pcm) // FRAME * FRAME].reshape(-1, FRAME)).mean(axis=1)
-    loud = np.flatnonzero(power > np.percentile(power, 95) * 1e-3) * FRAME
-    edge = round(EDGE_S * SAMPLE_RATE)
-    return pcm[max(0, loud[0] - edge) : loud[-1] + FRAME + edge]
+    return Sentence(text, to_level(trim(pcm, EDGE_S), LEVEL_DB))
 
 
 def level(pcm: F32) -> float:

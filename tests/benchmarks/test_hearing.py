@@ -4,9 +4,10 @@ import numpy as np
 
 from benchmarks.hearing.scenes import Scene, Spoken, scenes
 from benchmarks.hearing.scores import score
-from benchmarks.hearing.speech import Sentence, level, to_level, trim
+from benchmarks.hearing.speech import EDGE_S, Sentence, level, to_level
 from benchmarks.hearing.ways import Said
 from salmonrun.runtime.audio import F32
+from salmonrun.training.data.acoustics import trim
 
 SECOND = 16_000
 
@@ -73,4 +74,4 @@ def test_levels() -> None:
     quiet = to_level(voice(0), -40)
     assert abs(level(quiet) + 40) < 0.1
     padded = np.pad(quiet, SECOND)
-    assert len(trim(padded)) <= len(quiet) + 2 * 960
+    assert len(trim(padded, EDGE_S)) <= len(quiet) + 2 * 960

@@ -10,6 +10,7 @@ from salmonrun.runtime.audio import F32, SAMPLE_RATE
 from salmonrun.runtime.features import F64
 
 FRAME = SAMPLE_RATE // 100
+AUDIBLE_DB = 30.0  # below the louder frames, at most: else it counts as silence
 QUIET_DB = 20.0  # below the louder frames: where words part, and where plosives close
 SHORTEST_QUIET = 3  # frames
 STRETCH_WINDOW = SAMPLE_RATE // 25  # 40 ms: two periods of a deep voice
@@ -27,13 +28,14 @@ def mix(pcm: F32, other: F32, snr_db: float) -> F32:
     return (pcm + other * np.sqrt(power / other_power / 10 ** (snr_db / 10))).astype(np.float32)
 
 
-def trim(pcm: F32, below_db: float = 30.0) -> F32:
-    """Without the silence around it: from the first to the last 10 ms within so many dB of the loudest ones."""
+def trim(pcm: F32, edge_s: float = 0.0) -> F32:
+    """From the first to the last 10 ms within 30 dB of the loudest ones, and so many seconds around them."""
     power = _frame_power(pcm)
     if not power.any():
         return pcm
-    loud = np.flatnonzero(power > np.percentile(power, 95) * 10 ** (-below_db / 10)) * FRAME
-    return pcm[loud[0] : loud[-1] + FRAME]
+    loud = np.flatnonzero(power > np.percentile(power, 95) * 10 ** (-AUDIBLE_DB / 10)) * FRAME
+    edge = round(edge_s * SAMPLE_RATE)
+    return pcm[max(0, loud[0] - edge) : loud[-1] + FRAME + edge]
 
 
 def quiet_places(pcm: F32) -> list[int]:
