@@ -48,9 +48,16 @@ def _has_no_default(field: "dataclasses.Field[Any]") -> bool:
 
 
 def to_dict(value: Any) -> Any:
-    """The JSON form of a dataclass: tuples become lists, nested dataclasses become objects."""
+    """The JSON form of a dataclass: tuples become lists, nested dataclasses become objects.
+
+    An `OPTIONAL` field that has its default is left out, so that older code can read what does not use it.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: to_dict(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if not (field.metadata.get("optional") and getattr(value, field.name) == field.default)
+        }
     if isinstance(value, dict):
         return {key: to_dict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

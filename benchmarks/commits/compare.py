@@ -21,7 +21,7 @@ from benchmarks.commits.bundles import export, same_weights_and_graphs
 from benchmarks.commits.cases import KINDS, Json
 from benchmarks.commits.checkouts import HERE, Checkout, both
 from benchmarks.commits.latency import Method, measure
-from benchmarks.commits.models import MODELS, SHAPES, Model
+from benchmarks.commits.models import MODELS, SHAPES, Model, demo, take_demo
 from benchmarks.commits.tokens import Outcome, compare
 from benchmarks.peers.compare import machine
 from benchmarks.peers.processes import Worker, WorkerError, closing_all
@@ -50,6 +50,8 @@ def run(checkouts: Sequence[Checkout], arguments: argparse.Namespace, root: Path
     asked = arguments.only if arguments.tokens or not arguments.latency else []
     timed = arguments.shape if arguments.latency else []
     needed = list({model.name: model for model in (*asked, *timed)}.values())
+    if any(model.checkpoint is demo for model in needed):
+        take_demo(checkouts[0].path, root / "checkpoints")
     bundles = {
         checkout.name: export(
             checkout, needed, root, arguments.threads, arguments.keep_bundles and checkout.name == "new"

@@ -48,9 +48,15 @@ def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
     return folder
 
 
-def demo(_folder: Path) -> Path:
-    """The trained one that comes with the project."""
-    return ROOT / "demo" / "checkpoint"
+def demo(folder: Path) -> Path:
+    """The trained one of the older of both commits, which newer code can read; the other way round it need not."""
+    return folder / "demo"
+
+
+def take_demo(base: Path, folder: Path) -> None:
+    """Put the one of the commit that is checked out in `base` among the checkpoints."""
+    shutil.rmtree(folder / "demo", ignore_errors=True)
+    shutil.copytree(base / "demo" / "checkpoint", folder / "demo")
 
 
 def golden(folder: Path) -> Path:

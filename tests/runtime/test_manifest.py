@@ -157,8 +157,12 @@ def test_unknown_key(bundle: Path, where: str, key: str) -> None:
         open_bundle(bundle)
 
 
-def test_keys_younger_than_the_format_may_be_missing(bundle: Path) -> None:
-    reseal(bundle, lambda data: (data.pop("confidence"), data["prompt"].pop("nothing")))
+@pytest.mark.parametrize("written", [False, True])
+def test_keys_younger_than_the_format_may_be_missing(bundle: Path, written: bool) -> None:
+    if written:
+        reseal(bundle, lambda data: (data.update(confidence=None), data["prompt"].update(nothing="")))
+    data = json.loads((bundle / "bundle.json").read_text())
+    assert ("confidence" in data, "nothing" in data["prompt"]) == (written, written)
     manifest = open_bundle(bundle).manifest
     assert manifest.confidence is None
     assert manifest.prompt.nothing == ""

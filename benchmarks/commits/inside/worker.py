@@ -15,6 +15,7 @@ A JSON request on a line of stdin, a JSON reply on a line of stdout:
 What answers has `answers`, and `seconds`: name -> what it took. A failure is {"error": reason}.
 """
 
+import dataclasses
 import importlib
 import json
 import os
@@ -211,8 +212,10 @@ DO: dict[str, Callable[[Engine, Json], Json]] = {
 
 
 def generation(given: Json) -> GenerationConfig:
-    """JSON knows no tuples."""
+    """JSON knows no tuples. Repetition is not ended early by code that can, since not all code can."""
     settings: Json = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    if "stop_repetition" in {field.name for field in dataclasses.fields(GenerationConfig)}:
+        settings = {"stop_repetition": False} | settings
     return GenerationConfig(**settings)
 
 
