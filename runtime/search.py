@@ -147,12 +147,12 @@ def decode_drafted(
 
 def _chooser(config: GenerationConfig, stop: StopRules) -> Callable[[F32, Sequence[int]], int]:
     """Chooses the next token from logits [V] and the tokens so far."""
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(config.seed) if config.do_sample else None  # 0.1 ms, for those who roll dice
     stop_ids = sorted(stop.token_ids)
 
     def choose(logits: F32, tokens: Sequence[int]) -> int:
         scores = process(logits, tokens, config, stop_ids)
-        return sample(scores, config, rng) if config.do_sample else int(np.argmax(scores))
+        return sample(scores, config, rng) if rng else int(np.argmax(scores))
 
     return choose
 

@@ -128,8 +128,9 @@ class Slot:
 class KVPool:
     """Caches whose rows are leased to requests: sequences in one cache can take a step together.
 
-    A cache is made when no row is free in those there are, and dropped when all of its rows are. Its capacity is a
-    power of two, so that requests of different lengths meet; reserved memory that nobody writes to costs nothing.
+    A cache is made when no row is free in those there are. Its capacity is a power of two, so that requests of
+    different lengths meet; reserved memory that nobody writes to costs nothing. The last one whose rows are all given
+    back is kept for the next request, whose first pass would touch new memory otherwise. It goes before one is made.
     """
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, dtype: Any, max_length: int) -> None:
@@ -139,7 +140,8 @@ class KVPool:
         self._dtype = dtype
         self._max_length = max_length
         self._lock = threading.RLock()  # the collector may close a lease while this thread opens another
-        self.caches: list[KVCache] = []
+        self.caches: list[KVCache] = []  # in use
+        self._spare: KVCache | None = None
 
     def lease(self, count: int, capacity: int) -> Lease[Slot]:
         """`count` neighbouring rows with room for `capacity` positions each."""
@@ -154,15 +156,25 @@ class KVPool:
             first = cache.free_run(count)
             if first is not None and cache.capacity >= positions:
                 return cache, first
-        capacity = min(max(SMALLEST, 1 << (positions - 1).bit_length()), self._max_length + 1)
-        cache = KVCache(self._layers, max(ROWS, count), self._kv_heads, capacity, self._head_dim, self._dtype)
+        cache = self._new(count, positions)
         self.caches.append(cache)
         self.caches.sort(key=lambda one: one.capacity)  # small requests do not take the rows of large ones
         return cache, 0
+
+    def _new(self, rows: int, positions: int) -> KVCache:
+        capacity = min(max(SMALLEST, 1 << (positions - 1).bit_length()), self._max_length + 1)
+        spare, self._spare = self._spare, None
+        if spare and spare.capacity == capacity and len(spare.rows) >= rows:
+            return spare
+        del spare  # before memory is asked for again
+        return KVCache(self._layers, max(ROWS, rows), self._kv_heads, capacity, self._head_dim, self._dtype)
 
     def _give_back(self, slots: Sequence[Slot]) -> None:
         with self._lock:
             for slot in slots:
                 slot.closed = True
                 slot.cache.rows[slot.row] = None
-            self.caches = [cache for cache in self.caches if any(cache.rows)]
+            for cache in {slot.cache for slot in slots}:
+                if not any(cache.rows):
+                    self.caches.remove(cache)
+                    self._spare = cache

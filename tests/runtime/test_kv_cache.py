@@ -1,6 +1,7 @@
 """KV slots against lists: whatever is appended, forgotten and copied, a slot holds what its list holds."""
 
 import random
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -209,6 +210,22 @@ def test_a_cache_goes_with_its_last_lease() -> None:
     assert pool.caches == []
     assert first.closed
     assert all(slot.closed for slot in (*first.slots, *second.slots))
+
+
+def test_the_last_cache_given_back_serves_the_next_lease_of_its_size() -> None:
+    pool = make_pool()
+    with pool.lease(1, 10) as (slot,):
+        kept = slot.cache
+    with pool.lease(3, 20) as slots, pool.lease(8, 10) as others:
+        assert {slot.cache for slot in slots} == {kept}
+        assert {slot.cache for slot in others}.isdisjoint({kept})
+    gone = weakref.ref(kept)
+    del kept, slot, slots, others
+    with pool.lease(1, 600) as (large,):
+        assert large.cache.capacity > 600
+        assert gone() is None  # it made room
+    with pool.lease(12, 600) as many:
+        assert len(many[0].cache.rows) == 12
 
 
 def test_leases_of_many_threads_never_share_a_row() -> None:
