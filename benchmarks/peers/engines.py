@@ -58,7 +58,9 @@ def _salmonrun(kind: str, precision: str) -> tuple[Command, ...]:
         parts[1],
     )
     export = ("-m", "salmonrun", "export", "{out}/checkpoint", "{out}/bundle", "--quiet", "--parity-budget", "3")
-    return (*init, "--no-lora"), (*export, f"--{'llm' if kind == 'llm' else 'encoder'}-precision", precision)
+    llm = ("--llm-precision", precision, "--decoder", "both")
+    stored = llm if kind == "llm" else ("--encoder-precision", precision)
+    return (*init, "--no-lora"), (*export, *stored)
 
 
 def _ctranslate2(quantization: str) -> tuple[Command, ...]:
@@ -78,7 +80,15 @@ LLMS = (
         commands=_salmonrun("llm", "int4"),
         out="salmonrun-int4",
         model="bundle",
+        options={"decoder": "native"},
         reference=True,
+    ),
+    Engine(
+        *("salmonrun int4, ONNX Runtime", "salmonrun", "llm", "salmonrun", "salmonrun_worker", "int8", 1.5),
+        commands=_salmonrun("llm", "int4"),
+        out="salmonrun-int4",
+        model="bundle",
+        options={"decoder": "onnx"},
     ),
     Engine(
         *("llama.cpp Q4_0", "llama.cpp", "llm", "llama_cpp", "llama_cpp_worker", "int8", 1.2),

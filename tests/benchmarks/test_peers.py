@@ -54,7 +54,12 @@ def test_results_tell_machine_method_limits_and_versions(run: tuple[dict[str, An
 
 def test_every_engine_has_every_case(rows: dict[str, dict[str, Any]]) -> None:
     measured = [row for row in rows.values() if not row["failure"]]
-    assert {row["name"] for row in measured} == {"salmonrun int4", "PyTorch bf16", "PyTorch fp32"}
+    assert {row["name"] for row in measured} == {
+        "salmonrun int4",
+        "salmonrun int4, ONNX Runtime",
+        "PyTorch bf16",
+        "PyTorch fp32",
+    }
     for row in measured:
         assert set(row["cases"]) == {"prefill 4", "prefill 16", "decode"}
         assert row["versions"]

@@ -14,13 +14,13 @@ class Bundle:
     """The engine's own decoder and encoder."""
 
     def __init__(self, request: Json) -> None:
-        self.engine = Engine.load(request["model"], threads=request["threads"], verify=False)
+        decoder = request.get("options", {}).get("decoder", "auto")
+        self.engine = Engine.load(request["model"], threads=request["threads"], verify=False, decoder=decoder)
         manifest = self.engine.bundle.manifest
-        self.weight_bytes = sum(
-            spec.size
-            for name, spec in manifest.files.items()
-            if name.startswith("llm/") and name != manifest.llm.embedding.file
-        )
+        native, beside = manifest.llm.weights.native, {manifest.llm.embedding.file, *manifest.llm.weights.files}
+        graph = {name for name in manifest.files if name.startswith("llm/")} - beside
+        read = {native.file} if native and decoder == "native" else graph
+        self.weight_bytes = sum(manifest.files[name].size for name in read)
         self.open = ExitStack()
 
     def reset(self, prompt: int, steps: int) -> None:
