@@ -9,9 +9,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
+# What the demo's bundles take for credible is measured on.
+CALIBRATED := --calibration-speech demo/calibration/annotation.json
+
 demo: $(VENV)/.export ## export the demo checkpoint, check the bundle, let it answer about recordings and follow one as it is spoken
 	@rm -rf build/demo && mkdir -p build/demo
-	$(BIN)/salmonrun export demo/checkpoint build/demo/bundle --encoder-precision int8 --llm-precision int4
+	$(BIN)/salmonrun export demo/checkpoint build/demo/bundle --encoder-precision int8 --llm-precision int4 $(CALIBRATED)
 	$(BIN)/salmonrun check build/demo/bundle
 	$(BIN)/python demo/answer.py build/demo/bundle
 	$(BIN)/python demo/follow.py build/demo/bundle
@@ -21,7 +24,7 @@ PIPER := build/voices/piper
 KOKORO := build/voices/kokoro
 DEMO := build/demo-checkpoint
 SPEAKING := --engines espeak-ng flite piper=$(PIPER) --speed 0.15 --workers 2
-demo-checkpoint: $(DEMO)/streaming/final ## train the demo checkpoint anew (about 90 minutes on two cores; needs espeak-ng, flite, Piper and Kokoro)
+demo-checkpoint: $(DEMO)/mixtures/final ## train the demo checkpoint anew (about 90 minutes on two cores; needs espeak-ng, flite, Piper and Kokoro)
 	@echo "$< is the checkpoint; make demo-quality CHECKPOINT=$< measures it"
 
 $(DEMO)/train/annotation.json: | $(VENV)/.export
@@ -51,6 +54,9 @@ $(DEMO)/model/final: | $(DEMO)/encoder/final $(DEMO)/rejected/annotation.json
 $(DEMO)/streaming/final: | $(DEMO)/model/final $(DEMO)/noises/annotation.json
 	$(FINETUNE) recipes/demo-streaming.yaml
 
+$(DEMO)/mixtures/final: | $(DEMO)/streaming/final
+	$(FINETUNE) recipes/demo-mixtures.yaml
+
 CHECKPOINT := demo/checkpoint
 QUALITY := build/demo-quality
 demo-quality: $(VENV)/.export ## measure the demo checkpoint, and bundles of it, on held-out voices and sentences
@@ -58,7 +64,7 @@ demo-quality: $(VENV)/.export ## measure the demo checkpoint, and bundles of it,
 	$(BIN)/salmonrun synthesize $(QUALITY)/held-out --held-out --speech 400 --sounds 240 --mixtures 120 --workers 2
 	$(BIN)/salmonrun synthesize $(QUALITY)/pieces --held-out --speech 300 --sounds 0 --mixtures 0 --pauses 1 --seed 1 --workers 2
 	$(BIN)/salmonrun synthesize $(QUALITY)/refused --held-out --speech 0 --sounds 100 --mixtures 0 --others 300 --nothing '(nothing)' --seed 1 --workers 2
-	$(BIN)/salmonrun export $(CHECKPOINT) $(QUALITY)/int8-int4 --encoder-precision int8 --llm-precision int4
+	$(BIN)/salmonrun export $(CHECKPOINT) $(QUALITY)/int8-int4 --encoder-precision int8 --llm-precision int4 $(CALIBRATED)
 	$(BIN)/salmonrun export $(CHECKPOINT) $(QUALITY)/int8-int8 --encoder-precision int8 --llm-precision int8
 	@for model in $(CHECKPOINT) $(QUALITY)/int8-int8 $(QUALITY)/int8-int4; do \
 		$(BIN)/salmonrun evaluate $$model $(QUALITY)/held-out/annotation.json \

@@ -70,8 +70,10 @@ def demo_bundle(root: Path) -> Path:
     """Exported anew: the checkpoint or the format may have changed."""
     bundle = root / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
-    precisions = ["--encoder-precision", "int8", "--llm-precision", "int4"]
-    command = [sys.executable, "-m", "export", str(REPOSITORY / "demo" / "checkpoint"), str(bundle), *precisions]
+    demo = REPOSITORY / "demo"
+    options = ["--encoder-precision", "int8", "--llm-precision", "int4"]
+    options += ["--calibration-speech", str(demo / "calibration" / "annotation.json")]
+    command = [sys.executable, "-m", "export", str(demo / "checkpoint"), str(bundle), *options]
     subprocess.run(command, cwd=REPOSITORY, check=True)
     return bundle
 

@@ -1,0 +1,44 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.decoders import compare
+from benchmarks.decoders.inside.worker import CASES
+from salmonrun.export import ExportOptions, export_bundle
+
+pytest.importorskip("salmonrun.kernels.cpu._native")
+
+ROOT = Path(__file__).parents[2]
+PAGE = "before\n<!-- bench: decoders -->\nold\n<!-- /bench -->\nafter\n"
+
+
+def run(bundle: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "benchmarks.decoders.compare", str(bundle), *options)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_each_decoder_takes_every_case_in_every_round(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions(llm_precision="int8", decoder="both")
+    bundle = export_bundle(tiny_checkpoint, tmp_path / "bundle", options)
+    (tmp_path / "performance.md").write_text(PAGE)
+    done = run(bundle, "--rounds", "2", "--root", str(tmp_path / "root"), "--docs", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "root" / "decoders.json").read_text())
+    assert set(results["decoders"]) == {"onnx", "native"}
+    assert set(results["samples"]) == set(CASES)
+    for samples in results["samples"].values():
+        assert {name: len(taken) for name, taken in samples.items()} == {"onnx": 2, "native": 2}
+        assert min(map(min, samples.values())) > 0
+    shown = (tmp_path / "performance.md").read_text()
+    assert compare.page(results) in shown
+    assert "old" not in shown
+    assert "of the bandwidth" in shown
+
+
+def test_a_bundle_for_one_decoder_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    done = run(tiny_bundle, "--root", str(tmp_path))
+    assert done.returncode == 1
+    assert "has weights for onnx; export it with --decoder both" in done.stderr
