@@ -2,8 +2,11 @@
 
 import sys
 
-from salmonrun.export.commands import EXPORT
-from salmonrun.runtime.commands.main import run_command
+from salmonrun.stopping import leaving_at_once
+
+with leaving_at_once():
+    from salmonrun.export.commands import EXPORT
+    from salmonrun.runtime.commands.main import run_command
 
 
 def main(argv: list[str] | None = None) -> int:

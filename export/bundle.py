@@ -1,7 +1,7 @@
 """Checkpoint to bundle: every part built, compared with PyTorch, described, hashed, and moved into place at once."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from salmonrun.export.manifest import (
 )
 from salmonrun.export.options import ExportOptions
 from salmonrun.export.parity.gate import prove
+from salmonrun.export.parity.speech import packaged_speech
 from salmonrun.export.progress import Progress, counted
 from salmonrun.export.staging import staged
 from salmonrun.export.weights.native import FILE as NATIVE_FILE
@@ -36,6 +37,7 @@ from salmonrun.runtime.decoders.native_weights import kernels
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError
 from salmonrun.runtime.manifest import GraphSpec, Manifest
 from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
+from salmonrun.training.data.annotation import Entry
 from salmonrun.training.model.llm import EMBEDDING, published_parameters
 
 
@@ -45,6 +47,7 @@ def export_bundle(
     options: ExportOptions | None = None,
     golden_audio: Audio | None = None,
     calibration_speech: str | Path | None = None,
+    parity_speech: str | Path | None = None,
     progress: bool = False,
 ) -> Path:
     """Turn a checkpoint into a verified bundle.
@@ -55,10 +58,12 @@ def export_bundle(
         options: precisions, target, window, budget.
         golden_audio: recording to prove the bundle with; None for a synthetic one.
         calibration_speech: annotation of recordings whose answers say which score is too low; None: no threshold.
+        parity_speech: annotation of recordings on which the tokens of a quantized bundle are compared with PyTorch's;
+            None: those that come with the project.
         progress: show a progress bar.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or an entry of `calibration_speech` cannot be used.
+        CheckpointError: the checkpoint cannot be read, or an entry of an annotation cannot be used.
         ConfigError: the model or the options cannot be exported.
         MissingExtraError: it is to have native weights, and the kernels that prove them were not built.
         ParityError: the bundle does not compute what the checkpoint does.
@@ -74,13 +79,31 @@ def export_bundle(
         check_native(LlmShape.from_config(source.config.llm))
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
-    speech = read_speech(calibration_speech, source.config) if calibration_speech is not None else None
+    calibration = read_speech(calibration_speech, source.config) if calibration_speech is not None else None
+    speech = _parity_speech(parity_speech, source, options)
     with staged(out) as folder:
-        manifest = _write(source, options, folder, golden_audio, progress)
-        if speech is not None:
-            threshold = measure_threshold(folder, speech, progress)
+        manifest = _write(source, options, folder, golden_audio, speech, progress)
+        if calibration is not None:
+            threshold = measure_threshold(folder, calibration, progress)
             write_manifest(replace(manifest, confidence=threshold), folder)
     return out
+
+
+def _parity_speech(annotation: str | Path | None, source: Checkpoint, options: ExportOptions) -> list[Entry]:
+    """What tokens are compared on.
+
+    Raises:
+        CheckpointError: an entry of the annotation cannot be used, or none has speech.
+        ConfigError: the bundle is not quantized, so that they are not.
+    """
+    if annotation is None:
+        return packaged_speech(source.config)
+    if options.exact:
+        raise ConfigError("parity_speech is for quantized bundles; all tokens of this one must be PyTorch's anyway")
+    entries = read_speech(annotation, source.config)
+    if not entries:
+        raise CheckpointError(f"{annotation} lists no speech to compare tokens on")
+    return entries
 
 
 def _rescaled(source: Checkpoint, scale: float | None) -> Checkpoint:
@@ -100,12 +123,17 @@ def _rescaled(source: Checkpoint, scale: float | None) -> Checkpoint:
 
 
 def _write(
-    source: Checkpoint, options: ExportOptions, folder: Path, golden_audio: Audio | None, show: bool
+    source: Checkpoint,
+    options: ExportOptions,
+    folder: Path,
+    golden_audio: Audio | None,
+    speech: Sequence[Entry],
+    show: bool,
 ) -> Manifest:
     """Fill the folder. Parts are built one after the other, so that memory holds one at a time."""
     parts = (3 if source.config.audio_encoder else 2) + len(options.decoders)
     (folder / "llm").mkdir()
-    with Progress(2 * parts, show) as progress:
+    with Progress(2 * parts + (not options.exact), show) as progress:
         builders = _builders(source, options, progress)
         graphs = {}
         for name, (file, build) in builders.items():
@@ -118,7 +146,7 @@ def _write(
         shutil.copyfile(source.tokenizer_file, folder / "tokenizer.json")
         manifest = make_manifest(source, options, graphs, folder)
         write_manifest(manifest, folder)
-        parity = prove(source, folder, golden_audio, None if options.exact else options.parity_budget, progress)
+        parity = prove(source, folder, golden_audio, speech, options, progress)
     write_card(source, manifest, parity, folder)
     manifest = replace(manifest, files=list_files(folder))
     write_manifest(manifest, folder)

@@ -89,10 +89,17 @@ def _checked(parity: Parity) -> str:
     return (
         f"## What it was checked for\n\nAgainst PyTorch, on {parity.audio_s:.1f} s of audio, before it was written. "
         f"Demanded: {parity.demanded}.\n\n| stage | largest difference | relative error |\n|---|---|---|\n{rows}\n\n"
-        f"{parity.tokens_agreeing} of {parity.tokens_compared} greedy tokens are PyTorch's choice.\n{window}\n"
+        f"{parity.tokens_agreeing} of {parity.tokens_compared} greedy tokens are PyTorch's choice.\n{_speech(parity)}"
+        f"{window}\n"
         "This says how near the bundle is to its checkpoint, and not how good either is: `salmonrun evaluate` measures "
         "that on annotated recordings.\n"
     )
+
+
+def _speech(parity: Parity) -> str:
+    recordings = next((tokens.recordings for tokens in parity.speech.values()), 0)
+    lines = "".join(f"- {line}.\n" for line in parity.on_speech)
+    return f"\nAlong PyTorch's own answers to {recordings} recordings of speech:\n\n{lines}" if lines else ""
 
 
 def _origin(manifest: Manifest) -> str:

@@ -13,6 +13,7 @@ AudioWindow = Literal["padded", "trimmed"]
 ExportDecoder = Literal["onnx", "native", "both"]
 
 DEFAULT_MAX_LENGTH = 4096
+MOST_RECORDINGS = 16  # that tokens are compared on: PyTorch answers all at once
 MIN_MAX_LENGTH = 256  # 30 s of audio, a prompt and a short answer
 
 
@@ -27,6 +28,7 @@ class ExportOptions:
     window: AudioWindow | None = None  # None: as the checkpoint was trained
     max_length: int = DEFAULT_MAX_LENGTH  # positions of the KV cache; never more than the LLM has
     parity_budget: float = 0.35  # quantized bundles: largest relative error (rms) of any stage
+    token_agreement: float = 0.9  # quantized bundles: least share of the tokens PyTorch is sure of, on speech; 0: any
     lora_scale: float | None = None  # factor on the LLM's adapters; None: alpha / r, as they were trained
 
     def __post_init__(self) -> None:
@@ -42,6 +44,8 @@ class ExportOptions:
             raise ConfigError(f"max_length is {self.max_length}; it must be at least {MIN_MAX_LENGTH}")
         if self.parity_budget <= 0:
             raise ConfigError(f"parity_budget is {self.parity_budget}; it must be above 0")
+        if not 0 <= self.token_agreement <= 1:
+            raise ConfigError(f"token_agreement is {self.token_agreement}; expected a share from 0 to 1")
 
     @property
     def decoders(self) -> tuple[Literal["onnx", "native"], ...]:

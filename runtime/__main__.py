@@ -2,8 +2,11 @@
 
 import sys
 
-from salmonrun.runtime.commands import RUNNING
-from salmonrun.runtime.commands.main import run_chosen
+from salmonrun.stopping import leaving_at_once
+
+with leaving_at_once():
+    from salmonrun.runtime.commands import RUNNING
+    from salmonrun.runtime.commands.main import run_chosen
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """parity.json: how near a bundle came to PyTorch when it was exported, and what it had to hold."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from salmonrun.runtime.errors import BundleError, ConfigError
 from salmonrun.runtime.schema import from_dict
 
 PARITY = "parity.json"
+SURE = 0.5  # probability of a token that PyTorch is sure of
+LEAST_SURE = 16  # tokens that it must be sure of: of fewer, a share says little
 EXACT_TOLERANCE = 1e-4  # max abs difference of an fp32 bundle, for activations of order one
 
 
@@ -32,6 +34,51 @@ class StageError:
 
 
 @dataclass(frozen=True)
+class SpeechTokens:
+    """What a bundle would say next, all along PyTorch's own greedy answers to recordings of speech."""
+
+    recordings: int
+    positions: int  # tokens of the answers
+    agreeing: int  # of them the bundle's choice, too
+    sure: int  # positions where PyTorch gives its token at least half of the probability
+    sure_agreeing: int
+    largest_lead: float  # where the choices differ: how far PyTorch's logits put its own before the bundle's, at most
+
+    @classmethod
+    def between(cls, got: F32, reference: F32, recordings: int) -> "SpeechTokens":
+        """Compare the logits [n, V] before each token, the bundle's and PyTorch's."""
+        chosen, best = got.argmax(axis=-1), reference.argmax(axis=-1)
+        leads = np.take_along_axis(reference, np.stack([best, chosen], axis=-1), axis=-1)
+        lead = leads[:, 0] - leads[:, 1]
+        above = np.exp(reference - reference.max(axis=-1, keepdims=True), dtype=np.float64).sum(axis=-1)
+        sure, same = 1 / above >= SURE, chosen == best
+        return cls(
+            recordings=recordings,
+            positions=len(best),
+            agreeing=int(same.sum()),
+            sure=int(sure.sum()),
+            sure_agreeing=int((sure & same).sum()),
+            largest_lead=float(lead.max()),
+        )
+
+    def agree(self, share: float) -> bool:
+        """Whether, where PyTorch is sure, the bundle chooses so large a share of its tokens.
+
+        If that is hardly anywhere, as in a model of random weights, nothing is demanded.
+        """
+        return self.sure < LEAST_SURE or self.sure_agreeing >= share * self.sure
+
+    def __str__(self) -> str:
+        """In a line."""
+        sure = f"{self.sure_agreeing} of the {self.sure} it is sure of"
+        if self.sure < LEAST_SURE:
+            sure += ", which are too few to demand any"
+        if self.agreeing < self.positions:
+            sure += f"; its logits lead by at most {self.largest_lead:.1f} where they differ"
+        return f"{self.agreeing} of {self.positions} tokens are PyTorch's choice, {sure}"
+
+
+@dataclass(frozen=True)
 class Parity:
     """What was measured, and the budget it was held against."""
 
@@ -45,6 +92,8 @@ class Parity:
     llm_pieces: int  # 1: the LLM ran as a whole; else its layers in so many pieces, one after the other
     window: StageError | None  # where the bundle trims and the checkpoint pads: what that does to PyTorch's own logits
     measured_with: dict[str, str]
+    token_agreement: float | None = None  # demanded share of the tokens on speech that PyTorch is sure of
+    speech: dict[str, SpeechTokens] = field(default_factory=dict)  # by decoder; empty: exact, or older than this
 
     @property
     def measured(self) -> dict[str, StageError]:
@@ -56,7 +105,17 @@ class Parity:
         """What the bundle had to hold to be written at all."""
         if self.budget is None:
             return f"exact: {EXACT_TOLERANCE:.0e} of PyTorch or float32's rounding, and equal tokens"
-        return f"relative error of every stage at most {self.budget:g}"
+        stages = f"relative error of every stage at most {self.budget:g}"
+        if self.token_agreement is None:
+            return stages
+        return f"{stages}, and {self.token_agreement:.0%} of the tokens on speech that PyTorch is sure of"
+
+    @property
+    def on_speech(self) -> list[str]:
+        """The tokens on speech, in a line for each decoder."""
+        if len(self.speech) == 1:
+            return [str(tokens) for tokens in self.speech.values()]
+        return [f"{decoder}: {tokens}" for decoder, tokens in self.speech.items()]
 
     def __str__(self) -> str:
         """In a line."""

@@ -57,6 +57,9 @@ class StreamingDetokenizer:
     A piece is held back while its characters may still change: while it ends in an incomplete byte sequence, or in a
     run of byte-fallback tokens, which one bad byte spoils as a whole. Only the ids since the last stable point are
     decoded again, so the cost per token does not grow.
+
+    `tokenizers.decoders.DecodeStream` is not it: of byte-fallback tokens (Llama 2, Vicuna) it hands a character out
+    before a bad byte behind it takes it back, then raises; and it has no end at which what was held back comes out.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

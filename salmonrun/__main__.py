@@ -2,10 +2,13 @@
 
 import sys
 
-from salmonrun.export.commands import EXPORTING
-from salmonrun.runtime.commands import RUNNING
-from salmonrun.runtime.commands.main import run_chosen
-from salmonrun.training.commands import TRAINING
+from salmonrun.stopping import leaving_at_once
+
+with leaving_at_once():
+    from salmonrun.export.commands import EXPORTING
+    from salmonrun.runtime.commands import RUNNING
+    from salmonrun.runtime.commands.main import run_chosen
+    from salmonrun.training.commands import TRAINING
 
 DESCRIPTION = "Train SALMONN-style audio language models, export them to verified bundles, and run those."
 

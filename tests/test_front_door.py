@@ -86,6 +86,8 @@ SETTINGS: list[tuple[type, str, Any, str]] = [
     (ExportOptions, "window", "short", "expected 'padded', 'trimmed' or None"),
     (ExportOptions, "max_length", 1024.0, WHOLE),
     (ExportOptions, "parity_budget", math.inf, NUMBER),
+    (ExportOptions, "token_agreement", "90 %", NUMBER),
+    (ExportOptions, "token_agreement", 90, "from 0 to 1"),
     (ExportOptions, "lora_scale", "2", "expected a finite number or None"),
 ]
 

@@ -2,8 +2,11 @@
 
 import sys
 
-from salmonrun.runtime.commands.main import run_chosen
-from salmonrun.training.commands import TRAINING
+from salmonrun.stopping import leaving_at_once
+
+with leaving_at_once():
+    from salmonrun.runtime.commands.main import run_chosen
+    from salmonrun.training.commands import TRAINING
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from salmonrun.export.options import (
+    MOST_RECORDINGS,
     AudioWindow,
     EncoderPrecision,
     ExportDecoder,
@@ -46,6 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"quantized bundles: largest relative error of any stage (default: {default.parity_budget})",
     )
     parser.add_argument(
+        "--parity-speech",
+        metavar="ANNOTATION",
+        help="quantized bundles: recordings with transcripts to compare the tokens on, the first "
+        f"{MOST_RECORDINGS} of them (default: six that come with the project)",
+    )
+    parser.add_argument(
+        "--token-agreement",
+        type=float,
+        metavar="SHARE",
+        default=default.token_agreement,
+        help="quantized bundles: least share of the tokens that PyTorch is sure of which the bundle must choose, too "
+        f"(default: {default.token_agreement})",
+    )
+    parser.add_argument(
         "--lora-scale",
         type=float,
         help="factor on the LLM's adapters, SALMONN's lora_scaling (default: alpha / r, as they were trained)",
@@ -72,6 +87,7 @@ def _settings(arguments: argparse.Namespace) -> ExportOptions:
         window=arguments.window,
         max_length=arguments.max_length,
         parity_budget=arguments.parity_budget,
+        token_agreement=arguments.token_agreement,
         lora_scale=arguments.lora_scale,
     )
 
@@ -84,9 +100,16 @@ def _run(arguments: argparse.Namespace, options: ExportOptions) -> int:
 
     quiet_transformers()
     golden = load_audio(arguments.golden_audio) if arguments.golden_audio else None
-    speech, show = arguments.calibration_speech, not arguments.quiet
-    out = export_bundle(arguments.checkpoint, arguments.bundle, options, golden, speech, progress=show)
-    _print_summary(out, speech)
+    out = export_bundle(
+        arguments.checkpoint,
+        arguments.bundle,
+        options,
+        golden,
+        arguments.calibration_speech,
+        arguments.parity_speech,
+        progress=not arguments.quiet,
+    )
+    _print_summary(out, arguments.calibration_speech)
     return 0
 
 
@@ -101,6 +124,8 @@ def _print_summary(out: Path, speech: str | None) -> None:
     for name, error in parity.measured.items():
         print(f"  {name:<{width}}  largest difference {error.max_abs:.1e}, relative {error.relative:.1e}")
     print(f"  {'tokens':<{width}}  {parity.tokens_agreeing} of {parity.tokens_compared} are PyTorch's choice")
+    for tokens in parity.on_speech:
+        print(f"  {'speech':<{width}}  {tokens}")
     print(f"  {'demanded':<{width}}  {parity.demanded}")
     print(f"  {'confidence':<{width}}  {_confidence(out, speech)}")
 

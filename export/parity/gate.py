@@ -5,7 +5,8 @@ Each side of a stage is loaded, run and freed in turn, so that memory holds one 
 
 import json
 import platform
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,22 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
+from salmonrun.export.options import ExportOptions
+from salmonrun.export.parity.encoders import audio_embeds, features, graphs_of, modules_of
 from salmonrun.export.parity.llm import GOLDEN_PROMPT, native_logits, reference_logits, run_llm
+from salmonrun.export.parity.speech import compare_tokens
 from salmonrun.export.progress import Progress
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
 from salmonrun.runtime.bundle import Bundle, open_bundle
-from salmonrun.runtime.config import AudioConfig, Block, BlockConfig
+from salmonrun.runtime.config import Block, BlockConfig
 from salmonrun.runtime.cores import usable_cores
-from salmonrun.runtime.encoder import AudioEncoder, run_whisper
+from salmonrun.runtime.encoder import AudioEncoder
 from salmonrun.runtime.errors import ParityError
-from salmonrun.runtime.features import fbank, log_mel, whisper_frames
 from salmonrun.runtime.golden import GOLDEN, save_golden
-from salmonrun.runtime.parity import EXACT_TOLERANCE, PARITY, Parity, StageError
-from salmonrun.runtime.session import load_graph
+from salmonrun.runtime.parity import EXACT_TOLERANCE, PARITY, Parity, SpeechTokens, StageError
 from salmonrun.runtime.streaming.block_encoder import FRAME, BlockEncoder
 from salmonrun.training.checkpoint import Checkpoint, load_audio_encoder, load_qformer, load_whisper
+from salmonrun.training.data.annotation import Entry
 
 F32 = npt.NDArray[np.float32]
 ROUNDING = 2e-5  # relative error that float32 rounding alone reaches where attention is peaked
@@ -34,7 +37,12 @@ BLOCKS_COMPARED = 4  # of each size
 
 
 def prove(
-    source: Checkpoint, folder: Path, golden_audio: Audio | None, budget: float | None, progress: Progress
+    source: Checkpoint,
+    folder: Path,
+    golden_audio: Audio | None,
+    speech: Sequence[Entry],
+    options: ExportOptions,
+    progress: Progress,
 ) -> Parity:
     """Measure, write parity.json and golden.npz into the bundle folder, and refuse a bundle that is off.
 
@@ -42,17 +50,23 @@ def prove(
         source: the checkpoint.
         folder: a bundle whose manifest does not yet list these two files.
         golden_audio: recording to compare on; None for a synthetic one.
-        budget: largest relative error of any stage; None demands the exact tolerance and equal tokens.
+        speech: of a bundle that need not be exact, recordings to compare tokens on.
+        options: what is demanded.
         progress: shows the stages.
 
     Raises:
-        ParityError: names the stage and its error.
+        ParityError: names the stage and its error, or how many tokens differ.
     """
     bundle = open_bundle(folder, verify=False)
     audio = golden_audio or synthetic_audio(source)
-    parity = _measure(source, bundle, audio, budget, progress)
+    parity = _measure(source, bundle, audio, None if options.exact else options.parity_budget, progress)
+    _judge_stages(parity)
+    if not options.exact:
+        progress("checking tokens")
+        tokens = compare_tokens(source, bundle, speech, progress)
+        parity = replace(parity, token_agreement=options.token_agreement if tokens else None, speech=tokens)
+        _judge_tokens(tokens, options.token_agreement)
     (folder / PARITY).write_text(json.dumps(asdict(parity), indent=2) + "\n")
-    _judge(parity)
     return parity
 
 
@@ -76,7 +90,7 @@ def _measure(source: Checkpoint, bundle: Bundle, audio: Audio, budget: float | N
     ran = run_llm(bundle, got_embeds, reference_embeds, progress)
     contexts = [reference_embeds]
     if bundle.manifest.audio.window != source.config.audio.window:
-        contexts.append(_reference_embeds(source, source.config.audio, audio))
+        contexts += audio_embeds(modules_of(source), [features(source, source.config.audio, audio.pcm)])
     expected, *as_trained = reference_logits(source, ran, contexts, progress)
     window = StageError.between(expected, as_trained[0]) if as_trained else None
     stages["llm"] = StageError.between(ran.stage_logits, expected)
@@ -103,19 +117,20 @@ def _measure_encoders(
     source: Checkpoint, bundle: Bundle, audio: Audio, progress: Progress
 ) -> tuple[dict[str, StageError], F32, F32]:
     """Errors of the encoder stages, and the audio embeddings [N, dim] of the bundle's own chain and of PyTorch's."""
+    graphs, modules = graphs_of(bundle), modules_of(source)
     reference: dict[str, F32] = {}
     got: dict[str, F32] = {}
-    features = _features(source, bundle.manifest.audio, audio.pcm)
-    for part in features:
+    inputs = features(source, bundle.manifest.audio, audio.pcm)
+    for part in inputs:
         progress(f"checking {part}")
-        got[part] = _run_graph(bundle, part, features[part])
-        reference[part] = _reference_states(source, part, features[part])
-    stages = {part: StageError.between(got[part], reference[part]) for part in features}
+        (got[part],) = graphs(part, [[inputs[part]]])
+        (reference[part],) = modules(part, [[inputs[part]]])
+    stages = {part: StageError.between(got[part], reference[part]) for part in inputs}
     progress("checking qformer")
-    alone = _run_graph(bundle, "qformer", *reference.values())
-    embeds = _run_module(load_qformer(source), *reference.values())
+    alone, own = graphs("qformer", [list(reference.values()), list(got.values())])
+    (embeds,) = modules("qformer", [list(reference.values())])
     stages["qformer"] = StageError.between(alone, embeds)
-    return stages, _run_graph(bundle, "qformer", *got.values())[0], embeds[0]
+    return stages, own[0], embeds[0]
 
 
 def _measure_blocks(source: Checkpoint, bundle: Bundle, trained: BlockConfig, audio: Audio) -> dict[str, StageError]:
@@ -128,10 +143,10 @@ def _measure_blocks(source: Checkpoint, bundle: Bundle, trained: BlockConfig, au
     for block in (Block(trained.sizes[0], trained.lookbacks[0]), Block(trained.sizes[-1], trained.lookbacks[-1])):
         wanted = BLOCKS_COMPARED * block.size * FRAME
         pcm = np.resize(audio.pcm, min(max(wanted, len(audio.pcm)), longest))
-        features = {name: torch.from_numpy(a) for name, a in _features(source, bundle.manifest.audio, pcm).items()}
+        inputs = {name: torch.from_numpy(a) for name, a in features(source, bundle.manifest.audio, pcm).items()}
         with torch.inference_mode():
-            speech = whisper(features["whisper"], None, block)
-            sounds = audio_encoder(features["audio_encoder"], None, block) if audio_encoder else None
+            speech = whisper(inputs["whisper"], None, block)
+            sounds = audio_encoder(inputs["audio_encoder"], None, block) if audio_encoder else None
             reference = qformer(speech, sounds)[0].numpy()
         blocks = BlockEncoder(encoder, block)
         got = np.concatenate([*blocks.encode(pcm), *blocks.finish(pcm)])
@@ -139,43 +154,7 @@ def _measure_blocks(source: Checkpoint, bundle: Bundle, trained: BlockConfig, au
     return stages
 
 
-def _features(source: Checkpoint, config: AudioConfig, pcm: F32) -> dict[str, F32]:
-    """Batched input of each encoder."""
-    frames = whisper_frames(len(pcm), config, source.config.qformer.window)
-    features = {"whisper": log_mel(pcm, config, 2 * frames)[None]}
-    if source.config.audio_encoder:
-        features["audio_encoder"] = fbank(pcm, source.config.audio_encoder.fbank)[None]
-    return features
-
-
-def _reference_states(source: Checkpoint, part: str, features: F32) -> F32:
-    """PyTorch's states of one encoder, which is freed on return."""
-    return _run_module(load_whisper(source) if part == "whisper" else load_audio_encoder(source), features)
-
-
-def _reference_embeds(source: Checkpoint, config: AudioConfig, audio: Audio) -> F32:
-    """PyTorch's audio embeddings [N, dim] under other feature settings than the bundle's."""
-    states = [_reference_states(source, part, array) for part, array in _features(source, config, audio.pcm).items()]
-    embeds: F32 = _run_module(load_qformer(source), *states)[0]
-    return embeds
-
-
-def _run_graph(bundle: Bundle, name: str, *inputs: F32) -> F32:
-    graph = load_graph(bundle, name, "cpu", usable_cores())
-    if name == "whisper":
-        return run_whisper(graph, inputs[0][0])[None]
-    names = [spec.name for spec in graph.spec.inputs if spec not in graph.spec.past]
-    output: F32 = graph.run(**dict(zip(names, inputs, strict=True)))
-    return output
-
-
-def _run_module(module: torch.nn.Module, *inputs: F32) -> F32:
-    with torch.inference_mode():
-        output: F32 = module(*map(torch.from_numpy, inputs)).numpy()
-    return output
-
-
-def _judge(parity: Parity) -> None:
+def _judge_stages(parity: Parity) -> None:
     for name, error in parity.measured.items():
         if not np.isfinite(error.relative):
             raise ParityError(f"{name}: the bundle gives values that are not finite; the checkpoint may overflow")
@@ -193,6 +172,15 @@ def _judge(parity: Parity) -> None:
             f"greedy tokens differ from PyTorch's at {parity.tokens_compared - parity.tokens_agreeing} "
             f"of {parity.tokens_compared} positions; no bundle written"
         )
+
+
+def _judge_tokens(speech: dict[str, SpeechTokens], share: float) -> None:
+    for decoder, tokens in speech.items():
+        if not tokens.agree(share):
+            raise ParityError(
+                f"llm, {decoder}: {tokens}; {share:.0%} of those are demanded, no bundle written: use a higher "
+                "precision, or lower --token-agreement if the quality you measure is good enough"
+            )
 
 
 def _versions() -> dict[str, str]:

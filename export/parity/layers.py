@@ -37,18 +37,21 @@ class LayeredLlm:
         return sum(weights.numel() for weights in (*layers.parameters(), self._llm.get_output_embeddings().weight))
 
     def embed(self, ids: Sequence[int]) -> Tensor:
-        """Token embeddings [1, len(ids), dim]: these rows alone are read."""
-        return self._embedding()[torch.tensor(ids, dtype=torch.long)].float()[None]
+        """Token embeddings [len(ids), dim]: these rows alone are read."""
+        return self._embedding()[torch.tensor(ids, dtype=torch.long)].float()
 
     @torch.inference_mode()
-    def logits(self, inputs_embeds: Tensor, last: int) -> Tensor:
-        """Logits [last, V] of the last positions of [1, S, dim]."""
-        hidden = self._llm.model(inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state[0, -last:]
+    def logits(self, rows: Sequence[Tensor], last: int) -> Tensor:
+        """Logits [B, last, V] of the last positions of B rows [S, dim] of any lengths, each as if it were alone."""
+        # Filled up behind, where no position looks.
+        inputs_embeds = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        states = self._llm.model(inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
+        hidden = torch.stack([state[len(row) - last : len(row)] for state, row in zip(states, rows, strict=True)])
         pieces = []
-        for rows in self._head().split(HEAD_ROWS):
-            pieces.append(hidden @ rows.float().T)
-            self.progress(rows.numel())
-        return torch.cat(pieces, dim=1)
+        for weights in self._head().split(HEAD_ROWS):
+            pieces.append(hidden @ weights.float().T)
+            self.progress(weights.numel())
+        return torch.cat(pieces, dim=-1)
 
     def _visit(self, layer: nn.Module, prefix: str) -> None:
         def fill(module: nn.Module, _inputs: object) -> None:

@@ -1,5 +1,7 @@
 """The LLM's stage of the gate: what the bundle says, and what PyTorch says after the same, both in bounded memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +45,29 @@ def run_llm(bundle: Bundle, got_embeds: F32, reference_embeds: F32, progress: Pr
     search gives the same tokens.
     """
     ids = prompt_ids(bundle.manifest.prompt, Tokenizer(bundle.path("tokenizer.json")), GOLDEN_PROMPT)
-    if bundle.manifest.llm.weights.onnx is None:
-        decoder: Decoder[Any] = NativeDecoder.load(bundle, usable_cores())
-        return _run(decoder, ids, got_embeds, reference_embeds, pieces=1)
+    with opened(bundle, bundle.manifest.llm.weights.decoders[0], RUNS, progress) as (decoder, pieces):
+        return _run(decoder, ids, got_embeds, reference_embeds, pieces)
+
+
+@contextmanager
+def opened(bundle: Bundle, decoder: str, runs: int, progress: Progress) -> Iterator[tuple[Decoder[Any], int]]:
+    """A decoder that the bundle has weights for, in bounded memory, and in how many pieces the LLM is.
+
+    Args:
+        bundle: the bundle.
+        decoder: the name of the decoder.
+        runs: of the whole LLM that there will be, for the progress.
+        progress: shows them, where there are several pieces.
+    """
+    if decoder == "native":
+        yield NativeDecoder.load(bundle, usable_cores()), 1
+        return
     pieces = cut(bundle.path(bundle.manifest.graphs["llm"].file), bundle.manifest.llm.layers, PIECE_BYTES)
-    with progress.weights("the bundle's tokens", RUNS * sum(piece.size for piece in pieces)) as counted:
+    with progress.weights("the bundle's tokens", runs * sum(piece.size for piece in pieces)) as counted:
         if len(pieces) == 1:
-            decoder = OnnxDecoder.load(bundle, "cpu", usable_cores())
+            yield OnnxDecoder.load(bundle, "cpu", usable_cores()), 1
         else:
-            decoder = OnnxDecoder(bundle, PiecewiseGraph(bundle, pieces, counted))
-        return _run(decoder, ids, got_embeds, reference_embeds, len(pieces))
+            yield OnnxDecoder(bundle, PiecewiseGraph(bundle, pieces, counted)), len(pieces)
 
 
 def native_logits(bundle: Bundle, ran: LlmRun, audio_embeds: F32) -> F32:
@@ -89,6 +104,6 @@ def reference_logits(source: Checkpoint, ran: LlmRun, audio_embeds: list[F32], p
     with progress.weights("PyTorch's logits", len(audio_embeds) * llm.size) as llm.progress:
         before, after = llm.embed(ran.prompt.before), llm.embed((*ran.prompt.after, *ran.tokens[:-1]))
         for embeds in audio_embeds:
-            context = torch.cat([before, torch.from_numpy(embeds)[None], after], dim=1)
-            found.append(llm.logits(context, last=len(ran.tokens)).numpy())
+            context = torch.cat([before, torch.from_numpy(embeds), after])
+            found.append(llm.logits([context], last=len(ran.tokens))[0].numpy())
     return found

@@ -32,6 +32,8 @@ def _run(arguments: argparse.Namespace, _: None) -> int:
     print(f"files     every size and sha256 as exported ({len(engine.bundle.manifest.files)} files)")
     print(f"weights   {', '.join(f'{part} {precision}' for part, precision in engine.report().precision.items())}")
     print(f"exported  {parity}")
+    for tokens in parity.on_speech:
+        print(f"speech    {tokens}")
     print(f"logits    largest difference {report.logits_difference:.2e}, allowed {report.tolerance:.2e}")
     print(
         f"tokens    {report.tokens - len(report.differing)} of {report.tokens} as exported"

@@ -171,9 +171,9 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise ConfigError(f"{str(path)!r} cannot be written; expected a file in a folder that exists")
     if arguments.plot:
-        from salmonrun.runtime.latency.plot import load_matplotlib
+        from salmonrun.runtime.picture import load_figure
 
-        load_matplotlib()
+        load_figure("--plot")
 
 
 def _config(arguments: argparse.Namespace) -> LatencyConfig:

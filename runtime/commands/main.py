@@ -11,14 +11,12 @@ import io
 import logging
 import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from salmonrun.runtime.errors import ConfigError, MissingExtraError, SalmonrunError
+from salmonrun.stopping import Terminated, stoppable
 from salmonrun.version import __version__
 
 TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
@@ -124,27 +122,6 @@ def _in_options(message: str, parser: argparse.ArgumentParser) -> str:
     return message
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: what is half-made is removed, as after Ctrl-C."""
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Have SIGTERM unwind the stack, where it would end the process on the spot."""
-
-    def stop(*_: object) -> None:
-        raise _Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _guarded(work: Callable[[], int]) -> int:
     """Do it; what a user can mend, or wanted, becomes a line and an exit status."""
     for output in (sys.stdout, sys.stderr):
@@ -154,7 +131,7 @@ def _guarded(work: Callable[[], int]) -> int:
         logging.getLogger("salmonrun").addHandler(logging.lastResort)
     try:
         try:
-            with _terminable():
+            with stoppable():
                 return work()
         finally:
             sys.stdout.flush()  # here, and not when the interpreter ends, a reader that is gone can be told apart
@@ -164,7 +141,7 @@ def _guarded(work: Callable[[], int]) -> int:
     except (SalmonrunError, OSError) as error:
         print(f"error: {_unwritable() or error}", file=sys.stderr)
         return 1
-    except _Terminated:
+    except Terminated:
         print("terminated", file=sys.stderr)
         return 143
     except KeyboardInterrupt:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from salmonrun.runtime.errors import MissingExtraError
 from salmonrun.runtime.latency.outcome import Outcome, ProtocolOutcome
 from salmonrun.runtime.latency.request import STAGES
+from salmonrun.runtime.picture import load_figure
 
 
 def plot(outcome: Outcome, path: str | Path) -> None:
@@ -16,7 +16,7 @@ def plot(outcome: Outcome, path: str | Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure_class = load_matplotlib()
+    figure_class = load_figure("--plot")
     panels = [panel for protocol in outcome.protocols for panel in _panels(protocol)]
     figure = figure_class(figsize=(6.5 * len(panels), 4.8), layout="constrained")
     for axes, (draw, protocol) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -24,19 +24,6 @@ def plot(outcome: Outcome, path: str | Path) -> None:
     engine = outcome.engine
     figure.suptitle(f"{engine.model}, {engine.threads} threads of {outcome.machine['processor']}", fontsize=10)
     figure.savefig(path, dpi=120, format="png")
-
-
-def load_matplotlib() -> Any:
-    """Its Figure.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("--plot needs matplotlib: pip install 'salmonrun[plot]'") from error
-    return Figure
 
 
 def _panels(protocol: ProtocolOutcome) -> list[tuple[Any, ProtocolOutcome]]:

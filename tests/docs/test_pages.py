@@ -24,21 +24,23 @@ from salmonrun.runtime.errors import AudioError, MissingExtraError
 from salmonrun.training.commands import TRAINING
 from tests.helpers.environments import Environment, outside
 from tests.helpers.pages import PAGES, ROOT, Block, blocks
+from tests.helpers.watched import run_watched
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = {command.name: command for group in (TRAINING, EXPORTING, RUNNING) for command in group.commands}
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 QUICK = [page for page in PAGES if any(not (b.needs or b.takes or b.place) for b in BLOCKS if b.page == page)]
+COMMAND_S = 1800  # that a command may take, on a busy machine
 RUN = [page for page in PAGES if any(not b.needs for b in BLOCKS if b.page == page)]
 
 
-def execute(block: Block, folder: Path, programs: Path, recorders: Path) -> None:
+def execute(
+    block: Block, folder: Path, programs: Path, recorders: Path, show: Callable[[str], object] = lambda _: None
+) -> None:
     """Run a block as a reader would, and compare what it prints with what the page says."""
     path = f"{programs}:{recorders}:/usr/local/bin:/usr/bin:/bin"
     start = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [str(programs / "python"), "-c"]
-    done = subprocess.run(
-        [*start, block.code], cwd=folder, env=outside(PATH=path), capture_output=True, text=True, check=False
-    )
+    done = run_watched(start, block.code, folder, outside(PATH=path), COMMAND_S, show)
     assert done.returncode == 0, f"{block}\n{block.code}\n{done.stdout}\n{done.stderr}"
     if block.output is not None:
         assert masked(done.stdout) == masked(block.output), f"{block}\n{done.stdout}"
@@ -68,7 +70,7 @@ def test_what_the_card_of_a_bundle_shows_runs_in_its_folder(furnish: Callable[[P
 
 
 @pytest.mark.docs
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(0)  # there is a limit for each command
 @pytest.mark.parametrize("page", RUN)
 def test_everything_runs(
     page: str,
@@ -77,16 +79,24 @@ def test_everything_runs(
     engine_environment: Environment,
     whole_environment: Environment,
     checkout: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     recorders = furnish(tmp_path / "folder")
+
+    def show(text: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
     for block in blocks(page):
         if block.needs:
             continue
+        show(f"\n{block}\n")
         if block.place:
-            execute(block, checkout, checkout / ".venv" / "bin", recorders)
+            execute(block, checkout, checkout / ".venv" / "bin", recorders, show)
         else:
             environment = whole_environment if needs_pytorch(block) else engine_environment
-            execute(block, tmp_path / "folder", environment.programs, recorders)
+            execute(block, tmp_path / "folder", environment.programs, recorders, show)
 
 
 def needs_pytorch(block: Block) -> bool:

@@ -46,7 +46,7 @@ def test_the_same_logits_as_the_whole(
     for last in (1, 10):  # again: layers are filled anew
         with torch.inference_mode():
             expected = whole(torch.tensor([ids]), logits_to_keep=last).logits[0]
-        torch.testing.assert_close(layered.logits(layered.embed(ids), last), expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(layered.logits([layered.embed(ids)], last)[0], expected, atol=1e-6, rtol=1e-6)
     assert sum(done) == 2 * layered.size
     assert all(parameter.is_meta for parameter in layered._llm.model.layers.parameters())
 

@@ -15,7 +15,8 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--encoder-precision", "--llm-precision", "--target", "--window", "--max-length", "--parity-budget"):
+    precisions = ("--encoder-precision", "--llm-precision", "--target", "--window", "--max-length")
+    for option in (*precisions, "--parity-budget", "--parity-speech", "--token-agreement"):
         assert option in text
     assert "example: python -m salmonrun.export" in text
 
@@ -32,7 +33,7 @@ def test_export(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr()
     assert printed.err == ""
     assert f"{out}: " in printed.out
-    for line in ("MiB", "whisper", "audio_encoder", "qformer", "llm", "end to end", "tokens"):
+    for line in ("MiB", "whisper", "audio_encoder", "qformer", "llm", "end to end", "tokens", "speech"):
         assert line in printed.out
 
 

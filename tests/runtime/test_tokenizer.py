@@ -110,6 +110,27 @@ def test_a_piece_waits_for_the_rest_of_its_character(tokenizer: Tokenizer) -> No
     assert REPLACEMENT not in "".join(early)
 
 
+def test_the_librarys_own_stream_takes_back_and_forgets(tmp_path: Path) -> None:
+    """Why there is a class of ours. If this fails, `DecodeStream` may have become as good: use it."""
+    write_llama2_tokenizer(tmp_path / "tokenizer.json")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+
+    def ids(*tokens: str) -> list[int]:
+        return [library.get_vocab()[token] for token in tokens]
+
+    spoiled = ids("<0x41>", "<0x87>", "d")  # "A", and a byte that is no character's
+    assert "".join(pieces(tokenizer, spoiled)) == tokenizer.decode(spoiled) == REPLACEMENT * 2 + "d"
+    stream = decoders.DecodeStream(skip_special_tokens=True)
+    assert stream.step(library, spoiled[0]) == "A"
+    with pytest.raises(Exception, match="Invalid prefix"):
+        [stream.step(library, token_id) for token_id in spoiled[1:]]
+    unfinished = ids("a", "<0xE2>", "<0x82>")  # as max_new_tokens cuts a character
+    assert "".join(pieces(tokenizer, unfinished)) == tokenizer.decode(unfinished) == "a" + REPLACEMENT * 2
+    stream = decoders.DecodeStream(skip_special_tokens=True)
+    assert [stream.step(library, token_id) for token_id in unfinished] == ["a", None, None]
+
+
 def test_ascii_is_not_held_back(tokenizer: Tokenizer) -> None:
     detokenizer = StreamingDetokenizer(tokenizer)
     said = ""

@@ -165,10 +165,10 @@ def test_chart_of_another_kind(second: Path, tmp_path: Path) -> None:
 def test_without_matplotlib(
     second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["data", "report", str(second)]) == 0  # the table needs none
     capsys.readouterr()
-    with pytest.raises(MissingExtraError, match=r"matplotlib.*pip install 'salmonrun\[train\]'"):
+    with pytest.raises(MissingExtraError, match=r"--out needs matplotlib: pip install 'salmonrun\[plot\]'"):
         draw(measure([second], None, None, AudioConfig()), tmp_path / "chart.png")
 
 

@@ -98,9 +98,9 @@ def _check_picture(arguments: argparse.Namespace, submission: bool) -> None:
         return
     if submission:
         raise ConfigError(f"--mode {arguments.mode} has no texts: without them it is not known which answers are right")
-    from salmonrun.training.evaluation.reliability import load_matplotlib
+    from salmonrun.runtime.picture import load_figure
 
-    load_matplotlib()
+    load_figure("--reliability")
 
 
 def _draw_picture(

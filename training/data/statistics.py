@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import soundfile
 
 from salmonrun.runtime.config import AudioConfig, PromptConfig
-from salmonrun.runtime.errors import ConfigError, MissingExtraError
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.picture import load_figure
 from salmonrun.training.data.annotation import GAP_S, Entry, Problem, check_entry, check_recordings, read_annotation
 
 if TYPE_CHECKING:  # an optional dependency
@@ -101,18 +102,16 @@ def draw(statistics: DataStatistics, file: str | Path) -> None:
         ConfigError: the name does not end in .png, or there is nothing to draw.
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("charts need matplotlib; install it with: pip install 'salmonrun[train]'") from error
+    figure_class = load_figure("--out")
+    from matplotlib import colormaps
+
     if Path(file).suffix.lower() != ".png":
         raise ConfigError(f"the chart's name is {str(file)!r}; expected one that ends in .png")
     if not statistics.usable:
         raise ConfigError("there is no usable entry to draw; leave --out away to see the problems")
     datasets = list(dict.fromkeys(row.dataset for row in statistics.usable))
     tasks = sorted({row.task for row in statistics.usable})
-    figure = Figure(figsize=(10, 10 + 0.4 * len(datasets)), layout="constrained")
+    figure = figure_class(figsize=(10, 10 + 0.4 * len(datasets)), layout="constrained")
     counts, durations, texts = figure.subplots(3, 1, height_ratios=[2 + 0.4 * len(datasets), 4, 4])
     for axes in (counts, durations, texts):
         axes.set_prop_cycle(color=colormaps["tab20"](range(20)))

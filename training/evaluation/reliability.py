@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from salmonrun.runtime.errors import ConfigError, MissingExtraError
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.picture import load_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def draw_reliability(
         ConfigError: there is no answer with a score.
         MissingExtraError: matplotlib is not installed.
     """
-    figure_class = load_matplotlib()
+    figure_class = load_figure("--reliability")
     if not scores:
         raise ConfigError("no answer has a score: there is no reliability to draw")
     figure = figure_class(figsize=(6 * (1 + bool(other)), 5), layout="constrained")
@@ -65,19 +66,6 @@ def draw_reliability(
     if other:
         _draw_curve(panels[1], scores, other, threshold)
     figure.savefig(file, dpi=120, format="png")
-
-
-def load_matplotlib() -> Any:
-    """Its Figure.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("--reliability needs matplotlib: pip install 'salmonrun[plot]'") from error
-    return Figure
 
 
 def _draw_bins(axes: "Axes", bins: Sequence[Bin], threshold: float | None) -> None:

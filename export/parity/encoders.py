@@ -1,0 +1,63 @@
+"""Encoders and Q-Former on both sides of the gate, each loaded, run and freed in turn: memory holds one at a time."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.config import AudioConfig
+from salmonrun.runtime.cores import usable_cores
+from salmonrun.runtime.encoder import run_whisper
+from salmonrun.runtime.features import fbank, log_mel, whisper_frames
+from salmonrun.runtime.session import load_graph
+from salmonrun.training.checkpoint import Checkpoint, load_audio_encoder, load_qformer, load_whisper
+
+F32 = npt.NDArray[np.float32]
+# A part, and the inputs of several runs of it -> what each run gives.
+PartRunner = Callable[[str, Sequence[Sequence[F32]]], list[F32]]
+
+
+def features(source: Checkpoint, config: AudioConfig, pcm: F32) -> dict[str, F32]:
+    """Batched input of each encoder."""
+    frames = whisper_frames(len(pcm), config, source.config.qformer.window)
+    found = {"whisper": log_mel(pcm, config, 2 * frames)[None]}
+    if source.config.audio_encoder:
+        found["audio_encoder"] = fbank(pcm, source.config.audio_encoder.fbank)[None]
+    return found
+
+
+def audio_embeds(run: PartRunner, recordings: Sequence[dict[str, F32]]) -> list[F32]:
+    """Audio embeddings [N, dim] of the features of several recordings."""
+    states = [run(part, [[each[part]] for each in recordings]) for part in recordings[0]]
+    return [embeds[0] for embeds in run("qformer", list(zip(*states, strict=True)))]
+
+
+def graphs_of(bundle: Bundle) -> PartRunner:
+    """The bundle's side."""
+
+    def run(part: str, inputs: Sequence[Sequence[F32]]) -> list[F32]:
+        graph = load_graph(bundle, part, "cpu", usable_cores())
+        if part == "whisper":
+            return [run_whisper(graph, log_mels[0])[None] for (log_mels,) in inputs]
+        names = [spec.name for spec in graph.spec.inputs if spec not in graph.spec.past]
+        return [graph.run(**dict(zip(names, arrays, strict=True))) for arrays in inputs]
+
+    return run
+
+
+def modules_of(source: Checkpoint) -> PartRunner:
+    """PyTorch's side."""
+    loaders: dict[str, Callable[[Checkpoint], torch.nn.Module]] = {
+        "whisper": load_whisper,
+        "audio_encoder": load_audio_encoder,
+        "qformer": load_qformer,
+    }
+
+    def run(part: str, inputs: Sequence[Sequence[F32]]) -> list[F32]:
+        module = loaders[part](source)
+        with torch.inference_mode():
+            return [module(*map(torch.from_numpy, arrays)).numpy() for arrays in inputs]
+
+    return run
