@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing kernels test check lint types imports wheel pytest install-test docs docs-test clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing kernels sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest install-test docs docs-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -89,6 +89,32 @@ hearing: $(VENV)/.dev ## is everybody heard? joined recordings, pauses, sounds, 
 
 kernels: $(VENV)/.dev ## build the native kernels in place, again after a change in kernels/cpu
 	$(BIN)/python setup.py --quiet build_ext --inplace
+
+# Builds of their own, beside the one that is used. Python is not built with sanitizers: their runtime is loaded in front of it, and
+# libstdc++ behind that, whose exceptions it has to see. The folder's own conftest.py is enough: the one above it loads PyTorch.
+, := ,
+SANITIZED := build/sanitize
+SANITIZED_TESTS = $(BIN)/python -m pytest -p tests.helpers.native_build --native-build $(@:sanitize-%=$(SANITIZED)/%) \
+	--confcutdir tests/kernels -o timeout=3600
+preload = LD_PRELOAD="$$($(CXX) -print-file-name=$(1).so) $$($(CXX) -print-file-name=libstdc++.so)"
+define build_sanitized
+	$(BIN)/python -m cmake -S kernels/cpu -B $(@:sanitize-%=$(SANITIZED)/%) -DCMAKE_CXX_COMPILER=$(CXX) \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DSALMONRUN_SANITIZE=$(1)
+	$(BIN)/python -m cmake --build $(@:sanitize-%=$(SANITIZED)/%) --parallel
+endef
+
+sanitize: sanitize-address sanitize-thread ## the kernels' tests under sanitizers: memory, undefined behaviour, leaks, threads (minutes)
+
+sanitize-address: $(VENV)/.dev
+	$(call build_sanitized,address$(,)undefined)
+	ASAN_OPTIONS=malloc_context_size=2 LSAN_OPTIONS=suppressions=tests/kernels/foreign_leaks.txt:print_suppressions=0 \
+		UBSAN_OPTIONS=print_stacktrace=1 $(call preload,libasan) \
+		$(SANITIZED_TESTS) $(filter-out %_formats.py %_reference.py,$(wildcard tests/kernels/test_*.py))
+
+# Memory that is not ours is not looked at: only what the kernels themselves read and write can be a race of theirs.
+sanitize-thread: $(VENV)/.dev
+	$(call build_sanitized,thread)
+	TSAN_OPTIONS=ignore_noninstrumented_modules=1 $(call preload,libtsan) $(SANITIZED_TESTS) tests/kernels/test_threads.py
 
 test: lint types imports wheel pytest ## everything that must pass
 

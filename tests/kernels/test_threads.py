@@ -1,0 +1,81 @@
+"""Threads of the kernels beside threads of the caller: the same bits, and for ThreadSanitizer something to look at."""
+
+import threading
+from collections.abc import Callable
+from functools import cache, partial
+
+import numpy as np
+import pytest
+
+from salmonrun.kernels.formats import F32
+from tests.helpers.native_llms import NativeModel, Shape, random_model
+
+pytest.importorskip("salmonrun.kernels.cpu._native")
+
+# Small, since what is looked for lies between the loops and not in them; every loop has several chunks.
+SHAPE = Shape(intermediate=80, vocab=80, layers=1, heads=3, kv_heads=3, head_dim=32, max_length=70)
+ROUNDS = 2  # of each caller
+
+
+@cache
+def specified() -> tuple[F32, F32]:
+    """Embeddings of a sequence, and the logits after each."""
+    embeds = np.random.default_rng(0).normal(0, 1, (SHAPE.max_length, SHAPE.dim)).astype(np.float32)
+    return embeds, random_model(SHAPE).logits(embeds)
+
+
+def at_once(calls: list[Callable[[], None]]) -> None:
+    """Run each in a thread of its own; the first error is raised here."""
+    errors: list[BaseException] = []
+    start = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], None]) -> None:
+        start.wait()
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in errors:
+        raise error
+
+
+def follow(model: NativeModel, turn: threading.Lock, cuts: list[int]) -> None:
+    """A request: a sequence of its own, appended piece by piece, while others append theirs."""
+    embeds, expected = specified()
+    for _ in range(ROUNDS):
+        with turn:
+            sequence = model.native.open()
+        for piece, logits in zip(np.split(embeds, cuts), np.split(expected, cuts), strict=True):
+            with turn:
+                (found,) = model.forward((sequence, piece, len(piece)))
+            np.testing.assert_array_equal(found.view(np.uint32), logits.view(np.uint32))
+        with turn:
+            model.native.close(sequence)
+
+
+CUTS = ([60, *range(61, 70)], list(range(1, 70, 7)), [1, 64, 65])
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_requests_take_turns_at_one_model(instruction_set: str, threads: int) -> None:
+    """As the decoder has it: a lock, and callers from any thread."""
+    model, turn = NativeModel(random_model(SHAPE), instruction_set, threads), threading.Lock()
+    at_once([partial(follow, model, turn, cuts) for cuts in CUTS])
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_models_compute_beside_each_other(instruction_set: str, threads: int) -> None:
+    """Each with a pool of its own, which is made and ended while the others work; they share their weights."""
+    model = random_model(SHAPE)
+
+    def ask(cuts: list[int]) -> None:
+        for _ in range(ROUNDS):
+            follow(NativeModel(model, instruction_set, threads), threading.Lock(), cuts)
+
+    at_once([partial(ask, cuts) for cuts in CUTS])
