@@ -33,6 +33,7 @@ class ThreadPool {
     void* context = nullptr;
   };
 
+  void end();
   void run_loop(const Loop& loop);
   void take_chunks(int thread);
   void work(int thread);

@@ -19,7 +19,7 @@ bool one_of(int value, std::initializer_list<int> allowed) {
   return std::find(allowed.begin(), allowed.end(), value) != allowed.end();
 }
 
-void require_shape(const Matrix& matrix, int rows, int columns, const std::string& name) {
+void require_shape(const Matrix& matrix, std::int64_t rows, std::int64_t columns, const std::string& name) {
   require(matrix.rows() == rows && matrix.columns() == columns,
           name + " is " + std::to_string(matrix.rows()) + " x " + std::to_string(matrix.columns()) + ", expected " +
               std::to_string(rows) + " x " + std::to_string(columns));
@@ -66,16 +66,18 @@ void Weights::check() const {
   require_size(cos.size(), sin.size(), "rope.cos");
   require_size(cos.size() % static_cast<std::size_t>(head_dim / 2), 0, "rope.cos behind its last row");
   require_size(norm.size(), static_cast<std::size_t>(padded(dim())), "norm");
+  // Of numbers that may still be of any size.
+  const std::int64_t q_dim = std::int64_t{heads} * head_dim, kv_dim = std::int64_t{kv_heads} * head_dim;
   for (const Layer& layer : layers) {
     require_size(layer.input_norm.size(), norm.size(), "input_layernorm");
     require_size(layer.post_norm.size(), norm.size(), "post_attention_layernorm");
     for (const auto* of_a_head : {&layer.q_norm, &layer.k_norm})
       if (!of_a_head->empty())
         require_size(of_a_head->size(), static_cast<std::size_t>(head_dim), "norm of a head");
-    require_shape(layer.q, heads * head_dim, dim(), "q_proj");
-    require_shape(layer.k, kv_heads * head_dim, dim(), "k_proj");
-    require_shape(layer.v, kv_heads * head_dim, dim(), "v_proj");
-    require_shape(layer.o, dim(), heads * head_dim, "o_proj");
+    require_shape(layer.q, q_dim, dim(), "q_proj");
+    require_shape(layer.k, kv_dim, dim(), "k_proj");
+    require_shape(layer.v, kv_dim, dim(), "v_proj");
+    require_shape(layer.o, dim(), q_dim, "o_proj");
     require_shape(layer.gate, intermediate(), dim(), "gate_proj");
     require_shape(layer.up, intermediate(), dim(), "up_proj");
     require_shape(layer.down, dim(), intermediate(), "down_proj");

@@ -57,7 +57,7 @@ struct Weights {
 
   int dim() const { return head.columns(); }
   int intermediate() const { return layers.front().down.columns(); }
-  int max_length() const { return static_cast<int>(cos.size()) / (head_dim / 2); }
+  int max_length() const { return static_cast<int>(cos.size() / static_cast<std::size_t>(head_dim / 2)); }
 
   // Throws std::invalid_argument where parts do not fit together.
   void check() const;

@@ -273,6 +273,7 @@ def test_models_whose_parts_do_not_fit_are_refused() -> None:
     assert layer.q_norm is not None
     refusals: list[tuple[reference.Model, str]] = [
         (replace(model, heads=5), "5 heads cannot share 2 KV heads evenly"),
+        (replace(model, heads=2**28 + 6), "q_proj is 288 x 80, expected 12884902176 x 80"),  # 288 in 32 bits
         (replace(model, heads=4), "q_proj is 288 x 80, expected 192 x 80"),
         (replace(model, head_dim=24), "head_dim is 24; expected a multiple of 16"),
         (replace(model, sin=model.sin[:-1]), "rope.cos: 4800 values, expected 4776"),

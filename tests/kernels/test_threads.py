@@ -1,8 +1,12 @@
 """Threads of the kernels beside threads of the caller: the same bits, and for ThreadSanitizer something to look at."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +14,8 @@ import pytest
 from salmonrun.kernels.formats import F32
 from tests.helpers.native_llms import NativeModel, Shape, random_model
 
-pytest.importorskip("salmonrun.kernels.cpu._native")
+native: Any = pytest.importorskip("salmonrun.kernels.cpu._native")
+ROOT = Path(__file__).parents[2]
 
 # Small, since what is looked for lies between the loops and not in them; every loop has several chunks.
 SHAPE = Shape(intermediate=80, vocab=80, layers=1, heads=3, kv_heads=3, head_dim=32, max_length=70)
@@ -79,3 +84,30 @@ def test_models_compute_beside_each_other(instruction_set: str, threads: int) ->
             follow(NativeModel(model, instruction_set, threads), threading.Lock(), cuts)
 
     at_once([partial(ask, cuts) for cuts in CUTS])
+
+
+SANITIZED = any(name in Path("/proc/self/maps").read_text() for name in ("libasan", "libtsan"))
+TOO_MANY = """
+import resource, sys
+from pathlib import Path
+from tests.helpers.native_build import use
+from tests.helpers.native_llms import NativeModel, Shape, random_model
+use(Path(sys.argv[1]))
+model = random_model(Shape(layers=1))
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 100 * 2**20,) * 2)  # a thread's stack takes 8 MiB
+try:
+    NativeModel(model, "portable", 500)
+except RuntimeError as error:
+    print("refused:", error)
+NativeModel(model, "portable", 2).logits(model.layers[0].input_norm[None])
+"""
+
+
+@pytest.mark.skipif(SANITIZED, reason="sanitizers reserve more addresses than a limit could leave")
+def test_threads_that_the_system_does_not_have() -> None:
+    """An error, and the process goes on: the threads that were made have ended."""
+    command = [sys.executable, "-c", TOO_MANY, native.__file__]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("refused: ")
