@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing kernels sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest install-test docs docs-test clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing kernels fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest install-test docs docs-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -89,6 +89,10 @@ hearing: $(VENV)/.dev ## is everybody heard? joined recordings, pauses, sounds, 
 
 kernels: $(VENV)/.dev ## build the native kernels in place, again after a change in kernels/cpu
 	$(BIN)/python setup.py --quiet build_ext --inplace
+
+FUZZ :=
+fuzz: $(VENV)/.dev ## 100,000 damaged files of native weights and manifests, each refused or run (minutes; FUZZ='--seed 1 --count 1000')
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 # Builds of their own, beside the one that is used. Python is not built with sanitizers: their runtime is loaded in front of it, and
 # libstdc++ behind that, whose exceptions it has to see. The folder's own conftest.py is enough: the one above it loads PyTorch.

@@ -18,6 +18,7 @@ _NO_HASH = "0" * 64
 
 WeightPrecision = Literal["fp32", "fp16", "int8", "int4", "nf4"]
 BlockSize = Literal[32, 64, 128]  # values that share a scale
+MAX_SIZE = 2**31 - 1  # of an LLM: decoders count in 32 bits
 
 
 @dataclass(frozen=True)
@@ -160,13 +161,14 @@ class LlmSpec:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "max_length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            if not 1 <= getattr(self, name) <= MAX_SIZE:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 to {MAX_SIZE}")
         if self.heads % self.kv_heads:
             raise ConfigError(f"{self.heads} heads cannot share {self.kv_heads} KV heads evenly")
         if not 0 < self.eps < math.inf:
             raise ConfigError(f"eps is {self.eps}; it must be above 0")
-        if len(self.windows) != self.layers or any(window is not None and window < 1 for window in self.windows):
+        sizes = [window for window in self.windows if window is not None]
+        if len(self.windows) != self.layers or not all(1 <= size <= MAX_SIZE for size in sizes):
             raise ConfigError(f"windows are {self.windows[:8]}...; expected a number or null for {self.layers} layers")
 
 

@@ -72,7 +72,7 @@ def _parse(hint: Any, value: Any, where: str, complete: bool) -> Any:
     if origin in (Union, types.UnionType):
         return _parse_union(args, value, where, complete)
     if origin is Literal:
-        if value not in args:
+        if not any(type(value) is type(arg) and value == arg for arg in args):  # 32.0 and True equal integers
             raise ConfigError(f"{where}: expected one of {', '.join(map(repr, args))}, got {_show(value)}")
         return value
     if origin is tuple:

@@ -41,10 +41,10 @@ class TensorFile:
         return frozenset(self._header)
 
     def first_dimension(self, name: str) -> int:
-        """Of a tensor's shape: 0 where there is none."""
+        """Of a tensor's shape: 0 where there is none, or it cannot be one."""
         found = self._header.get(name)
         shape = found.get("shape") if isinstance(found, dict) else None
-        return shape[0] if isinstance(shape, list) and shape and type(shape[0]) is int else 0
+        return max(0, shape[0]) if isinstance(shape, list) and shape and type(shape[0]) is int else 0
 
     def array(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
         """A tensor, which cannot be written to.

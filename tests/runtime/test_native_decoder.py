@@ -215,6 +215,12 @@ Q = "model.layers.1.self_attn.q_proj.weight"
             lambda header: header["model.layers.0.mlp.gate_proj.weight"].update(shape=[]),
             "expected U8 \\[0, 2, 4, 64\\]",
         ),
+        (
+            lambda header: header["model.layers.0.mlp.gate_proj.weight"].update(
+                shape=[-(2**70), 2, 4, 64], data_offsets=[2**79, 0]
+            ),
+            "expected U8 \\[0, 2, 4, 64\\]",
+        ),
     ],
 )
 def test_files_that_are_not_as_they_say(
