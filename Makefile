@@ -96,10 +96,11 @@ fuzz: $(VENV)/.dev ## 100,000 damaged files of native weights and manifests, eac
 
 # Builds of their own, beside the one that is used. Python is not built with sanitizers: their runtime is loaded in front of it, and
 # libstdc++ behind that, whose exceptions it has to see. The folder's own conftest.py is enough: the one above it loads PyTorch.
+# What a sanitizer says is not captured, since it may be the last.
 , := ,
 SANITIZED := build/sanitize
 SANITIZED_TESTS = $(BIN)/python -m pytest -p tests.helpers.native_build --native-build $(@:sanitize-%=$(SANITIZED)/%) \
-	--confcutdir tests/kernels -o timeout=3600
+	--confcutdir tests/kernels -o timeout=3600 --capture=no
 preload = LD_PRELOAD="$$($(CXX) -print-file-name=$(1).so) $$($(CXX) -print-file-name=libstdc++.so)"
 define build_sanitized
 	$(BIN)/python -m cmake -S kernels/cpu -B $(@:sanitize-%=$(SANITIZED)/%) -DCMAKE_CXX_COMPILER=$(CXX) \
