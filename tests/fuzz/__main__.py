@@ -12,7 +12,7 @@ from salmonrun.kernels.cpu import load_native
 from tests.fuzz.worker import NONE, Progress
 from tests.helpers.native_build import file_of
 
-PATIENCE = 120.0  # seconds that one case may take, on a machine that does much else
+PATIENCE = 300.0  # seconds that one case may take, on a machine that does much else
 ENOUGH = 20  # findings: then it ends
 
 
@@ -26,7 +26,6 @@ class Worker:
         self._changed = time.monotonic()
         self._seen = NONE
         self.progress = Progress(self._folder / "progress")
-        self.findings: list[str] = []
         self.done = False
         self._start(arguments.first + number)
 
@@ -36,8 +35,8 @@ class Worker:
         command = [sys.executable, "-m", "tests.fuzz.worker", given.extension, given.seed, first, last, given.workers]
         self._process = subprocess.Popen([*map(str, command), self._folder], stderr=subprocess.PIPE, text=True)
 
-    def look(self) -> None:
-        """Note whether it goes on, has ended, or hangs."""
+    def look(self) -> str | None:
+        """Note whether it goes on, has ended, or hangs: what is wrong with the case it is at, if anything."""
         case = self.progress.case
         if case != self._seen:
             self._seen, self._changed = case, time.monotonic()
@@ -46,44 +45,51 @@ class Worker:
         if hangs:
             self._process.kill()
         elif code is None:
-            return
+            return None
         _, errors = self._process.communicate()
         self.done = code == 0
-        if not self.done:
-            self.findings.append(f"case {case} {'hangs' if hangs else f'ends with {code}'}\n{errors}")
-            self._changed = time.monotonic()
-            self._start(case + self._arguments.workers)
+        if self.done:
+            return None
+        case = self.progress.case
+        self._changed = time.monotonic()
+        self._start(case + self._arguments.workers)
+        return f"case {case} {'hangs' if hangs else f'ends with {code}'}\n{errors}"
 
     def end(self) -> None:
         """Whatever it does."""
         self._process.kill()
+        self._process.wait()
 
 
 def main() -> int:
     """Run all cases; 1 where something was found."""
     arguments = parse()
-    begin, shown = time.monotonic(), 0.0
     print(f"seed {arguments.seed}, {arguments.count} mutants, {arguments.workers} processes, {arguments.extension}")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         workers = [Worker(arguments, number, Path(folder)) for number in range(arguments.workers)]
-        findings: list[str] = []
-        while not all(worker.done for worker in workers) and len(findings) < ENOUGH:
-            time.sleep(0.1)
+        try:
+            findings = watch(workers, arguments.interval)
+        finally:
             for worker in workers:
-                if not worker.done:
-                    worker.look()
-                findings += worker.findings
-                for finding in worker.findings:
-                    print(finding, flush=True)
-                worker.findings = []
-            if time.monotonic() - shown > arguments.interval:
-                shown = time.monotonic()
-                print(state(workers, begin), flush=True)
+                worker.end()
+    print(f"{findings} findings")
+    return int(findings > 0)
+
+
+def watch(workers: list[Worker], interval: float) -> int:
+    """Until all are done, or enough is found: how much."""
+    begin, shown, findings = time.monotonic(), 0.0, 0
+    while findings < ENOUGH and not all(worker.done for worker in workers):
+        time.sleep(0.1)
         for worker in workers:
-            worker.end()
-        print(state(workers, begin))
-    print(f"{len(findings)} findings")
-    return int(bool(findings))
+            if finding := None if worker.done else worker.look():
+                findings += 1
+                print(finding, flush=True)
+        if time.monotonic() - shown > interval:
+            shown = time.monotonic()
+            print(state(workers, begin), flush=True)
+    print(state(workers, begin))
+    return findings
 
 
 def state(workers: list[Worker], begin: float) -> str:

@@ -26,9 +26,10 @@ def mutant(rng: Rng) -> tuple[dict[str, Any], bytes]:
     for _ in range(int(rng.choice([0, 0, 0, 1, 1, 2]))):  # few, since nearly every one is refused
         CHANGES[int(rng.integers(len(CHANGES)))](rng, draft)
     content = draft.content()
+    data = len(content) - len(draft.data)  # where the bytes of the tensors begin
     for _ in range(int(rng.integers(0, 4))):
         damages = NUMERIC if rng.random() < 0.8 else DAMAGES
-        damages[int(rng.integers(len(damages)))](rng, content, len(content) - len(draft.data))
+        damages[int(rng.integers(len(damages)))](rng, content, data)
     return draft.llm, bytes(content)
 
 
