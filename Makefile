@@ -24,7 +24,7 @@ PIPER := build/voices/piper
 KOKORO := build/voices/kokoro
 DEMO := build/demo-checkpoint
 SPEAKING := --engines espeak-ng flite piper=$(PIPER) --speed 0.15 --workers 2
-demo-checkpoint: $(DEMO)/mixtures/final ## train the demo checkpoint anew (about 90 minutes on two cores; needs espeak-ng, flite, Piper and Kokoro)
+demo-checkpoint: $(DEMO)/streaming/final ## train the demo checkpoint anew (about 90 minutes on two cores; needs espeak-ng, flite, Piper and Kokoro)
 	@echo "$< is the checkpoint; make demo-quality CHECKPOINT=$< measures it"
 
 $(DEMO)/train/annotation.json: | $(VENV)/.export
@@ -53,9 +53,6 @@ $(DEMO)/model/final: | $(DEMO)/encoder/final $(DEMO)/rejected/annotation.json
 
 $(DEMO)/streaming/final: | $(DEMO)/model/final $(DEMO)/noises/annotation.json
 	$(FINETUNE) recipes/demo-streaming.yaml
-
-$(DEMO)/mixtures/final: | $(DEMO)/streaming/final
-	$(FINETUNE) recipes/demo-mixtures.yaml
 
 CHECKPOINT := demo/checkpoint
 QUALITY := build/demo-quality
