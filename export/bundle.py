@@ -30,7 +30,7 @@ from salmonrun.export.parity.gate import prove
 from salmonrun.export.progress import Progress, counted
 from salmonrun.export.staging import staged
 from salmonrun.export.weights.native import FILE as NATIVE_FILE
-from salmonrun.export.weights.native import check_native, write_native
+from salmonrun.export.weights.native import write_native
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
 from salmonrun.runtime.decoders.native_weights import kernels
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError
@@ -71,7 +71,6 @@ def export_bundle(
     audio_config(source, options)  # refuses what cannot be, before anything is written
     if "native" in options.decoders:
         kernels()
-        check_native(LlmShape.from_config(source.config.llm))
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
     speech = read_speech(calibration_speech, source.config) if calibration_speech is not None else None

@@ -40,11 +40,11 @@ class TensorFile:
         """Of all its tensors."""
         return frozenset(self._header)
 
-    def first_dimension(self, name: str) -> int:
+    def dimension(self, name: str, axis: int) -> int:
         """Of a tensor's shape: 0 where there is none."""
         found = self._header.get(name)
         shape = found.get("shape") if isinstance(found, dict) else None
-        return shape[0] if isinstance(shape, list) and shape and type(shape[0]) is int else 0
+        return shape[axis] if isinstance(shape, list) and len(shape) > axis and type(shape[axis]) is int else 0
 
     def array(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
         """A tensor, which cannot be written to.

@@ -37,6 +37,12 @@ struct ActivationsView {
   float* scales;         // [rows][scale_stride]
   std::int32_t* starts;  // [rows][start_stride]: minus the zero point times the sum, of each block of the weights
   std::ptrdiff_t value_stride, scale_stride, start_stride;
+
+  // The same without the rows before `row`.
+  ActivationsView from(std::ptrdiff_t row) const {
+    return {values + row * value_stride, scales + row * scale_stride, starts + row * start_stride,
+            value_stride, scale_stride, start_stride};
+  }
 };
 
 // The keys and values of one KV head in one page: keys as [4][head_dim][16 positions], values as [64][head_dim].
@@ -71,6 +77,15 @@ struct Operations {
   void (*silu_mul)(float* gate, const float* up, int n);       // in place; n: whole lanes
   void (*exp)(float* x, int n);                                // in place; n: whole lanes
   void (*attend)(const AttentionTask& task);
+
+  // Products of x [n] with `count` rows of floats, `stride` apart; n: whole lanes.
+  void (*dot)(const float* x, const float* rows, std::ptrdiff_t stride, int count, int n, float* out);
+
+  // n scores to shares of one, in place; what follows them up to whole lanes becomes 0.
+  void (*softmax)(float* scores, int n);
+
+  // out[i] + factor * x[i], rounded once; n: whole lanes.
+  void (*add_scaled)(float* out, const float* x, float factor, int n);
 };
 
 constexpr int product_groups = 4;  // that are unpacked at once, and that a thread takes at once

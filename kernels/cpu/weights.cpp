@@ -25,6 +25,13 @@ void require_shape(const Matrix& matrix, int rows, int columns, const std::strin
               std::to_string(rows) + " x " + std::to_string(columns));
 }
 
+// Products that share their inputs share how these are quantized.
+void require_alike(const Matrix& one, const Matrix& other, const std::string& names) {
+  const MatrixView a = one.view(), b = other.view();
+  require(a.bits == b.bits && a.block == b.block && a.activation_block == b.activation_block,
+          names + " are quantized in different ways");
+}
+
 constexpr int largest_size = 1 << 24;  // of a matrix's sides: what is computed from them stays far from overflow
 
 }  // namespace
@@ -57,6 +64,15 @@ Matrix::Matrix(std::span<const std::uint8_t> packed, std::span<const std::uint16
   bias_ = padded(bias);
 }
 
+std::vector<const Mlp*> Layer::mlps() const {
+  if (const Mlp* alone = std::get_if<Mlp>(&mlp)) return {alone};
+  const Mixture& mixture = std::get<Mixture>(mlp);
+  std::vector<const Mlp*> all;
+  for (const Mlp& expert : mixture.experts) all.push_back(&expert);
+  if (mixture.shared) all.push_back(&*mixture.shared);
+  return all;
+}
+
 void Weights::check() const {
   require(!layers.empty(), "no layers");
   require(head_dim > 0 && head_dim % lanes == 0, "head_dim is " + std::to_string(head_dim) + "; expected a multiple of 16");
@@ -69,24 +85,43 @@ void Weights::check() const {
   for (const Layer& layer : layers) {
     require_size(layer.input_norm.size(), norm.size(), "input_layernorm");
     require_size(layer.post_norm.size(), norm.size(), "post_attention_layernorm");
-    for (const auto* of_a_head : {&layer.q_norm, &layer.k_norm})
-      if (!of_a_head->empty())
-        require_size(of_a_head->size(), static_cast<std::size_t>(head_dim), "norm of a head");
-    require_shape(layer.q, heads * head_dim, dim(), "q_proj");
-    require_shape(layer.k, kv_heads * head_dim, dim(), "k_proj");
-    require_shape(layer.v, kv_heads * head_dim, dim(), "v_proj");
-    require_shape(layer.o, dim(), heads * head_dim, "o_proj");
-    require_shape(layer.gate, intermediate(), dim(), "gate_proj");
-    require_shape(layer.up, intermediate(), dim(), "up_proj");
-    require_shape(layer.down, dim(), intermediate(), "down_proj");
-    require(layer.window >= 0, "a window of " + std::to_string(layer.window));
-    // Products that share their inputs share how these are quantized.
-    for (const auto& [one, other] : {std::pair{&layer.q, &layer.k}, {&layer.q, &layer.v}, {&layer.gate, &layer.up}}) {
-      const MatrixView a = one->view(), b = other->view();
-      require(a.bits == b.bits && a.block == b.block && a.activation_block == b.activation_block,
-              "q, k and v, or gate and up, are quantized in different ways");
-    }
+    check_attention(layer);
+    if (const Mixture* mixture = std::get_if<Mixture>(&layer.mlp)) check_mixture(*mixture);
+    check_mlps(layer);
   }
+}
+
+void Weights::check_attention(const Layer& layer) const {
+  for (const auto* of_a_head : {&layer.q_norm, &layer.k_norm})
+    if (!of_a_head->empty()) require_size(of_a_head->size(), static_cast<std::size_t>(head_dim), "norm of a head");
+  require_shape(layer.q, heads * head_dim, dim(), "q_proj");
+  require_shape(layer.k, kv_heads * head_dim, dim(), "k_proj");
+  require_shape(layer.v, kv_heads * head_dim, dim(), "v_proj");
+  require_shape(layer.o, dim(), heads * head_dim, "o_proj");
+  require(layer.window >= 0, "a window of " + std::to_string(layer.window));
+  require_alike(layer.q, layer.k, "q, k and v");
+  require_alike(layer.q, layer.v, "q, k and v");
+}
+
+void Weights::check_mlps(const Layer& layer) const {
+  const std::vector<const Mlp*> mlps = layer.mlps();
+  for (const Mlp* mlp : mlps) {
+    const int intermediate = mlp->down.columns();
+    require_shape(mlp->gate, intermediate, dim(), "gate_proj");
+    require_shape(mlp->up, intermediate, dim(), "up_proj");
+    require_shape(mlp->down, dim(), intermediate, "down_proj");
+    require_alike(mlp->gate, mlps.front()->gate, "the experts");
+    require_alike(mlp->gate, mlp->up, "gate and up");
+    require_alike(mlp->down, mlps.front()->down, "the experts");
+  }
+}
+
+void Weights::check_mixture(const Mixture& mixture) const {
+  const std::size_t experts = mixture.experts.size(), width = static_cast<std::size_t>(padded(dim()));
+  require(mixture.per_token > 0 && static_cast<std::size_t>(mixture.per_token) <= experts,
+          std::to_string(mixture.per_token) + " experts a position of " + std::to_string(experts));
+  require_size(mixture.router.size(), experts * width, "router");
+  require_size(mixture.shared_gate.size(), mixture.shared ? width : 0, "shared_expert_gate");
 }
 
 }  // namespace salmonrun

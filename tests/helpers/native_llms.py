@@ -33,6 +33,8 @@ class Shape:
     biases: bool = True
     head_norms: bool = True
     window: int | None = None  # of odd layers
+    experts: int = 0  # 0: none; of odd layers otherwise
+    shared_expert: bool = False
 
 
 def random_linear(
@@ -53,6 +55,18 @@ def random_model(shape: Shape, seed: int = 0) -> reference.Model:
     def norm(size: int) -> F32:
         return rng.uniform(0.5, 1.5, size).astype(np.float32)
 
+    def mlp(intermediate: int) -> reference.Mlp:
+        gate, up = (linear(intermediate, shape.dim) for _ in range(2))
+        return reference.Mlp(gate, up, linear(shape.dim, intermediate))
+
+    def mixture() -> reference.Mixture:
+        router = rng.normal(0, 2 * shape.dim**-0.5, (shape.experts, shape.dim)).astype(np.float32)
+        experts = [mlp(shape.intermediate // 2) for _ in range(shape.experts)]
+        if not shape.shared_expert:
+            return reference.Mixture(router, experts, 2, normalised=True)
+        gate = rng.normal(0, shape.dim**-0.5, (1, shape.dim)).astype(np.float32)
+        return reference.Mixture(router, experts, 3, False, mlp(shape.intermediate - 40), gate)
+
     def layer(index: int) -> reference.Layer:
         width = shape.head_dim
         return reference.Layer(
@@ -62,9 +76,7 @@ def random_model(shape: Shape, seed: int = 0) -> reference.Model:
             v=linear(shape.kv_heads * width, shape.dim),
             o=linear(shape.dim, shape.heads * width),
             post_norm=norm(shape.dim),
-            gate=linear(shape.intermediate, shape.dim),
-            up=linear(shape.intermediate, shape.dim),
-            down=linear(shape.dim, shape.intermediate),
+            mlp=mixture() if shape.experts and index % 2 else mlp(shape.intermediate),
             q_norm=norm(width) if shape.head_norms else None,
             k_norm=norm(width) if shape.head_norms else None,
             window=shape.window if index % 2 else None,
@@ -90,20 +102,26 @@ def native_matrix(linear: reference.Linear) -> Any:
     return load_native().Matrix(linear.packed, linear.scales.view(np.uint16), *sizes, linear.bias)
 
 
+def converted(part: Any) -> Any:
+    """The extension's own of a part of the reference's model."""
+    if isinstance(part, list):
+        return [converted(one) for one in part]
+    if isinstance(part, reference.Linear):
+        return native_matrix(part)
+    if isinstance(part, reference.Layer | reference.Mlp | reference.Mixture):
+        return getattr(load_native(), type(part).__name__)(**parts_of(part))
+    return part
+
+
+def parts_of(whole: Any) -> dict[str, Any]:
+    return {field.name: converted(getattr(whole, field.name)) for field in fields(whole) if field.name != "cache_dtype"}
+
+
 class NativeModel:
     """The extension's model, with whole sequences as the unit."""
 
     def __init__(self, model: reference.Model, instruction_set: str, threads: int) -> None:
-        def converted(part: Any) -> dict[str, Any]:
-            values = {field.name: getattr(part, field.name) for field in fields(part) if field.name != "cache_dtype"}
-            linear = reference.Linear
-            return {
-                name: native_matrix(value) if isinstance(value, linear) else value for name, value in values.items()
-            }
-
-        layers = [load_native().Layer(**converted(layer)) for layer in model.layers]
-        values = converted(model) | {"layers": layers}
-        self.native = load_native().Model(**values, instruction_set=instruction_set, threads=threads)
+        self.native = load_native().Model(**parts_of(model), instruction_set=instruction_set, threads=threads)
         self.vocab = len(model.logits(np.zeros((1, len(model.norm)), np.float32))[0])
 
     def forward(self, *chunks: tuple[int, F32, int]) -> list[F32]:
@@ -128,15 +146,30 @@ def stored_model(bundle: Bundle) -> reference.Model:
     tensors = load_file(bundle.path(weights.file))
     activations = weights.activation_block
 
-    def linear(name: str, rows: int, columns: int) -> reference.Linear:
-        packed, scales = tensors[f"{name}.weight"], tensors[f"{name}.weight.scale"]
+    def linear(name: str, rows: int, columns: int, expert: Any = ...) -> reference.Linear:
+        packed, scales = tensors[f"{name}.weight"][expert], tensors[f"{name}.weight.scale"][expert]
         return reference.Linear(packed, scales, rows, columns, activations, tensors.get(f"{name}.bias"))
+
+    def mlp(prefix: str, expert: Any = ...) -> reference.Mlp:
+        width = 16 * len(tensors[f"{prefix}gate_proj.weight"][expert])
+        gate, up = (linear(f"{prefix}{part}_proj", width, llm.dim, expert) for part in ("gate", "up"))
+        return reference.Mlp(gate, up, linear(f"{prefix}down_proj", llm.dim, width, expert))
+
+    def mlp_or_mixture(prefix: str) -> reference.Mlp | reference.Mixture:
+        router = tensors.get(f"{prefix}gate.weight")
+        if router is None:
+            return mlp(prefix)
+        assert llm.experts is not None
+        experts = [mlp(f"{prefix}experts.", expert) for expert in range(len(router))]
+        choice = (llm.experts.per_token, llm.experts.normalised)
+        gate = tensors.get(f"{prefix}shared_expert_gate.weight")
+        shared = None if gate is None else mlp(f"{prefix}shared_expert.")
+        return reference.Mixture(router, experts, *choice, shared, gate)
 
     def layer(index: int) -> reference.Layer:
         prefix = f"model.layers.{index}."
-        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        attention = f"{prefix}self_attn."
         q_dim, kv_dim = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
-        width = 16 * len(tensors[f"{mlp}gate_proj.weight"])
         return reference.Layer(
             input_norm=tensors[f"{prefix}input_layernorm.weight"],
             q=linear(f"{attention}q_proj", q_dim, llm.dim),
@@ -144,9 +177,7 @@ def stored_model(bundle: Bundle) -> reference.Model:
             v=linear(f"{attention}v_proj", kv_dim, llm.dim),
             o=linear(f"{attention}o_proj", llm.dim, q_dim),
             post_norm=tensors[f"{prefix}post_attention_layernorm.weight"],
-            gate=linear(f"{mlp}gate_proj", width, llm.dim),
-            up=linear(f"{mlp}up_proj", width, llm.dim),
-            down=linear(f"{mlp}down_proj", llm.dim, width),
+            mlp=mlp_or_mixture(f"{prefix}mlp."),
             q_norm=tensors.get(f"{attention}q_norm.weight"),
             k_norm=tensors.get(f"{attention}k_norm.weight"),
             window=llm.windows[index],

@@ -100,6 +100,30 @@ def test_swiglu(instruction_set: str) -> None:
     same_bits(found, reference.silu_mul(gate, up))
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 7, 40])
+def test_products_with_rows_of_floats(instruction_set: str, count: int) -> None:
+    x, rows = normal(208), normal(count, 208, seed=1)
+    found = np.empty(count, np.float32)
+    native.Operations.of(instruction_set).dot(x, rows, found)
+    same_bits(found, reference.dot(x, rows))
+
+
+@pytest.mark.parametrize("size", [16, 128])
+def test_softmax(instruction_set: str, size: int) -> None:
+    x = normal(size, scale=5)
+    found = x.copy()
+    native.Operations.of(instruction_set).softmax(found)
+    shares = reference.exp(x - x.max())
+    same_bits(found, shares / reference.sum_rows(shares))
+
+
+def test_scaled_sums(instruction_set: str) -> None:
+    out, x = normal(1024), normal(1024, seed=1)
+    found = out.copy()
+    native.Operations.of(instruction_set).add_scaled(found, x, 0.3)
+    same_bits(found, reference.fma(x, np.float32(0.3), out))
+
+
 def test_half_precision(instruction_set: str) -> None:
     """All halves come back; what lies between two is rounded as numpy does it."""
     halves = np.arange(2**16, dtype=np.uint16)
@@ -121,6 +145,8 @@ SHAPES = {
     "odd sizes": Shape(),
     "window": Shape(window=9, biases=False, head_norms=False),
     "all heads, 8 bits": Shape(heads=4, kv_heads=4, head_dim=16, bits=8, head_bits=4, block=64),
+    "experts": Shape(experts=5),
+    "experts and a shared one, 8 bits": Shape(experts=19, shared_expert=True, bits=8, biases=False, layers=4),
     "one kv head, blocks of 128": Shape(dim=64, heads=8, kv_heads=1, head_dim=64, block=128, activation_block=128),
 }
 
@@ -268,16 +294,19 @@ def test_weights_that_do_not_fit_are_refused() -> None:
 
 
 def test_models_whose_parts_do_not_fit_are_refused() -> None:
-    model = random_model(Shape(layers=1))
+    model = random_model(Shape(layers=1, block=64))
     (layer,) = model.layers
     assert layer.q_norm is not None
+    mlp = layer.mlp
+    assert isinstance(mlp, reference.Mlp)
+    turned = reference.Mlp(gate=mlp.down, up=mlp.gate, down=mlp.down)
     refusals: list[tuple[reference.Model, str]] = [
         (replace(model, heads=5), "5 heads cannot share 2 KV heads evenly"),
         (replace(model, heads=4), "q_proj is 288 x 80, expected 192 x 80"),
         (replace(model, head_dim=24), "head_dim is 24; expected a multiple of 16"),
         (replace(model, sin=model.sin[:-1]), "rope.cos: 4800 values, expected 4776"),
         (replace(model, layers=[]), "no layers"),
-        (replace(model, layers=[replace(layer, up=layer.gate, gate=layer.down)]), "gate_proj is 80 x 101"),
+        (replace(model, layers=[replace(layer, mlp=turned)]), "gate_proj is 80 x 101"),
         (replace(model, layers=[replace(layer, q_norm=layer.input_norm)]), "norm of a head: 80 values, expected 48"),
         (replace(model, norm=model.norm[:-1]), "norm: 79 values, expected 80"),
         (replace(model, layers=[replace(layer, input_norm=layer.q_norm)]), "input_layernorm: 48 values, expected 80"),
@@ -285,6 +314,22 @@ def test_models_whose_parts_do_not_fit_are_refused() -> None:
     for changed, message in refusals:
         with pytest.raises(ValueError, match=message):
             NativeModel(changed, "portable", 1)
+    mixture = random_model(Shape(experts=3, shared_expert=True)).layers[1].mlp
+    assert isinstance(mixture, reference.Mixture)
+    assert mixture.shared_gate is not None
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"experts": []}, "a mixture of no experts"),
+        ({"experts": mixture.experts[1:]}, "router: 240 values, expected 2 x 80"),
+        ({"per_token": 4}, "4 experts a position of 3"),
+        ({"per_token": 0}, "0 experts a position of 3"),
+        ({"shared": None}, "shared_expert_gate: 128 values, expected 0"),
+        ({"shared_gate": None}, "shared_expert_gate: 0 values, expected 128"),
+        ({"shared_gate": mixture.shared_gate[:, 1:].copy()}, "shared_expert_gate: 79 values, expected 80"),
+        ({"shared": mlp}, "the experts are quantized in different ways"),
+    ]
+    for change, message in changes:
+        with pytest.raises(ValueError, match=message):
+            NativeModel(replace(model, layers=[replace(layer, mlp=replace(mixture, **change))]), "portable", 1)
     with pytest.raises(ValueError, match=r"instruction set 'mmx'; this processor has .*portable"):
         NativeModel(model, "mmx", 1)
     with pytest.raises(ValueError, match="0 threads; expected at least 1"):
