@@ -172,8 +172,7 @@ def _write_native(source: Checkpoint, options: ExportOptions, path: Path, progre
     """The LLM for the native decoder, its tensors' names and shapes checked before anything is written."""
     shape, size = LlmShape.from_config(source.config.llm), _llm_size(source)
     with progress.weights("reading weights", size) as step:
-        tensors = counted(source.merged_llm(), step)
-        write_native(path, shape, tensors, options.llm_precision, max_length(source, options))
+        write_native(path, shape, source.merged_llm(), options.llm_precision, max_length(source, options), step)
 
 
 def _llm_size(source: Checkpoint) -> int:

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from salmonrun.kernels.formats import F16, F32, Bytes, unpack_t16
+from salmonrun.kernels.formats import F16, F32, Bytes, unpack_nf4_t16, unpack_t16
 
 LANES = 16
 ACTIVATION_BLOCKS = (32, 64, 128, 256)
@@ -149,7 +149,7 @@ def quantize_activations(x: F32, block: int) -> tuple[npt.NDArray[np.int8], F32]
 
 
 class Product(Protocol):
-    """What a layer does with a matrix: `Linear`, or a test's own."""
+    """What a layer does with a matrix: `Linear`, `Nf4Linear`, or a test's own."""
 
     def __call__(self, x: F32, /) -> F32:
         """[n, columns] to [n, rows]."""
@@ -186,6 +186,36 @@ class Linear:
                 dots = values[:, inputs].astype(np.int32) @ weight[:, inputs].T  # exact
                 part = fma(dots, scales[j], part)
             out = fma(part, x_scales[:, i : i + 1], out)
+        out = out[:, : self.rows]
+        return out if self.bias is None else out + self.bias
+
+
+@dataclass(frozen=True, eq=False)
+class Nf4Linear:
+    """A matrix of nf4 in layout t16, whose products are of floats: its inputs are not quantized."""
+
+    packed: Bytes  # [groups of 16 outputs, 32s of inputs, 4, 64]
+    scales: F32  # [groups, blocks, 16]
+    rows: int  # outputs
+    columns: int  # inputs
+    bias: F32 | None = None  # [rows]
+
+    @property
+    def block(self) -> int:
+        """Inputs that share a scale."""
+        return int(32 * self.packed.shape[1] // self.scales.shape[1])
+
+    def __call__(self, x: F32) -> F32:
+        """[n, columns] to [n, rows]."""
+        weight = unpack_nf4_t16(self.packed)
+        inputs = np.pad(x, ((0, 0), (0, weight.shape[1] - x.shape[1])))
+        scales = self.scales.transpose(1, 0, 2).reshape(self.scales.shape[1], -1)  # [blocks, out]
+        out = np.zeros((len(x), len(weight)), np.float32)
+        for i, scale in enumerate(scales):
+            part = np.zeros_like(out)
+            for column in range(i * self.block, (i + 1) * self.block):
+                part = fma(inputs[:, column, None], weight[:, column], part)
+            out = fma(part, scale, out)
         out = out[:, : self.rows]
         return out if self.bias is None else out + self.bias
 

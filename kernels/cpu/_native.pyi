@@ -24,6 +24,11 @@ class Matrix:
         activation_block: int,
         bias: F32 | None = None,
     ) -> None: ...
+    @staticmethod
+    def nf4(
+        packed: npt.NDArray[np.uint8], scales: F32, rows: int, columns: int, block: int, bias: F32 | None = None
+    ) -> Matrix:
+        """One of nf4, in the same layout; its products are of floats."""
 
 class Mlp:
     """SwiGLU between two products."""

@@ -51,6 +51,11 @@ void make_matrix(Matrix* self, Array<const std::uint8_t> packed, Array<const std
   new (self) Matrix(span(packed), span(scales), span(bias), rows, columns, bits, block, activation_block, owner);
 }
 
+Matrix nf4_matrix(Array<const std::uint8_t> packed, Array<const float> scales, int rows, int columns, int block,
+                  const std::optional<Floats>& bias) {
+  return Matrix(span(packed), span(scales), span(bias), rows, columns, block, keep(nb::make_tuple(packed, scales)));
+}
+
 std::vector<float> copy(std::span<const float> values) { return {values.begin(), values.end()}; }
 
 // Checked before it is padded: afterwards another size may look the same.
@@ -123,7 +128,9 @@ void product(const Operations& operations, const Matrix& matrix, const Floats& x
   std::vector<std::int8_t> values(rows * static_cast<std::size_t>(view.columns));
   std::vector<float> scales(rows * static_cast<std::size_t>(view.activation_blocks()));
   std::vector<std::int32_t> starts(rows * static_cast<std::size_t>(view.blocks()));
-  const ActivationsView to{values.data(), scales.data(), starts.data(), view.columns, view.activation_blocks(), view.blocks()};
+  std::vector<float> floats(rows * static_cast<std::size_t>(view.columns));
+  const ActivationsView to{values.data(), scales.data(), starts.data(),  view.columns, view.activation_blocks(),
+                           view.blocks(), floats.data(), view.columns};
   for (std::size_t row = 0; row < rows; ++row)
     operations.quantize(padded(std::span(x.data() + row * columns, columns)).data(), view, to, static_cast<int>(row));
   std::vector<std::uint8_t> scratch(unpack_bytes(view));
@@ -192,7 +199,9 @@ NB_MODULE(_native, module) {
   module.def("instruction_sets", &names);
   nb::class_<Matrix>(module, "Matrix")
       .def("__init__", &make_matrix, "packed"_a.noconvert(), "scales"_a.noconvert(), "rows"_a, "columns"_a, "bits"_a,
-           "block"_a, "activation_block"_a, "bias"_a = nb::none());
+           "block"_a, "activation_block"_a, "bias"_a = nb::none())
+      .def_static("nf4", &nf4_matrix, "packed"_a.noconvert(), "scales"_a.noconvert(), "rows"_a, "columns"_a, "block"_a,
+                  "bias"_a = nb::none());
   nb::class_<Mlp>(module, "Mlp")
       .def("__init__", [](Mlp* self, const Matrix& gate, const Matrix& up,
                           const Matrix& down) { new (self) Mlp{gate, up, down}; },

@@ -343,11 +343,16 @@ void Model::head(const std::vector<Row>& rows) {
 }
 
 ActivationsView Model::activations(int rows, const MatrixView& matrix) {
+  const int float_stride = matrix.columns + value_gap / static_cast<int>(sizeof(float));
+  if (matrix.nf4()) {
+    floats_.reserve(size(rows, float_stride));
+    return {nullptr, nullptr, nullptr, 0, 0, 0, floats_.data(), float_stride};
+  }
   const int value_stride = matrix.columns + value_gap;
   values_.reserve(size(rows, value_stride));
   value_scales_.reserve(size(rows, matrix.activation_blocks()));
   starts_.reserve(size(rows, matrix.blocks()));
-  return {values_.data(), value_scales_.data(), starts_.data(), value_stride, matrix.activation_blocks(), matrix.blocks()};
+  return {values_.data(), value_scales_.data(), starts_.data(), value_stride, matrix.activation_blocks(), matrix.blocks(), nullptr, 0};
 }
 
 void Model::quantize(const float* x, int stride, int rows, const Matrix& matrix) {

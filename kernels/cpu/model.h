@@ -94,7 +94,7 @@ class Model {
   std::size_t unpack_stride_ = 0;
   Buffer<float> x_, q_, k_, v_, attended_, gate_, up_, normed_, scores_, shares_, expert_outputs_;
   Buffer<std::int8_t> values_;
-  Buffer<float> value_scales_;
+  Buffer<float> value_scales_, floats_;
   Buffer<std::int32_t> starts_;
   Buffer<std::uint8_t> unpacked_;
   Buffer<const std::uint16_t*> pages_;

@@ -28,11 +28,17 @@ void require_shape(const Matrix& matrix, int rows, int columns, const std::strin
 // Products that share their inputs share how these are quantized.
 void require_alike(const Matrix& one, const Matrix& other, const std::string& names) {
   const MatrixView a = one.view(), b = other.view();
-  require(a.bits == b.bits && a.block == b.block && a.activation_block == b.activation_block,
+  require(a.nf4() == b.nf4() && a.bits == b.bits && a.block == b.block && a.activation_block == b.activation_block,
           names + " are quantized in different ways");
 }
 
 constexpr int largest_size = 1 << 24;  // of a matrix's sides: what is computed from them stays far from overflow
+
+void check_sizes(int rows, int columns, int block) {
+  require(rows > 0 && columns > 0 && rows <= largest_size && columns <= largest_size,
+          "a matrix of " + std::to_string(rows) + " x " + std::to_string(columns));
+  require(one_of(block, {32, 64, 128}), "blocks of " + std::to_string(block) + "; expected 32, 64 or 128");
+}
 
 }  // namespace
 
@@ -47,20 +53,31 @@ std::vector<float> padded(std::span<const float> values) {
 Matrix::Matrix(std::span<const std::uint8_t> packed, std::span<const std::uint16_t> scales, std::span<const float> bias,
                int rows, int columns, int bits, int block, int activation_block, Owner owner)
     : columns_(columns), owner_(std::move(owner)) {
-  require(rows > 0 && columns > 0 && rows <= largest_size && columns <= largest_size,
-          "a matrix of " + std::to_string(rows) + " x " + std::to_string(columns));
+  check_sizes(rows, columns, block);
   require(one_of(bits, {4, 8}), std::to_string(bits) + " bits; expected 4 or 8");
-  require(one_of(block, {32, 64, 128}), "blocks of " + std::to_string(block) + "; expected 32, 64 or 128");
   require(one_of(activation_block, {32, 64, 128, 256}) && activation_block % block == 0,
           "activations in blocks of " + std::to_string(activation_block) + "; expected 32, 64, 128 or 256, a multiple of " +
               std::to_string(block));
   const int whole = (columns + block - 1) / block * block;
-  view_ = {packed.data(), scales.data(), nullptr, rows, whole, bits, block, activation_block};
+  view_ = {packed.data(), scales.data(), nullptr, nullptr, rows, whole, bits, block, activation_block};
+  set(packed.size(), scales.size(), bias);
+}
+
+Matrix::Matrix(std::span<const std::uint8_t> packed, std::span<const float> scales, std::span<const float> bias, int rows,
+               int columns, int block, Owner owner)
+    : columns_(columns), owner_(std::move(owner)) {
+  check_sizes(rows, columns, block);
+  const int whole = (columns + block - 1) / block * block;
+  view_ = {packed.data(), nullptr, scales.data(), nullptr, rows, whole, 4, block, block};
+  set(packed.size(), scales.size(), bias);
+}
+
+void Matrix::set(std::size_t packed, std::size_t scales, std::span<const float> bias) {
   const auto groups = static_cast<std::size_t>(view_.groups());
-  require_size(packed.size(), groups * static_cast<std::size_t>(view_.group_bytes()), "packed weights");
-  require_size(scales.size(), groups * static_cast<std::size_t>(view_.blocks()) * lanes, "scales");
-  require(bias.empty() || bias.size() == static_cast<std::size_t>(rows),
-          "bias of " + std::to_string(bias.size()) + " values, expected " + std::to_string(rows));
+  require_size(packed, groups * static_cast<std::size_t>(view_.group_bytes()), "packed weights");
+  require_size(scales, groups * static_cast<std::size_t>(view_.blocks()) * lanes, "scales");
+  require(bias.empty() || bias.size() == static_cast<std::size_t>(view_.rows),
+          "bias of " + std::to_string(bias.size()) + " values, expected " + std::to_string(view_.rows));
   bias_ = padded(bias);
 }
 

@@ -26,6 +26,10 @@ class Matrix {
   Matrix(std::span<const std::uint8_t> packed, std::span<const std::uint16_t> scales, std::span<const float> bias,
          int rows, int columns, int bits, int block, int activation_block, Owner owner);
 
+  // Of nf4; products are of floats.
+  Matrix(std::span<const std::uint8_t> packed, std::span<const float> scales, std::span<const float> bias, int rows,
+         int columns, int block, Owner owner);
+
   // `view().columns` may be more than this, whole blocks.
   int columns() const { return columns_; }
   int rows() const { return view_.rows; }
@@ -36,6 +40,8 @@ class Matrix {
   }
 
  private:
+  void set(std::size_t packed, std::size_t scales, std::span<const float> bias);
+
   MatrixView view_;
   int columns_;
   std::vector<float> bias_;

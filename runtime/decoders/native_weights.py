@@ -16,7 +16,7 @@ from salmonrun.runtime.tensor_file import TensorFile
 if TYPE_CHECKING:
     from salmonrun.kernels.cpu import _native
 
-BITS = {"int4": 4, "int8": 8}
+BITS = {"int4": 4, "int8": 8, "nf4": 4}
 
 
 def kernels() -> ModuleType:
@@ -50,7 +50,7 @@ def load_model(bundle: Bundle, instruction_set: str, threads: int) -> "_native.M
         model: _native.Model = native.Model(
             layers=[reader.layer(i) for i in range(llm.layers)],
             norm=reader.vector("model.norm.weight", llm.dim),
-            head=reader.matrix("lm_head", llm.vocab_size, llm.dim, BITS[weights.lm_head]),
+            head=reader.matrix("lm_head", llm.vocab_size, llm.dim, weights.lm_head),
             cos=reader.rope("cos"),
             sin=reader.rope("sin"),
             heads=llm.heads,
@@ -95,25 +95,33 @@ class _Reader:
         )
         return layer
 
-    def matrix(self, name: str, rows: int, columns: int, bits: int | None = None) -> "_native.Matrix":
+    def matrix(self, name: str, rows: int, columns: int, precision: str | None = None) -> "_native.Matrix":
         """A quantized matrix and its bias, if it has one."""
-        bits = bits or BITS[self._weights.precision]
-        stored = self._stored(name, (), rows, columns, bits)
-        return self._packed(*stored, rows, columns, bits, self._optional(f"{name}.bias", rows))
+        precision = precision or self._weights.precision
+        stored = self._stored(name, (), rows, columns, precision)
+        return self._packed(*stored, rows, columns, precision, self._optional(f"{name}.bias", rows))
 
-    def _stored(self, name: str, stacked: tuple[int, ...], rows: int, columns: int, bits: int) -> tuple[Array, Array]:
+    def _stored(
+        self, name: str, stacked: tuple[int, ...], rows: int, columns: int, precision: str
+    ) -> tuple[Array, Array]:
         """The two tensors of a matrix, or of `stacked` ones."""
         groups, blocks = -(-rows // GROUP), -(-columns // self._weights.block)
-        lines = (groups, blocks * self._weights.block // 32, bits, 64)
+        lines = (groups, blocks * self._weights.block // 32, BITS[precision], 64)
         packed = self._file.array(f"{name}.weight", "U8", (*stacked, *lines))
-        return packed, self._file.array(f"{name}.weight.scale", "F16", (*stacked, groups, blocks, GROUP))
+        dtype = "F32" if precision == "nf4" else "F16"
+        return packed, self._file.array(f"{name}.weight.scale", dtype, (*stacked, groups, blocks, GROUP))
 
     def _packed(
-        self, packed: Array, scales: Array, rows: int, columns: int, bits: int, bias: F32 | None = None
+        self, packed: Array, scales: Array, rows: int, columns: int, precision: str, bias: F32 | None = None
     ) -> "_native.Matrix":
-        sizes = (rows, columns, bits, self._weights.block, self._weights.activation_block)
-        matrix: _native.Matrix = self._native.Matrix(packed, scales.view(np.uint16), *sizes, bias)
-        return matrix
+        block, matrix = self._weights.block, self._native.Matrix
+        made: _native.Matrix
+        if precision == "nf4":
+            made = matrix.nf4(packed, scales, rows, columns, block, bias)
+        else:
+            sizes = (rows, columns, BITS[precision], block, self._weights.activation_block)
+            made = matrix(packed, scales.view(np.uint16), *sizes, bias)
+        return made
 
     def _mlp(self, prefix: str) -> "_native.Mlp":
         # No tensor has its exact width, and none needs to: what fills its last group of 16 up is zero.
@@ -151,9 +159,9 @@ class _Reader:
         return [self._native.Mlp(gate=gate, up=up, down=down) for gate, up, down in parts]
 
     def _stacked(self, name: str, count: int, rows: int, columns: int) -> "list[_native.Matrix]":
-        bits = BITS[self._weights.precision]
-        stored = zip(*self._stored(name, (count,), rows, columns, bits), strict=True)
-        return [self._packed(packed, scales, rows, columns, bits) for packed, scales in stored]
+        precision = self._weights.precision
+        stored = zip(*self._stored(name, (count,), rows, columns, precision), strict=True)
+        return [self._packed(packed, scales, rows, columns, precision) for packed, scales in stored]
 
     def vector(self, name: str, size: int) -> F32:
         """[size]."""

@@ -78,11 +78,29 @@ def test_experts_are_exported(tmp_path: Path, name: str) -> None:
         {"decoder": "native"},
         {"decoder": "both", "llm_precision": "fp32"},
         {"decoder": "native", "llm_precision": "int4", "target": "cuda"},
+        {"llm_precision": "nf4", "target": "cuda"},
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="the native decoder takes int8 or int4 on a CPU"):
+    with pytest.raises(ConfigError, match="the native decoder takes int8, int4 or nf4 on a CPU"):
         ExportOptions(**options)  # type: ignore[arg-type]
+
+
+def test_nf4_is_for_the_native_decoder_alone() -> None:
+    assert ExportOptions().decoders == ("onnx",)
+    assert ExportOptions(llm_precision="nf4").decoders == ExportOptions(llm_precision="nf4", decoder="native").decoders
+    assert ExportOptions(llm_precision="nf4").decoders == ("native",)
+    for decoder in ("onnx", "both"):
+        with pytest.raises(ConfigError, match="nf4 runs in the native decoder alone; leave out --decoder"):
+            ExportOptions(llm_precision="nf4", decoder=decoder)
+
+
+def test_a_bundle_of_nf4(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions(llm_precision="nf4", parity_budget=1.0))
+    engine = Engine.load(bundle)
+    assert engine.report().decoder == "native"
+    assert open_bundle(bundle).manifest.precisions("native")["llm"] == "nf4"
+    assert check(engine).passed
 
 
 def test_bundles_without_native_weights_say_so(tiny_bundle: Path) -> None:

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from salmonrun.kernels import reference
 from salmonrun.kernels.cpu import load_native
-from salmonrun.kernels.formats import F32, quantize_t16
+from salmonrun.kernels.formats import F32, quantize_nf4_t16, quantize_t16
 from salmonrun.runtime.bundle import Bundle
 
 ACTIVATIONS = 64
@@ -26,6 +26,7 @@ class Shape:
     kv_heads: int = 2
     head_dim: int = 48
     max_length: int = 200
+    nf4: bool = False
     bits: Literal[4, 8] = 4
     head_bits: Literal[4, 8] = 8
     block: int = 32
@@ -46,11 +47,19 @@ def random_linear(
     return reference.Linear(packed, scales, rows, columns, activations, shift)
 
 
+def random_nf4(rng: np.random.Generator, rows: int, columns: int, block: int, bias: bool) -> reference.Nf4Linear:
+    weight = rng.normal(0, columns**-0.5, (rows, columns)).astype(np.float32)
+    shift = rng.normal(0, 0.1, rows).astype(np.float32) if bias else None
+    return reference.Nf4Linear(*quantize_nf4_t16(weight, block), rows, columns, shift)
+
+
 def random_model(shape: Shape, seed: int = 0) -> reference.Model:
     rng = np.random.default_rng(seed)
 
-    def linear(rows: int, columns: int, bits: int = shape.bits, bias: bool = shape.biases) -> reference.Linear:
-        return random_linear(rng, rows, columns, bits, shape.block, shape.activation_block, bias)
+    def linear(rows: int, columns: int) -> reference.Product:
+        if shape.nf4:
+            return random_nf4(rng, rows, columns, shape.block, shape.biases)
+        return random_linear(rng, rows, columns, shape.bits, shape.block, shape.activation_block, shape.biases)
 
     def norm(size: int) -> F32:
         return rng.uniform(0.5, 1.5, size).astype(np.float32)
@@ -86,7 +95,7 @@ def random_model(shape: Shape, seed: int = 0) -> reference.Model:
     return reference.Model(
         layers=[layer(i) for i in range(shape.layers)],
         norm=norm(shape.dim),
-        head=linear(shape.vocab, shape.dim, shape.head_bits, bias=False),
+        head=random_linear(rng, shape.vocab, shape.dim, shape.head_bits, shape.block, shape.activation_block, False),
         cos=np.cos(angles).astype(np.float32),
         sin=np.sin(angles).astype(np.float32),
         heads=shape.heads,
@@ -96,17 +105,20 @@ def random_model(shape: Shape, seed: int = 0) -> reference.Model:
     )
 
 
-def native_matrix(linear: reference.Linear) -> Any:
-    bits = linear.packed.shape[2]
-    sizes = (linear.rows, linear.columns, bits, linear.block, linear.activation_block)
-    return load_native().Matrix(linear.packed, linear.scales.view(np.uint16), *sizes, linear.bias)
+def native_matrix(linear: reference.Linear | reference.Nf4Linear) -> Any:
+    if isinstance(linear, reference.Nf4Linear):
+        sizes = (linear.rows, linear.columns, linear.block)
+        return load_native().Matrix.nf4(linear.packed, linear.scales, *sizes, linear.bias)
+    integers = (linear.packed.shape[2], linear.block, linear.activation_block)
+    packed = (linear.packed, linear.scales.view(np.uint16), linear.rows, linear.columns)
+    return load_native().Matrix(*packed, *integers, linear.bias)
 
 
 def converted(part: Any) -> Any:
     """The extension's own of a part of the reference's model."""
     if isinstance(part, list):
         return [converted(one) for one in part]
-    if isinstance(part, reference.Linear):
+    if isinstance(part, reference.Linear | reference.Nf4Linear):
         return native_matrix(part)
     if isinstance(part, reference.Layer | reference.Mlp | reference.Mixture):
         return getattr(load_native(), type(part).__name__)(**parts_of(part))
@@ -146,8 +158,10 @@ def stored_model(bundle: Bundle) -> reference.Model:
     tensors = load_file(bundle.path(weights.file))
     activations = weights.activation_block
 
-    def linear(name: str, rows: int, columns: int, expert: Any = ...) -> reference.Linear:
+    def linear(name: str, rows: int, columns: int, expert: Any = ...) -> reference.Product:
         packed, scales = tensors[f"{name}.weight"][expert], tensors[f"{name}.weight.scale"][expert]
+        if scales.dtype == np.float32:
+            return reference.Nf4Linear(packed, scales, rows, columns, tensors.get(f"{name}.bias"))
         return reference.Linear(packed, scales, rows, columns, activations, tensors.get(f"{name}.bias"))
 
     def mlp(prefix: str, expert: Any = ...) -> reference.Mlp:

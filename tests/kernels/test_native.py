@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salmonrun.kernels import reference
-from salmonrun.kernels.formats import BLOCK_SIZES, F32
-from tests.helpers.native_llms import NativeModel, Shape, native_matrix, random_linear, random_model
+from salmonrun.kernels.formats import BLOCK_SIZES, F32, NF4, pack_nf4_t16
+from tests.helpers.native_llms import NativeModel, Shape, native_matrix, random_linear, random_model, random_nf4
 
 native: Any = pytest.importorskip("salmonrun.kernels.cpu._native")
 
@@ -42,6 +42,26 @@ def test_products(instruction_set: str, bits: int, rows: int) -> None:
         found = np.empty((rows, out), np.float32)
         native.Operations.of(instruction_set).product(native_matrix(linear), x, found)
         same_bits(found, linear(x))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 16, 33])
+def test_products_of_nf4(instruction_set: str, rows: int) -> None:
+    for block, out, columns in ((64, 70, 100), (64, 37, 300), (32, 16, 40), (128, 1, 1)):
+        matrix = random_nf4(np.random.default_rng(rows), out, columns, block, bias=True)
+        x = normal(rows, columns, seed=rows) * 10.0 ** np.arange(rows, dtype=np.float32)[:, None] ** 0.5
+        found = np.empty((rows, out), np.float32)
+        native.Operations.of(instruction_set).product(native_matrix(matrix), x, found)
+        same_bits(found, matrix(x))
+
+
+def test_every_value_of_nf4_is_looked_up(instruction_set: str) -> None:
+    """Each index in each place of a line, whatever its neighbours are."""
+    indices = np.random.default_rng(0).integers(0, 16, (16, 64)).astype(np.uint8)
+    packed, scales = pack_nf4_t16(indices, np.ones((16, 1), np.float32))
+    found = np.empty((64, 16), np.float32)
+    matrix = native.Matrix.nf4(packed, scales, 16, 64, 64)
+    native.Operations.of(instruction_set).product(matrix, np.eye(64, dtype=np.float32), found)
+    same_bits(found.T.copy(), NF4[indices])
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -146,6 +166,7 @@ SHAPES = {
     "window": Shape(window=9, biases=False, head_norms=False),
     "all heads, 8 bits": Shape(heads=4, kv_heads=4, head_dim=16, bits=8, head_bits=4, block=64),
     "experts": Shape(experts=5),
+    "nf4, experts": Shape(nf4=True, block=64, experts=4, shared_expert=True),
     "experts and a shared one, 8 bits": Shape(experts=19, shared_expert=True, bits=8, biases=False, layers=4),
     "one kv head, blocks of 128": Shape(dim=64, heads=8, kv_heads=1, head_dim=64, block=128, activation_block=128),
 }
@@ -287,6 +308,16 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         native.Matrix(packed, scales[:1], **sizes)
     with pytest.raises(ValueError, match="bias of 19 values, expected 20"):
         native.Matrix(packed, scales, **sizes, bias=np.zeros(19, np.float32))
+    floats = np.zeros((2, 1, 16), np.float32)
+    native.Matrix.nf4(packed, floats, 20, 64, 64)
+    with pytest.raises(ValueError, match="packed weights: 1024 values, expected 2048"):
+        native.Matrix.nf4(packed, floats, 20, 65, 64)
+    with pytest.raises(ValueError, match="scales: 32 values, expected 64"):
+        native.Matrix.nf4(packed, floats, 20, 64, 32)
+    with pytest.raises(ValueError, match="blocks of 16; expected 32, 64 or 128"):
+        native.Matrix.nf4(packed, floats, 20, 64, 16)
+    with pytest.raises(TypeError):
+        native.Matrix.nf4(packed, scales, 20, 64, 64)
     with pytest.raises(TypeError):
         native.Matrix(packed.astype(np.int8), scales, **sizes)
     with pytest.raises(TypeError):

@@ -10,7 +10,14 @@ import torch
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.kernels import reference
-from salmonrun.kernels.formats import BLOCK_SIZES, F32, dequantize_t16, quantize_t16
+from salmonrun.kernels.formats import (
+    BLOCK_SIZES,
+    F32,
+    dequantize_nf4_t16,
+    dequantize_t16,
+    quantize_nf4_t16,
+    quantize_t16,
+)
 from salmonrun.training.model.experts import EXPERTS
 from salmonrun.training.model.llm import published_parameters
 from tests.helpers.llms import BASE, LLMS, random_llm
@@ -92,6 +99,16 @@ def test_products_are_those_of_what_the_numbers_stand_for(bits: int, block: int,
     found = reference.Linear(packed, scales, 20, 300, activations, bias)((x / 64).astype(np.float32))
     weight = dequantize_t16(packed, scales)[:20, :300].astype(np.float64)
     np.testing.assert_allclose(found, x / 64 @ weight.T + bias, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [64, 300, 4096])
+def test_products_of_nf4_are_near_those_in_float64(columns: int) -> None:
+    weight, bias, x = normal(20, columns), normal(20, seed=3), normal(3, columns, seed=1)
+    packed, scales = quantize_nf4_t16(weight, 64)
+    found = reference.Nf4Linear(packed, scales, 20, columns, bias)(x)
+    values = dequantize_nf4_t16(packed, scales)[:20, :columns].astype(np.float64)
+    expected = x.astype(np.float64) @ values.T + bias
+    assert np.abs(found - expected).max() <= 1e-5 * np.sqrt(np.mean(np.square(expected)))
 
 
 @pytest.mark.parametrize("block", reference.ACTIVATION_BLOCKS)

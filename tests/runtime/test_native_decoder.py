@@ -14,6 +14,7 @@ import torch
 
 from salmonrun.kernels import reference
 from salmonrun.kernels.cpu import load_native
+from salmonrun.kernels.formats import dequantize_nf4_t16, quantize_nf4_t16
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import NATIVE_PAGE, Bundle
 from salmonrun.runtime.decoder import Chunk, prefill, step, verify
@@ -100,6 +101,22 @@ def test_int8_is_near_transformers(native: Native) -> None:
     # Where two experts are almost alike, rounding may choose the other one: of few positions.
     error = np.median(squares) if native.bundle.manifest.llm.experts else squares.mean()
     assert np.sqrt(error) <= 0.05 * np.sqrt(np.mean(np.square(expected)))
+
+
+def test_nf4_is_near_transformers_with_its_values(tmp_path: Path) -> None:
+    """Nothing is left but the cache's rounding, and that of the output layer's 8 bits."""
+    native = native_of(BASE | {"tie_word_embeddings": False}, tmp_path, "nf4")
+    ids = tokens_of(6, 40)
+    with native.decoder.open(1, 40) as (slot,):
+        found = verify(native.decoder, slot, ids)
+    same_bits(found, native.expected(ids))
+    with torch.no_grad():
+        for name, weight in native.llm.named_parameters():
+            if name.endswith("_proj.weight"):
+                values = dequantize_nf4_t16(*quantize_nf4_t16(weight.numpy(), 64))
+                weight.copy_(torch.from_numpy(values[: weight.shape[0], : weight.shape[1]]))
+        expected = native.llm(torch.tensor([ids]), use_cache=False).logits[0].numpy()
+    assert np.sqrt(np.mean(np.square(found - expected))) <= 0.01 * np.sqrt(np.mean(np.square(expected)))
 
 
 def test_rounds_begin_where_chunks_say(base: Native) -> None:
