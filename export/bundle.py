@@ -31,7 +31,7 @@ from salmonrun.export.parity.speech import packaged_speech
 from salmonrun.export.progress import Progress, counted
 from salmonrun.export.staging import staged
 from salmonrun.export.weights.native import FILE as NATIVE_FILE
-from salmonrun.export.weights.native import check_native, write_native
+from salmonrun.export.weights.native import write_native
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
 from salmonrun.runtime.decoders.native_weights import kernels
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError
@@ -76,7 +76,6 @@ def export_bundle(
     audio_config(source, options)  # refuses what cannot be, before anything is written
     if "native" in options.decoders:
         kernels()
-        check_native(LlmShape.from_config(source.config.llm))
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
     calibration = read_speech(calibration_speech, source.config) if calibration_speech is not None else None
@@ -201,8 +200,7 @@ def _write_native(source: Checkpoint, options: ExportOptions, path: Path, progre
     """The LLM for the native decoder, its tensors' names and shapes checked before anything is written."""
     shape, size = LlmShape.from_config(source.config.llm), _llm_size(source)
     with progress.weights("reading weights", size) as step:
-        tensors = counted(source.merged_llm(), step)
-        write_native(path, shape, tensors, options.llm_precision, max_length(source, options))
+        write_native(path, shape, source.merged_llm(), options.llm_precision, max_length(source, options), step)
 
 
 def _llm_size(source: Checkpoint) -> int:

@@ -33,6 +33,8 @@ from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import Checkpoint
 from salmonrun.training.model.llm import EMBEDDING
 
+_INTEGERS = "symmetric, blocks of 32, round to nearest"
+_QUANTIZATION = {"int8": _INTEGERS, "int4": _INTEGERS, "nf4": "nf4, blocks of 64, round to nearest"}
 EMBEDDING_FILE = "llm/embed_tokens.bin"
 EMBEDDING_DTYPES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] = {
     torch.float32: "float32",
@@ -141,7 +143,7 @@ def _onnx_weights(options: ExportOptions) -> OnnxWeights:
 
 
 def _provenance(source: Checkpoint, options: ExportOptions) -> Provenance:
-    config, quantized = source.config, options.llm_precision != "fp32"
+    config = source.config
     return Provenance(
         model=config.name,
         exporter=f"salmonrun {__version__}",
@@ -149,5 +151,5 @@ def _provenance(source: Checkpoint, options: ExportOptions) -> Provenance:
         lora_scale=config.lora.scale if config.lora else None,
         pruned_layers=config.sources.llm.left_out_layers if config.sources.llm else (),
         whisper_pruned_layers=config.sources.whisper.left_out_layers if config.sources.whisper else (),
-        quantization="symmetric, blocks of 32, round to nearest" if quantized else "",
+        quantization=_QUANTIZATION.get(options.llm_precision, ""),
     )

@@ -7,13 +7,14 @@ from salmonrun.runtime.checks import check_types
 from salmonrun.runtime.errors import ConfigError
 
 EncoderPrecision = Literal["fp32", "int8"]
-LlmPrecision = Literal["fp32", "int8", "int4"]
+LlmPrecision = Literal["fp32", "int8", "int4", "nf4"]
 Target = Literal["cpu", "cuda"]
 AudioWindow = Literal["padded", "trimmed"]
 ExportDecoder = Literal["onnx", "native", "both"]
 
 DEFAULT_MAX_LENGTH = 4096
 MOST_RECORDINGS = 16  # that tokens are compared on: PyTorch answers all at once
+_NATIVE = (("cpu", "int8"), ("cpu", "int4"), ("cpu", "nf4"))  # targets and precisions of the native decoder
 MIN_MAX_LENGTH = 256  # 30 s of audio, a prompt and a short answer
 
 
@@ -24,7 +25,7 @@ class ExportOptions:
     encoder_precision: EncoderPrecision = "fp32"
     llm_precision: LlmPrecision = "fp32"
     target: Target = "cpu"
-    decoder: ExportDecoder = "onnx"  # what the bundle has weights of the LLM for
+    decoder: ExportDecoder | None = None  # what the bundle has weights of the LLM for; None: native for nf4, else onnx
     window: AudioWindow | None = None  # None: as the checkpoint was trained
     max_length: int = DEFAULT_MAX_LENGTH  # positions of the KV cache; never more than the LLM has
     parity_budget: float = 0.35  # quantized bundles: largest relative error (rms) of any stage
@@ -35,10 +36,12 @@ class ExportOptions:
         check_types(self)
         if self.target == "cuda" and self.encoder_precision == "int8":
             raise ConfigError("int8 encoders run on the CPU only; use --encoder-precision fp32 with --target cuda")
-        if self.decoder != "onnx" and (self.target, self.llm_precision) not in (("cpu", "int8"), ("cpu", "int4")):
+        if self.llm_precision == "nf4" and "onnx" in self.decoders:
+            raise ConfigError("nf4 runs in the native decoder alone; leave out --decoder, or use --llm-precision int4")
+        if "native" in self.decoders and (self.target, self.llm_precision) not in _NATIVE:
             raise ConfigError(
                 f"decoder is {self.decoder!r} with target {self.target!r} and llm_precision {self.llm_precision!r}; "
-                "the native decoder takes int8 or int4 on a CPU: use --llm-precision int4, or --decoder onnx"
+                "the native decoder takes int8, int4 or nf4 on a CPU: use --llm-precision int4, or --decoder onnx"
             )
         if self.max_length < MIN_MAX_LENGTH:
             raise ConfigError(f"max_length is {self.max_length}; it must be at least {MIN_MAX_LENGTH}")
@@ -50,6 +53,8 @@ class ExportOptions:
     @property
     def decoders(self) -> tuple[Literal["onnx", "native"], ...]:
         """Those the bundle has weights for."""
+        if self.decoder is None:
+            return ("native",) if self.llm_precision == "nf4" else ("onnx",)
         return ("onnx", "native") if self.decoder == "both" else (self.decoder,)
 
     @property

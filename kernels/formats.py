@@ -9,7 +9,7 @@ Two families, both with one float32 scale for each block of neighbouring values:
 A byte holds two 4-bit values: blocks have the first one in the low half, tables in the high half.
 """
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
+Float = TypeVar("Float", np.float16, np.float32)
 Half = Literal["low", "high"]
 
 BLOCK_SIZES = (32, 64, 128)  # of int4 and int8 blocks
@@ -35,6 +36,7 @@ NF4 = _table(
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
+_NF4_ZERO = 7  # the index of 0
 # A sign, two bits of exponent, one of mantissa, in the order of these bits; over the largest, 12.
 FP4 = _table(*(sign * value / 12 for sign in (1, -1) for value in (0, 0.0625, 8, 12, 4, 6, 2, 3)))
 
@@ -122,15 +124,61 @@ def quantize_t16(weight: F32, bits: int, block: int) -> tuple[Bytes, F16]:
         raise ValueError(
             f"weights of up to {np.abs(weight).max():g}; scales of 16 bits reach to {2**bits // 2 * 65504}"
         )
-    rows, groups = len(weight), -(-len(weight) // GROUP)
-    flat = np.full((groups * GROUP, values.shape[1] * block), 2 ** (bits - 1), np.uint8)
-    flat[:rows] = values.reshape(rows, -1)
-    halves = np.zeros((groups * GROUP, values.shape[1]), np.float16)
-    halves[:rows] = scales
+    packed = _pack_t16(values.reshape(len(weight), -1), bits, 2 ** (bits - 1))
+    return packed, _pack_scales(scales.astype(np.float16))
+
+
+def _pack_t16(values: Bytes, bits: int, zero: int) -> Bytes:
+    """Values [out, 32s of inputs], one a byte, as lines; `zero` stands where there is no output."""
+    groups = -(-len(values) // GROUP)
+    flat = np.pad(values, ((0, -len(values) % GROUP), (0, 0)), constant_values=zero)
     lines = flat.reshape(groups, GROUP, -1, LINES, 4).transpose(0, 2, 3, 1, 4).reshape(groups, -1, LINES, LINE)
     if bits == 4:
         lines = lines[:, :, : LINES // 2] | (lines[:, :, LINES // 2 :] << np.uint8(4))
-    return np.ascontiguousarray(lines), np.ascontiguousarray(halves.reshape(groups, GROUP, -1).transpose(0, 2, 1))
+    return np.ascontiguousarray(lines)
+
+
+def _pack_scales(scales: npt.NDArray[Float]) -> npt.NDArray[Float]:
+    """[out, blocks] as [groups, blocks, 16]."""
+    padded = np.pad(scales, ((0, -len(scales) % GROUP), (0, 0)))
+    return np.ascontiguousarray(padded.reshape(-1, GROUP, scales.shape[1]).transpose(0, 2, 1))
+
+
+def quantize_nf4_t16(weight: F32, block: int) -> tuple[Bytes, F32]:
+    """The nearest values of NF4 in layout t16; every row begins a block.
+
+    Args:
+        weight: [out, in].
+        block: inputs that share a scale.
+
+    Returns:
+        packed [ceil(out / 16), 32s of inputs, 4, 64] and scales [ceil(out / 16), blocks, 16].
+    """
+    rows, columns = weight.shape
+    whole = np.pad(weight, ((0, 0), (0, -columns % block)))
+    packed, scales = quantize_nf4(whole, block)
+    return pack_nf4_t16(unpack_nibbles(packed, "high").reshape(rows, -1), scales.reshape(rows, -1))
+
+
+def pack_nf4_t16(indices: Bytes, scales: F32) -> tuple[Bytes, F32]:
+    """Indices [out, in] into NF4, whole blocks, and scales [out, blocks] as `quantize_nf4_t16` gives them."""
+    return _pack_t16(indices, 4, _NF4_ZERO), _pack_scales(scales)
+
+
+def unpack_nf4_t16(packed: Bytes) -> F32:
+    """The values of NF4 [out, in], not yet scaled, filled up with zeros to whole groups and blocks."""
+    values: F32 = NF4[unpack_t16(packed) + 8]
+    return values
+
+
+def dequantize_nf4_t16(packed: Bytes, scales: F32) -> F32:
+    """What the indices stand for: [out, in], filled up with zeros to whole groups and blocks.
+
+    Args:
+        packed: [groups, 32s of inputs, 4, 64].
+        scales: [groups, blocks, 16].
+    """
+    return _scaled(unpack_nf4_t16(packed), scales)
 
 
 def unpack_t16(packed: Bytes) -> npt.NDArray[np.int16]:
@@ -153,9 +201,13 @@ def dequantize_t16(packed: Bytes, scales: F16) -> F32:
         packed: [groups, 32s of inputs, bits, 64].
         scales: [groups, blocks, 16].
     """
-    values = unpack_t16(packed)
-    rows = scales.transpose(0, 2, 1).reshape(len(values), -1).astype(np.float32)  # [out, blocks]
-    weight: F32 = values.astype(np.float32) * np.repeat(rows, values.shape[1] // rows.shape[1], axis=1)
+    return _scaled(unpack_t16(packed).astype(np.float32), scales.astype(np.float32))
+
+
+def _scaled(values: F32, scales: F32) -> F32:
+    """[out, in] times the scales [groups, blocks, 16] of their blocks."""
+    rows = scales.transpose(0, 2, 1).reshape(len(values), -1)  # [out, blocks]
+    weight: F32 = values * np.repeat(rows, values.shape[1] // rows.shape[1], axis=1)
     return weight
 
 

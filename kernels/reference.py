@@ -6,6 +6,7 @@ it says `fma`, product and sum are rounded once. Integer sums are exact, so they
 
 - A row is summed in 16 lanes: lane l has elements l, l + 16, ... in order; then lanes l and l + 8 are added, l and
   l + 4, l + 2, l + 1. Rows end in zeros, up to whole lanes.
+- Experts of a mixture are added in the order of their numbers, those that a position did not choose left out.
 - A product walks over blocks of inputs in order. Outputs lie in lanes, so that nothing is summed across these.
 - Attention sees positions in order, in lanes by their place in the sequence and not in the chunk.
 """
@@ -16,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from salmonrun.kernels.formats import F16, F32, Bytes, unpack_t16
+from salmonrun.kernels.formats import F16, F32, Bytes, unpack_nf4_t16, unpack_t16
 
 LANES = 16
 ACTIVATION_BLOCKS = (32, 64, 128, 256)
@@ -66,6 +67,24 @@ def _to_lanes(x: F32) -> F32:
     """Rows [..., n] as [..., ceil(n / 16), 16], zeros behind them."""
     padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % LANES)])
     return padded.reshape(*x.shape[:-1], -1, LANES)
+
+
+def sum_rows(x: F32) -> F32:
+    """The sums of rows [..., n]."""
+    lanes = _to_lanes(x)
+    totals = np.zeros_like(lanes[..., 0, :])
+    for i in range(lanes.shape[-2]):
+        totals = totals + lanes[..., i, :]
+    return sum_lanes(totals)
+
+
+def dot(x: F32, weight: F32) -> F32:
+    """Products of rows [..., n] with the rows of an unquantized matrix [m, n]: [..., m]."""
+    x_lanes, weight_lanes = _to_lanes(x)[..., None, :, :], _to_lanes(weight)
+    totals = np.zeros((*x.shape[:-1], len(weight), LANES), np.float32)
+    for i in range(weight_lanes.shape[-2]):
+        totals = fma(x_lanes[..., i, :], weight_lanes[..., i, :], totals)
+    return sum_lanes(totals)
 
 
 def exp(x: F32) -> F32:
@@ -130,7 +149,7 @@ def quantize_activations(x: F32, block: int) -> tuple[npt.NDArray[np.int8], F32]
 
 
 class Product(Protocol):
-    """What a layer does with a matrix: `Linear`, or a test's own."""
+    """What a layer does with a matrix: `Linear`, `Nf4Linear`, or a test's own."""
 
     def __call__(self, x: F32, /) -> F32:
         """[n, columns] to [n, rows]."""
@@ -171,6 +190,36 @@ class Linear:
         return out if self.bias is None else out + self.bias
 
 
+@dataclass(frozen=True, eq=False)
+class Nf4Linear:
+    """A matrix of nf4 in layout t16, whose products are of floats: its inputs are not quantized."""
+
+    packed: Bytes  # [groups of 16 outputs, 32s of inputs, 4, 64]
+    scales: F32  # [groups, blocks, 16]
+    rows: int  # outputs
+    columns: int  # inputs
+    bias: F32 | None = None  # [rows]
+
+    @property
+    def block(self) -> int:
+        """Inputs that share a scale."""
+        return int(32 * self.packed.shape[1] // self.scales.shape[1])
+
+    def __call__(self, x: F32) -> F32:
+        """[n, columns] to [n, rows]."""
+        weight = unpack_nf4_t16(self.packed)
+        inputs = np.pad(x, ((0, 0), (0, weight.shape[1] - x.shape[1])))
+        scales = self.scales.transpose(1, 0, 2).reshape(self.scales.shape[1], -1)  # [blocks, out]
+        out = np.zeros((len(x), len(weight)), np.float32)
+        for i, scale in enumerate(scales):
+            part = np.zeros_like(out)
+            for column in range(i * self.block, (i + 1) * self.block):
+                part = fma(inputs[:, column, None], weight[:, column], part)
+            out = fma(part, scale, out)
+        out = out[:, : self.rows]
+        return out if self.bias is None else out + self.bias
+
+
 def attend(q: F32, keys: F32, values: F32, visible: npt.NDArray[np.bool_]) -> F32:
     """Queries of one sequence over its positions.
 
@@ -188,13 +237,62 @@ def attend(q: F32, keys: F32, values: F32, visible: npt.NDArray[np.bool_]) -> F3
         scores = fma(q[:, :, d, None], keys[:, None, :, d], scores)
     scores = np.where(visible, scores, np.float32(-np.inf))
     weights = exp(scores - scores.max(axis=2, keepdims=True))  # 0 where nothing is seen: such terms change no sum
-    totals = np.zeros((*q.shape[:2], LANES), np.float32)
-    for lanes in np.moveaxis(_to_lanes(weights), 2, 0):
-        totals = totals + lanes
     out = np.zeros_like(q)
     for position in range(keys.shape[1]):
         out = fma(weights[:, :, position, None], values[:, None, position], out)
-    return out / sum_lanes(totals)[:, :, None]
+    return out / sum_rows(weights)[:, :, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Mlp:
+    """SwiGLU between two products."""
+
+    gate: Product
+    up: Product
+    down: Product
+
+    def __call__(self, x: F32, /) -> F32:
+        """[n, dim] to [n, dim]."""
+        return self.down(silu_mul(self.gate(x), self.up(x)))
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Experts, of which each position is computed by a few: Mixtral's, and Qwen's with one that computes all."""
+
+    router: F32  # [experts, dim]
+    experts: list[Mlp]
+    per_token: int
+    normalised: bool  # the weights of those chosen are made to sum to one
+    shared: Mlp | None = None
+    shared_gate: F32 | None = None  # [1, dim]: how much of it, before a sigmoid
+
+    def __call__(self, x: F32, /) -> F32:
+        """[n, dim] to [n, dim]."""
+        chosen, weights = self._choose(x)
+        total = np.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows, places = np.nonzero(chosen == number)
+            if len(rows):
+                total[rows] = fma(weights[rows, places, None], expert(x[rows]), total[rows])
+        if self.shared is None or self.shared_gate is None:
+            return total
+        sigmoid = np.float32(1) / (exp(-dot(x, self.shared_gate)) + np.float32(1))  # [n, 1]
+        return fma(sigmoid, self.shared(x), total)
+
+    def _choose(self, x: F32) -> tuple[npt.NDArray[np.intp], F32]:
+        """Numbers [n, per_token] of the likeliest experts, of two alike the first, and their weights."""
+        logits = dot(x, self.router)
+        shares = exp(logits - logits.max(axis=1, keepdims=True))
+        shares = shares / sum_rows(shares)[:, None]
+        chosen = np.argsort(-shares, axis=1, kind="stable")[:, : self.per_token]
+        weights = np.take_along_axis(shares, chosen, axis=1)
+        if not self.normalised:
+            return chosen, weights
+        total = np.zeros(len(x), np.float32)
+        for share in weights.T:  # the largest first
+            total = total + share
+        return chosen, weights / total[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,9 +305,7 @@ class Layer:
     v: Product
     o: Product
     post_norm: F32
-    gate: Product
-    up: Product
-    down: Product
+    mlp: Mlp | Mixture
     q_norm: F32 | None = None  # [head_dim]
     k_norm: F32 | None = None
     window: int | None = None  # positions it sees, its own included; None: all
@@ -235,8 +331,7 @@ class Model:
         x = embeds
         for layer in self.layers:
             x = x + layer.o(self._attention(layer, rms_norm(x, layer.input_norm, self.eps)))
-            normed = rms_norm(x, layer.post_norm, self.eps)
-            x = x + layer.down(silu_mul(layer.gate(normed), layer.up(normed)))
+            x = x + layer.mlp(rms_norm(x, layer.post_norm, self.eps))
         return self.head(rms_norm(x, self.norm, self.eps))
 
     def _attention(self, layer: Layer, x: F32) -> F32:

@@ -88,8 +88,8 @@ class NativeWeights:
     file: str
     layout: Literal["t16"]
     block: BlockSize
-    activation_block: Literal[32, 64, 128, 256]  # of the products' inputs, which are quantized as they come
-    precision: Literal["int8", "int4"]
+    activation_block: Literal[32, 64, 128, 256]  # of the inputs of integers, which are quantized as they come
+    precision: Literal["int8", "int4", "nf4"]
     lm_head: Literal["int8", "int4"]
 
     def __post_init__(self) -> None:

@@ -40,11 +40,13 @@ class TensorFile:
         """Of all its tensors."""
         return frozenset(self._header)
 
-    def first_dimension(self, name: str) -> int:
+    def dimension(self, name: str, axis: int) -> int:
         """Of a tensor's shape: 0 where there is none, or it cannot be one."""
         found = self._header.get(name)
         shape = found.get("shape") if isinstance(found, dict) else None
-        return max(0, shape[0]) if isinstance(shape, list) and shape and type(shape[0]) is int else 0
+        if not isinstance(shape, list) or len(shape) <= axis or type(shape[axis]) is not int:
+            return 0
+        return max(0, int(shape[axis]))
 
     def array(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
         """A tensor, which cannot be written to.

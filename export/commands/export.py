@@ -23,13 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder with config.json and model.safetensors")
     parser.add_argument("bundle", metavar="BUNDLE", help="folder to create")
     parser.add_argument("--encoder-precision", choices=get_args(EncoderPrecision), default=default.encoder_precision)
-    parser.add_argument("--llm-precision", choices=get_args(LlmPrecision), default=default.llm_precision)
+    parser.add_argument(
+        "--llm-precision",
+        choices=get_args(LlmPrecision),
+        default=default.llm_precision,
+        help="nf4, QLoRA's 4 bits, keeps the values of an LLM that is stored so, and runs in the native decoder alone "
+        "(default: fp32)",
+    )
     parser.add_argument("--target", choices=get_args(Target), default=default.target, help="default: cpu")
     parser.add_argument(
         "--decoder",
         choices=get_args(ExportDecoder),
-        default=default.decoder,
-        help="what runs the LLM: onnx is ONNX Runtime; native, our own kernels for CPUs (default: onnx)",
+        help="what runs the LLM: onnx is ONNX Runtime; native, our own kernels for CPUs (default: native for nf4, else "
+        "onnx)",
     )
     parser.add_argument(
         "--window",

@@ -1,49 +1,51 @@
 """The LLM's weights for the native decoder: quantized matrices in layout `t16`, vectors and rotary tables plain."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from salmonrun.export.graphs.linear import Stacked, to_numpy
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.export.options import LlmPrecision
 from salmonrun.export.weights.tensor_file import Array, TensorFileWriter
-from salmonrun.kernels.formats import GROUP, quantize_t16
+from salmonrun.kernels.formats import GROUP, LINE, pack_nf4_t16, quantize_nf4_t16, quantize_t16
 from salmonrun.runtime.decoders.native_weights import BITS
-from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.manifest import NativeWeights
+from salmonrun.training.foreign.quantized import FourBitMatrix
+from salmonrun.training.model.experts import EXPERTS
 from salmonrun.training.model.llm import EMBEDDING, LM_HEAD
 from salmonrun.training.tensors import LazyTensors
 
 FILE = "llm/native.bin"
-# As ONNX Runtime's int4 kernels have it, so that a bundle of both says the same.
-BLOCK: Literal[32] = 32
-ACTIVATION_BLOCK: Literal[32] = 32
+# As ONNX Runtime's int4 kernels have it, so that a bundle of both says the same; nf4 as it is published.
+BLOCKS: dict[str, Literal[32, 64]] = {"int8": 32, "int4": 32, "nf4": 64}
 PIECE = 2**22  # values of a matrix that are read at once, to bound the memory
+Getter = Callable[[], Tensor]
 _NUMBERS = re.compile(r"(\d+)")
+_EXPERT = re.compile(r"(.+\.mlp\.experts)\.\d+\.(\w+)\.weight")
 
 
 def native_weights(precision: LlmPrecision) -> NativeWeights:
     """What the manifest says of them. The output layer decides between tokens: it stays at 8 bits."""
     assert precision != "fp32", "the options refuse it"
-    return NativeWeights(FILE, "t16", BLOCK, ACTIVATION_BLOCK, precision, lm_head="int8")
+    block = BLOCKS[precision]
+    return NativeWeights(FILE, "t16", block, block, precision, lm_head="int8")
 
 
-def check_native(shape: LlmShape) -> None:
-    """Refuse an LLM that the native decoder does not run.
-
-    Raises:
-        ConfigError: it has experts.
-    """
-    if shape.experts:
-        raise ConfigError("the native decoder does not run experts yet; export with --decoder onnx")
-
-
-def write_native(path: Path, shape: LlmShape, tensors: LazyTensors, precision: LlmPrecision, max_length: int) -> None:
+def write_native(
+    path: Path,
+    shape: LlmShape,
+    tensors: LazyTensors,
+    precision: LlmPrecision,
+    max_length: int,
+    done: Callable[[int], object] = lambda _: None,
+) -> None:
     """Write the file, tensor by tensor, in the order a step reads them: layer after layer, the output layer last.
 
     Args:
@@ -52,20 +54,21 @@ def write_native(path: Path, shape: LlmShape, tensors: LazyTensors, precision: L
         tensors: exactly those of transformers' model, adapters merged.
         precision: of the matrices in the layers.
         max_length: positions of the rotary tables.
-
-    Raises:
-        ConfigError: the LLM has experts.
+        done: called with each number of weights that are written.
     """
-    check_native(shape)
-    bits = BITS[precision]
+    inner = {name: get for name, get in tensors.items() if name not in (EMBEDDING, LM_HEAD)}
+    stored = _stacked(inner, shape.config.model_type)
     with TensorFileWriter(path) as file:
-        for name in sorted(tensors.keys() - {EMBEDDING, LM_HEAD}, key=_place):
-            tensor = tensors[name]()
-            if tensor.ndim == 2:
-                _write_matrix(file, name, Stacked([tensor]), bits)
+        matrices = _Matrices(file, BLOCKS[precision], done)
+        for name in sorted(stored, key=_place):
+            getters = stored[name]
+            if ".experts." in name:
+                matrices.add(name, getters, precision, stacked=True)
+            elif name.endswith("_proj.weight"):  # told by the name, so that nothing is read for it
+                matrices.add(name, getters, precision)
             else:
-                file.add(name, _vector(name, to_numpy(tensor)))
-        _write_matrix(file, LM_HEAD, Stacked([tensors[EMBEDDING if shape.tied else LM_HEAD]()]), 8)
+                file.add(name, _vector(name, to_numpy(getters[0]())))
+        matrices.add(LM_HEAD, [tensors[EMBEDDING if shape.tied else LM_HEAD]], "int8")
         for name, table in zip(("cos", "sin"), rope_tables(shape.config, shape.head_dim, max_length), strict=True):
             file.add(f"rope.{name}", table)
 
@@ -82,17 +85,61 @@ def _vector(name: str, values: Array) -> Array:
     return values
 
 
-def _write_matrix(file: TensorFileWriter, name: str, weight: Stacked, bits: int) -> None:
-    rows, columns = weight.shape
-    groups, blocks = -(-rows // GROUP), -(-columns // BLOCK)
-    scales: list[Array] = []
+def _stacked(tensors: LazyTensors, family: str) -> dict[str, list[Getter]]:
+    """The tensors under the names of the file: of a layer's experts one for all, whatever the family calls them."""
+    names = EXPERTS.get(family)
+    if names is None:
+        return {name: [get] for name, get in tensors.items()}
+    parts = {names.gate: "gate_proj", names.up: "up_proj", names.down: "down_proj"}
+    stored: dict[str, list[Getter]] = {}
+    for name in sorted(tensors, key=_place):  # experts by their numbers
+        renamed = name.replace(f".{names.block}.", ".mlp.")
+        expert = _EXPERT.fullmatch(renamed)
+        stored.setdefault(f"{expert[1]}.{parts[expert[2]]}.weight" if expert else renamed, []).append(tensors[name])
+    return stored
 
-    def packed() -> Iterator[Array]:
+
+class _Matrices:
+    """Writes quantized matrices, each in pieces of whole groups."""
+
+    def __init__(self, file: TensorFileWriter, block: int, done: Callable[[int], object]) -> None:
+        self._file = file
+        self._block = block
+        self._done = done
+
+    def add(self, name: str, getters: list[Getter], precision: str, stacked: bool = False) -> None:
+        """One matrix; or several of one shape, `stacked`, each begun with a group of its own."""
+        read = (self._read(get, precision) for get in getters)
+        (rows, columns), first = next(read)
+        scales: list[Array] = []
+
+        def packed() -> Iterator[Array]:
+            for values, steps in chain(first, chain.from_iterable(pieces for _, pieces in read)):
+                scales.append(steps)
+                yield values
+
+        groups, blocks = -(-rows // GROUP), -(-columns // self._block)
+        count = (len(getters),) if stacked else ()
+        shape = (*count, groups, blocks * self._block // 32, BITS[precision], LINE)
+        self._file.stream(name, np.dtype(np.uint8), shape, packed())
+        self._file.add(f"{name}.scale", np.concatenate(scales).reshape(*count, groups, blocks, GROUP))
+
+    def _read(self, get: Getter, precision: str) -> tuple[tuple[int, ...], Iterator[tuple[Array, Array]]]:
+        """(out, in), and pieces of packed values and scales."""
+        kept = get.nf4(self._block) if precision == "nf4" and isinstance(get, FourBitMatrix) else None
+        if kept is not None:  # what adapters were trained on; quantized again, its scales would be others
+            self._done(kept[0].size)
+            return kept[0].shape, iter([pack_nf4_t16(*kept)])
+        weight = Stacked([get()])
+        return weight.shape, self._quantized(weight, precision)
+
+    def _quantized(self, weight: Stacked, precision: str) -> Iterator[tuple[Array, Array]]:
+        rows, columns = weight.shape
         step = max(1, PIECE // columns // GROUP) * GROUP
         for first in range(0, rows, step):
-            values, steps = quantize_t16(weight[first : first + step, :], bits, BLOCK)
-            scales.append(steps)
-            yield values
-
-    file.stream(name, np.dtype(np.uint8), (groups, blocks * BLOCK // 32, bits, 64), packed())
-    file.add(f"{name}.scale", np.concatenate(scales))
+            piece = weight[first : first + step, :]
+            if precision == "nf4":
+                yield quantize_nf4_t16(piece, self._block)
+            else:
+                yield quantize_t16(piece, BITS[precision], self._block)
+            self._done(piece.size)

@@ -24,6 +24,30 @@ class Matrix:
         activation_block: int,
         bias: F32 | None = None,
     ) -> None: ...
+    @staticmethod
+    def nf4(
+        packed: npt.NDArray[np.uint8], scales: F32, rows: int, columns: int, block: int, bias: F32 | None = None
+    ) -> Matrix:
+        """One of nf4, in the same layout; its products are of floats."""
+
+class Mlp:
+    """SwiGLU between two products."""
+
+    def __init__(self, *, gate: Matrix, up: Matrix, down: Matrix) -> None: ...
+
+class Mixture:
+    """Experts, of which each position is computed by `per_token`; `router` [experts, dim] is copied."""
+
+    def __init__(
+        self,
+        *,
+        router: F32,
+        experts: Sequence[Mlp],
+        per_token: int,
+        normalised: bool,
+        shared: Mlp | None = None,
+        shared_gate: F32 | None = None,
+    ) -> None: ...
 
 class Layer:
     """A decoder layer; its vectors are copied."""
@@ -37,9 +61,7 @@ class Layer:
         v: Matrix,
         o: Matrix,
         post_norm: F32,
-        gate: Matrix,
-        up: Matrix,
-        down: Matrix,
+        mlp: Mlp | Mixture,
         q_norm: F32 | None = None,
         k_norm: F32 | None = None,
         window: int | None = None,
@@ -82,7 +104,7 @@ class Model:
         """Memory that the pages of the cache have, used or not."""
 
 class Operations:
-    """Single operations of an instruction set, for tests. They change their first array, a row of whole 16 values."""
+    """Single operations of an instruction set, for tests. Most change their first array, a row of whole 16 values."""
 
     @staticmethod
     def of(name: str) -> Operations: ...
@@ -91,4 +113,7 @@ class Operations:
     def rotate(self, x: F32, cos: F32, sin: F32, factor: float) -> None: ...
     def silu_mul(self, gate: F32, up: F32) -> None: ...
     def exp(self, x: F32) -> None: ...
+    def dot(self, x: F32, rows: F32, out: F32) -> None: ...
+    def softmax(self, scores: F32) -> None: ...
+    def add_scaled(self, out: F32, x: F32, factor: float) -> None: ...
     def to_half(self, x: F32, out: npt.NDArray[np.uint16]) -> None: ...

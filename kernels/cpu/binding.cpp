@@ -5,11 +5,13 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "float_mode.h"
@@ -49,29 +51,51 @@ void make_matrix(Matrix* self, Array<const std::uint8_t> packed, Array<const std
   new (self) Matrix(span(packed), span(scales), span(bias), rows, columns, bits, block, activation_block, owner);
 }
 
+Matrix nf4_matrix(Array<const std::uint8_t> packed, Array<const float> scales, int rows, int columns, int block,
+                  const std::optional<Floats>& bias) {
+  return Matrix(span(packed), span(scales), span(bias), rows, columns, block, keep(nb::make_tuple(packed, scales)));
+}
+
 std::vector<float> copy(std::span<const float> values) { return {values.begin(), values.end()}; }
 
 // Checked before it is padded: afterwards another size may look the same.
-std::vector<float> padded_norm(const Floats& norm, int dim, const std::string& name) {
-  if (norm.size() != static_cast<std::size_t>(dim))
-    throw std::invalid_argument(name + ": " + std::to_string(norm.size()) + " values, expected " + std::to_string(dim));
-  return padded(span(norm));
+std::vector<float> padded_vector(const Floats& vector, int dim, const std::string& name) {
+  if (vector.size() != static_cast<std::size_t>(dim))
+    throw std::invalid_argument(name + ": " + std::to_string(vector.size()) + " values, expected " + std::to_string(dim));
+  return padded(span(vector));
 }
 
 Layer make_layer(const Floats& input_norm, const Matrix& q, const Matrix& k, const Matrix& v, const Matrix& o,
-                 const Floats& post_norm, const Matrix& gate, const Matrix& up, const Matrix& down,
-                 const std::optional<Floats>& q_norm, const std::optional<Floats>& k_norm, std::optional<int> window) {
-  return {padded_norm(input_norm, q.columns(), "input_layernorm"),
-          padded_norm(post_norm, q.columns(), "post_attention_layernorm"),
+                 const Floats& post_norm, const std::variant<Mlp, Mixture>& mlp, const std::optional<Floats>& q_norm, const std::optional<Floats>& k_norm, std::optional<int> window) {
+  return {padded_vector(input_norm, q.columns(), "input_layernorm"),
+          padded_vector(post_norm, q.columns(), "post_attention_layernorm"),
           copy(span(q_norm)),
           copy(span(k_norm)),
-          q, k, v, o, gate, up, down, window.value_or(0)};
+          q, k, v, o, mlp, window.value_or(0)};
+}
+
+Mixture make_mixture(const Floats& router, const std::vector<Mlp>& experts, int per_token, bool normalised,
+                     const std::optional<Mlp>& shared, const std::optional<Floats>& shared_gate) {
+  if (experts.empty()) throw std::invalid_argument("a mixture of no experts");
+  const int dim = experts.front().gate.columns();
+  const std::size_t width = static_cast<std::size_t>(dim);
+  if (router.size() != experts.size() * width)
+    throw std::invalid_argument("router: " + std::to_string(router.size()) + " values, expected " +
+                                std::to_string(experts.size()) + " x " + std::to_string(dim));
+  std::vector<float> rows;
+  for (std::size_t i = 0; i < experts.size(); ++i) {
+    const std::vector<float> row = padded(span(router).subspan(i * width, width));
+    rows.insert(rows.end(), row.begin(), row.end());
+  }
+  std::vector<float> gate;
+  if (shared_gate) gate = padded_vector(*shared_gate, dim, "shared_expert_gate");
+  return {std::move(rows), experts, per_token, normalised, shared, std::move(gate)};
 }
 
 void make_model(Model* self, const std::vector<Layer>& layers, const Floats& norm, const Matrix& head, const Floats& cos,
                 const Floats& sin, int heads, int kv_heads, int head_dim, float eps, const std::string& name, int threads) {
   if (threads < 1) throw std::invalid_argument(std::to_string(threads) + " threads; expected at least 1");
-  Weights weights{layers, padded_norm(norm, head.columns(), "norm"), head, copy(span(cos)), copy(span(sin)),
+  Weights weights{layers, padded_vector(norm, head.columns(), "norm"), head, copy(span(cos)), copy(span(sin)),
                   heads,  kv_heads, head_dim, eps};
   new (self) Model(std::move(weights), instruction_set(name), threads);
 }
@@ -104,7 +128,9 @@ void product(const Operations& operations, const Matrix& matrix, const Floats& x
   std::vector<std::int8_t> values(rows * static_cast<std::size_t>(view.columns));
   std::vector<float> scales(rows * static_cast<std::size_t>(view.activation_blocks()));
   std::vector<std::int32_t> starts(rows * static_cast<std::size_t>(view.blocks()));
-  const ActivationsView to{values.data(), scales.data(), starts.data(), view.columns, view.activation_blocks(), view.blocks()};
+  std::vector<float> floats(rows * static_cast<std::size_t>(view.columns));
+  const ActivationsView to{values.data(), scales.data(), starts.data(),  view.columns, view.activation_blocks(),
+                           view.blocks(), floats.data(), view.columns};
   for (std::size_t row = 0; row < rows; ++row)
     operations.quantize(padded(std::span(x.data() + row * columns, columns)).data(), view, to, static_cast<int>(row));
   std::vector<std::uint8_t> scratch(unpack_bytes(view));
@@ -134,6 +160,24 @@ void exp_in_place(const Operations& operations, const Array<float>& x) {
   operations.exp(x.data(), whole_lanes(x));
 }
 
+void dot(const Operations& operations, const Floats& x, const Floats& rows, const Array<float>& out) {
+  const FloatMode mode;
+  require(x.size() % lanes == 0 && rows.size() == out.size() * x.size(), "sizes do not fit");
+  const int n = static_cast<int>(x.size());
+  operations.dot(x.data(), rows.data(), n, static_cast<int>(out.size()), n, out.data());
+}
+
+void softmax(const Operations& operations, const Array<float>& scores) {
+  const FloatMode mode;
+  operations.softmax(scores.data(), whole_lanes(scores));
+}
+
+void add_scaled(const Operations& operations, const Array<float>& out, const Floats& x, float factor) {
+  const FloatMode mode;
+  require(out.size() == x.size(), "x and out: expected the same size");
+  operations.add_scaled(out.data(), x.data(), factor, whole_lanes(out));
+}
+
 void to_half(const Operations& operations, const Array<float>& x, const Array<std::uint16_t>& out) {
   const FloatMode mode;
   require(x.size() == out.size(), "x and out: expected the same size");
@@ -155,16 +199,29 @@ NB_MODULE(_native, module) {
   module.def("instruction_sets", &names);
   nb::class_<Matrix>(module, "Matrix")
       .def("__init__", &make_matrix, "packed"_a.noconvert(), "scales"_a.noconvert(), "rows"_a, "columns"_a, "bits"_a,
-           "block"_a, "activation_block"_a, "bias"_a = nb::none());
+           "block"_a, "activation_block"_a, "bias"_a = nb::none())
+      .def_static("nf4", &nf4_matrix, "packed"_a.noconvert(), "scales"_a.noconvert(), "rows"_a, "columns"_a, "block"_a,
+                  "bias"_a = nb::none());
+  nb::class_<Mlp>(module, "Mlp")
+      .def("__init__", [](Mlp* self, const Matrix& gate, const Matrix& up,
+                          const Matrix& down) { new (self) Mlp{gate, up, down}; },
+           nb::kw_only(), "gate"_a, "up"_a, "down"_a);
+  nb::class_<Mixture>(module, "Mixture")
+      .def("__init__", [](Mixture* self, const Floats& router, const std::vector<Mlp>& experts, int per_token,
+                          bool normalised, const std::optional<Mlp>& shared, const std::optional<Floats>& shared_gate) {
+             new (self) Mixture(make_mixture(router, experts, per_token, normalised, shared, shared_gate));
+           },
+           nb::kw_only(), "router"_a, "experts"_a, "per_token"_a, "normalised"_a, "shared"_a = nb::none(),
+           "shared_gate"_a = nb::none());
   nb::class_<Layer>(module, "Layer")
       .def("__init__", [](Layer* self, const Floats& input_norm, const Matrix& q, const Matrix& k, const Matrix& v,
-                          const Matrix& o, const Floats& post_norm, const Matrix& gate, const Matrix& up,
-                          const Matrix& down, const std::optional<Floats>& q_norm, const std::optional<Floats>& k_norm,
+                          const Matrix& o, const Floats& post_norm, const std::variant<Mlp, Mixture>& mlp,
+                          const std::optional<Floats>& q_norm, const std::optional<Floats>& k_norm,
                           std::optional<int> window) {
-             new (self) Layer(make_layer(input_norm, q, k, v, o, post_norm, gate, up, down, q_norm, k_norm, window));
+             new (self) Layer(make_layer(input_norm, q, k, v, o, post_norm, mlp, q_norm, k_norm, window));
            },
-           nb::kw_only(), "input_norm"_a, "q"_a, "k"_a, "v"_a, "o"_a, "post_norm"_a, "gate"_a, "up"_a, "down"_a,
-           "q_norm"_a = nb::none(), "k_norm"_a = nb::none(), "window"_a = nb::none());
+           nb::kw_only(), "input_norm"_a, "q"_a, "k"_a, "v"_a, "o"_a, "post_norm"_a, "mlp"_a, "q_norm"_a = nb::none(),
+           "k_norm"_a = nb::none(), "window"_a = nb::none());
   nb::class_<Model>(module, "Model")
       .def("__init__", &make_model, nb::kw_only(), "layers"_a, "norm"_a, "head"_a, "cos"_a, "sin"_a, "heads"_a,
            "kv_heads"_a, "head_dim"_a, "eps"_a, "instruction_set"_a, "threads"_a)
@@ -185,5 +242,8 @@ NB_MODULE(_native, module) {
       .def("rotate", &rotate)
       .def("silu_mul", &silu_mul)
       .def("exp", &exp_in_place)
+      .def("dot", &dot)
+      .def("softmax", &softmax)
+      .def("add_scaled", &add_scaled)
       .def("to_half", &to_half);
 }

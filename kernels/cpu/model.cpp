@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
@@ -32,11 +33,20 @@ Model::Model(Weights weights, const Operations& operations, int threads)
       dim_(padded(weights_.dim())),
       heads_stride_(padded(weights_.heads * weights_.head_dim)),
       kv_stride_(padded(weights_.kv_heads * weights_.head_dim)),
-      mlp_stride_(padded(weights_.intermediate())) {
-  for (const Layer& layer : weights_.layers)
-    for (const Matrix* matrix : {&layer.q, &layer.o, &layer.gate, &layer.down})
-      unpack_stride_ = std::max(unpack_stride_, unpack_bytes(matrix->view()));
-  unpack_stride_ = std::max(unpack_stride_, unpack_bytes(weights_.head.view()));
+      mlp_stride_(0) {
+  const auto unpacks = [this](const Matrix& matrix) {
+    unpack_stride_ = std::max(unpack_stride_, unpack_bytes(matrix.view()));
+  };
+  for (const Layer& layer : weights_.layers) {
+    unpacks(layer.q);
+    unpacks(layer.o);
+    for (const Mlp* mlp : layer.mlps()) {
+      unpacks(mlp->gate);
+      unpacks(mlp->down);
+      mlp_stride_ = std::max(mlp_stride_, padded(mlp->down.columns()));
+    }
+  }
+  unpacks(weights_.head);
   unpacked_.reserve(unpack_stride_ * static_cast<std::size_t>(threads));
   normed_.reserve(size(threads, dim_));
 }
@@ -101,6 +111,20 @@ void Model::run_layer(int index, std::vector<Row>& rows) {
   attention(index, rows);
   if (rows.empty()) return;
   feed_forward(weights_.layers[static_cast<std::size_t>(index)], static_cast<int>(rows.size()));
+}
+
+// One loop over pieces of the outputs of some matrices: run(which of them, its first group, groups, thread).
+template <class Groups, class Run>
+void Model::over_groups(std::size_t matrices, Groups&& groups_of, Run&& run) {
+  const auto pieces_of = [&](std::size_t i) { return (groups_of(i) + product_groups - 1) / product_groups; };
+  int pieces = 0;
+  for (std::size_t i = 0; i < matrices; ++i) pieces += pieces_of(i);
+  pool_.parallel(pieces, [&](int piece, int thread) {
+    std::size_t i = 0;
+    for (; piece >= pieces_of(i); ++i) piece -= pieces_of(i);
+    const int group = piece * product_groups;
+    run(i, group, std::min(product_groups, groups_of(i) - group), thread);
+  });
 }
 
 void Model::attention(int index, std::vector<Row>& rows) {
@@ -190,22 +214,125 @@ void Model::keep_wanted(std::vector<Row>& rows) {
 }
 
 void Model::feed_forward(const Layer& layer, int rows) {
+  if (const Mlp* mlp = std::get_if<Mlp>(&layer.mlp)) {
+    norm_and_quantize(layer.post_norm, rows, mlp->gate);
+    return run_mlps(std::array<Part, 1>{{{mlp, 0, rows}}}, x_.data(), true);
+  }
+  const Mixture& mixture = std::get<Mixture>(layer.mlp);
+  route(layer, mixture, rows);
+  const std::vector<Part> parts = distribute(mixture, rows);
+  expert_outputs_.reserve(size(static_cast<int>(sources_.size()), dim_));
+  run_mlps(parts, expert_outputs_.data(), false);
+  combine(mixture, rows);
+}
+
+// Norms of rows, which stay in `normed_`, and the choices of each.
+void Model::route(const Layer& layer, const Mixture& mixture, int rows) {
+  const int experts = static_cast<int>(mixture.experts.size()), stride = padded(experts);
+  const std::size_t per_token = static_cast<std::size_t>(mixture.per_token);
+  normed_.reserve(size(rows, dim_));
+  shares_.reserve(size(pool_.threads(), stride));
+  choices_.resize(static_cast<std::size_t>(rows) * per_token);
+  pool_.parallel(rows, [&](int row, int thread) {
+    float *normed = row_of(normed_, row, dim_), *shares = row_of(shares_, thread, stride);
+    operations_.rms_norm(row_of(x_, row, dim_), layer.post_norm.data(), weights_.dim(), weights_.eps, normed);
+    operations_.dot(normed, mixture.router.data(), dim_, experts, weights_.dim(), shares);
+    operations_.softmax(shares, experts);
+    choose({shares, mixture.experts.size()}, mixture.normalised,
+           std::span(choices_).subspan(static_cast<std::size_t>(row) * per_token, per_token));
+  });
+}
+
+// The rows of each expert, quantized side by side.
+std::vector<Model::Part> Model::distribute(const Mixture& mixture, int rows) {
+  const int chosen = static_cast<int>(choices_.size());
+  sources_.resize(choices_.size() + static_cast<std::size_t>(mixture.shared ? rows : 0));
+  const std::vector<int> begins =
+      arrange(choices_, mixture.per_token, static_cast<int>(mixture.experts.size()), sources_);
+  std::vector<Part> parts;
+  for (std::size_t i = 0; i < mixture.experts.size(); ++i)
+    if (begins[i] < begins[i + 1]) parts.push_back({&mixture.experts[i], begins[i], begins[i + 1] - begins[i]});
+  if (mixture.shared) {
+    std::iota(sources_.begin() + chosen, sources_.end(), 0);
+    parts.push_back({&*mixture.shared, chosen, rows});
+  }
+  const MatrixView gate = mixture.experts.front().gate.view();
+  const ActivationsView out = activations(static_cast<int>(sources_.size()), gate);
+  pool_.parallel(static_cast<int>(sources_.size()), [&](int i, int) {
+    operations_.quantize(row_of(normed_, sources_[static_cast<std::size_t>(i)], dim_), gate, out, i);
+  });
+  return parts;
+}
+
+// What the experts of each row say, weighted, is added to it.
+void Model::combine(const Mixture& mixture, int rows) {
+  const int dim = weights_.dim(), per_token = mixture.per_token;
+  pool_.parallel(rows, [&](int row, int) {
+    const float shared = mixture.shared ? shared_share(mixture, row) : 0.0f;
+    float* total = row_of(normed_, row, dim_);  // which nobody needs any more
+    std::fill_n(total, dim_, 0.0f);
+    for (int i = row * per_token; i < (row + 1) * per_token; ++i) {
+      const Choice& choice = choices_[static_cast<std::size_t>(i)];
+      operations_.add_scaled(total, row_of(expert_outputs_, choice.place, dim_), choice.weight, dim);
+    }
+    if (mixture.shared)
+      operations_.add_scaled(total, row_of(expert_outputs_, rows * per_token + row, dim_), shared, dim);
+    operations_.add_scaled(row_of(x_, row, dim_), total, 1.0f, dim);
+  });
+}
+
+float Model::shared_share(const Mixture& mixture, int row) {
+  float lane[lanes] = {};
+  operations_.dot(row_of(normed_, row, dim_), mixture.shared_gate.data(), dim_, 1, weights_.dim(), lane);
+  lane[0] = -lane[0];
+  operations_.exp(lane, lanes);
+  return 1.0f / (lane[0] + 1.0f);
+}
+
+// Rows that are quantized for the parts' gates, which follow each other, to `out` [rows][dim_].
+void Model::run_mlps(std::span<const Part> parts, float* out, bool add) {
+  const int rows = parts.back().first + parts.back().rows;
   gate_.reserve(size(rows, mlp_stride_));
   up_.reserve(size(rows, mlp_stride_));
-  norm_and_quantize(layer.post_norm, rows, layer.gate);
-  const MatrixView gate = layer.gate.view(), up = layer.up.view();
-  const ActivationsView x = activations(rows, gate);
-  pool_.parallel((gate.groups() + product_groups - 1) / product_groups, [&](int i, int thread) {
-    const int group = i * product_groups, groups = std::min(product_groups, gate.groups() - group);
-    operations_.product(gate, x, rows, group, groups, gate_.data(), mlp_stride_, false, unpack_scratch(thread));
-    operations_.product(up, x, rows, group, groups, up_.data(), mlp_stride_, false, unpack_scratch(thread));
-    for (int row = 0; row < rows; ++row) {
-      const int offset = group * lanes;
-      operations_.silu_mul(row_of(gate_, row, mlp_stride_) + offset, row_of(up_, row, mlp_stride_) + offset, groups * lanes);
-    }
+  const ActivationsView x = activations(rows, parts.front().mlp->gate.view());
+  over_groups(parts.size(), [&](std::size_t i) { return parts[i].mlp->gate.view().groups(); },
+              [&](std::size_t i, int group, int groups, int thread) {
+                const Part& part = parts[i];
+                const ActivationsView mine = x.from(part.first);
+                float *gate = row_of(gate_, part.first, mlp_stride_), *up = row_of(up_, part.first, mlp_stride_);
+                operations_.product(part.mlp->gate.view(), mine, part.rows, group, groups, gate, mlp_stride_, false,
+                                    unpack_scratch(thread));
+                operations_.product(part.mlp->up.view(), mine, part.rows, group, groups, up, mlp_stride_, false,
+                                    unpack_scratch(thread));
+                for (int row = 0; row < part.rows; ++row) {
+                  const std::size_t offset = size(row, mlp_stride_) + static_cast<std::size_t>(group * lanes);
+                  operations_.silu_mul(gate + offset, up + offset, groups * lanes);
+                }
+              });
+  const ActivationsView hidden = quantize_hidden(parts, rows);
+  over_groups(parts.size(), [&](std::size_t i) { return parts[i].mlp->down.view().groups(); },
+              [&](std::size_t i, int group, int groups, int thread) {
+                const Part& part = parts[i];
+                operations_.product(part.mlp->down.view(), hidden.from(part.first), part.rows, group, groups,
+                                    out + size(part.first, dim_), dim_, add, unpack_scratch(thread));
+              });
+}
+
+// The parts may differ in width: a row is as wide as its own, and zero behind that.
+ActivationsView Model::quantize_hidden(std::span<const Part> parts, int rows) {
+  const Part& widest = *std::max_element(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
+    return a.mlp->down.columns() < b.mlp->down.columns();
   });
-  quantize(gate_.data(), mlp_stride_, rows, layer.down);
-  product(std::array<Output, 1>{{{&layer.down, x_.data(), dim_}}}, rows, true);
+  const ActivationsView out = activations(rows, widest.mlp->down.view());
+  pool_.parallel(rows, [&](int row, int) {
+    const auto behind = std::upper_bound(parts.begin(), parts.end(), row,
+                                         [](int wanted, const Part& part) { return wanted < part.first; });
+    const Matrix& down = std::prev(behind)->mlp->down;
+    float* hidden = row_of(gate_, row, mlp_stride_);
+    std::fill(hidden + down.columns(), hidden + down.view().columns, 0.0f);
+    operations_.quantize(hidden, down.view(), out, row);
+  });
+  return out;
 }
 
 // Rows whose logits are wanted follow each other in `logits`.
@@ -216,11 +343,16 @@ void Model::head(const std::vector<Row>& rows) {
 }
 
 ActivationsView Model::activations(int rows, const MatrixView& matrix) {
+  const int float_stride = matrix.columns + value_gap / static_cast<int>(sizeof(float));
+  if (matrix.nf4()) {
+    floats_.reserve(size(rows, float_stride));
+    return {nullptr, nullptr, nullptr, 0, 0, 0, floats_.data(), float_stride};
+  }
   const int value_stride = matrix.columns + value_gap;
   values_.reserve(size(rows, value_stride));
   value_scales_.reserve(size(rows, matrix.activation_blocks()));
   starts_.reserve(size(rows, matrix.blocks()));
-  return {values_.data(), value_scales_.data(), starts_.data(), value_stride, matrix.activation_blocks(), matrix.blocks()};
+  return {values_.data(), value_scales_.data(), starts_.data(), value_stride, matrix.activation_blocks(), matrix.blocks(), nullptr, 0};
 }
 
 void Model::quantize(const float* x, int stride, int rows, const Matrix& matrix) {
@@ -242,21 +374,12 @@ void Model::norm_and_quantize(const std::vector<float>& norm, int rows, const Ma
 // One loop over the outputs of matrices that take the same inputs.
 void Model::product(std::span<const Output> outputs, int rows, bool add) {
   const ActivationsView x = activations(rows, outputs.front().matrix->view());
-  int pieces = 0;
-  for (const Output& output : outputs) pieces += (output.matrix->view().groups() + product_groups - 1) / product_groups;
-  pool_.parallel(pieces, [&](int i, int thread) {
-    for (const Output& output : outputs) {
-      const MatrixView matrix = output.matrix->view();
-      const int here = (matrix.groups() + product_groups - 1) / product_groups;
-      if (i >= here) {
-        i -= here;
-        continue;
-      }
-      const int group = i * product_groups, groups = std::min(product_groups, matrix.groups() - group);
-      operations_.product(matrix, x, rows, group, groups, output.out, output.stride, add, unpack_scratch(thread));
-      return;
-    }
-  });
+  over_groups(outputs.size(), [&](std::size_t i) { return outputs[i].matrix->view().groups(); },
+              [&](std::size_t i, int group, int groups, int thread) {
+                const Output& output = outputs[i];
+                operations_.product(output.matrix->view(), x, rows, group, groups, output.out, output.stride, add,
+                                    unpack_scratch(thread));
+              });
 }
 
 }  // namespace salmonrun

@@ -5,6 +5,7 @@
 
 #include "kv_cache.h"
 #include "operations.h"
+#include "routing.h"
 #include "thread_pool.h"
 #include "weights.h"
 
@@ -55,6 +56,11 @@ class Model {
     int stride;
   };
 
+  struct Part {  // rows that an MLP computes
+    const Mlp* mlp;
+    int first, rows;
+  };
+
   void check(std::span<const Chunk> chunks, std::span<const float> embeds, std::span<float> logits) const;
   void run(std::vector<Row>& rows, const float* embeds);
   void run_layer(int index, std::vector<Row>& rows);
@@ -63,12 +69,20 @@ class Model {
   void attend(const Layer& layer, int index, const std::vector<Row>& rows);
   void keep_wanted(std::vector<Row>& rows);
   void feed_forward(const Layer& layer, int rows);
+  void route(const Layer& layer, const Mixture& mixture, int rows);
+  std::vector<Part> distribute(const Mixture& mixture, int rows);
+  void combine(const Mixture& mixture, int rows);
+  float shared_share(const Mixture& mixture, int row);
+  void run_mlps(std::span<const Part> parts, float* out, bool add);
+  ActivationsView quantize_hidden(std::span<const Part> parts, int rows);
   void head(const std::vector<Row>& rows);
 
   // The operations, over rows and threads.
   void quantize(const float* x, int stride, int rows, const Matrix& matrix);
   void norm_and_quantize(const std::vector<float>& norm, int rows, const Matrix& matrix);
   void product(std::span<const Output> outputs, int rows, bool add);
+  template <class Groups, class Run>
+  void over_groups(std::size_t matrices, Groups&& groups_of, Run&& run);
   ActivationsView activations(int rows, const MatrixView& matrix);
   std::uint8_t* unpack_scratch(int thread) { return unpacked_.data() + static_cast<std::size_t>(thread) * unpack_stride_; }
 
@@ -78,12 +92,14 @@ class Model {
   ThreadPool pool_;
   int dim_, heads_stride_, kv_stride_, mlp_stride_;  // of rows: padded sizes
   std::size_t unpack_stride_ = 0;
-  Buffer<float> x_, q_, k_, v_, attended_, gate_, up_, normed_, scores_;
+  Buffer<float> x_, q_, k_, v_, attended_, gate_, up_, normed_, scores_, shares_, expert_outputs_;
   Buffer<std::int8_t> values_;
-  Buffer<float> value_scales_;
+  Buffer<float> value_scales_, floats_;
   Buffer<std::int32_t> starts_;
   Buffer<std::uint8_t> unpacked_;
   Buffer<const std::uint16_t*> pages_;
+  std::vector<Choice> choices_;  // of a mixture: [rows][per_token]
+  std::vector<int> sources_;     // whose row each row of its experts is
 };
 
 }  // namespace salmonrun

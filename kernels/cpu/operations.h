@@ -14,29 +14,46 @@ constexpr int lanes = 16;
 constexpr int padding = 128;   // floats: rows of activations are whole multiples of it, and so whole blocks of weights
 constexpr int page_size = 64;  // positions that lie together in the KV cache
 
-// A quantized matrix in layout t16: see quantize_t16 in kernels/formats.py.
+// The 16 values that nf4's indices stand for: NF4 in kernels/formats.py.
+alignas(64) constexpr float nf4_values[lanes] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+    -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+    0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
+};
+
+// A quantized matrix in layout t16: see quantize_t16 and quantize_nf4_t16 in kernels/formats.py.
 struct MatrixView {
   const std::uint8_t* packed;   // [groups][columns / 32][bits][64]
-  const std::uint16_t* scales;  // [groups][blocks][16], float16
+  const std::uint16_t* scales;  // of integers: [groups][blocks][16], float16; null: indices of nf4
+  const float* nf4_scales;      // of nf4: the same in float32
   const float* bias;            // [16 groups], or null
   int rows;                     // outputs
   int columns;                  // inputs, filled up to whole blocks
   int bits;                     // 4 or 8
   int block;                    // inputs that share a scale of the weights
-  int activation_block;         // inputs that share a scale of the activations: a multiple of `block`
+  int activation_block;         // inputs that share a scale of the activations: a multiple of `block`; nf4: not used
 
   int groups() const { return (rows + lanes - 1) / lanes; }
   int blocks() const { return columns / block; }
   int activation_blocks() const { return (columns + activation_block - 1) / activation_block; }
+  bool nf4() const { return nf4_scales != nullptr; }
   std::ptrdiff_t group_bytes() const { return std::ptrdiff_t{2} * columns * bits; }
 };
 
-// Rows that are quantized for a matrix.
+// Rows that are quantized for a matrix; for one of nf4, the rows as they are.
 struct ActivationsView {
   std::int8_t* values;   // [rows][value_stride]
   float* scales;         // [rows][scale_stride]
   std::int32_t* starts;  // [rows][start_stride]: minus the zero point times the sum, of each block of the weights
   std::ptrdiff_t value_stride, scale_stride, start_stride;
+  float* floats;  // [rows][float_stride], for nf4
+  std::ptrdiff_t float_stride;
+
+  // The same without the rows before `row`.
+  ActivationsView from(std::ptrdiff_t row) const {
+    return {values + row * value_stride, scales + row * scale_stride, starts + row * start_stride,
+            value_stride, scale_stride, start_stride, floats + row * float_stride, float_stride};
+  }
 };
 
 // The keys and values of one KV head in one page: keys as [4][head_dim][16 positions], values as [64][head_dim].
@@ -71,6 +88,15 @@ struct Operations {
   void (*silu_mul)(float* gate, const float* up, int n);       // in place; n: whole lanes
   void (*exp)(float* x, int n);                                // in place; n: whole lanes
   void (*attend)(const AttentionTask& task);
+
+  // Products of x [n] with `count` rows of floats, `stride` apart; n: whole lanes.
+  void (*dot)(const float* x, const float* rows, std::ptrdiff_t stride, int count, int n, float* out);
+
+  // n scores to shares of one, in place; what follows them up to whole lanes becomes 0.
+  void (*softmax)(float* scores, int n);
+
+  // out[i] + factor * x[i], rounded once; n: whole lanes.
+  void (*add_scaled)(float* out, const float* x, float factor, int n);
 };
 
 constexpr int product_groups = 4;  // that are unpacked at once, and that a thread takes at once

@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <variant>
 #include <vector>
 
 #include "operations.h"
@@ -24,6 +26,10 @@ class Matrix {
   Matrix(std::span<const std::uint8_t> packed, std::span<const std::uint16_t> scales, std::span<const float> bias,
          int rows, int columns, int bits, int block, int activation_block, Owner owner);
 
+  // Of nf4; products are of floats.
+  Matrix(std::span<const std::uint8_t> packed, std::span<const float> scales, std::span<const float> bias, int rows,
+         int columns, int block, Owner owner);
+
   // `view().columns` may be more than this, whole blocks.
   int columns() const { return columns_; }
   int rows() const { return view_.rows; }
@@ -34,17 +40,37 @@ class Matrix {
   }
 
  private:
+  void set(std::size_t packed, std::size_t scales, std::span<const float> bias);
+
   MatrixView view_;
   int columns_;
   std::vector<float> bias_;
   Owner owner_;
 };
 
+struct Mlp {
+  Matrix gate, up, down;
+};
+
+// Experts, of which each row is computed by a few.
+struct Mixture {
+  std::vector<float> router;  // [experts][padded dim]
+  std::vector<Mlp> experts;
+  int per_token;
+  bool normalised;                 // the weights of those chosen are made to sum to one
+  std::optional<Mlp> shared;       // computes every row
+  std::vector<float> shared_gate;  // padded; how much of it, before a sigmoid
+};
+
 struct Layer {
   std::vector<float> input_norm, post_norm;  // padded
   std::vector<float> q_norm, k_norm;         // [head_dim], whole lanes; empty: none
-  Matrix q, k, v, o, gate, up, down;
+  Matrix q, k, v, o;
+  std::variant<Mlp, Mixture> mlp;
   int window;  // positions seen, the own included; 0: all
+
+  // All there are, the shared one last.
+  std::vector<const Mlp*> mlps() const;
 };
 
 struct Weights {
@@ -56,11 +82,15 @@ struct Weights {
   float eps;
 
   int dim() const { return head.columns(); }
-  int intermediate() const { return layers.front().down.columns(); }
   int max_length() const { return static_cast<int>(cos.size() / static_cast<std::size_t>(head_dim / 2)); }
 
   // Throws std::invalid_argument where parts do not fit together.
   void check() const;
+
+ private:
+  void check_attention(const Layer& layer) const;
+  void check_mlps(const Layer& layer) const;
+  void check_mixture(const Mixture& mixture) const;
 };
 
 }  // namespace salmonrun

@@ -7,7 +7,7 @@ import numpy as np
 
 from salmonrun.kernels.cpu import load_native
 from salmonrun.kernels.formats import GROUP
-from salmonrun.runtime.arrays import F32
+from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.errors import BundleError, MissingExtraError
 from salmonrun.runtime.manifest import LlmSpec, NativeWeights
@@ -16,7 +16,7 @@ from salmonrun.runtime.tensor_file import TensorFile
 if TYPE_CHECKING:
     from salmonrun.kernels.cpu import _native
 
-BITS = {"int4": 4, "int8": 8}
+BITS = {"int4": 4, "int8": 8, "nf4": 4}
 
 
 def kernels() -> ModuleType:
@@ -45,14 +45,12 @@ def load_model(bundle: Bundle, instruction_set: str, threads: int) -> "_native.M
             f"{bundle.folder} has no weights for the native decoder, only for {', '.join(llm.weights.decoders)}: "
             "choose another decoder, or export with --decoder native"
         )
-    if llm.experts:
-        raise BundleError(f"{bundle.folder} has experts, which the native decoder does not run yet; export for onnx")
     reader = _Reader(TensorFile(bundle.path(weights.file)), llm, weights)
     try:
         model: _native.Model = native.Model(
             layers=[reader.layer(i) for i in range(llm.layers)],
             norm=reader.vector("model.norm.weight", llm.dim),
-            head=reader.matrix("lm_head", llm.vocab_size, llm.dim, BITS[weights.lm_head]),
+            head=reader.matrix("lm_head", llm.vocab_size, llm.dim, weights.lm_head),
             cos=reader.rope("cos"),
             sin=reader.rope("sin"),
             heads=llm.heads,
@@ -83,8 +81,6 @@ class _Reader:
         llm, prefix = self._llm, f"model.layers.{index}."
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
         q_dim, kv_dim = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
-        # No tensor has its exact width, and none needs to: what fills its last group of 16 up is zero.
-        intermediate = GROUP * self._file.first_dimension(f"{mlp}gate_proj.weight")
         layer: _native.Layer = self._native.Layer(
             input_norm=self.vector(f"{prefix}input_layernorm.weight", llm.dim),
             post_norm=self.vector(f"{prefix}post_attention_layernorm.weight", llm.dim),
@@ -92,31 +88,80 @@ class _Reader:
             k=self.matrix(f"{attention}k_proj", kv_dim, llm.dim),
             v=self.matrix(f"{attention}v_proj", kv_dim, llm.dim),
             o=self.matrix(f"{attention}o_proj", llm.dim, q_dim),
-            gate=self.matrix(f"{mlp}gate_proj", intermediate, llm.dim),
-            up=self.matrix(f"{mlp}up_proj", intermediate, llm.dim),
-            down=self.matrix(f"{mlp}down_proj", llm.dim, intermediate),
+            mlp=self._mixture(mlp) if f"{mlp}gate.weight" in self._file.names else self._mlp(mlp),
             q_norm=self._optional(f"{attention}q_norm.weight", llm.head_dim),
             k_norm=self._optional(f"{attention}k_norm.weight", llm.head_dim),
             window=llm.windows[index],
         )
         return layer
 
-    def matrix(self, name: str, rows: int, columns: int, bits: int | None = None) -> "_native.Matrix":
+    def matrix(self, name: str, rows: int, columns: int, precision: str | None = None) -> "_native.Matrix":
         """A quantized matrix and its bias, if it has one."""
-        weights, bits = self._weights, bits or BITS[self._weights.precision]
-        groups, blocks = -(-rows // GROUP), -(-columns // weights.block)
-        shape = (groups, blocks * weights.block // 32, bits, 64)
-        matrix: _native.Matrix = self._native.Matrix(
-            self._file.array(f"{name}.weight", "U8", shape),
-            self._file.array(f"{name}.weight.scale", "F16", (groups, blocks, GROUP)).view(np.uint16),
-            rows,
-            columns,
-            bits,
-            weights.block,
-            weights.activation_block,
-            self._optional(f"{name}.bias", rows),
+        precision = precision or self._weights.precision
+        stored = self._stored(name, (), rows, columns, precision)
+        return self._packed(*stored, rows, columns, precision, self._optional(f"{name}.bias", rows))
+
+    def _stored(
+        self, name: str, stacked: tuple[int, ...], rows: int, columns: int, precision: str
+    ) -> tuple[Array, Array]:
+        """The two tensors of a matrix, or of `stacked` ones."""
+        groups, blocks = -(-rows // GROUP), -(-columns // self._weights.block)
+        lines = (groups, blocks * self._weights.block // 32, BITS[precision], 64)
+        packed = self._file.array(f"{name}.weight", "U8", (*stacked, *lines))
+        dtype = "F32" if precision == "nf4" else "F16"
+        return packed, self._file.array(f"{name}.weight.scale", dtype, (*stacked, groups, blocks, GROUP))
+
+    def _packed(
+        self, packed: Array, scales: Array, rows: int, columns: int, precision: str, bias: F32 | None = None
+    ) -> "_native.Matrix":
+        block, matrix = self._weights.block, self._native.Matrix
+        made: _native.Matrix
+        if precision == "nf4":
+            made = matrix.nf4(packed, scales, rows, columns, block, bias)
+        else:
+            sizes = (rows, columns, BITS[precision], block, self._weights.activation_block)
+            made = matrix(packed, scales.view(np.uint16), *sizes, bias)
+        return made
+
+    def _mlp(self, prefix: str) -> "_native.Mlp":
+        # No tensor has its exact width, and none needs to: what fills its last group of 16 up is zero.
+        width, dim = GROUP * self._file.dimension(f"{prefix}gate_proj.weight", 0), self._llm.dim
+        mlp: _native.Mlp = self._native.Mlp(
+            gate=self.matrix(f"{prefix}gate_proj", width, dim),
+            up=self.matrix(f"{prefix}up_proj", width, dim),
+            down=self.matrix(f"{prefix}down_proj", dim, width),
         )
-        return matrix
+        return mlp
+
+    def _mixture(self, prefix: str) -> "_native.Mixture":
+        llm, name = self._llm, f"{prefix}gate.weight"
+        if llm.experts is None:
+            raise BundleError(f"{name} is there, but the manifest's llm.experts is null; export the bundle again")
+        count, shared = self._file.dimension(name, 0), f"{prefix}shared_expert"
+        has_shared = f"{shared}_gate.weight" in self._file.names
+        mixture: _native.Mixture = self._native.Mixture(
+            router=self._file.array(name, "F32", (count, llm.dim)),
+            experts=self._experts(f"{prefix}experts.", count),
+            per_token=llm.experts.per_token,
+            normalised=llm.experts.normalised,
+            shared=self._mlp(f"{shared}.") if has_shared else None,
+            shared_gate=self._file.array(f"{shared}_gate.weight", "F32", (1, llm.dim)) if has_shared else None,
+        )
+        return mixture
+
+    def _experts(self, prefix: str, count: int) -> "list[_native.Mlp]":
+        width, dim = GROUP * self._file.dimension(f"{prefix}gate_proj.weight", 1), self._llm.dim
+        gates, ups, downs = (
+            self._stacked(f"{prefix}{part}_proj", count, *shape)
+            for part, shape in (("gate", (width, dim)), ("up", (width, dim)), ("down", (dim, width)))
+        )
+        parts = zip(gates, ups, downs, strict=True)
+        return [self._native.Mlp(gate=gate, up=up, down=down) for gate, up, down in parts]
+
+    def _stacked(self, name: str, count: int, rows: int, columns: int) -> "list[_native.Matrix]":
+        precision = self._weights.precision
+        stored = zip(*self._stored(name, (count,), rows, columns, precision), strict=True)
+        return [self._packed(packed, scales, rows, columns, precision) for packed, scales in stored]
 
     def vector(self, name: str, size: int) -> F32:
         """[size]."""

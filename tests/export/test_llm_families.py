@@ -20,58 +20,18 @@ from salmonrun.training import load
 from salmonrun.training.model.config import LoraConfig
 from salmonrun.training.starting.init import init_checkpoint
 from tests.helpers.exports import TINY, noise, parity
-from tests.helpers.llms import BASE, Pair
+from tests.helpers.llms import BASE, LLMS, SLIDING, WINDOW, Pair
 
 TOLERANCE = 1e-4
-WINDOW = 8
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
-SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
-CASES: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 4, "tie_word_embeddings": False},
-    "llama 3": {"rope_theta": 5e5, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 32}},
-    "llama with biases": {"attention_bias": True, "mlp_bias": True},
-    "mistral": {"model_type": "mistral", "sliding_window": WINDOW, "head_dim": 32, "tie_word_embeddings": False},
-    "mistral without a window": {"model_type": "mistral", "sliding_window": None},
-    "qwen2": {"model_type": "qwen2", **SLIDING, "use_sliding_window": False, "tie_word_embeddings": False},
-    "qwen2 sliding, tied": {"model_type": "qwen2", **SLIDING},
-    "qwen2 yarn": {"model_type": "qwen2", "rope_scaling": YARN},
-    "qwen3": {"model_type": "qwen3", "head_dim": 32, "num_hidden_layers": 3},
-    "qwen3 sliding, biases, untied": {
-        "model_type": "qwen3",
-        "attention_bias": True,
-        "tie_word_embeddings": False,
-        **SLIDING,
-    },
-    "mixtral": {
-        "model_type": "mixtral",
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "sliding_window": WINDOW,
-        "tie_word_embeddings": False,
-    },
-    "qwen2_moe": {
-        "model_type": "qwen2_moe",
-        **EXPERTS,
-        "num_experts": 5,
-        "shared_expert_intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "mlp_only_layers": [1],
-        **SLIDING,
-    },
-    "qwen3_moe": {"model_type": "qwen3_moe", **EXPERTS, "num_experts": 6, "norm_topk_prob": True, "head_dim": 32},
-    "qwen3_moe sliding": {"model_type": "qwen3_moe", **EXPERTS, "num_experts": 6, **SLIDING},
-}
 
 
 def test_every_family_is_here() -> None:
-    assert {(BASE | case)["model_type"] for case in CASES.values()} == set(FAMILIES)
+    assert {(BASE | case)["model_type"] for case in LLMS.values()} == set(FAMILIES)
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+@pytest.fixture(scope="module", params=list(LLMS))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return Pair(BASE | CASES[request.param], tmp_path_factory.mktemp("llm"))
+    return Pair(BASE | LLMS[request.param], tmp_path_factory.mktemp("llm"))
 
 
 def tokens_of(seed: int, count: int) -> list[int]:
@@ -134,7 +94,7 @@ def test_greedy_tokens_are_those_of_transformers(pair: Pair) -> None:
 
 def llm(name: str) -> dict[str, Any]:
     """A case of this file in the dimensions of the tiny checkpoint's vocabulary."""
-    return BASE | CASES[name] | {"vocab_size": TINY.llm["vocab_size"], "bos_token_id": 256, "eos_token_id": 257}
+    return BASE | LLMS[name] | {"vocab_size": TINY.llm["vocab_size"], "bos_token_id": 256, "eos_token_id": 257}
 
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -241,4 +201,4 @@ def test_what_no_graph_has_is_refused(change: dict[str, Any], message: str) -> N
     ],
 )
 def test_how_experts_are_chosen(name: str, expected: ExpertSpec | None) -> None:
-    assert LlmShape.from_config(BASE | CASES[name]).experts == expected
+    assert LlmShape.from_config(BASE | LLMS[name]).experts == expected

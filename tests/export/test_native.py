@@ -1,21 +1,21 @@
 """Bundles for the native decoder: whole exports, and what cannot be exported for it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from salmonrun.export import ExportOptions, export_bundle
-from salmonrun.export.graphs.llm_family import LlmShape
-from salmonrun.export.weights.native import check_native
 from salmonrun.runtime import ConfigError, Engine, GenerationConfig
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.decoder import verify
 from salmonrun.runtime.decoders import DecoderName
 from salmonrun.runtime.errors import BundleError
 from salmonrun.runtime.golden import check
-from tests.helpers.exports import parity
-from tests.helpers.llms import BASE
+from salmonrun.training.starting.init import init_checkpoint
+from tests.helpers.exports import TINY, parity
+from tests.helpers.llms import BASE, LLMS
 
 pytest.importorskip("salmonrun.kernels.cpu._native")
 
@@ -61,23 +61,46 @@ def test_a_bundle_for_the_native_decoder_alone(tiny_checkpoint: Path, tmp_path: 
         Engine.load(bundle, decoder="onnx")
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_experts_are_exported(tmp_path: Path, name: str) -> None:
+    llm = BASE | LLMS[name] | {"vocab_size": TINY.llm["vocab_size"]}
+    init_checkpoint(replace(TINY, llm=llm), tmp_path / "checkpoint")
+    # Random experts are often almost alike: what int8 rounds off may choose another one.
+    options = ExportOptions(llm_precision="int8", decoder="native", parity_budget=1.0)
+    engine = Engine.load(export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", options))
+    assert engine.report().decoder == "native"
+    assert check(engine).passed
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"decoder": "native"},
         {"decoder": "both", "llm_precision": "fp32"},
         {"decoder": "native", "llm_precision": "int4", "target": "cuda"},
+        {"llm_precision": "nf4", "target": "cuda"},
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="the native decoder takes int8 or int4 on a CPU"):
+    with pytest.raises(ConfigError, match="the native decoder takes int8, int4 or nf4 on a CPU"):
         ExportOptions(**options)  # type: ignore[arg-type]
 
 
-def test_experts_are_refused() -> None:
-    shape = LlmShape.from_config(BASE | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2})
-    with pytest.raises(ConfigError, match="does not run experts yet; export with --decoder onnx"):
-        check_native(shape)
+def test_nf4_is_for_the_native_decoder_alone() -> None:
+    assert ExportOptions().decoders == ("onnx",)
+    assert ExportOptions(llm_precision="nf4").decoders == ExportOptions(llm_precision="nf4", decoder="native").decoders
+    assert ExportOptions(llm_precision="nf4").decoders == ("native",)
+    for decoder in ("onnx", "both"):
+        with pytest.raises(ConfigError, match="nf4 runs in the native decoder alone; leave out --decoder"):
+            ExportOptions(llm_precision="nf4", decoder=decoder)
+
+
+def test_a_bundle_of_nf4(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(tiny_checkpoint, tmp_path / "bundle", ExportOptions(llm_precision="nf4", parity_budget=1.0))
+    engine = Engine.load(bundle)
+    assert engine.report().decoder == "native"
+    assert open_bundle(bundle).manifest.precisions("native")["llm"] == "nf4"
+    assert check(engine).passed
 
 
 def test_bundles_without_native_weights_say_so(tiny_bundle: Path) -> None:

@@ -50,6 +50,47 @@ BASE: dict[str, Any] = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": True,
 }
+WINDOW = 8
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
+SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+# Every family that export supports, in the variants that change its layers; BASE has the rest of their configs.
+LLMS: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 4, "tie_word_embeddings": False},
+    "llama 3": {"rope_theta": 5e5, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 32}},
+    "llama with biases": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"model_type": "mistral", "sliding_window": WINDOW, "head_dim": 32, "tie_word_embeddings": False},
+    "mistral without a window": {"model_type": "mistral", "sliding_window": None},
+    "qwen2": {"model_type": "qwen2", **SLIDING, "use_sliding_window": False, "tie_word_embeddings": False},
+    "qwen2 sliding, tied": {"model_type": "qwen2", **SLIDING},
+    "qwen2 yarn": {"model_type": "qwen2", "rope_scaling": YARN},
+    "qwen3": {"model_type": "qwen3", "head_dim": 32, "num_hidden_layers": 3},
+    "qwen3 sliding, biases, untied": {
+        "model_type": "qwen3",
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        **SLIDING,
+    },
+    "mixtral": {
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": WINDOW,
+        "tie_word_embeddings": False,
+    },
+    "qwen2_moe": {
+        "model_type": "qwen2_moe",
+        **EXPERTS,
+        "num_experts": 5,
+        "shared_expert_intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "mlp_only_layers": [1],
+        **SLIDING,
+    },
+    "qwen3_moe": {"model_type": "qwen3_moe", **EXPERTS, "num_experts": 6, "norm_topk_prob": True, "head_dim": 32},
+    "qwen3_moe sliding": {"model_type": "qwen3_moe", **EXPERTS, "num_experts": 6, **SLIDING},
+}
 
 
 def random_llm(config: dict[str, Any], seed: int = 0) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from salmonrun.kernels import reference
 from salmonrun.kernels.cpu import load_native
-from salmonrun.kernels.formats import F32, quantize_t16
+from salmonrun.kernels.formats import F32, quantize_nf4_t16, quantize_t16
 from salmonrun.runtime.bundle import Bundle
 
 ACTIVATIONS = 64
@@ -26,6 +26,7 @@ class Shape:
     kv_heads: int = 2
     head_dim: int = 48
     max_length: int = 200
+    nf4: bool = False
     bits: Literal[4, 8] = 4
     head_bits: Literal[4, 8] = 8
     block: int = 32
@@ -33,6 +34,8 @@ class Shape:
     biases: bool = True
     head_norms: bool = True
     window: int | None = None  # of odd layers
+    experts: int = 0  # 0: none; of odd layers otherwise
+    shared_expert: bool = False
 
 
 def random_linear(
@@ -44,14 +47,34 @@ def random_linear(
     return reference.Linear(packed, scales, rows, columns, activations, shift)
 
 
+def random_nf4(rng: np.random.Generator, rows: int, columns: int, block: int, bias: bool) -> reference.Nf4Linear:
+    weight = rng.normal(0, columns**-0.5, (rows, columns)).astype(np.float32)
+    shift = rng.normal(0, 0.1, rows).astype(np.float32) if bias else None
+    return reference.Nf4Linear(*quantize_nf4_t16(weight, block), rows, columns, shift)
+
+
 def random_model(shape: Shape, seed: int = 0) -> reference.Model:
     rng = np.random.default_rng(seed)
 
-    def linear(rows: int, columns: int, bits: int = shape.bits, bias: bool = shape.biases) -> reference.Linear:
-        return random_linear(rng, rows, columns, bits, shape.block, shape.activation_block, bias)
+    def linear(rows: int, columns: int) -> reference.Product:
+        if shape.nf4:
+            return random_nf4(rng, rows, columns, shape.block, shape.biases)
+        return random_linear(rng, rows, columns, shape.bits, shape.block, shape.activation_block, shape.biases)
 
     def norm(size: int) -> F32:
         return rng.uniform(0.5, 1.5, size).astype(np.float32)
+
+    def mlp(intermediate: int) -> reference.Mlp:
+        gate, up = (linear(intermediate, shape.dim) for _ in range(2))
+        return reference.Mlp(gate, up, linear(shape.dim, intermediate))
+
+    def mixture() -> reference.Mixture:
+        router = rng.normal(0, 2 * shape.dim**-0.5, (shape.experts, shape.dim)).astype(np.float32)
+        experts = [mlp(shape.intermediate // 2) for _ in range(shape.experts)]
+        if not shape.shared_expert:
+            return reference.Mixture(router, experts, 2, normalised=True)
+        gate = rng.normal(0, shape.dim**-0.5, (1, shape.dim)).astype(np.float32)
+        return reference.Mixture(router, experts, 3, False, mlp(shape.intermediate - 40), gate)
 
     def layer(index: int) -> reference.Layer:
         width = shape.head_dim
@@ -62,9 +85,7 @@ def random_model(shape: Shape, seed: int = 0) -> reference.Model:
             v=linear(shape.kv_heads * width, shape.dim),
             o=linear(shape.dim, shape.heads * width),
             post_norm=norm(shape.dim),
-            gate=linear(shape.intermediate, shape.dim),
-            up=linear(shape.intermediate, shape.dim),
-            down=linear(shape.dim, shape.intermediate),
+            mlp=mixture() if shape.experts and index % 2 else mlp(shape.intermediate),
             q_norm=norm(width) if shape.head_norms else None,
             k_norm=norm(width) if shape.head_norms else None,
             window=shape.window if index % 2 else None,
@@ -74,7 +95,7 @@ def random_model(shape: Shape, seed: int = 0) -> reference.Model:
     return reference.Model(
         layers=[layer(i) for i in range(shape.layers)],
         norm=norm(shape.dim),
-        head=linear(shape.vocab, shape.dim, shape.head_bits, bias=False),
+        head=random_linear(rng, shape.vocab, shape.dim, shape.head_bits, shape.block, shape.activation_block, False),
         cos=np.cos(angles).astype(np.float32),
         sin=np.sin(angles).astype(np.float32),
         heads=shape.heads,
@@ -84,26 +105,35 @@ def random_model(shape: Shape, seed: int = 0) -> reference.Model:
     )
 
 
-def native_matrix(linear: reference.Linear) -> Any:
-    bits = linear.packed.shape[2]
-    sizes = (linear.rows, linear.columns, bits, linear.block, linear.activation_block)
-    return load_native().Matrix(linear.packed, linear.scales.view(np.uint16), *sizes, linear.bias)
+def native_matrix(linear: reference.Linear | reference.Nf4Linear) -> Any:
+    if isinstance(linear, reference.Nf4Linear):
+        sizes = (linear.rows, linear.columns, linear.block)
+        return load_native().Matrix.nf4(linear.packed, linear.scales, *sizes, linear.bias)
+    integers = (linear.packed.shape[2], linear.block, linear.activation_block)
+    packed = (linear.packed, linear.scales.view(np.uint16), linear.rows, linear.columns)
+    return load_native().Matrix(*packed, *integers, linear.bias)
+
+
+def converted(part: Any) -> Any:
+    """The extension's own of a part of the reference's model."""
+    if isinstance(part, list):
+        return [converted(one) for one in part]
+    if isinstance(part, reference.Linear | reference.Nf4Linear):
+        return native_matrix(part)
+    if isinstance(part, reference.Layer | reference.Mlp | reference.Mixture):
+        return getattr(load_native(), type(part).__name__)(**parts_of(part))
+    return part
+
+
+def parts_of(whole: Any) -> dict[str, Any]:
+    return {field.name: converted(getattr(whole, field.name)) for field in fields(whole) if field.name != "cache_dtype"}
 
 
 class NativeModel:
     """The extension's model, with whole sequences as the unit."""
 
     def __init__(self, model: reference.Model, instruction_set: str, threads: int) -> None:
-        def converted(part: Any) -> dict[str, Any]:
-            values = {field.name: getattr(part, field.name) for field in fields(part) if field.name != "cache_dtype"}
-            linear = reference.Linear
-            return {
-                name: native_matrix(value) if isinstance(value, linear) else value for name, value in values.items()
-            }
-
-        layers = [load_native().Layer(**converted(layer)) for layer in model.layers]
-        values = converted(model) | {"layers": layers}
-        self.native = load_native().Model(**values, instruction_set=instruction_set, threads=threads)
+        self.native = load_native().Model(**parts_of(model), instruction_set=instruction_set, threads=threads)
         self.vocab = len(model.logits(np.zeros((1, len(model.norm)), np.float32))[0])
 
     def forward(self, *chunks: tuple[int, F32, int]) -> list[F32]:
@@ -128,15 +158,32 @@ def stored_model(bundle: Bundle) -> reference.Model:
     tensors = load_file(bundle.path(weights.file))
     activations = weights.activation_block
 
-    def linear(name: str, rows: int, columns: int) -> reference.Linear:
-        packed, scales = tensors[f"{name}.weight"], tensors[f"{name}.weight.scale"]
+    def linear(name: str, rows: int, columns: int, expert: Any = ...) -> reference.Product:
+        packed, scales = tensors[f"{name}.weight"][expert], tensors[f"{name}.weight.scale"][expert]
+        if scales.dtype == np.float32:
+            return reference.Nf4Linear(packed, scales, rows, columns, tensors.get(f"{name}.bias"))
         return reference.Linear(packed, scales, rows, columns, activations, tensors.get(f"{name}.bias"))
+
+    def mlp(prefix: str, expert: Any = ...) -> reference.Mlp:
+        width = 16 * len(tensors[f"{prefix}gate_proj.weight"][expert])
+        gate, up = (linear(f"{prefix}{part}_proj", width, llm.dim, expert) for part in ("gate", "up"))
+        return reference.Mlp(gate, up, linear(f"{prefix}down_proj", llm.dim, width, expert))
+
+    def mlp_or_mixture(prefix: str) -> reference.Mlp | reference.Mixture:
+        router = tensors.get(f"{prefix}gate.weight")
+        if router is None:
+            return mlp(prefix)
+        assert llm.experts is not None
+        experts = [mlp(f"{prefix}experts.", expert) for expert in range(len(router))]
+        choice = (llm.experts.per_token, llm.experts.normalised)
+        gate = tensors.get(f"{prefix}shared_expert_gate.weight")
+        shared = None if gate is None else mlp(f"{prefix}shared_expert.")
+        return reference.Mixture(router, experts, *choice, shared, gate)
 
     def layer(index: int) -> reference.Layer:
         prefix = f"model.layers.{index}."
-        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        attention = f"{prefix}self_attn."
         q_dim, kv_dim = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
-        width = 16 * len(tensors[f"{mlp}gate_proj.weight"])
         return reference.Layer(
             input_norm=tensors[f"{prefix}input_layernorm.weight"],
             q=linear(f"{attention}q_proj", q_dim, llm.dim),
@@ -144,9 +191,7 @@ def stored_model(bundle: Bundle) -> reference.Model:
             v=linear(f"{attention}v_proj", kv_dim, llm.dim),
             o=linear(f"{attention}o_proj", llm.dim, q_dim),
             post_norm=tensors[f"{prefix}post_attention_layernorm.weight"],
-            gate=linear(f"{mlp}gate_proj", width, llm.dim),
-            up=linear(f"{mlp}up_proj", width, llm.dim),
-            down=linear(f"{mlp}down_proj", llm.dim, width),
+            mlp=mlp_or_mixture(f"{prefix}mlp."),
             q_norm=tensors.get(f"{attention}q_norm.weight"),
             k_norm=tensors.get(f"{attention}k_norm.weight"),
             window=llm.windows[index],

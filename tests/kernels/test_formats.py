@@ -14,12 +14,15 @@ from salmonrun.kernels.formats import (
     NF4,
     Bytes,
     dequantize_blocks,
+    dequantize_nf4_t16,
     dequantize_scales,
     dequantize_t16,
     dequantize_table,
+    pack_nf4_t16,
     pack_nibbles,
     quantize_blocks,
     quantize_nf4,
+    quantize_nf4_t16,
     quantize_t16,
     unpack_nibbles,
     unpack_t16,
@@ -273,3 +276,36 @@ def test_a_last_block_that_is_cut() -> None:
 def test_nf4_of_cut_blocks_is_refused(size: int, block: int) -> None:
     with pytest.raises(ValueError, match=f"{size} values in blocks of {block}; expected whole blocks"):
         quantize_nf4(np.zeros(size, np.float32), block)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_nf4_in_t16_has_the_values_of_bitsandbytes_bit_by_bit(nested: bool) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    values = weights(33, 192)
+    if nested:  # codes and scales as they were stored
+        packed, stored, state = four_bit(values, "nf4", 64, nested)
+        inner, offset = state.state2, float(state.offset)
+        tables = (inner.code.numpy(), inner.absmax.numpy(), inner.blocksize, offset)
+        scales = dequantize_scales(stored.view(np.uint8), *tables).reshape(33, 3)
+        found = dequantize_nf4_t16(*pack_nf4_t16(unpack_nibbles(packed, "high").reshape(33, 192), scales))
+    else:
+        packed, _, state = four_bit(values, "nf4", 64)
+        found = dequantize_nf4_t16(*quantize_nf4_t16(values, 64))
+    expected = functional.dequantize_4bit(torch.from_numpy(packed)[:, None], state).numpy()
+    assert found[:33].tobytes() == expected.tobytes()
+    np.testing.assert_array_equal(found[33:], 0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nf4_in_t16_begins_a_block_with_every_row(shape: tuple[int, int]) -> None:
+    weight = weights(*shape)
+    found = dequantize_nf4_t16(*quantize_nf4_t16(weight, 64))
+    for row, expected in zip(found, weight, strict=False):
+        whole = np.pad(expected, (0, -shape[1] % 64))
+        np.testing.assert_array_equal(row, dequantize_table(*_nf4_row(whole), 64, whole.size))
+    np.testing.assert_array_equal(found[:, shape[1] :], 0)
+
+
+def _nf4_row(row: F32) -> tuple[Bytes, F32, F32]:
+    packed, scales = quantize_nf4(row, 64)
+    return packed, NF4, scales

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salmonrun.kernels import reference
-from salmonrun.kernels.formats import BLOCK_SIZES, F32
-from tests.helpers.native_llms import NativeModel, Shape, native_matrix, random_linear, random_model
+from salmonrun.kernels.formats import BLOCK_SIZES, F32, NF4, pack_nf4_t16
+from tests.helpers.native_llms import NativeModel, Shape, native_matrix, random_linear, random_model, random_nf4
 
 native: Any = pytest.importorskip("salmonrun.kernels.cpu._native")
 
@@ -42,6 +42,26 @@ def test_products(instruction_set: str, bits: int, rows: int) -> None:
         found = np.empty((rows, out), np.float32)
         native.Operations.of(instruction_set).product(native_matrix(linear), x, found)
         same_bits(found, linear(x))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 16, 33])
+def test_products_of_nf4(instruction_set: str, rows: int) -> None:
+    for block, out, columns in ((64, 70, 100), (64, 37, 300), (32, 16, 40), (128, 1, 1)):
+        matrix = random_nf4(np.random.default_rng(rows), out, columns, block, bias=True)
+        x = normal(rows, columns, seed=rows) * 10.0 ** np.arange(rows, dtype=np.float32)[:, None] ** 0.5
+        found = np.empty((rows, out), np.float32)
+        native.Operations.of(instruction_set).product(native_matrix(matrix), x, found)
+        same_bits(found, matrix(x))
+
+
+def test_every_value_of_nf4_is_looked_up(instruction_set: str) -> None:
+    """Each index in each place of a line, whatever its neighbours are."""
+    indices = np.random.default_rng(0).integers(0, 16, (16, 64)).astype(np.uint8)
+    packed, scales = pack_nf4_t16(indices, np.ones((16, 1), np.float32))
+    found = np.empty((64, 16), np.float32)
+    matrix = native.Matrix.nf4(packed, scales, 16, 64, 64)
+    native.Operations.of(instruction_set).product(matrix, np.eye(64, dtype=np.float32), found)
+    same_bits(found.T.copy(), NF4[indices])
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -100,6 +120,30 @@ def test_swiglu(instruction_set: str) -> None:
     same_bits(found, reference.silu_mul(gate, up))
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 7, 40])
+def test_products_with_rows_of_floats(instruction_set: str, count: int) -> None:
+    x, rows = normal(208), normal(count, 208, seed=1)
+    found = np.empty(count, np.float32)
+    native.Operations.of(instruction_set).dot(x, rows, found)
+    same_bits(found, reference.dot(x, rows))
+
+
+@pytest.mark.parametrize("size", [16, 128])
+def test_softmax(instruction_set: str, size: int) -> None:
+    x = normal(size, scale=5)
+    found = x.copy()
+    native.Operations.of(instruction_set).softmax(found)
+    shares = reference.exp(x - x.max())
+    same_bits(found, shares / reference.sum_rows(shares))
+
+
+def test_scaled_sums(instruction_set: str) -> None:
+    out, x = normal(1024), normal(1024, seed=1)
+    found = out.copy()
+    native.Operations.of(instruction_set).add_scaled(found, x, 0.3)
+    same_bits(found, reference.fma(x, np.float32(0.3), out))
+
+
 def test_half_precision(instruction_set: str) -> None:
     """All halves come back; what lies between two is rounded as numpy does it."""
     halves = np.arange(2**16, dtype=np.uint16)
@@ -121,6 +165,9 @@ SHAPES = {
     "odd sizes": Shape(),
     "window": Shape(window=9, biases=False, head_norms=False),
     "all heads, 8 bits": Shape(heads=4, kv_heads=4, head_dim=16, bits=8, head_bits=4, block=64),
+    "experts": Shape(experts=5),
+    "nf4, experts": Shape(nf4=True, block=64, experts=4, shared_expert=True),
+    "experts and a shared one, 8 bits": Shape(experts=19, shared_expert=True, bits=8, biases=False, layers=4),
     "one kv head, blocks of 128": Shape(dim=64, heads=8, kv_heads=1, head_dim=64, block=128, activation_block=128),
 }
 
@@ -261,6 +308,16 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         native.Matrix(packed, scales[:1], **sizes)
     with pytest.raises(ValueError, match="bias of 19 values, expected 20"):
         native.Matrix(packed, scales, **sizes, bias=np.zeros(19, np.float32))
+    floats = np.zeros((2, 1, 16), np.float32)
+    native.Matrix.nf4(packed, floats, 20, 64, 64)
+    with pytest.raises(ValueError, match="packed weights: 1024 values, expected 2048"):
+        native.Matrix.nf4(packed, floats, 20, 65, 64)
+    with pytest.raises(ValueError, match="scales: 32 values, expected 64"):
+        native.Matrix.nf4(packed, floats, 20, 64, 32)
+    with pytest.raises(ValueError, match="blocks of 16; expected 32, 64 or 128"):
+        native.Matrix.nf4(packed, floats, 20, 64, 16)
+    with pytest.raises(TypeError):
+        native.Matrix.nf4(packed, scales, 20, 64, 64)
     with pytest.raises(TypeError):
         native.Matrix(packed.astype(np.int8), scales, **sizes)
     with pytest.raises(TypeError):
@@ -268,9 +325,12 @@ def test_weights_that_do_not_fit_are_refused() -> None:
 
 
 def test_models_whose_parts_do_not_fit_are_refused() -> None:
-    model = random_model(Shape(layers=1))
+    model = random_model(Shape(layers=1, block=64))
     (layer,) = model.layers
     assert layer.q_norm is not None
+    mlp = layer.mlp
+    assert isinstance(mlp, reference.Mlp)
+    turned = reference.Mlp(gate=mlp.down, up=mlp.gate, down=mlp.down)
     refusals: list[tuple[reference.Model, str]] = [
         (replace(model, heads=5), "5 heads cannot share 2 KV heads evenly"),
         (replace(model, heads=2**28 + 6), "q_proj is 288 x 80, expected 12884902176 x 80"),  # 288 in 32 bits
@@ -278,7 +338,7 @@ def test_models_whose_parts_do_not_fit_are_refused() -> None:
         (replace(model, head_dim=24), "head_dim is 24; expected a multiple of 16"),
         (replace(model, sin=model.sin[:-1]), "rope.cos: 4800 values, expected 4776"),
         (replace(model, layers=[]), "no layers"),
-        (replace(model, layers=[replace(layer, up=layer.gate, gate=layer.down)]), "gate_proj is 80 x 101"),
+        (replace(model, layers=[replace(layer, mlp=turned)]), "gate_proj is 80 x 101"),
         (replace(model, layers=[replace(layer, q_norm=layer.input_norm)]), "norm of a head: 80 values, expected 48"),
         (replace(model, norm=model.norm[:-1]), "norm: 79 values, expected 80"),
         (replace(model, layers=[replace(layer, input_norm=layer.q_norm)]), "input_layernorm: 48 values, expected 80"),
@@ -286,6 +346,22 @@ def test_models_whose_parts_do_not_fit_are_refused() -> None:
     for changed, message in refusals:
         with pytest.raises(ValueError, match=message):
             NativeModel(changed, "portable", 1)
+    mixture = random_model(Shape(experts=3, shared_expert=True)).layers[1].mlp
+    assert isinstance(mixture, reference.Mixture)
+    assert mixture.shared_gate is not None
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"experts": []}, "a mixture of no experts"),
+        ({"experts": mixture.experts[1:]}, "router: 240 values, expected 2 x 80"),
+        ({"per_token": 4}, "4 experts a position of 3"),
+        ({"per_token": 0}, "0 experts a position of 3"),
+        ({"shared": None}, "shared_expert_gate: 128 values, expected 0"),
+        ({"shared_gate": None}, "shared_expert_gate: 0 values, expected 128"),
+        ({"shared_gate": mixture.shared_gate[:, 1:].copy()}, "shared_expert_gate: 79 values, expected 80"),
+        ({"shared": mlp}, "the experts are quantized in different ways"),
+    ]
+    for change, message in changes:
+        with pytest.raises(ValueError, match=message):
+            NativeModel(replace(model, layers=[replace(layer, mlp=replace(mixture, **change))]), "portable", 1)
     with pytest.raises(ValueError, match=r"instruction set 'mmx'; this processor has .*portable"):
         NativeModel(model, "mmx", 1)
     with pytest.raises(ValueError, match="0 threads; expected at least 1"):

@@ -10,9 +10,17 @@ import torch
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.kernels import reference
-from salmonrun.kernels.formats import BLOCK_SIZES, F32, dequantize_t16, quantize_t16
+from salmonrun.kernels.formats import (
+    BLOCK_SIZES,
+    F32,
+    dequantize_nf4_t16,
+    dequantize_t16,
+    quantize_nf4_t16,
+    quantize_t16,
+)
+from salmonrun.training.model.experts import EXPERTS
 from salmonrun.training.model.llm import published_parameters
-from tests.helpers.llms import BASE, random_llm
+from tests.helpers.llms import BASE, LLMS, random_llm
 
 
 def normal(*shape: int, seed: int = 0) -> F32:
@@ -93,6 +101,16 @@ def test_products_are_those_of_what_the_numbers_stand_for(bits: int, block: int,
     np.testing.assert_allclose(found, x / 64 @ weight.T + bias, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("columns", [64, 300, 4096])
+def test_products_of_nf4_are_near_those_in_float64(columns: int) -> None:
+    weight, bias, x = normal(20, columns), normal(20, seed=3), normal(3, columns, seed=1)
+    packed, scales = quantize_nf4_t16(weight, 64)
+    found = reference.Nf4Linear(packed, scales, 20, columns, bias)(x)
+    values = dequantize_nf4_t16(packed, scales)[:20, :columns].astype(np.float64)
+    expected = x.astype(np.float64) @ values.T + bias
+    assert np.abs(found - expected).max() <= 1e-5 * np.sqrt(np.mean(np.square(expected)))
+
+
 @pytest.mark.parametrize("block", reference.ACTIVATION_BLOCKS)
 def test_activations_are_within_half_a_step(block: int) -> None:
     x = normal(4, 300) * 10.0 ** np.arange(4, dtype=np.float32)[:, None]
@@ -118,15 +136,26 @@ class Float:
         return np.asarray(x @ self.weight.T + self.bias, np.float32)
 
 
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-CASES: dict[str, dict[str, Any]] = {
-    "llama, untied": {"tie_word_embeddings": False},
-    "llama 3": {"rope_theta": 5e5, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 32}},
-    "llama with biases": {"attention_bias": True, "mlp_bias": True},
-    "mistral": {"model_type": "mistral", "sliding_window": 8, "head_dim": 32},
-    "qwen2": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-    "qwen3": {"model_type": "qwen3", "head_dim": 48, "num_key_value_heads": 1, "hidden_size": 80},
-}
+OWN = {"qwen3, odd sizes": {"model_type": "qwen3", "head_dim": 48, "num_key_value_heads": 1, "hidden_size": 80}}
+
+
+def float_mlp(tensors: dict[str, Any], layer: str, shape: LlmShape) -> reference.Mlp | reference.Mixture:
+    """What a layer has, by the names of its family."""
+    names = EXPERTS.get(shape.config.model_type)
+
+    def mlp(prefix: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> reference.Mlp:
+        return reference.Mlp(*(Float(tensors, prefix + name) for name in (gate, up, down)))
+
+    if names is None or f"{layer}{names.block}.gate.weight" not in tensors:
+        return mlp(f"{layer}mlp.")
+    assert shape.experts is not None
+    block = f"{layer}{names.block}."
+    router, gate = (tensors.get(f"{block}{name}.weight") for name in ("gate", "shared_expert_gate"))
+    assert router is not None
+    experts = [mlp(f"{block}experts.{i}.", names.gate, names.up, names.down) for i in range(len(router))]
+    choice = (shape.experts.per_token, shape.experts.normalised)
+    shared = (mlp(f"{block}shared_expert."), gate.detach().numpy()) if gate is not None else ()
+    return reference.Mixture(router.detach().numpy(), experts, *choice, *shared)
 
 
 def float_model(config: dict[str, Any], llm: torch.nn.Module) -> reference.Model:
@@ -139,7 +168,6 @@ def float_model(config: dict[str, Any], llm: torch.nn.Module) -> reference.Model
     def layer(i: int) -> reference.Layer:
         prefix = f"model.layers.{i}."
         attention = {part: Float(tensors, f"{prefix}self_attn.{part}_proj") for part in "qkvo"}
-        mlp = {part: Float(tensors, f"{prefix}mlp.{part}_proj") for part in ("gate", "up", "down")}
         names = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
         before, after, q_norm, k_norm = (norm(prefix + name) for name in names)
         assert before is not None
@@ -150,8 +178,8 @@ def float_model(config: dict[str, Any], llm: torch.nn.Module) -> reference.Model
             q_norm=q_norm,
             k_norm=k_norm,
             window=shape.windows[i],
+            mlp=float_mlp(tensors, prefix, shape),
             **attention,
-            **mlp,
         )
 
     last = norm("model.norm")
@@ -163,7 +191,7 @@ def float_model(config: dict[str, Any], llm: torch.nn.Module) -> reference.Model
     return reference.Model(layers, last, head, cos, sin, *sizes, cache_dtype=np.float32)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+@pytest.mark.parametrize("case", (LLMS | OWN).values(), ids=list(LLMS | OWN))
 def test_the_graph_is_that_of_transformers(case: dict[str, Any]) -> None:
     config = BASE | case
     llm = random_llm(config)

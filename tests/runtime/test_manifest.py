@@ -402,7 +402,10 @@ def test_a_decoder_without_weights_is_refused(bundle: Path) -> None:
         (lambda weights: weights.update(native=NATIVE | {"layout": "t17"}), r"native\.layout: expected one of 't16'"),
         (lambda weights: weights.update(native=NATIVE | {"block": 16}), r"native\.block: expected one of 32, 64, 128"),
         (lambda weights: weights.update(native=NATIVE | {"block": 32.0}), r"expected one of 32, 64, 128, got float 32"),
-        (lambda weights: weights.update(native=NATIVE | {"precision": "nf4"}), r"expected one of 'int8', 'int4'"),
+        (
+            lambda weights: weights.update(native=NATIVE | {"precision": "fp16"}),
+            r"expected one of 'int8', 'int4', 'nf4'",
+        ),
         (lambda weights: weights.update(torch=TORCH | {"precision": "int8"}), r"expected one of 'nf4', 'int4'"),
         (lambda weights: weights["onnx"].update(dtype="float16"), "inputs of llm: inputs_embeds float32 .* float16"),
     ],

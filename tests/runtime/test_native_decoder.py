@@ -14,6 +14,7 @@ import torch
 
 from salmonrun.kernels import reference
 from salmonrun.kernels.cpu import load_native
+from salmonrun.kernels.formats import dequantize_nf4_t16, quantize_nf4_t16
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import NATIVE_PAGE, Bundle
 from salmonrun.runtime.decoder import Chunk, prefill, step, verify
@@ -21,15 +22,12 @@ from salmonrun.runtime.decoders import choose
 from salmonrun.runtime.decoders.native_decoder import NativeDecoder
 from salmonrun.runtime.errors import BundleError, CapacityError, ClosedError
 from salmonrun.runtime.tensor_file import TensorFile
-from tests.helpers.llms import BASE, random_llm, write_native_llm
+from tests.helpers.llms import BASE, LLMS, random_llm, write_native_llm
 from tests.helpers.native_llms import stored_model
 
 pytest.importorskip("salmonrun.kernels.cpu._native")
 
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-CASES: dict[str, dict[str, Any]] = {
-    "llama, untied": {"tie_word_embeddings": False},
-    "llama 3": {"rope_theta": 5e5, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 32}},
+OWN: dict[str, dict[str, Any]] = {
     "llama with biases, odd sizes": {
         "attention_bias": True,
         "mlp_bias": True,
@@ -38,10 +36,9 @@ CASES: dict[str, dict[str, Any]] = {
         "vocab_size": 53,
         "head_dim": 48,
     },
-    "mistral": {"model_type": "mistral", "sliding_window": 8, "head_dim": 32},
-    "qwen2": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-    "qwen3": {"model_type": "qwen3", "head_dim": 32, "num_key_value_heads": 1},
+    "qwen3_moe, odd sizes": LLMS["qwen3_moe"] | {"moe_intermediate_size": 36, "hidden_size": 80, "vocab_size": 53},
 }
+CASES = LLMS | OWN
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +97,26 @@ def test_int8_is_near_transformers(native: Native) -> None:
         expected = native.llm(torch.tensor([ids]), use_cache=False).logits[0].numpy()
     with native.decoder.open(1, 40) as (slot,):
         found = verify(native.decoder, slot, ids)
-    assert np.sqrt(np.mean(np.square(found - expected))) <= 0.05 * np.sqrt(np.mean(np.square(expected)))
+    squares = np.square(found - expected).mean(axis=1)  # of each position
+    # Where two experts are almost alike, rounding may choose the other one: of few positions.
+    error = np.median(squares) if native.bundle.manifest.llm.experts else squares.mean()
+    assert np.sqrt(error) <= 0.05 * np.sqrt(np.mean(np.square(expected)))
+
+
+def test_nf4_is_near_transformers_with_its_values(tmp_path: Path) -> None:
+    """Nothing is left but the cache's rounding, and that of the output layer's 8 bits."""
+    native = native_of(BASE | {"tie_word_embeddings": False}, tmp_path, "nf4")
+    ids = tokens_of(6, 40)
+    with native.decoder.open(1, 40) as (slot,):
+        found = verify(native.decoder, slot, ids)
+    same_bits(found, native.expected(ids))
+    with torch.no_grad():
+        for name, weight in native.llm.named_parameters():
+            if name.endswith("_proj.weight"):
+                values = dequantize_nf4_t16(*quantize_nf4_t16(weight.numpy(), 64))
+                weight.copy_(torch.from_numpy(values[: weight.shape[0], : weight.shape[1]]))
+        expected = native.llm(torch.tensor([ids]), use_cache=False).logits[0].numpy()
+    assert np.sqrt(np.mean(np.square(found - expected))) <= 0.01 * np.sqrt(np.mean(np.square(expected)))
 
 
 def test_rounds_begin_where_chunks_say(base: Native) -> None:

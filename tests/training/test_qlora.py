@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from salmonrun.export import export_bundle
+from salmonrun.export.graphs.llm_family import LlmShape
+from salmonrun.export.weights.native import write_native
+from salmonrun.kernels.formats import F32, dequantize_nf4_t16
 from salmonrun.runtime import Engine, GenerationConfig
 from salmonrun.runtime.audio import load_audio
 from salmonrun.runtime.errors import CheckpointError, ConfigError, MissingExtraError
@@ -29,11 +33,12 @@ from salmonrun.training.foreign.part_files import read_llm
 from salmonrun.training.foreign.quantized import dequantized, rounded
 from salmonrun.training.foreign.sources import pin_source
 from salmonrun.training.model.config import LoraConfig, PartSource, Sources, load_config, save_config
-from salmonrun.training.model.llm import build_llm
-from salmonrun.training.model.lora import lora_parameters
+from salmonrun.training.model.llm import build_llm, published_parameters
+from salmonrun.training.model.lora import lora_parameters, merged_weights
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
 from salmonrun.training.tensors import lazy
+from tests.helpers.llms import BASE, random_llm
 from tests.helpers.runs import logged, write_noises
 
 functional = pytest.importorskip("bitsandbytes.functional")  # the extra qlora
@@ -191,6 +196,35 @@ def test_a_checkpoint_on_a_4_bit_llm_loads_and_exports(
     model = load(folder)
     assert model.llm.get_submodule("model.layers.0.self_attn.q_proj").weight.dtype == torch.float32
     export_bundle(folder, tmp_path / "bundle")  # which refuses other tokens than PyTorch's
+
+
+def test_what_is_stored_in_nf4_keeps_its_values_in_a_bundle(tmp_path: Path) -> None:
+    """Bit by bit those of bitsandbytes in float32, nested scales too; but where an adapter is merged."""
+    llm = BASE | {"hidden_size": 128, "intermediate_size": 192}
+    kept, adapted = (f"model.layers.0.self_attn.{name}_proj.weight" for name in ("k", "q"))
+    tensors = lazy(published_parameters(random_llm(llm)))
+    stored: dict[str, Tensor] = {}
+    states: dict[str, Any] = {}
+    for name in (kept, adapted):
+        pieces, states[name] = four_bit(tensors[name]().detach().bfloat16(), compress_statistics=True, quant_type="nf4")
+        stored |= {piece.replace("m", name, 1): value for piece, value in pieces.items()}
+    rest = {name: get for name, get in tensors.items() if name not in states}
+    q = adapted.removesuffix("weight")
+    adapter = lazy({f"{q}A": torch.ones(1, 128), f"{q}B": torch.ones(64, 1)})
+    config = LoraConfig(r=1, targets=("q_proj",))
+    merged = merged_weights(dequantized(rest | lazy(stored), "file"), adapter, config)
+    write_native(tmp_path / "native.bin", LlmShape.from_config(llm), merged, "nf4", 64)
+    written = load_arrays(tmp_path / "native.bin")
+
+    def values(name: str) -> F32:
+        return dequantize_nf4_t16(written[name], written[f"{name}.scale"])
+
+    def of_bitsandbytes(name: str) -> F32:
+        states[name].dtype = torch.float32
+        return functional.dequantize_4bit(stored[name], states[name]).numpy()
+
+    np.testing.assert_array_equal(values(kept).view(np.uint32), of_bitsandbytes(kept).view(np.uint32))
+    assert np.abs(values(adapted) - of_bitsandbytes(adapted)).min() > 0.5
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,16 @@ QLoRA (Dettmers et al. 2023, section 3). Shape, dtype and block sizes are JSON i
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from salmonrun.kernels.formats import F32, Bytes, dequantize_scales, dequantize_table
+from salmonrun.kernels.formats import F32, NF4, Bytes, dequantize_scales, dequantize_table, unpack_nibbles
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.schema import from_dict
 from salmonrun.training.tensors import LazyTensors
@@ -78,19 +79,47 @@ def dequantized(tensors: LazyTensors, where: str) -> LazyTensors:
         missing = [f"{matrix}{piece}" for piece in ("", ".absmax", ".quant_map") if piece not in pieces]
         if missing or (".nested_absmax" in pieces) != (".nested_quant_map" in pieces):
             raise CheckpointError(f"{where}: 4-bit {matrix} is incomplete: {missing or 'half of its nested scales'}")
-        plain[matrix] = partial(_dequantize, pieces, f"{where}: {matrix}")
+        plain[matrix] = FourBitMatrix(pieces, f"{where}: {matrix}")
     return plain
 
 
-def _dequantize(pieces: LazyTensors, where: str) -> Tensor:
-    try:
-        raw = json.loads(pieces["state"]().numpy().tobytes())
-        state = from_dict(QuantState, raw, where)
-        arrays = {piece: get().flatten().view(torch.uint8).numpy() for piece, get in pieces.items() if piece != "state"}
-        values = dequantize(arrays, state, math.prod(state.shape))
-    except (ConfigError, ValueError, RuntimeError, IndexError) as error:
-        raise CheckpointError(f"{where} cannot be read as 4 bits of bitsandbytes: {error}") from error
-    return rounded(values, DTYPES[state.dtype]).reshape(state.shape)
+@dataclass(frozen=True, eq=False)
+class FourBitMatrix:
+    """A matrix as LazyTensors have it: called, it is the plain values. What it is stored as can be had, too."""
+
+    pieces: LazyTensors
+    where: str
+
+    def __call__(self) -> Tensor:
+        """The values, rounded to the dtype the matrix had."""
+        state, arrays = self._read()
+        with self._explained():
+            values = dequantize(arrays, state, math.prod(state.shape))
+        return rounded(values, DTYPES[state.dtype]).reshape(state.shape)
+
+    def nf4(self, block: int) -> tuple[Bytes, F32] | None:
+        """Indices [out, in] into NF4, and scales [out, in / block] of each `block` of a row; None: not possible."""
+        state, arrays = self._read()
+        whole = len(state.shape) == 2 and state.shape[1] % block == 0 and state.blocksize % block == 0
+        if not whole or arrays[".quant_map"].tobytes() != NF4.tobytes():
+            return None
+        rows, columns = state.shape
+        with self._explained():
+            indices = unpack_nibbles(arrays[""], "high").reshape(rows, columns)
+            shared = np.repeat(scales(arrays, state), state.blocksize // block)[: rows * columns // block]
+            return indices, shared.reshape(rows, columns // block)
+
+    def _read(self) -> tuple[QuantState, dict[str, Bytes]]:
+        with self._explained():
+            arrays = {piece: get().flatten().view(torch.uint8).numpy() for piece, get in self.pieces.items()}
+            return from_dict(QuantState, json.loads(arrays.pop("state").tobytes()), self.where), arrays
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (ConfigError, ValueError, RuntimeError, IndexError) as error:
+            raise CheckpointError(f"{self.where} cannot be read as 4 bits of bitsandbytes: {error}") from error
 
 
 def dequantize(arrays: dict[str, Bytes], state: QuantState, count: int) -> F32:

@@ -99,6 +99,10 @@ constexpr float smallest_activation = 1e-30f;  // a block of less counts as zero
 template <class V>
 void quantize_row(const float* x, const MatrixView& matrix, const ActivationsView& out, std::ptrdiff_t row) {
   using F = typename V::F;
+  if (matrix.nf4()) {
+    for (int i = 0; i < matrix.columns; i += lanes) V::store(out.floats + row * out.float_stride + i, V::load(x + i));
+    return;
+  }
   std::int8_t* values = out.values + row * out.value_stride;
   float* scales = out.scales + row * out.scale_stride;
   std::int32_t* starts = out.starts + row * out.start_stride;

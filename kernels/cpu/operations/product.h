@@ -8,6 +8,8 @@
 #pragma once
 
 #include "operations.h"
+#include "operations/nf4.h"
+#include "operations/store.h"
 
 namespace {
 
@@ -34,17 +36,6 @@ inline void sum_block(const std::uint8_t* const* weights, const std::int8_t* con
       }
     }
   }
-}
-
-template <class V>
-inline void store_outputs(float* to, typename V::F x, int count, bool add) {
-  if (count >= lanes) {
-    V::store(to, add ? V::add(V::load(to), x) : x);
-    return;
-  }
-  float lane[lanes];  // the last group of a matrix may have fewer outputs
-  V::store(lane, x);
-  for (int i = 0; i < count; ++i) to[i] = add ? to[i] + lane[i] : lane[i];
 }
 
 // `packed` is where the tile's first group begins: in the matrix, or unpacked.
@@ -92,20 +83,26 @@ void tile(const MatrixView& m, const std::uint8_t* packed, const ActivationsView
       for (int r = 0; r < R; ++r) sum[r][t] = V::fma(part[r][t], activation_scale, sum[r][t]);
     }
   }
-  for (int r = 0; r < R; ++r) {
-    const int output = (group + r) * lanes;
-    for (int t = 0; t < T; ++t) {
-      const F y = m.bias ? V::add(sum[r][t], V::load(m.bias + output)) : sum[r][t];
-      store_outputs<V>(out + (row + t) * stride + output, y, m.rows - output, add);
-    }
-  }
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t) store_output<V>(m, sum[r][t], group + r, out + (row + t) * stride, add);
+}
+
+constexpr int nf4 = 0;  // "bits" of indices; of integers they are 4 or 8
+
+template <class V, int R, int T, int Bits>
+void any_tile(const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int row, int group, float* out,
+              std::ptrdiff_t stride, bool add) {
+  if constexpr (Bits == nf4)
+    nf4_tile<V, R, T>(m, packed, x, row, group, out, stride, add);
+  else
+    tile<V, R, T, Bits>(m, packed, x, row, group, out, stride, add);
 }
 
 // V::tile_groups groups by `count` rows from `row` on.
 template <class V, int Bits, int T = V::tile_rows>
 void tile_of(int count, const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int row, int group,
              float* out, std::ptrdiff_t stride, bool add) {
-  if (count == T) return tile<V, V::tile_groups, T, Bits>(m, packed, x, row, group, out, stride, add);
+  if (count == T) return any_tile<V, V::tile_groups, T, Bits>(m, packed, x, row, group, out, stride, add);
   if constexpr (T > 1) tile_of<V, Bits, T - 1>(count, m, packed, x, row, group, out, stride, add);
 }
 
@@ -123,9 +120,9 @@ void unpack(const std::uint8_t* packed, std::uint8_t* out, std::ptrdiff_t inputs
 template <class V, int Bits>
 void product_rows(const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int rows, int group,
                   int count, float* out, std::ptrdiff_t stride, bool add) {
-  const std::ptrdiff_t group_bytes = std::ptrdiff_t{2} * m.columns * Bits;
+  const std::ptrdiff_t group_bytes = std::ptrdiff_t{2} * m.columns * (Bits == nf4 ? 4 : Bits);
   if (rows == 1 && count == 4)  // four independent chains of sums
-    return tile<V, 4, 1, Bits>(m, packed, x, 0, group, out, stride, add);
+    return any_tile<V, 4, 1, Bits>(m, packed, x, 0, group, out, stride, add);
   constexpr int at_once = V::tile_groups;
   const int tiles = (rows + V::tile_rows - 1) / V::tile_rows;  // of rows / tiles each, or one more
   for (; count >= at_once; count -= at_once, group += at_once, packed += at_once * group_bytes)
@@ -134,7 +131,7 @@ void product_rows(const MatrixView& m, const std::uint8_t* packed, const Activat
       tile_of<V, Bits>(end - row, m, packed, x, row, group, out, stride, add);
     }
   if (count)  // a last group by itself, which few matrices have
-    for (int row = 0; row < rows; ++row) tile<V, 1, 1, Bits>(m, packed, x, row, group, out, stride, add);
+    for (int row = 0; row < rows; ++row) any_tile<V, 1, 1, Bits>(m, packed, x, row, group, out, stride, add);
 }
 
 constexpr int unpack_from = 16;  // rows; with fewer, unpacking again for each tile costs less than writing bytes
@@ -145,7 +142,9 @@ void product(const MatrixView& m, const ActivationsView& x, int rows, int group,
   for (const int end = group + group_count; group < end; group += product_groups) {
     const int count = end - group < product_groups ? end - group : product_groups;
     const std::uint8_t* packed = m.packed + group * m.group_bytes();
-    if (m.bits == 8) {
+    if (m.nf4()) {
+      product_rows<V, nf4>(m, packed, x, rows, group, count, out, stride, add);
+    } else if (m.bits == 8) {
       product_rows<V, 8>(m, packed, x, rows, group, count, out, stride, add);
     } else if (!V::bytes_are_as_fast || rows < unpack_from) {
       product_rows<V, 4>(m, packed, x, rows, group, count, out, stride, add);

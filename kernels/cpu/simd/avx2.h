@@ -84,6 +84,17 @@ struct Avx2 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
   }
 
+  static I load_integers(const std::uint8_t* from) { return load_bytes(from); }
+  template <int Shift>
+  static F look_up(F table, I indices) {
+    const auto find = [&](__m256i words) {  // three bits of an index choose in both halves of the table, the fourth, which
+      const __m256i index = _mm256_srli_epi32(words, Shift);
+      const __m256 low = _mm256_permutevar8x32_ps(table.low, index), high = _mm256_permutevar8x32_ps(table.high, index);
+      return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(words, 28 - Shift)));  // is now a sign
+    };
+    return {find(indices.low), find(indices.high)};
+  }
+
   static Bytes load_bytes(const std::uint8_t* from) {
     const auto* lines = reinterpret_cast<const __m256i*>(from);
     return {_mm256_loadu_si256(lines), _mm256_loadu_si256(lines + 1)};

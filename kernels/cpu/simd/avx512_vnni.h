@@ -53,6 +53,12 @@ struct Avx512Vnni {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
   }
 
+  static I load_integers(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
+  template <int Shift>
+  static F look_up(F table, I indices) {  // what is above the four bits of an index is not looked at
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(indices, Shift), table);
+  }
+
   static Bytes load_bytes(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
   static void store_line(std::uint8_t* to, Bytes x) { _mm512_storeu_si512(to, x); }
   static Bytes low_nibbles(Bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }

@@ -109,6 +109,17 @@ struct Portable {
     for (int i = 0; i < 16; ++i) to[i] = static_cast<std::int8_t>(x.lane[i]);
   }
 
+  static I load_integers(const std::uint8_t* from) {
+    I out;
+    std::memcpy(out.lane, from, sizeof out.lane);
+    return out;
+  }
+  // The value of each lane whose index begins at bit Shift.
+  template <int Shift>
+  static F look_up(F table, I indices) {
+    return make([&](int i) { return table.lane[static_cast<std::uint32_t>(indices.lane[i]) >> Shift & 15]; });
+  }
+
   static Bytes load_bytes(const std::uint8_t* from) {
     Bytes out;
     std::memcpy(out.byte, from, sizeof out.byte);
