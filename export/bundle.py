@@ -1,5 +1,6 @@
 """Checkpoint to bundle: every part built, compared with PyTorch, described, hashed, and moved into place at once."""
 
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,7 +35,7 @@ from salmonrun.export.weights.native import FILE as NATIVE_FILE
 from salmonrun.export.weights.native import write_native
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
 from salmonrun.runtime.decoders.native_weights import kernels
-from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError
+from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError, MissingExtraError
 from salmonrun.runtime.manifest import GraphSpec, Manifest
 from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
 from salmonrun.training.data.annotation import Entry
@@ -74,8 +75,7 @@ def export_bundle(
         raise BundleError(f"{out} exists; choose another name or remove it")
     source = _rescaled(open_checkpoint(checkpoint), options.lora_scale)
     audio_config(source, options)  # refuses what cannot be, before anything is written
-    if "native" in options.decoders:
-        kernels()
+    options = _provable(options)
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
     calibration = read_speech(calibration_speech, source.config) if calibration_speech is not None else None
@@ -86,6 +86,24 @@ def export_bundle(
             threshold = measure_threshold(folder, calibration, progress)
             write_manifest(replace(manifest, confidence=threshold), folder)
     return out
+
+
+def _provable(options: ExportOptions) -> ExportOptions:
+    """With the decoders whose weights can be proven here: those that nobody asked for are left out, and that is logged.
+
+    Raises:
+        MissingExtraError: native weights are asked for, and the kernels were not built.
+    """
+    if "native" not in options.decoders:
+        return options
+    try:
+        kernels()
+    except MissingExtraError as error:
+        if options.decoder is not None or "onnx" not in options.decoders:
+            raise
+        logging.getLogger("salmonrun").warning("the bundle gets weights for ONNX Runtime alone: %s", error)
+        return replace(options, decoder="onnx")
+    return options
 
 
 def _parity_speech(annotation: str | Path | None, source: Checkpoint, options: ExportOptions) -> list[Entry]:

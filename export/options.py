@@ -25,7 +25,7 @@ class ExportOptions:
     encoder_precision: EncoderPrecision = "fp32"
     llm_precision: LlmPrecision = "fp32"
     target: Target = "cpu"
-    decoder: ExportDecoder | None = None  # what the bundle has weights of the LLM for; None: native for nf4, else onnx
+    decoder: ExportDecoder | None = None  # what the bundle has weights of the LLM for; None: all that can run them
     window: AudioWindow | None = None  # None: as the checkpoint was trained
     max_length: int = DEFAULT_MAX_LENGTH  # positions of the KV cache; never more than the LLM has
     parity_budget: float = 0.35  # quantized bundles: largest relative error (rms) of any stage
@@ -36,9 +36,9 @@ class ExportOptions:
         check_types(self)
         if self.target == "cuda" and self.encoder_precision == "int8":
             raise ConfigError("int8 encoders run on the CPU only; use --encoder-precision fp32 with --target cuda")
-        if self.llm_precision == "nf4" and "onnx" in self.decoders:
+        if self.llm_precision == "nf4" and self.decoder in ("onnx", "both"):
             raise ConfigError("nf4 runs in the native decoder alone; leave out --decoder, or use --llm-precision int4")
-        if "native" in self.decoders and (self.target, self.llm_precision) not in _NATIVE:
+        if "native" in self.decoders and not self._native_runs:
             raise ConfigError(
                 f"decoder is {self.decoder!r} with target {self.target!r} and llm_precision {self.llm_precision!r}; "
                 "the native decoder takes int8, int4 or nf4 on a CPU: use --llm-precision int4, or --decoder onnx"
@@ -53,9 +53,15 @@ class ExportOptions:
     @property
     def decoders(self) -> tuple[Literal["onnx", "native"], ...]:
         """Those the bundle has weights for."""
+        if self.decoder is None and self.llm_precision == "nf4":
+            return ("native",)
         if self.decoder is None:
-            return ("native",) if self.llm_precision == "nf4" else ("onnx",)
+            return ("onnx", "native") if self._native_runs else ("onnx",)
         return ("onnx", "native") if self.decoder == "both" else (self.decoder,)
+
+    @property
+    def _native_runs(self) -> bool:
+        return (self.target, self.llm_precision) in _NATIVE
 
     @property
     def exact(self) -> bool:

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoder",
         choices=get_args(ExportDecoder),
-        help="what runs the LLM: onnx is ONNX Runtime; native, our own kernels for CPUs (default: native for nf4, else "
-        "onnx)",
+        help="what runs the LLM: onnx is ONNX Runtime; native, our own kernels for CPUs, which take int8, int4 and nf4 "
+        "(default: all that can, so that the bundle runs wherever either does; the LLM's weights are in it twice then)",
     )
     parser.add_argument(
         "--window",

@@ -94,11 +94,14 @@ def _measure(source: Checkpoint, bundle: Bundle, audio: Audio, budget: float | N
     expected, *as_trained = reference_logits(source, ran, contexts, progress)
     window = StageError.between(expected, as_trained[0]) if as_trained else None
     stages["llm"] = StageError.between(ran.stage_logits, expected)
+    others: dict[str, F32] = {}
     if len(bundle.manifest.llm.weights.decoders) > 1:
         progress("checking llm, native")
-        stages["llm, native"] = StageError.between(native_logits(bundle, ran, reference_embeds), expected)
+        own, others["native"] = native_logits(bundle, ran, [reference_embeds, got_embeds])
+        stages["llm, native"] = StageError.between(own, expected)
     agreeing = int((expected.argmax(axis=-1) == np.array(ran.tokens)).sum())
-    save_golden(bundle.folder / GOLDEN, audio.pcm, GOLDEN_PROMPT, ran.tokens, ran.logits, exact=budget is None)
+    exact = budget is None
+    save_golden(bundle.folder / GOLDEN, audio.pcm, GOLDEN_PROMPT, ran.tokens, ran.logits, others, exact)
     return Parity(
         stages=stages,
         end_to_end=StageError.between(ran.logits, expected),

@@ -1,6 +1,6 @@
 """The LLM's stage of the gate: what the bundle says, and what PyTorch says after the same, both in bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,9 +70,10 @@ def opened(bundle: Bundle, decoder: str, runs: int, progress: Progress) -> Itera
             yield OnnxDecoder(bundle, PiecewiseGraph(bundle, pieces, counted)), len(pieces)
 
 
-def native_logits(bundle: Bundle, ran: LlmRun, audio_embeds: F32) -> F32:
-    """The native decoder's logits [n, V] before each token of a run of another, after audio embeddings [N, dim]."""
-    return _logits(NativeDecoder.load(bundle, usable_cores()), ran.prompt, audio_embeds, ran.tokens)
+def native_logits(bundle: Bundle, ran: LlmRun, contexts: Sequence[F32]) -> list[F32]:
+    """The native decoder's logits [n, V] before each token of another's run, after each of some embeddings [N, dim]."""
+    decoder = NativeDecoder.load(bundle, usable_cores())
+    return [_logits(decoder, ran.prompt, audio_embeds, ran.tokens) for audio_embeds in contexts]
 
 
 def _run(decoder: Decoder[Any], ids: PromptIds, got_embeds: F32, reference_embeds: F32, pieces: int) -> LlmRun:

@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.export import bundle as bundle_module
 from salmonrun.runtime import ConfigError, Engine, GenerationConfig
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.decoder import verify
 from salmonrun.runtime.decoders import DecoderName
-from salmonrun.runtime.errors import BundleError
+from salmonrun.runtime.errors import BundleError, MissingExtraError
 from salmonrun.runtime.golden import check
 from salmonrun.training.starting.init import init_checkpoint
 from tests.helpers.exports import TINY, parity
@@ -86,8 +88,27 @@ def test_options_that_do_not_fit(options: dict[str, str]) -> None:
         ExportOptions(**options)  # type: ignore[arg-type]
 
 
-def test_nf4_is_for_the_native_decoder_alone() -> None:
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_quantized_bundles_are_for_both_decoders_where_both_can_be_proven(
+    precision: Literal["int8", "int4"],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = ExportOptions(llm_precision=precision, parity_budget=1.0)
+    assert options.decoders == ("onnx", "native")
+    assert replace(options, target="cuda").decoders == ("onnx",)
     assert ExportOptions().decoders == ("onnx",)
+    monkeypatch.setattr(bundle_module, "kernels", lambda: (_ for _ in ()).throw(MissingExtraError("no kernels")))
+    bundle = export_bundle(tiny_checkpoint, tmp_path / "bundle", options)
+    assert open_bundle(bundle).manifest.llm.weights.decoders == ("onnx",)
+    assert "the bundle gets weights for ONNX Runtime alone: no kernels" in caplog.text
+    with pytest.raises(MissingExtraError, match="no kernels"):
+        export_bundle(tiny_checkpoint, tmp_path / "native", replace(options, decoder="native"))
+
+
+def test_nf4_is_for_the_native_decoder_alone() -> None:
     assert ExportOptions(llm_precision="nf4").decoders == ExportOptions(llm_precision="nf4", decoder="native").decoders
     assert ExportOptions(llm_precision="nf4").decoders == ("native",)
     for decoder in ("onnx", "both"):

@@ -80,8 +80,9 @@ def test_the_wheel_is_the_package_and_nothing_else(wheel: dict[str, bytes]) -> N
     shipped = {name: content for name, content in wheel.items() if ".dist-info/" not in name and not built(name)}
     expected = {name: content for name, content in tree("salmonrun").items() if not name.endswith(SOURCES)}
     assert shipped == expected
-    assert {"salmonrun/py.typed", "salmonrun/runtime/latency/speech.ogg"} <= set(shipped)
-    assert all(name.endswith((".py", ".pyi", ".ogg", "py.typed")) for name in shipped)
+    recordings = "salmonrun/export/parity/recordings/annotation.json"
+    assert {"salmonrun/py.typed", "salmonrun/runtime/latency/speech.ogg", recordings} <= set(shipped)
+    assert all(name == recordings or name.endswith((".py", ".pyi", ".ogg", "py.typed")) for name in shipped)
     compiler = os.environ.get("CXX", "c++")
     assert sum(map(built, wheel)) == (1 if shutil.which(compiler) else 0)
 

@@ -32,6 +32,12 @@ def story() -> F32:
     return load_audio(STORY).pcm[: 4 * SAMPLE_RATE]
 
 
+@pytest.fixture(scope="module")
+def demo_engine(demo_bundle: Path) -> Engine:
+    """On ONNX Runtime, whose graphs and operators can be counted."""
+    return Engine.load(demo_bundle, decoder="onnx")
+
+
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Runs of each encoder graph, runs and rows of the LLM, and positions copied between slots."""
@@ -206,5 +212,5 @@ def test_loading_reads_no_graph_twice(demo_engine: Engine, monkeypatch: pytest.M
         return plain(path, *arguments, **options)
 
     monkeypatch.setattr(load_graph.__globals__["onnxruntime"], "InferenceSession", session)
-    Engine.load(demo_engine.bundle.folder, threads=1)
+    Engine.load(demo_engine.bundle.folder, threads=1, decoder="onnx")
     assert sorted(made) == ["audio_encoder.onnx", "decoder.onnx", "qformer.onnx", "whisper.onnx"]

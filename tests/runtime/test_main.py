@@ -277,8 +277,10 @@ def test_check_says_what_a_quantized_bundle_had_to_hold(capsys: pytest.CaptureFi
     assert "llm int4" in out[1]
     assert "relative error of every stage at most 0.35, and 90% of the tokens on speech that PyTorch" in out[2]
     assert f"largest {largest:.1e} (" in out[2]
-    (tokens,) = measured["speech"].values()
-    assert out[3].startswith(f"speech    {tokens['agreeing']} of {tokens['positions']} tokens are PyTorch's choice")
+    for line, (decoder, tokens) in zip(out[3:], measured["speech"].items(), strict=False):
+        who = f"{decoder}: " if len(measured["speech"]) > 1 else ""
+        expected = f"speech    {who}{tokens['agreeing']} of {tokens['positions']} tokens are PyTorch's choice"
+        assert line.startswith(expected)
 
 
 def test_check_as_json(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
