@@ -70,6 +70,8 @@ demo-quality: $(VENV)/.export ## measure the demo checkpoint, and bundles of it,
 	@for set in pieces refused; do \
 		$(BIN)/salmonrun evaluate $(QUALITY)/int8-int4 $(QUALITY)/$$set/annotation.json --out $(QUALITY)/$$set.jsonl || exit 1; \
 	done
+	$(BIN)/salmonrun evaluate $(QUALITY)/int8-int4 $(QUALITY)/held-out/annotation.json --task asr --out $(QUALITY)/asr.jsonl \
+		--reliability $(QUALITY)/reliability.png --out-of-domain $(QUALITY)/refused/annotation.json
 	$(BIN)/python demo/streaming_quality.py $(QUALITY)/int8-int8 $(QUALITY)/held-out/annotation.json
 
 PEERS_ROOT := build/peers

@@ -1,5 +1,6 @@
 """What is shipped: a wheel with one name at the top, and an sdist that the wheel and the tests come out of."""
 
+import fcntl
 import hashlib
 import os
 import re
@@ -28,7 +29,9 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sdist, and the wheel built out of it and not out of the checkout."""
     out = tmp_path_factory.mktemp("archives")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    done = subprocess.run(command, cwd=out, capture_output=True, text=True, check=False)
+    with (out.parents[1] / "archives.lock").open("w") as one_at_a_time:  # an sdist is put together in the checkout
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        done = subprocess.run(command, cwd=out, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 

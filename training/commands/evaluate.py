@@ -84,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
         write_table(table, done.scores)
         print(f"{format_scores(done.scores)}\n\n{table}: scores of every answer")
     if subject.threshold is not None:
-        print(format_rejected(done.answers, subject.threshold))
+        print(format_rejected(done.answers, subject.threshold, subject.prompts.nothing))
     if arguments.reliability:
         _draw_picture(arguments, subject, config, done)
     return 0
@@ -108,21 +108,23 @@ def _draw_picture(
 ) -> None:
     """Answer about the recordings that are out of domain, too, if there are any, and draw."""
     from salmonrun.training.evaluation.evaluate import evaluate
-    from salmonrun.training.evaluation.reliability import draw_reliability
+    from salmonrun.training.evaluation.reliability import draw_reliability, rejection_scores
     from salmonrun.training.evaluation.tables import format_rejected
 
     scored = [(one.row.score, one.exact) for result in done.scores.values() for one in result.answers]
     known = [(score, exact) for score, exact in scored if score is not None]
+    nothing = subject.prompts.nothing
     other: list[float] = []
     if arguments.out_of_domain:
         out = Path(arguments.out).with_suffix(".out-of-domain.jsonl")
-        entries = _read(arguments.out_of_domain, None, arguments.lenient)
+        entries = _of_task(arguments.out_of_domain, _read(arguments.out_of_domain, None, arguments.lenient), arguments)
         strangers = evaluate(subject, entries, out, config, submission=True, progress=True).answers
-        other = [row.score for row in strangers if row.score is not None]
+        other = rejection_scores(strangers, nothing)
         if subject.threshold is not None:
-            print(f"out of domain: {format_rejected(strangers, subject.threshold)}")
+            print(f"out of domain: {format_rejected(strangers, subject.threshold, nothing)}")
     scores, exact = zip(*known, strict=True) if known else ((), ())
-    draw_reliability(arguments.reliability, scores, exact, other, subject.threshold)
+    speech = rejection_scores(done.answers, nothing)
+    draw_reliability(arguments.reliability, scores, exact, speech, other, subject.threshold)
     print(f"{arguments.reliability}: reliability of the scores")
 
 
@@ -135,11 +137,15 @@ def _chosen(arguments: argparse.Namespace) -> list["Entry"]:
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit is {arguments.limit}; it must be at least 1")
     entries = _read(arguments.annotation, arguments.prefix, arguments.lenient)
+    return _of_task(arguments.annotation, entries, arguments)[: arguments.limit]
+
+
+def _of_task(annotation: str, entries: list["Entry"], arguments: argparse.Namespace) -> list["Entry"]:
     wanted = MODES[arguments.mode] if arguments.mode else arguments.task
-    chosen = [entry for entry in entries if is_of_task(entry.task, wanted)][: arguments.limit]
+    chosen = [entry for entry in entries if is_of_task(entry.task, wanted)]
     if not chosen:
         tasks = ", ".join(sorted({entry.task for entry in entries})) or "none"
-        raise CheckpointError(f"{arguments.annotation} has no entry of task {wanted!r}; its tasks are: {tasks}")
+        raise CheckpointError(f"{annotation} has no entry of task {wanted!r}; its tasks are: {tasks}")
     return chosen
 
 

@@ -1,5 +1,6 @@
 """What a score is worth: how often answers of a score are right, and what a threshold would reject."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,6 +10,7 @@ import numpy.typing as npt
 
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.picture import load_figure
+from salmonrun.training.evaluation.answers import Answered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +26,12 @@ class Bin(NamedTuple):
     probability: float  # mean of exp(score): the geometric mean probability of a token, averaged over the answers
     right: float  # share of exact answers
     answers: int
+
+
+def rejection_scores(rows: Sequence[Answered], nothing: str) -> list[float]:
+    """What thresholds reject answers by; one that says that there is nothing to be transcribed is rejected by any."""
+    refused = [nothing != "" and row.hypothesis == nothing for row in rows]
+    return [-math.inf if no else row.score for row, no in zip(rows, refused, strict=True) if row.score is not None]
 
 
 def reliability(scores: Sequence[float], exact: Sequence[bool]) -> list[Bin]:
@@ -48,10 +56,19 @@ def draw_reliability(
     file: str | Path,
     scores: Sequence[float],
     exact: Sequence[bool],
+    speech: Sequence[float] = (),
     other: Sequence[float] = (),
     threshold: float | None = None,
 ) -> None:
-    """Draw both into one PNG; the curve if there are scores of `other` recordings, those out of the model's domain.
+    """Draw both into one PNG; the curve if there are `other` recordings, those out of the model's domain.
+
+    Args:
+        file: the PNG.
+        scores: of the answers.
+        exact: whether each is right.
+        speech: the `rejection_scores` of the same answers.
+        other: those of the answers to recordings out of domain.
+        threshold: the bundle's.
 
     Raises:
         ConfigError: there is no answer with a score.
@@ -64,7 +81,7 @@ def draw_reliability(
     panels = figure.subplots(1, 1 + bool(other), squeeze=False)[0]
     _draw_bins(panels[0], reliability(scores, exact), threshold)
     if other:
-        _draw_curve(panels[1], scores, other, threshold)
+        _draw_curve(panels[1], speech, other, threshold)
     figure.savefig(file, dpi=120, format="png")
 
 

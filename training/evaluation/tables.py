@@ -1,9 +1,11 @@
 """What `training evaluate` shows of its scores: a line a task, the worst answers, and a table of all."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from salmonrun.training.evaluation.answers import Answered, write_csv
+from salmonrun.training.evaluation.reliability import rejection_scores
 from salmonrun.training.evaluation.scores import AnswerScore, TaskScore
 
 WORST = 5  # shown of each task
@@ -25,12 +27,13 @@ def format_scores(scores: dict[str, TaskScore]) -> str:
     return "\n".join(lines)
 
 
-def format_rejected(rows: Sequence[Answered], threshold: float) -> str:
-    """How many answers are below the bundle's threshold."""
-    scores = [row.score for row in rows if row.score is not None]
-    below = sum(score < threshold for score in scores)
+def format_rejected(rows: Sequence[Answered], threshold: float, nothing: str = "") -> str:
+    """How many answers are below the bundle's threshold, or say that there is `nothing` to be transcribed."""
+    scores = rejection_scores(rows, nothing)
+    below, refused = sum(score < threshold for score in scores), sum(score == -math.inf for score in scores)
     share = f"{below / max(1, len(scores)):.1%}"
-    return f"rejected at the bundle's threshold {threshold:.3f}: {below} of {len(scores)} answers ({share})"
+    how = f", {refused} of them by an answer of {nothing!r}" if refused else ""
+    return f"rejected at the bundle's threshold {threshold:.3f}: {below} of {len(scores)} answers ({share}){how}"
 
 
 def write_table(path: Path, scores: dict[str, TaskScore]) -> None:
