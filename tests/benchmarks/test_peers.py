@@ -17,6 +17,8 @@ from benchmarks.tables import replace_marked
 from salmonrun.training.model.whisper import WhisperEncoder
 from salmonrun.training.starting.presets import WHISPER_LARGE_V3
 
+pytest.importorskip("salmonrun.kernels.cpu._native")  # the others are compared with them
+
 ROOT = Path(__file__).parents[2]
 PAGE = "before\n<!-- bench: {} -->\nold\n| table |\n<!-- /bench -->\nafter\n"
 NAMES = ("machine", "llm-decode", "llm-prefill")

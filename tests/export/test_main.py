@@ -23,7 +23,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_export(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bundle"
-    options = ["--llm-precision", "int8", "--window", "trimmed", "--max-length", "512", "--quiet"]
+    options = ["--llm-precision", "int8", "--decoder", "onnx", "--window", "trimmed", "--max-length", "512", "--quiet"]
     assert main([str(tiny_checkpoint), str(out), *options]) == 0
     manifest = open_bundle(out).manifest
     assert manifest.precisions("onnx")["whisper"] == "fp32"
@@ -64,7 +64,10 @@ def test_export_with_a_recording_and_a_progress_bar(
         (["{tmp}/none", "{tmp}/bundle"], "config.json does not exist"),
         (["{checkpoint}", "{checkpoint}"], "exists; choose another name"),
         (["{checkpoint}", "{tmp}/bundle", "--golden-audio", "{tmp}/none.wav"], "none.wav' does not exist"),
-        (["{checkpoint}", "{tmp}/bundle", "--llm-precision", "int4", "--parity-budget", "1e-6"], "exceeds the budget"),
+        (
+            ["{checkpoint}", "{tmp}/bundle", "--encoder-precision", "int8", "--parity-budget", "1e-6"],
+            "exceeds the budget",
+        ),
     ],
 )
 def test_errors_a_user_can_mend(
