@@ -304,7 +304,7 @@ def test_the_command_draws_the_reliability(
     assert run(sealed, annotation, "--task", "asr", "--reliability", str(picture), *strangers) == 0
     printed = capsys.readouterr().out
     assert "rejected at the bundle's threshold -0.000: 1 of 1 answers (100.0%)" in printed
-    assert "out of domain: rejected at the bundle's threshold -0.000: 3 of 3 answers (100.0%)" in printed
+    assert "out of domain: rejected at the bundle's threshold -0.000: 1 of 1 answers (100.0%)" in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out.out-of-domain.jsonl").is_file()
 

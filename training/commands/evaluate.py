@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out-of-domain",
         metavar="ANNOTATION",
-        help="recordings the model should not answer about, for --reliability: their answers should be rejected",
+        help="recordings the model should not answer about, for --reliability: their answers should be rejected; "
+        "entries of the same tasks",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--threads", type=int, help="at most, and by default, all usable cores")
