@@ -9,20 +9,15 @@ from typing import Any
 import numpy as np
 
 from salmonrun.runtime.bundle import Bundle
-from salmonrun.runtime.config import AudioConfig, PromptConfig, WindowConfig
 from salmonrun.runtime.manifest import (
-    FORMAT_VERSION,
     EmbeddingSpec,
-    FileSpec,
     LlmSpec,
     LlmWeights,
-    Manifest,
     NativeWeights,
-    Precision,
-    Provenance,
 )
 from salmonrun.runtime.schema import from_dict, to_dict
 from salmonrun.runtime.tensor_file import ALIGNMENT, DTYPES
+from tests.helpers.bundles import bundle_of
 
 Rng = np.random.Generator
 Tensors = dict[str, tuple[str, tuple[int, ...]]]  # name -> dtype, shape
@@ -139,17 +134,4 @@ def write(folder: Path, llm: dict[str, Any], content: bytes) -> Bundle:
     spec = from_dict(LlmSpec, llm, "bundle.json.llm", complete=True)
     (folder / WEIGHTS).write_bytes(content)
     (folder / EMBEDDING).write_bytes(bytes(4))
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        manifest_sha256="",
-        target="cpu",
-        audio=AudioConfig(),
-        window=WindowConfig(),
-        prompt=PromptConfig(),
-        llm=spec,
-        precision=Precision("fp32", None, "fp32"),
-        provenance=Provenance("random", "fuzz"),
-        graphs={},
-        files={name: FileSpec((folder / name).stat().st_size, "") for name in (WEIGHTS, EMBEDDING)},
-    )
-    return Bundle(folder, manifest)
+    return bundle_of(folder, spec, {})

@@ -16,24 +16,18 @@ from salmonrun.export.options import LlmPrecision
 from salmonrun.export.weights.native import native_weights, write_native
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import Bundle
-from salmonrun.runtime.config import AudioConfig, PromptConfig, WindowConfig
 from salmonrun.runtime.decoder import Lease, prefill, step, verify
 from salmonrun.runtime.decoders.kv_cache import Slot
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
 from salmonrun.runtime.manifest import (
-    FORMAT_VERSION,
     EmbeddingSpec,
-    FileSpec,
-    GraphSpec,
     LlmSpec,
     LlmWeights,
-    Manifest,
     OnnxWeights,
-    Precision,
-    Provenance,
 )
 from salmonrun.training.model.llm import build_llm, published_parameters
 from salmonrun.training.tensors import lazy
+from tests.helpers.bundles import bundle_of
 
 MAX_LENGTH = 128
 BASE: dict[str, Any] = {
@@ -144,23 +138,6 @@ def _spec(llm: PreTrainedModel, shape: LlmShape, folder: Path, weights: LlmWeigh
         weights=weights,
         embedding=EmbeddingSpec("embed_tokens.bin", "float32", shape.vocab_size, shape.dim),
     )
-
-
-def bundle_of(folder: Path, llm: LlmSpec, graphs: dict[str, GraphSpec]) -> Bundle:
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        manifest_sha256="",
-        target="cpu",
-        audio=AudioConfig(),
-        window=WindowConfig(),
-        prompt=PromptConfig(),
-        llm=llm,
-        precision=Precision("fp32", None, "fp32"),
-        provenance=Provenance("random", "test"),
-        graphs=graphs,
-        files={path.name: FileSpec(path.stat().st_size, "") for path in folder.iterdir()},
-    )
-    return Bundle(folder, manifest)
 
 
 class Pair:

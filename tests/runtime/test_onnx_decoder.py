@@ -20,7 +20,8 @@ from salmonrun.runtime.decoders.kv_cache import Rows
 from salmonrun.runtime.decoders.onnx_decoder import BRIDGED, SessionGraph
 from salmonrun.runtime.errors import CapacityError, ClosedError
 from salmonrun.runtime.manifest import EmbeddingSpec, LlmSpec, LlmWeights, OnnxWeights
-from tests.helpers.llms import BASE, MAX_LENGTH, Pair, bundle_of
+from tests.helpers.bundles import bundle_of
+from tests.helpers.llms import BASE, MAX_LENGTH, Pair
 
 LLAMA3 = {
     "rope_type": "llama3",

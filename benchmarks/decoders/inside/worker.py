@@ -16,6 +16,7 @@ import numpy as np
 from salmonrun.runtime import Engine, GenerationConfig
 from salmonrun.runtime.decoder import prefill, step, verify
 from salmonrun.runtime.latency.recording import STORY
+from salmonrun.runtime.report import peak_resident_bytes
 
 Json = dict[str, Any]
 CONTEXT = 128  # positions that a sequence has when it gets more
@@ -106,14 +107,8 @@ def serve() -> None:
             }
         else:
             assert measured
-            reply = {"seconds": CASES[request["case"]](measured), "peak_rss": peak_rss()}
+            reply = {"seconds": CASES[request["case"]](measured), "peak_rss": peak_resident_bytes()}
         replies.write(json.dumps(reply) + "\n")
-
-
-def peak_rss() -> int:
-    """Largest resident memory so far, pages of mapped files included, in bytes."""
-    with open("/proc/self/status") as status:
-        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":
