@@ -39,7 +39,7 @@ class Audio:
     @property
     def peak_dbfs(self) -> float:
         """Peak level in dB relative to full scale; -inf for digital silence."""
-        peak = float(np.max(np.abs(self.pcm)))
+        peak = _peak(self.pcm)
         return 20 * math.log10(peak) if peak > 0 else -math.inf
 
     def first(self, seconds: float) -> "Audio":
@@ -146,15 +146,15 @@ def _from_array(array: npt.NDArray[Any], rate: int | None, channel: Channel) -> 
 
 
 def _from_file(source: FileSource, rate: int | None, channel: Channel, max_s: float | None, strict: bool) -> _Read:
-    file = open_audio_file(source, rate)
-    file.cut_off(file.frames, strict)  # before it is read, where the header tells
-    _refuse_longer(file.frames / file.rate, max_s)
-    refuse_empty(file.frames)
-    chosen, note = choose_channel(channel, file)
-    parts = [take_channel(block, chosen) for block in file.blocks()]
-    samples = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0), *parts])
-    notes = (note, file.cut_off(len(samples), strict))
-    return _Read(samples, file.rate, file.channels, tuple(note for note in notes if note))
+    with open_audio_file(source, rate) as file:
+        file.cut_off(file.frames, strict)  # before it is read, where the header tells
+        _refuse_longer(file.frames / file.rate, max_s)
+        refuse_empty(file.frames)
+        chosen, note = choose_channel(channel, file)
+        parts = [take_channel(block, chosen) for block in file.blocks()]
+        samples = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0), *parts])
+        notes = (note, file.cut_off(len(samples), strict))
+        return _Read(samples, file.rate, file.channels, tuple(note for note in notes if note))
 
 
 def check_array(array: npt.NDArray[Any], rate: int | None) -> int:
@@ -178,7 +178,10 @@ def check_array(array: npt.NDArray[Any], rate: int | None) -> int:
 
 def to_full_scale(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Float, int16 or int32 PCM [N] as float64, full scale 1.0."""
-    return array.astype(np.float64) / _FULL_SCALE.get(array.dtype, 1.0)
+    samples = array.astype(np.float64)
+    if array.dtype in _FULL_SCALE:
+        samples /= _FULL_SCALE[array.dtype]
+    return samples
 
 
 def refuse_empty(count: int) -> None:
@@ -189,16 +192,21 @@ def refuse_empty(count: int) -> None:
 
 def refuse_unusable(samples: npt.NDArray[np.float64], first: int = 0) -> None:
     """Refuse samples that are not finite, or integers stored as floats; `first` is the number of the first one."""
-    if not np.isfinite(samples).all():
+    peak = _peak(samples)
+    if not math.isfinite(peak):
         where = int(np.argmin(np.isfinite(samples)))
         raise AudioError(
             f"sample {first + where} is {samples[where]}; expected finite values: clean the recording first"
         )
-    peak = float(np.max(np.abs(samples), initial=0.0))
     if peak > _LARGEST_FLOAT_PEAK:
         raise AudioError(
             f"the largest sample is {peak:.0f}; float PCM lies within 1.0: divide 16-bit values by 32768 or pass int16"
         )
+
+
+def _peak(samples: npt.NDArray[np.floating[Any]]) -> float:
+    """The largest magnitude, NaN if there is one; two passes cost less than one and an array of magnitudes."""
+    return max(float(samples.max(initial=0.0)), -float(samples.min(initial=0.0)))
 
 
 def _refuse_longer(seconds: float, max_s: float | None) -> None:

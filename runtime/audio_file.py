@@ -5,7 +5,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -32,15 +32,17 @@ _CORRECTED_LENGTH = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should 
 _NOTICEABLE_S = 0.01  # of missing samples: less is padding of the last block
 
 
-@dataclass(frozen=True)
+@dataclass
 class AudioFile:
-    """A file whose header can be believed. Its samples are read by `blocks`, as often as one likes."""
+    """An open file whose header can be believed. Its samples are read by `blocks`, as often as one likes."""
 
     content: str | bytes  # a path, or all of it
+    opened: soundfile.SoundFile
     rate: int  # Hz
     channels: int
     frames: int  # that should be there: more than the header says where a decoder finds fewer
     claimed_frames: int  # by the header
+    started: bool = False  # whether samples of `opened` were read
 
     def blocks(self, size: int = _LARGEST_BLOCK) -> Iterator[F64]:
         """Samples [N, C], full scale 1.0, at most `size` frames at once, fewer where channels are many.
@@ -49,7 +51,10 @@ class AudioFile:
             AudioError: it cannot be read to its end.
         """
         size, read = min(size, self.frames, _LARGEST_BLOCK // self.channels), 0
-        with _opened(self.content) as file:
+        # To open a file takes a tenth of reading a short one. But a decoder that was set back to the start need not
+        # give the same samples again; one that starts anew does.
+        fresh, self.started = not self.started, True
+        with nullcontext(self.opened) if fresh else _opened(self.content) as file:
             while True:
                 try:
                     block = file.read(size, dtype="float64", always_2d=True)
@@ -77,8 +82,9 @@ class AudioFile:
         return note
 
 
-def open_audio_file(source: FileSource, rate: int | None = None) -> AudioFile:
-    """Read and check the header of a path, a pipe, an open binary file or the bytes of a file.
+@contextmanager
+def open_audio_file(source: FileSource, rate: int | None = None) -> Iterator[AudioFile]:
+    """Open a path, a pipe, an open binary file or the bytes of a file, and check its header.
 
     Nothing is allocated by what a header says before it was checked.
 
@@ -92,7 +98,7 @@ def open_audio_file(source: FileSource, rate: int | None = None) -> AudioFile:
     size = len(content) if isinstance(content, bytes) else os.path.getsize(content)
     with _opened(content) as file:
         _check_header(file, _name(content), size)
-        return AudioFile(content, file.samplerate, file.channels, file.frames, _claimed_frames(file))
+        yield AudioFile(content, file, file.samplerate, file.channels, file.frames, _claimed_frames(file))
 
 
 def held(source: FileSource) -> str | bytes:

@@ -17,7 +17,7 @@ from salmonrun.runtime.audio import (
     refuse_unusable,
     to_full_scale,
 )
-from salmonrun.runtime.audio_file import F64, AudioFile, open_audio_file
+from salmonrun.runtime.audio_file import F64, held, open_audio_file
 from salmonrun.runtime.channel import Channel, check_channel, choose_channel, take_channel
 from salmonrun.runtime.errors import AudioError
 
@@ -49,20 +49,21 @@ class PcmReader:
                     f"sample_rate={sample_rate} was given with an Audio, which is at 16000 Hz; leave it out"
                 )
             source, sample_rate = source.pcm, SAMPLE_RATE
-        self._source = source if isinstance(source, np.ndarray) else open_audio_file(source, sample_rate)
+        self._source = source if isinstance(source, np.ndarray) else held(source)
         self._channel: int | None = 0
         self._strict = strict
         self.notes: list[str] = []  # what is done to the recording; complete when its blocks were taken
-        if isinstance(self._source, AudioFile):
-            self.rate, self.channels, self.frames = self._source.rate, self._source.channels, self._source.frames
-            refuse_empty(self.frames)
-            self._source.cut_off(self.frames, strict)
-            self._channel, note = choose_channel(channel, self._source)
-            self._note(note)
-        else:
+        if isinstance(self._source, np.ndarray):
             self.rate, self.channels, self.frames = check_array(self._source, sample_rate), 1, len(self._source)
             refuse_empty(self.frames)
             check_channel(channel, 1)
+        else:
+            with open_audio_file(self._source, sample_rate) as file:
+                self.rate, self.channels, self.frames = file.rate, file.channels, file.frames
+                refuse_empty(self.frames)
+                file.cut_off(self.frames, strict)
+                self._channel, note = choose_channel(channel, file)
+                self._note(note)
         if self.rate != SAMPLE_RATE:
             self._note(f"{self.rate} Hz resampled to {SAMPLE_RATE} Hz")
 
@@ -93,23 +94,24 @@ class PcmReader:
 
     def _source_blocks(self) -> Iterator[F64]:
         """The chosen channel, at the recording's own rate."""
-        first = 0
-        source = self._source
-        for block in self._file_blocks(source) if isinstance(source, AudioFile) else self._array_blocks(source):
+        source, first = self._source, 0
+        for block in self._array_blocks(source) if isinstance(source, np.ndarray) else self._file_blocks(source):
             refuse_unusable(block, first)
             first += len(block)
             yield block
-        refuse_empty(first)
-        if isinstance(source, AudioFile):
-            self._note(source.cut_off(first, self._strict))
 
     def _array_blocks(self, array: npt.NDArray[np.generic]) -> Iterator[F64]:
         for first in range(0, len(array), self.rate):
             yield to_full_scale(array[first : first + self.rate])
 
-    def _file_blocks(self, file: AudioFile) -> Iterator[F64]:
-        for block in file.blocks(self.rate):
-            yield take_channel(block, self._channel)
+    def _file_blocks(self, source: str | bytes) -> Iterator[F64]:
+        with open_audio_file(source) as file:
+            read = 0
+            for block in file.blocks(self.rate):
+                read += len(block)
+                yield take_channel(block, self._channel)
+            refuse_empty(read)
+            self._note(file.cut_off(read, self._strict))
 
     def _note(self, note: str) -> None:
         if note and note not in self.notes:  # blocks may be taken more than once

@@ -146,12 +146,13 @@ def _measure(entry: Entry) -> tuple[float, str]:
         if not os.path.isfile(path):  # unlike Path's, it takes names that no file system has
             return 0.0, f"{path} does not exist"
         try:
-            file = open_audio_file(path)
+            with open_audio_file(path) as file:
+                frames, rate = file.frames, file.rate
         except AudioError as error:
             return 0.0, f"{path} cannot be read as audio ({error})"
-        if not file.frames:
+        if not frames:
             return 0.0, f"{path} is empty"
-        seconds += file.frames / file.rate
+        seconds += frames / rate
     return seconds, ""
 
 
