@@ -4,6 +4,7 @@ Both are computed in float64 and returned in float32: in float32 arithmetic, qui
 to 4e-3.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
@@ -26,6 +27,8 @@ FBANK_FFT = 512
 FBANK_LOW_HZ = 20.0
 FBANK_FLOOR = float(np.finfo(np.float32).eps)
 PREEMPHASIS = 0.97
+
+_BLOCK = 64  # frames that are transformed at once: they and what is made of them stay in the processor's cache
 
 
 def whisper_frames(samples: int, config: AudioConfig, window: WindowConfig) -> int:
@@ -58,7 +61,7 @@ def log_mel(pcm: F32, config: AudioConfig, frames: int, first: int = 0, end: int
         half = N_FFT // 2
         samples = _reflected(pcm, first * HOP - half, (first + active - 1) * HOP + half, frames * HOP)
         windows = np.lib.stride_tricks.sliding_window_view(samples, N_FFT)[::HOP]
-        power = np.abs(np.fft.rfft(windows * _hann(N_FFT))) ** 2  # [active, N_FFT // 2 + 1]
+        power = _power(windows, N_FFT, lambda block: block * _hann(N_FFT))
         mel[:, :active] = np.log10(np.maximum(power @ _slaney_filters(config.n_mels), 1e-10)).T
     maximum = mel.max() if config.log_mel_max is None else config.log_mel_max
     return np.asarray((np.maximum(mel, maximum - 8.0) + 4.0) / 4.0, np.float32)
@@ -81,15 +84,28 @@ def fbank(pcm: F32, config: FbankConfig) -> F32:
     if config.subtract_mean:
         samples -= samples.mean()
     frames = np.lib.stride_tricks.sliding_window_view(samples * config.waveform_scale, FBANK_LENGTH)[::HOP]
-    frames = frames - frames.mean(axis=1, keepdims=True)
-    previous = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
-    windowed = (frames - PREEMPHASIS * previous) * _kaldi_window(config.window)
-    power = np.abs(np.fft.rfft(windowed, n=FBANK_FFT)) ** 2  # [frames, FBANK_FFT // 2 + 1]
+    power = _power(frames, FBANK_FFT, lambda block: _emphasized(block) * _kaldi_window(config.window))
     energies = power[:, :-1] @ _kaldi_filters(config.bins)  # Kaldi leaves the Nyquist bin out
     features = np.log(np.maximum(energies, FBANK_FLOOR))
     if config.last_patch == "padded":
         features = np.pad(features, ((0, -len(features) % config.patch_frames), (0, 0)))
     return np.asarray((features - config.mean) / config.scale, np.float32)
+
+
+def _power(frames: F64, size: int, windowed: Callable[[F64], F64]) -> F64:
+    """|FFT|^2 of frames [N, L], windowed and padded with zeros to `size`: [N, size // 2 + 1]."""
+    power = np.empty((len(frames), size // 2 + 1))
+    for first in range(0, len(frames), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        power[block] = np.abs(np.fft.rfft(windowed(frames[block]), n=size)) ** 2
+    return power
+
+
+def _emphasized(frames: F64) -> F64:
+    """Kaldi's frames [N, FBANK_LENGTH] without their means and with high frequencies raised."""
+    frames = frames - frames.mean(axis=1, keepdims=True)
+    previous = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
+    return frames - PREEMPHASIS * previous
 
 
 @cache
