@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing kernels fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest install-test docs docs-test clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke hearing kernels emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest install-test docs docs-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -93,6 +93,11 @@ kernels: $(VENV)/.dev ## build the native kernels in place, again after a change
 FUZZ :=
 fuzz: $(VENV)/.dev ## 100,000 damaged files of native weights and manifests, each refused or run (minutes; FUZZ='--seed 1 --count 1000')
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+emulate: $(VENV)/.dev ## the kernels of processors that this one is not, against the portable ones, in an emulator (needs apt-get)
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64-static > /dev/null || \
+		apt-get install -y --no-install-recommends g++-aarch64-linux-gnu qemu-user-static
+	$(BIN)/python -m pytest -m emulate -rs tests/kernels/test_other_processors.py
 
 # Builds of their own, beside the one that is used. Python is not built with sanitizers: their runtime is loaded in front of it, and
 # libstdc++ behind that, whose exceptions it has to see. The folder's own conftest.py is enough: the one above it loads PyTorch.

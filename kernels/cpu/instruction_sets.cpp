@@ -3,7 +3,34 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(SALMONRUN_AVX_VNNI)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace salmonrun {
+
+namespace {
+
+#if defined(SALMONRUN_AVX_VNNI)
+// Intel's manual, volume 2, CPUID leaf 7, subleaf 1: bit 4 of EAX. Not every compiler knows it by name.
+bool has_avx_vnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & (1u << 4));
+}
+#elif defined(__aarch64__)
+bool has_dot_products() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  return true;  // all of Apple's since the A13
+#endif
+}
+#endif
+
+}  // namespace
 
 std::vector<const Operations*> instruction_sets() {
   std::vector<const Operations*> found;
@@ -12,8 +39,14 @@ std::vector<const Operations*> instruction_sets() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
     found.push_back(&avx512_vnni_operations);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+#if defined(SALMONRUN_AVX_VNNI)
+    if (has_avx_vnni()) found.push_back(&avx2_vnni_operations);
+#endif
     found.push_back(&avx2_operations);
+  }
+#elif defined(__aarch64__)
+  if (has_dot_products()) found.push_back(&neon_operations);
 #endif
   found.push_back(&portable_operations);
   return found;

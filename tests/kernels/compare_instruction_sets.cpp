@@ -1,0 +1,151 @@
+// Every instruction set that runs here against `portable`, operation by operation, to the bit. Prints what it compared.
+//
+// tests/kernels/test_other_processors.py builds it for processors that this one is not, and runs it in an emulator.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "instruction_sets.h"
+
+namespace {
+
+using namespace salmonrun;
+using Floats = std::vector<float>;
+
+std::mt19937 generator(7);
+int compared = 0;
+
+Floats floats(std::size_t count, float scale = 1.0f) {
+  std::normal_distribution<float> normal(0.0f, scale);
+  Floats out(count);
+  for (float& x : out) x = normal(generator);
+  return out;
+}
+
+std::vector<std::uint8_t> bytes(std::size_t count) {
+  std::vector<std::uint8_t> out(count);
+  for (auto& x : out) x = static_cast<std::uint8_t>(generator());
+  return out;
+}
+
+template <class T>
+void same(const char* set, const char* what, const std::vector<T>& found, const std::vector<T>& expected) {
+  ++compared;
+  if (!std::memcmp(found.data(), expected.data(), expected.size() * sizeof(T))) return;
+  std::printf("%s: %s is not what portable computes\n", set, what);
+  std::exit(1);
+}
+
+void compare_elementwise(const Operations& own, const Operations& portable) {
+  for (const int n : {16, 48, 128}) {
+    Floats x = floats(n, 20.0f), y = floats(n), other;
+    x[0] = NAN, x[1] = INFINITY, x[2] = -INFINITY, x[3] = -0.0f, x[4] = -87.5f, x[5] = 88.5f, x[6] = 1e-40f;
+    const auto both = [&](const char* what, auto&& call) {
+      Floats a = x, b = x;
+      call(own, a), call(portable, b);
+      same(own.name, what, a, b);
+    };
+    both("exp", [&](const Operations& set, Floats& to) { set.exp(to.data(), n); });
+    both("silu_mul", [&](const Operations& set, Floats& to) { set.silu_mul(to.data(), y.data(), n); });
+    both("add_scaled", [&](const Operations& set, Floats& to) { set.add_scaled(to.data(), y.data(), 0.3f, n); });
+    x = floats(n, 3.0f);
+    both("rms_norm", [&](const Operations& set, Floats& to) {
+      Floats out(n);
+      set.rms_norm(to.data(), y.data(), n, 1e-5f, out.data());
+      to = out;
+    });
+    both("softmax", [&](const Operations& set, Floats& to) { set.softmax(to.data(), n - 5); });
+    both("rotate", [&](const Operations& set, Floats& to) { set.rotate(to.data(), y.data(), y.data() + n / 2, n, 0.25f); });
+    both("dot", [&](const Operations& set, Floats& to) {
+      Floats out(3), rows = x;
+      rows.resize(3 * n, 0.5f);
+      set.dot(to.data(), rows.data(), n, 3, n, out.data());
+      to = out;
+    });
+    const Floats extremes = {65504, 65520, 1e-8f, 6e-8f, -1e-5f, 70000, 1.0009765f, 1.0014648f, 0, -0.0f, 5, 6, 7, 8, 9, 10};
+    x.insert(x.end(), extremes.begin(), extremes.end());
+    std::vector<std::uint16_t> a(x.size()), b(x.size());
+    own.to_half(x.data(), a.data(), static_cast<int>(x.size()));
+    portable.to_half(x.data(), b.data(), static_cast<int>(x.size()));
+    same(own.name, "to_half", a, b);
+  }
+}
+
+void compare_products(const Operations& own, const Operations& portable, int bits, int block, int activation_block,
+                      int outputs, int inputs, int rows) {
+  const int columns = (inputs + block - 1) / block * block, padded = (columns + padding - 1) / padding * padding;
+  const int groups = (outputs + lanes - 1) / lanes;
+  const std::vector<std::uint8_t> packed = bytes(std::size_t{2} * columns * (bits ? bits : 4) * groups);
+  std::vector<std::uint16_t> scales(std::size_t(groups) * (columns / block) * lanes);
+  for (auto& scale : scales) scale = static_cast<std::uint16_t>(generator() % 0x3c00);
+  const Floats nf4_scales = floats(scales.size()), bias = floats(std::size_t(groups) * lanes);
+  const MatrixView matrix{packed.data(), bits ? scales.data() : nullptr, bits ? nullptr : nf4_scales.data(), bias.data(),
+                          outputs,       columns, bits ? bits : 4, block, activation_block};
+  const Floats x = floats(std::size_t(rows) * padded);
+  const auto run = [&](const Operations& set) {
+    std::vector<std::int8_t> values(std::size_t(rows) * padded);
+    Floats x_scales(std::size_t(rows) * (padded / 32)), as_they_are(std::size_t(rows) * padded);
+    std::vector<std::int32_t> starts(std::size_t(rows) * (padded / 32));
+    const ActivationsView view{values.data(), x_scales.data(), starts.data(),       padded, padded / 32,
+                               padded / 32,   as_they_are.data(), padded};
+    for (int row = 0; row < rows; ++row) set.quantize(x.data() + std::ptrdiff_t{row} * padded, matrix, view, row);
+    Floats out(std::size_t(rows) * outputs, 1.0f);
+    std::vector<std::uint8_t> scratch(unpack_bytes(matrix));
+    set.product(matrix, view, rows, 0, groups, out.data(), outputs, rows % 2 == 1, scratch.data());
+    out.insert(out.end(), x_scales.begin(), x_scales.end());
+    return std::make_pair(out, values);
+  };
+  const auto [found, found_values] = run(own);
+  const auto [expected, expected_values] = run(portable);
+  same(own.name, "quantized activations", found_values, expected_values);
+  same(own.name, "product", found, expected);
+}
+
+void compare_attention(const Operations& own, const Operations& portable, int group, int head_dim, int first, int last) {
+  const int pages = last / page_size + 1;
+  std::vector<std::vector<std::uint16_t>> cache;
+  std::vector<const std::uint16_t*> at;
+  for (int i = 0; i < pages; ++i) {
+    const Floats values = floats(std::size_t{2} * page_size * head_dim);
+    cache.emplace_back(values.size());
+    portable.to_half(values.data(), cache.back().data(), static_cast<int>(values.size()));
+  }
+  for (const auto& page : cache) at.push_back(page.data());
+  const Floats q = floats(std::size_t(group) * head_dim);
+  const auto run = [&](const Operations& set) {
+    Floats out(std::size_t(group) * head_dim), scores(std::size_t(group) * pages * page_size);
+    set.attend({q.data(), out.data(), at.data(), scores.data(), group, head_dim, first, last});
+    return out;
+  };
+  same(own.name, "attend", run(own), run(portable));
+}
+
+}  // namespace
+
+int main() {
+  std::vector<const Operations*> sets = instruction_sets();
+#if defined(COMPARE_ALSO)
+  sets.push_back(&COMPARE_ALSO);  // which runs here, though the processor does not say so
+#endif
+  for (const Operations* own : sets) {
+    if (own == &portable_operations) continue;
+    compared = 0;
+    compare_elementwise(*own, portable_operations);
+    for (const int bits : {4, 8, 0})  // 0: nf4
+      for (const int block : {32, 64, 128})
+        for (const int scaled : {1, 2})
+          for (const int rows : {1, 2, 3, 5, 7, 17}) {
+            compare_products(*own, portable_operations, bits, block, block * scaled, 100, 300, rows);
+            compare_products(*own, portable_operations, bits, block, block * scaled, 1, 32, rows);
+          }
+    for (const int group : {1, 2, 3, 7})
+      for (const int head_dim : {16, 48, 64, 128}) {
+        compare_attention(*own, portable_operations, group, head_dim, 0, 0);
+        compare_attention(*own, portable_operations, group, head_dim, 70, 200);
+      }
+    std::printf("%s: %d results are those of portable\n", own->name, compared);
+  }
+}
