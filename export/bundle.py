@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -31,8 +32,9 @@ from salmonrun.export.parity.gate import prove
 from salmonrun.export.parity.speech import packaged_speech
 from salmonrun.export.progress import Progress, counted
 from salmonrun.export.staging import staged
+from salmonrun.export.weights.calibrated import rounded_llm
 from salmonrun.export.weights.native import FILE as NATIVE_FILE
-from salmonrun.export.weights.native import write_native
+from salmonrun.export.weights.native import native_weights, write_native
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
 from salmonrun.runtime.decoders.native_weights import kernels
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError, MissingExtraError
@@ -40,6 +42,7 @@ from salmonrun.runtime.manifest import GraphSpec, Manifest
 from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.model.llm import EMBEDDING, published_parameters
+from salmonrun.training.tensors import LazyTensors
 
 
 def export_bundle(
@@ -58,7 +61,8 @@ def export_bundle(
         out: folder to create; it appears when everything is done and checked, or not at all.
         options: precisions, target, window, budget.
         golden_audio: recording to prove the bundle with; None for a synthetic one.
-        calibration_speech: annotation of recordings whose answers say which score is too low; None: no threshold.
+        calibration_speech: annotation of recordings on which int4 weights are rounded, and whose answers say which
+            score is too low; None: to the nearest values, and no threshold.
         parity_speech: annotation of recordings on which the tokens of a quantized bundle are compared with PyTorch's;
             None: those that come with the project.
         progress: show a progress bar.
@@ -81,7 +85,7 @@ def export_bundle(
     calibration = read_speech(calibration_speech, source.config) if calibration_speech is not None else None
     speech = _parity_speech(parity_speech, source, options)
     with staged(out) as folder:
-        manifest = _write(source, options, folder, golden_audio, speech, progress)
+        manifest = _write(source, options, folder, golden_audio, calibration or (), speech, progress)
         if calibration is not None:
             threshold = measure_threshold(folder, calibration, progress)
             write_manifest(replace(manifest, confidence=threshold), folder)
@@ -144,24 +148,30 @@ def _write(
     options: ExportOptions,
     folder: Path,
     golden_audio: Audio | None,
+    calibration: Sequence[Entry],
     speech: Sequence[Entry],
     show: bool,
 ) -> Manifest:
     """Fill the folder. Parts are built one after the other, so that memory holds one at a time."""
     parts = (3 if source.config.audio_encoder else 2) + len(options.decoders)
+    calibrated = options.llm_precision == "int4" and len(calibration) > 0
     (folder / "llm").mkdir()
-    with Progress(2 * parts + (not options.exact), show) as progress:
-        builders = _builders(source, options, progress)
-        graphs = {}
-        for name, (file, build) in builders.items():
-            progress(f"building {name}")
-            graphs[name] = _write_graph(folder, file, build)
-        if "native" in options.decoders:
-            progress("writing llm, native")
-            _write_native(source, options, folder / NATIVE_FILE, progress)
+    with Progress(2 * parts + calibrated + (not options.exact), show) as progress:
+        with TemporaryDirectory(prefix="rounded-", dir=folder) as scratch:
+            llm = source.merged_llm()
+            if calibrated:
+                progress("rounding llm")
+                llm = rounded_llm(source, calibration, Path(scratch), progress)
+            graphs = {}
+            for name, (file, build) in _builders(source, llm, options, progress).items():
+                progress(f"building {name}")
+                graphs[name] = _write_graph(folder, file, build)
+            if "native" in options.decoders:
+                progress("writing llm, native")
+                _write_native(source, llm, options, folder / NATIVE_FILE, progress)
         _write_embedding(source, folder / EMBEDDING_FILE)
         shutil.copyfile(source.tokenizer_file, folder / "tokenizer.json")
-        manifest = make_manifest(source, options, graphs, folder)
+        manifest = make_manifest(source, options, graphs, folder, calibrated)
         write_manifest(manifest, folder)
         parity = prove(source, folder, golden_audio, speech, options, progress)
     write_card(source, manifest, parity, folder)
@@ -171,7 +181,7 @@ def _write(
 
 
 def _builders(
-    source: Checkpoint, options: ExportOptions, progress: Progress
+    source: Checkpoint, llm: LazyTensors, options: ExportOptions, progress: Progress
 ) -> dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]]:
     """Part -> its file and how to build it."""
     config, parts = source.config, source.parts
@@ -194,12 +204,12 @@ def _builders(
         lambda weights: build_qformer(config.qformer, load_qformer(source), weights, config.llm_dim),
     )
     if "onnx" in options.decoders:
-        builders["llm"] = ("llm/decoder.onnx", _llm_builder(source, options, progress))
+        builders["llm"] = ("llm/decoder.onnx", _llm_builder(source, llm, options, progress))
     return builders
 
 
 def _llm_builder(
-    source: Checkpoint, options: ExportOptions, progress: Progress
+    source: Checkpoint, llm: LazyTensors, options: ExportOptions, progress: Progress
 ) -> Callable[[WeightFile], GraphBuilder]:
     """The LLM's graph, its tensors' names and shapes checked before anything is built."""
     shape, length = LlmShape.from_config(source.config.llm), max_length(source, options)
@@ -208,17 +218,17 @@ def _llm_builder(
 
     def build(weights: WeightFile) -> GraphBuilder:
         with progress.weights("reading weights", size) as step:
-            tensors = counted(source.merged_llm(), step)
+            tensors = counted(llm, step)
             return build_llm_graph(shape, tensors, weights, options.llm_precision, length, dtype)
 
     return build
 
 
-def _write_native(source: Checkpoint, options: ExportOptions, path: Path, progress: Progress) -> None:
+def _write_native(source: Checkpoint, llm: LazyTensors, options: ExportOptions, path: Path, progress: Progress) -> None:
     """The LLM for the native decoder, its tensors' names and shapes checked before anything is written."""
     shape, size = LlmShape.from_config(source.config.llm), _llm_size(source)
     with progress.weights("reading weights", size) as step:
-        write_native(path, shape, source.merged_llm(), options.llm_precision, max_length(source, options), step)
+        write_native(path, shape, llm, native_weights(options.llm_precision), max_length(source, options), step)
 
 
 def _llm_size(source: Checkpoint) -> int:

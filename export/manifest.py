@@ -33,8 +33,8 @@ from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import Checkpoint
 from salmonrun.training.model.llm import EMBEDDING
 
-_INTEGERS = "symmetric, blocks of 32, round to nearest"
-_QUANTIZATION = {"int8": _INTEGERS, "int4": _INTEGERS, "nf4": "nf4, blocks of 64, round to nearest"}
+_INTEGERS = "symmetric, blocks of 32"
+_QUANTIZATION = {"int8": _INTEGERS, "int4": _INTEGERS, "nf4": "nf4, blocks of 64"}
 EMBEDDING_FILE = "llm/embed_tokens.bin"
 EMBEDDING_DTYPES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] = {
     torch.float32: "float32",
@@ -43,8 +43,10 @@ EMBEDDING_DTYPES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] =
 }
 
 
-def make_manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, GraphSpec], folder: Path) -> Manifest:
-    """Describe a bundle's folder as it is now.
+def make_manifest(
+    source: Checkpoint, options: ExportOptions, graphs: dict[str, GraphSpec], folder: Path, calibrated: bool
+) -> Manifest:
+    """Describe a bundle's folder as it is now; `calibrated` says how the LLM's weights were rounded.
 
     Raises:
         CheckpointError: the tokenizer or the prompt has ids that the LLM does not have.
@@ -64,7 +66,7 @@ def make_manifest(source: Checkpoint, options: ExportOptions, graphs: dict[str, 
             audio_encoder=options.encoder_precision if config.audio_encoder else None,
             qformer="fp32",
         ),
-        provenance=_provenance(source, options),
+        provenance=_provenance(source, options, calibrated),
         graphs=graphs,
         files=list_files(folder),
         streaming=config.streaming,
@@ -142,8 +144,9 @@ def _onnx_weights(options: ExportOptions) -> OnnxWeights:
     return OnnxWeights(dtype, plain, plain)
 
 
-def _provenance(source: Checkpoint, options: ExportOptions) -> Provenance:
-    config = source.config
+def _provenance(source: Checkpoint, options: ExportOptions, calibrated: bool) -> Provenance:
+    config, blocks = source.config, _QUANTIZATION.get(options.llm_precision)
+    rounding = "rounded on calibration speech (GPTQ)" if calibrated else "round to nearest"
     return Provenance(
         model=config.name,
         exporter=f"salmonrun {__version__}",
@@ -151,5 +154,5 @@ def _provenance(source: Checkpoint, options: ExportOptions) -> Provenance:
         lora_scale=config.lora.scale if config.lora else None,
         pruned_layers=config.sources.llm.left_out_layers if config.sources.llm else (),
         whisper_pruned_layers=config.sources.whisper.left_out_layers if config.sources.whisper else (),
-        quantization=_QUANTIZATION.get(options.llm_precision, ""),
+        quantization=f"{blocks}, {rounding}" if blocks else "",
     )

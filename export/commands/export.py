@@ -77,8 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration-speech",
         metavar="ANNOTATION",
-        help="at least 50 recordings with transcripts: the bundle gets the score below which are at most 2 %% of its "
-        "answers to them (default: no threshold)",
+        help="recordings with transcripts: int4 weights are rounded so that the LLM changes least on these (GPTQ), and "
+        "with 50 or more the bundle gets the score below which are at most 2 %% of its answers to them (default: "
+        "weights are rounded to the nearest values, and there is no threshold)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_run, settings=_settings)

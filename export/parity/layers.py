@@ -20,6 +20,7 @@ class LayeredLlm:
 
     def __init__(self, source: Checkpoint) -> None:
         self.progress: Callable[[int], object] = lambda _: None  # told the weights that are done
+        self.behind: Callable[[], object] = lambda: None  # called behind each layer, before it is emptied
         self._llm: Any = load_llm(source, device="meta")  # names and shapes are checked here
         self._base, self._lora = base_tensors(source.parts["llm"], tied=False), source.parts["lora"]
         self._head = source.merged_llm()[EMBEDDING if source.config.llm.get("tie_word_embeddings") else LM_HEAD]
@@ -40,13 +41,26 @@ class LayeredLlm:
         """Token embeddings [len(ids), dim]: these rows alone are read."""
         return self._embedding()[torch.tensor(ids, dtype=torch.long)].float()
 
+    def linears(self) -> dict[str, nn.Linear]:
+        """The layers' matrices by the names of their tensors, without adapters and fused experts."""
+        return {
+            f"{name.removesuffix('.base_layer')}.weight": module
+            for name, module in self._llm.named_modules()
+            if isinstance(module, nn.Linear) and ".layers." in name and ".lora_" not in name
+        }
+
     @torch.inference_mode()
-    def logits(self, rows: Sequence[Tensor], last: int) -> Tensor:
-        """Logits [B, last, V] of the last positions of B rows [S, dim] of any lengths, each as if it were alone."""
+    def states(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """What the output layer gets of B rows [S, dim] of any lengths, each as if it were alone."""
         # Filled up behind, where no position looks.
         inputs_embeds = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
         states = self._llm.model(inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
-        hidden = torch.stack([state[len(row) - last : len(row)] for state, row in zip(states, rows, strict=True)])
+        return [state[: len(row)] for state, row in zip(states, rows, strict=True)]
+
+    @torch.inference_mode()
+    def logits(self, rows: Sequence[Tensor], last: int) -> Tensor:
+        """Logits [B, last, V] of the last positions of `states`."""
+        hidden = torch.stack([state[-last:] for state in self.states(rows)])
         pieces = []
         for weights in self._head().split(HEAD_ROWS):
             pieces.append(hidden @ weights.float().T)
@@ -58,6 +72,7 @@ class LayeredLlm:
             self._fill(module, prefix)
 
         def empty(module: nn.Module, _inputs: object, _output: object) -> None:
+            self.behind()
             module.to("meta")
             self.progress(sum(parameter.numel() for parameter in module.parameters()))
 

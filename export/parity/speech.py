@@ -56,10 +56,11 @@ def compare_tokens(
 def _question(config: PromptConfig, tokenizer: Tokenizer, entry: Entry, audio_embeds: F32) -> Question:
     """The recording's transcript is a good guess at the answer; what it is filled up with is none."""
     guess = tokenizer.encode(entry.text) + MOST_TOKENS * list(config.stop_token_ids[:1] or (0,))
-    return Question(_prompt(config, tokenizer, entry), audio_embeds, guess[:MOST_TOKENS])
+    return Question(entry_prompt(config, tokenizer, entry), audio_embeds, guess[:MOST_TOKENS])
 
 
-def _prompt(config: PromptConfig, tokenizer: Tokenizer, entry: Entry) -> PromptIds:
+def entry_prompt(config: PromptConfig, tokenizer: Tokenizer, entry: Entry) -> PromptIds:
+    """What a recording of an annotation is asked with."""
     text = config.tasks.get(entry.task, (PROMPT,))[0]
     return prompt_ids(config, tokenizer, text.replace("{}", entry.question))
 

@@ -42,7 +42,7 @@ def write_native(
     path: Path,
     shape: LlmShape,
     tensors: LazyTensors,
-    precision: LlmPrecision,
+    weights: NativeWeights,
     max_length: int,
     done: Callable[[int], object] = lambda _: None,
 ) -> None:
@@ -52,23 +52,23 @@ def write_native(
         path: of the file.
         shape: the LLM's.
         tensors: exactly those of transformers' model, adapters merged.
-        precision: of the matrices in the layers.
+        weights: how matrices are quantized, as the manifest says it.
         max_length: positions of the rotary tables.
         done: called with each number of weights that are written.
     """
     inner = {name: get for name, get in tensors.items() if name not in (EMBEDDING, LM_HEAD)}
     stored = _stacked(inner, shape.config.model_type)
     with TensorFileWriter(path) as file:
-        matrices = _Matrices(file, BLOCKS[precision], done)
+        matrices = _Matrices(file, weights.block, done)
         for name in sorted(stored, key=_place):
             getters = stored[name]
             if ".experts." in name:
-                matrices.add(name, getters, precision, stacked=True)
+                matrices.add(name, getters, weights.precision, stacked=True)
             elif name.endswith("_proj.weight"):  # told by the name, so that nothing is read for it
-                matrices.add(name, getters, precision)
+                matrices.add(name, getters, weights.precision)
             else:
                 file.add(name, _vector(name, to_numpy(getters[0]())))
-        matrices.add(LM_HEAD, [tensors[EMBEDDING if shape.tied else LM_HEAD]], "int8")
+        matrices.add(LM_HEAD, [tensors[EMBEDDING if shape.tied else LM_HEAD]], weights.lm_head)
         for name, table in zip(("cos", "sin"), rope_tables(shape.config, shape.head_dim, max_length), strict=True):
             file.add(f"rope.{name}", table)
 

@@ -1,12 +1,10 @@
 """The threshold that a bundle gets from its own answers to speech."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from salmonrun.export import confidence
 from salmonrun.export.__main__ import main
@@ -14,19 +12,7 @@ from salmonrun.export.confidence import choose_threshold
 from salmonrun.runtime import Engine
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.manifest import ConfidenceThreshold
-from tests.helpers.answers import noise
-
-
-def write_speech(folder: Path, count: int, **last: object) -> Path:
-    """An annotation of so many recordings; `last` changes the last entry."""
-    entries: list[dict[str, object]] = []
-    for i in range(count):
-        soundfile.write(folder / f"{i}.wav", noise(0.5, seed=i), 16000)
-        entries.append({"path": f"{i}.wav", "text": "set a timer"})
-    entries[-1] |= last
-    annotation = folder / "speech.json"
-    annotation.write_text(json.dumps({"annotation": entries}))
-    return annotation
+from tests.helpers.exports import write_speech
 
 
 @pytest.mark.parametrize("count", [50, 99, 100, 1000])

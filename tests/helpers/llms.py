@@ -118,7 +118,7 @@ def write_native_llm(llm: PreTrainedModel, config: dict[str, Any], folder: Path,
     """The same with weights for the native decoder alone."""
     shape, tensors = LlmShape.from_config(config), lazy(published_parameters(llm))
     weights = replace(native_weights(precision), file="native.bin")
-    write_native(folder / "native.bin", shape, tensors, precision, MAX_LENGTH)
+    write_native(folder / "native.bin", shape, tensors, weights, MAX_LENGTH)
     return bundle_of(folder, _spec(llm, shape, folder, LlmWeights(None, weights)), {})
 
 

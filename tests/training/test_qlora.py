@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from salmonrun.export import export_bundle
 from salmonrun.export.graphs.llm_family import LlmShape
-from salmonrun.export.weights.native import write_native
+from salmonrun.export.weights.native import native_weights, write_native
 from salmonrun.kernels.formats import F32, dequantize_nf4_t16
 from salmonrun.runtime import Engine, GenerationConfig
 from salmonrun.runtime.audio import load_audio
@@ -213,7 +213,7 @@ def test_what_is_stored_in_nf4_keeps_its_values_in_a_bundle(tmp_path: Path) -> N
     adapter = lazy({f"{q}A": torch.ones(1, 128), f"{q}B": torch.ones(64, 1)})
     config = LoraConfig(r=1, targets=("q_proj",))
     merged = merged_weights(dequantized(rest | lazy(stored), "file"), adapter, config)
-    write_native(tmp_path / "native.bin", LlmShape.from_config(llm), merged, "nf4", 64)
+    write_native(tmp_path / "native.bin", LlmShape.from_config(llm), merged, native_weights("nf4"), 64)
     written = load_arrays(tmp_path / "native.bin")
 
     def values(name: str) -> F32:
