@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import torch
 
@@ -13,7 +14,7 @@ from salmonrun.export.card import write_card
 from salmonrun.export.confidence import measure_threshold, read_speech
 from salmonrun.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder, WeightFile
 from salmonrun.export.graphs.encoders import BUILDERS
-from salmonrun.export.graphs.linear import ENCODER_LINEARS
+from salmonrun.export.graphs.linear import BLOCK, ENCODER_LINEARS
 from salmonrun.export.graphs.llm import build_llm_graph
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.qformer import build_qformer
@@ -32,6 +33,7 @@ from salmonrun.export.parity.gate import prove
 from salmonrun.export.parity.speech import packaged_speech
 from salmonrun.export.progress import Progress, counted
 from salmonrun.export.staging import staged
+from salmonrun.export.weights.calibrated import BLOCK as CALIBRATED_BLOCK
 from salmonrun.export.weights.calibrated import rounded_llm
 from salmonrun.export.weights.native import FILE as NATIVE_FILE
 from salmonrun.export.weights.native import native_weights, write_native
@@ -43,6 +45,8 @@ from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, op
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.model.llm import EMBEDDING, published_parameters
 from salmonrun.training.tensors import LazyTensors
+
+Block = Literal[32, 64]  # inputs of the LLM's matrices that share a scale
 
 
 def export_bundle(
@@ -158,20 +162,20 @@ def _write(
     (folder / "llm").mkdir()
     with Progress(2 * parts + calibrated + (not options.exact), show) as progress:
         with TemporaryDirectory(prefix="rounded-", dir=folder) as scratch:
-            llm = source.merged_llm()
+            llm, block = source.merged_llm(), CALIBRATED_BLOCK if calibrated else BLOCK
             if calibrated:
                 progress("rounding llm")
                 llm = rounded_llm(source, calibration, Path(scratch), progress)
             graphs = {}
-            for name, (file, build) in _builders(source, llm, options, progress).items():
+            for name, (file, build) in _builders(source, llm, block, options, progress).items():
                 progress(f"building {name}")
                 graphs[name] = _write_graph(folder, file, build)
             if "native" in options.decoders:
                 progress("writing llm, native")
-                _write_native(source, llm, options, folder / NATIVE_FILE, progress)
+                _write_native(source, llm, block, options, folder / NATIVE_FILE, progress)
         _write_embedding(source, folder / EMBEDDING_FILE)
         shutil.copyfile(source.tokenizer_file, folder / "tokenizer.json")
-        manifest = make_manifest(source, options, graphs, folder, calibrated)
+        manifest = make_manifest(source, options, graphs, folder, block, calibrated)
         write_manifest(manifest, folder)
         parity = prove(source, folder, golden_audio, speech, options, progress)
     write_card(source, manifest, parity, folder)
@@ -181,7 +185,7 @@ def _write(
 
 
 def _builders(
-    source: Checkpoint, llm: LazyTensors, options: ExportOptions, progress: Progress
+    source: Checkpoint, llm: LazyTensors, block: Block, options: ExportOptions, progress: Progress
 ) -> dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]]:
     """Part -> its file and how to build it."""
     config, parts = source.config, source.parts
@@ -204,12 +208,12 @@ def _builders(
         lambda weights: build_qformer(config.qformer, load_qformer(source), weights, config.llm_dim),
     )
     if "onnx" in options.decoders:
-        builders["llm"] = ("llm/decoder.onnx", _llm_builder(source, llm, options, progress))
+        builders["llm"] = ("llm/decoder.onnx", _llm_builder(source, llm, block, options, progress))
     return builders
 
 
 def _llm_builder(
-    source: Checkpoint, llm: LazyTensors, options: ExportOptions, progress: Progress
+    source: Checkpoint, llm: LazyTensors, block: Block, options: ExportOptions, progress: Progress
 ) -> Callable[[WeightFile], GraphBuilder]:
     """The LLM's graph, its tensors' names and shapes checked before anything is built."""
     shape, length = LlmShape.from_config(source.config.llm), max_length(source, options)
@@ -219,16 +223,18 @@ def _llm_builder(
     def build(weights: WeightFile) -> GraphBuilder:
         with progress.weights("reading weights", size) as step:
             tensors = counted(llm, step)
-            return build_llm_graph(shape, tensors, weights, options.llm_precision, length, dtype)
+            return build_llm_graph(shape, tensors, weights, options.llm_precision, length, dtype, block)
 
     return build
 
 
-def _write_native(source: Checkpoint, llm: LazyTensors, options: ExportOptions, path: Path, progress: Progress) -> None:
+def _write_native(
+    source: Checkpoint, llm: LazyTensors, block: Block, options: ExportOptions, path: Path, progress: Progress
+) -> None:
     """The LLM for the native decoder, its tensors' names and shapes checked before anything is written."""
     shape, size = LlmShape.from_config(source.config.llm), _llm_size(source)
     with progress.weights("reading weights", size) as step:
-        write_native(path, shape, llm, native_weights(options.llm_precision), max_length(source, options), step)
+        write_native(path, shape, llm, native_weights(options.llm_precision, block), max_length(source, options), step)
 
 
 def _llm_size(source: Checkpoint) -> int:

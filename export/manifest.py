@@ -9,7 +9,7 @@ import torch
 from salmonrun.export.card import CARD
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.options import ExportOptions
-from salmonrun.export.weights.native import native_weights
+from salmonrun.export.weights.native import NF4_BLOCK, native_weights
 from salmonrun.runtime import __version__
 from salmonrun.runtime.bundle import file_sha256
 from salmonrun.runtime.config import AudioConfig
@@ -33,8 +33,6 @@ from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import Checkpoint
 from salmonrun.training.model.llm import EMBEDDING
 
-_INTEGERS = "symmetric, blocks of 32"
-_QUANTIZATION = {"int8": _INTEGERS, "int4": _INTEGERS, "nf4": "nf4, blocks of 64"}
 EMBEDDING_FILE = "llm/embed_tokens.bin"
 EMBEDDING_DTYPES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] = {
     torch.float32: "float32",
@@ -44,9 +42,22 @@ EMBEDDING_DTYPES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] =
 
 
 def make_manifest(
-    source: Checkpoint, options: ExportOptions, graphs: dict[str, GraphSpec], folder: Path, calibrated: bool
+    source: Checkpoint,
+    options: ExportOptions,
+    graphs: dict[str, GraphSpec],
+    folder: Path,
+    block: Literal[32, 64],
+    calibrated: bool,
 ) -> Manifest:
-    """Describe a bundle's folder as it is now; `calibrated` says how the LLM's weights were rounded.
+    """Describe a bundle's folder as it is now.
+
+    Args:
+        source: what it was made of.
+        options: with which it was made.
+        graphs: that are in it.
+        folder: with its files.
+        block: inputs of the LLM's matrices that share a scale.
+        calibrated: whether they were rounded on speech.
 
     Raises:
         CheckpointError: the tokenizer or the prompt has ids that the LLM does not have.
@@ -60,13 +71,13 @@ def make_manifest(
         fbank=config.audio_encoder.fbank if config.audio_encoder else None,
         window=config.qformer.window,
         prompt=config.prompt,
-        llm=_llm(source, options),
+        llm=_llm(source, options, block),
         precision=Precision(
             whisper=options.encoder_precision,
             audio_encoder=options.encoder_precision if config.audio_encoder else None,
             qformer="fp32",
         ),
-        provenance=_provenance(source, options, calibrated),
+        provenance=_provenance(source, options, block, calibrated),
         graphs=graphs,
         files=list_files(folder),
         streaming=config.streaming,
@@ -102,7 +113,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
 
 
-def _llm(source: Checkpoint, options: ExportOptions) -> LlmSpec:
+def _llm(source: Checkpoint, options: ExportOptions, block: Literal[32, 64]) -> LlmSpec:
     shape = LlmShape.from_config(source.config.llm)
     _check_ids(source, shape.vocab_size)
     dtype = EMBEDDING_DTYPES[source.parts["llm"][EMBEDDING]().dtype]
@@ -120,7 +131,7 @@ def _llm(source: Checkpoint, options: ExportOptions) -> LlmSpec:
         embedding=EmbeddingSpec(EMBEDDING_FILE, dtype, shape.vocab_size, shape.dim),
         weights=LlmWeights(
             onnx=_onnx_weights(options) if "onnx" in options.decoders else None,
-            native=native_weights(options.llm_precision) if "native" in options.decoders else None,
+            native=native_weights(options.llm_precision, block) if "native" in options.decoders else None,
         ),
     )
 
@@ -144,8 +155,10 @@ def _onnx_weights(options: ExportOptions) -> OnnxWeights:
     return OnnxWeights(dtype, plain, plain)
 
 
-def _provenance(source: Checkpoint, options: ExportOptions, calibrated: bool) -> Provenance:
-    config, blocks = source.config, _QUANTIZATION.get(options.llm_precision)
+def _provenance(source: Checkpoint, options: ExportOptions, block: int, calibrated: bool) -> Provenance:
+    config = source.config
+    integers = f"symmetric, blocks of {block}"
+    blocks = {"int8": integers, "int4": integers, "nf4": f"nf4, blocks of {NF4_BLOCK}"}.get(options.llm_precision)
     rounding = "rounded on calibration speech (GPTQ)" if calibrated else "round to nearest"
     return Provenance(
         model=config.name,

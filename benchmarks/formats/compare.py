@@ -58,7 +58,8 @@ class Format:
         return f"{self.weights.precision}{rounding}"
 
 
-def _formats() -> Iterator[Format]:
+def formats() -> Iterator[Format]:
+    """The rows of the table."""
     int8, int4 = native_weights("int8"), native_weights("int4")
     yield Format(int8)
     yield Format(replace(int8, block=128, activation_block=128))
@@ -110,7 +111,7 @@ def measure(
     expected = llm.logits(rows, LAST).numpy()
     tensors: dict[int, LazyTensors] = {0: source.merged_llm()}
     found = {}
-    for form in tqdm([*_formats()], desc="formats"):
+    for form in tqdm([*formats()], desc="formats"):
         kind = form.weights.block if form.calibrated else 0
         if kind not in tensors:
             scratch = folder / f"rounded-{kind}"

@@ -1,7 +1,7 @@
 """Matrix products in the precisions a bundle can have, as graph nodes: weights in, quantized weights and a node out."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ class Matrix(Protocol):
 
 Linear = Callable[[GraphBuilder, str, str, Matrix, "F32 | None"], str]  # (graph, input, name, weight, [out]) -> output
 
-BLOCK = 32  # the block size that is fast on both CPU and CUDA
+BLOCK: Literal[32] = 32  # of weights that are rounded to the nearest values: larger blocks cost words
 ACCURACY_INT8 = 4  # MatMulNBits quantizes activations to int8 per block: the level with VNNI kernels
 PIECE = 2**22  # values of a matrix that are read at once, to bound the memory
 ALL = slice(None)
@@ -75,8 +75,8 @@ def dynamic_int8_linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, 
     return graph.op("DynamicQuantizeMatMul", *inputs, domain=MICROSOFT)
 
 
-def blockwise_linear(bits: int) -> Linear:
-    """MatMulNBits: symmetric blocks of 32 along the input, one scale each."""
+def blockwise_linear(bits: int, block: int = BLOCK) -> Linear:
+    """MatMulNBits: symmetric blocks along the input, one scale each."""
 
     def linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
         rows, columns = weight.shape
@@ -84,11 +84,11 @@ def blockwise_linear(bits: int) -> Linear:
 
         def packed() -> Iterator[Bytes]:
             for piece in _pieces(rows, columns):
-                values, steps = quantize_blocks(weight[piece, ALL], bits, BLOCK)
+                values, steps = quantize_blocks(weight[piece, ALL], bits, block)
                 scales.append(steps)
                 yield values
 
-        shape = (rows, -(-columns // BLOCK), BLOCK * bits // 8)
+        shape = (rows, -(-columns // block), block * bits // 8)
         product = graph.op(
             "MatMulNBits",
             x,
@@ -98,12 +98,17 @@ def blockwise_linear(bits: int) -> Linear:
             K=columns,
             N=rows,
             bits=bits,
-            block_size=BLOCK,
+            block_size=block,
             accuracy_level=ACCURACY_INT8 if graph.dtype == FLOAT else 0,
         )
         return product if bias is None else graph.op("Add", product, graph.weight(f"{name}.bias", bias))
 
     return linear
+
+
+def llm_linear(precision: str, block: int = BLOCK) -> Linear:
+    """Of the matrices in the LLM's layers: "fp32", "int8" or "int4"."""
+    return plain_linear if precision == "fp32" else blockwise_linear({"int8": 8, "int4": 4}[precision], block)
 
 
 def _pieces(count: int, width: int) -> Iterator[slice]:
@@ -113,7 +118,6 @@ def _pieces(count: int, width: int) -> Iterator[slice]:
 
 
 ENCODER_LINEARS: dict[str, Linear] = {"fp32": plain_linear, "int8": dynamic_int8_linear}
-LLM_LINEARS: dict[str, Linear] = {"fp32": plain_linear, "int8": blockwise_linear(8), "int4": blockwise_linear(4)}
 # The output layer decides between tokens: with int4 it stays at 8 bits.
 LM_HEAD_LINEARS: dict[str, Linear] = {"fp32": plain_linear, "int8": blockwise_linear(8), "int4": blockwise_linear(8)}
 

@@ -2,12 +2,7 @@
 
 from salmonrun.export.graphs.builder import FLOAT, INT32, INT64, MICROSOFT, GraphBuilder, WeightFile
 from salmonrun.export.graphs.layers import NamedLayers
-from salmonrun.export.graphs.linear import (
-    LLM_LINEARS,
-    LM_HEAD_LINEARS,
-    Stacked,
-    plain_linear,
-)
+from salmonrun.export.graphs.linear import BLOCK, LM_HEAD_LINEARS, Linear, Stacked, llm_linear, plain_linear
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.moe import mixture
 from salmonrun.export.graphs.rope import rope_tables
@@ -26,15 +21,17 @@ def build_llm_graph(
     precision: LlmPrecision,
     max_length: int,
     dtype: int = FLOAT,
+    block: int = BLOCK,
 ) -> GraphBuilder:
     """inputs_embeds and KV buffers in, logits of the positions asked for and the same buffers out.
 
     B sequences of S new positions each; `seqlens_k` [B] is each sequence's length, the new positions included, minus 1.
-    The tensors must be those of transformers' model: what is there is built.
+    The tensors must be those of transformers' model: what is there is built. In its layers, `block` inputs share a
+    scale.
     """
     graph = GraphBuilder("llm", weights, dtype)
     x = graph.input("inputs_embeds", ["batch", "positions", shape.dim])
-    layers = _Layers(graph, shape, tensors, precision, max_length)
+    layers = _Layers(graph, shape, tensors, llm_linear(precision, block), max_length)
     wanted = graph.input("logit_positions", ["logits"], INT64)
     residual = ""
     for i in range(shape.layers):
@@ -58,11 +55,11 @@ class _Layers:
     """Adds decoder layers to a graph."""
 
     def __init__(
-        self, graph: GraphBuilder, shape: LlmShape, tensors: LazyTensors, precision: LlmPrecision, max_length: int
+        self, graph: GraphBuilder, shape: LlmShape, tensors: LazyTensors, linear: Linear, max_length: int
     ) -> None:
         self._graph = graph
         self._shape = shape
-        self._named = NamedLayers(graph, tensors, LLM_LINEARS[precision])
+        self._named = NamedLayers(graph, tensors, linear)
         lengths = graph.input("seqlens_k", ["batch"], INT32)
         total = graph.input("total_sequence_length", [], INT32)
         cos, sin = rope_tables(shape.config, shape.head_dim, max_length)

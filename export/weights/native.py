@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from salmonrun.export.graphs.linear import Stacked, to_numpy
+from salmonrun.export.graphs.linear import BLOCK, Stacked, to_numpy
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.export.options import LlmPrecision
@@ -23,18 +23,20 @@ from salmonrun.training.model.llm import EMBEDDING, LM_HEAD
 from salmonrun.training.tensors import LazyTensors
 
 FILE = "llm/native.bin"
-# As ONNX Runtime's int4 kernels have it, so that a bundle of both says the same; nf4 as it is published.
-BLOCKS: dict[str, Literal[32, 64]] = {"int8": 32, "int4": 32, "nf4": 64}
+NF4_BLOCK: Literal[64] = 64  # as it is published
 PIECE = 2**22  # values of a matrix that are read at once, to bound the memory
 Getter = Callable[[], Tensor]
 _NUMBERS = re.compile(r"(\d+)")
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.\d+\.(\w+)\.weight")
 
 
-def native_weights(precision: LlmPrecision) -> NativeWeights:
-    """What the manifest says of them. The output layer decides between tokens: it stays at 8 bits."""
+def native_weights(precision: LlmPrecision, block: Literal[32, 64] = BLOCK) -> NativeWeights:
+    """What the manifest says of them; of integers, `block` is that of the graph, so that both decoders say the same.
+
+    The output layer decides between tokens: it stays at 8 bits.
+    """
     assert precision != "fp32", "the options refuse it"
-    block = BLOCKS[precision]
+    block = NF4_BLOCK if precision == "nf4" else block
     return NativeWeights(FILE, "t16", block, block, precision, lm_head="int8")
 
 

@@ -12,13 +12,13 @@ from salmonrun.export.graphs.builder import GraphBuilder, WeightFile
 from salmonrun.export.graphs.linear import (
     BLOCK,
     ENCODER_LINEARS,
-    LLM_LINEARS,
     LM_HEAD_LINEARS,
     Linear,
     Matrix,
     Stacked,
     blockwise_linear,
     dynamic_int8_linear,
+    llm_linear,
     plain_linear,
 )
 from salmonrun.export.options import LlmPrecision
@@ -81,10 +81,10 @@ def test_stacked_tensors_in_pieces_make_the_same_file(
     parts = [torch.from_numpy(weights(rows, 96, seed=rows)).to(dtype) for rows in (50, 7, 33)]
     whole = torch.cat(parts).float().numpy()
     x = activations(2, 96)
-    expected, files = run(LLM_LINEARS[precision], x, whole, None, tmp_path), []
+    expected, files = run(llm_linear(precision), x, whole, None, tmp_path), []
     files.append((tmp_path / "linear.onnx.data").read_bytes())
     monkeypatch.setattr("salmonrun.export.graphs.linear.PIECE", 10 * 96)
-    np.testing.assert_array_equal(run(LLM_LINEARS[precision], x, Stacked(parts), None, tmp_path), expected)
+    np.testing.assert_array_equal(run(llm_linear(precision), x, Stacked(parts), None, tmp_path), expected)
     assert (tmp_path / "linear.onnx.data").read_bytes() == files[0]
 
 
@@ -163,10 +163,10 @@ def test_the_plain_product_is_exact(tmp_path: Path) -> None:
 
 
 def test_an_int4_bundle_keeps_its_output_layer_at_eight_bits(tmp_path: Path) -> None:
-    assert set(LLM_LINEARS) == set(LM_HEAD_LINEARS) == {"fp32", "int8", "int4"}
+    assert set(LM_HEAD_LINEARS) == {"fp32", "int8", "int4"}
     assert set(ENCODER_LINEARS) == {"fp32", "int8"}
     weight, x = weights(9, 64), activations(2, 64)
-    head, layer = (run(table["int4"], x, weight, None, tmp_path) for table in (LM_HEAD_LINEARS, LLM_LINEARS))
-    expected = run(LLM_LINEARS["int8"], x, weight, None, tmp_path)
+    head, layer = (run(linear, x, weight, None, tmp_path) for linear in (LM_HEAD_LINEARS["int4"], llm_linear("int4")))
+    expected = run(llm_linear("int8"), x, weight, None, tmp_path)
     np.testing.assert_array_equal(head, expected)
     assert not np.array_equal(layer, expected)
