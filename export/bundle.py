@@ -65,8 +65,9 @@ def export_bundle(
         out: folder to create; it appears when everything is done and checked, or not at all.
         options: precisions, target, window, budget.
         golden_audio: recording to prove the bundle with; None for a synthetic one.
-        calibration_speech: annotation of recordings on which int4 weights are rounded, and whose answers say which
-            score is too low; None: to the nearest values, and no threshold.
+        calibration_speech: annotation of recordings: on every other one int4 weights are rounded, and the answers to
+            the others (of other precisions, to all) say which score is too low; None: weights are rounded to the
+            nearest values, and there is no threshold.
         parity_speech: annotation of recordings on which the tokens of a quantized bundle are compared with PyTorch's;
             None: those that come with the project.
         progress: show a progress bar.
@@ -87,11 +88,14 @@ def export_bundle(
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
     calibration = read_speech(calibration_speech, source.config) if calibration_speech is not None else None
+    rounding = calibration[::2] if calibration and options.llm_precision == "int4" else []
     speech = _parity_speech(parity_speech, source, options)
     with staged(out) as folder:
-        manifest = _write(source, options, folder, golden_audio, calibration or (), speech, progress)
+        manifest = _write(source, options, folder, golden_audio, rounding, speech, progress)
         if calibration is not None:
-            threshold = measure_threshold(folder, calibration, progress)
+            # Weights that were rounded on a recording are surer of it than of others.
+            others = calibration[1::2] if rounding else calibration
+            threshold = measure_threshold(folder, others, progress)
             write_manifest(replace(manifest, confidence=threshold), folder)
     return out
 
@@ -152,20 +156,20 @@ def _write(
     options: ExportOptions,
     folder: Path,
     golden_audio: Audio | None,
-    calibration: Sequence[Entry],
+    rounding: Sequence[Entry],
     speech: Sequence[Entry],
     show: bool,
 ) -> Manifest:
     """Fill the folder. Parts are built one after the other, so that memory holds one at a time."""
     parts = (3 if source.config.audio_encoder else 2) + len(options.decoders)
-    calibrated = options.llm_precision == "int4" and len(calibration) > 0
+    calibrated = len(rounding) > 0
     (folder / "llm").mkdir()
     with Progress(2 * parts + calibrated + (not options.exact), show) as progress:
         with TemporaryDirectory(prefix="rounded-", dir=folder) as scratch:
             llm, block = source.merged_llm(), CALIBRATED_BLOCK if calibrated else BLOCK
             if calibrated:
                 progress("rounding llm")
-                llm = rounded_llm(source, calibration, Path(scratch), progress)
+                llm = rounded_llm(source, rounding, Path(scratch), progress)
             graphs = {}
             for name, (file, build) in _builders(source, llm, block, options, progress).items():
                 progress(f"building {name}")

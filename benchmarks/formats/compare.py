@@ -139,7 +139,7 @@ def _judge(bundle: Path, speech: Sequence[Entry], rows: Sequence[F32], expected:
         audio = engine.bundle.manifest.audio
         errors = words = 0
         for entry in speech:
-            text = engine.generate(load_recording(entry, audio), task=entry.task).text
+            text = engine.generate(load_recording(entry, audio), task=entry.task, question=entry.question or None).text
             counted = word_errors(spell_digits(entry.text), spell_digits(text))
             errors, words = errors + counted.errors, words + counted.words
         return Found(

@@ -1,7 +1,9 @@
 """int4 bundles whose weights are rounded on speech: what PyTorch's matrices see is what they are rounded for."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.export import bundle as bundle_module
 from salmonrun.export.confidence import read_speech
 from salmonrun.export.progress import Progress
 from salmonrun.export.weights.calibrated import BITS, BLOCK, rounded_llm
@@ -18,7 +21,9 @@ from salmonrun.kernels.formats import dequantize_t16
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.prompt import prompt_ids
 from salmonrun.training.checkpoint import Checkpoint, load, open_checkpoint
+from salmonrun.training.data.annotation import Entry
 from salmonrun.training.data.recordings import load_recording
+from salmonrun.training.tensors import LazyTensors
 from tests.helpers.exports import parity, write_speech
 
 
@@ -66,10 +71,39 @@ def test_both_decoders_have_the_same_values(tiny_checkpoint: Path, tmp_path: Pat
     stored = load_file(bundle.path("llm/native.bin"))
     source = open_checkpoint(tiny_checkpoint)
     with Progress(1, show=False) as progress:
-        rounded = rounded_llm(source, read_speech(annotation, source.config), tmp_path, progress)
+        rounded = rounded_llm(source, read_speech(annotation, source.config)[::2], tmp_path, progress)
     name = "model.layers.0.mlp.down_proj.weight"
     found = dequantize_t16(stored[name], stored[f"{name}.scale"])
     rows, columns = rounded[name]().shape
     np.testing.assert_array_equal(found[:rows, :columns], rounded[name]().numpy())
     stages = parity(bundle.folder)["stages"]
     assert stages["llm"]["relative"] == pytest.approx(stages["llm, native"]["relative"], rel=0.2)
+
+
+def test_the_threshold_is_measured_on_what_weights_were_not_rounded_on(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: dict[str, list[str]] = {}
+
+    def remember(what: str, entries: Sequence[Entry]) -> None:
+        used[what] = [Path(path).stem for entry in entries for path in entry.recordings]
+
+    def measured(bundle: Path, speech: Sequence[Entry], progress: bool) -> None:
+        remember("measured", speech)
+
+    def rounded(source: Checkpoint, speech: Sequence[Entry], *rest: Any) -> LazyTensors:
+        remember("rounded", speech)
+        return rounded_llm(source, speech, *rest)
+
+    monkeypatch.setattr(bundle_module, "measure_threshold", measured)
+    monkeypatch.setattr(bundle_module, "rounded_llm", rounded)
+    options, annotation = (
+        ExportOptions(llm_precision="int4", parity_budget=2, token_agreement=0),
+        write_speech(tmp_path, 5),
+    )
+    export_bundle(tiny_checkpoint, tmp_path / "int4", options, calibration_speech=annotation)
+    assert used == {"rounded": ["0", "2", "4"], "measured": ["1", "3"]}
+    used.clear()
+    options = ExportOptions(llm_precision="int8", parity_budget=2, token_agreement=0)
+    export_bundle(tiny_checkpoint, tmp_path / "int8", options, calibration_speech=annotation)
+    assert used == {"measured": ["0", "1", "2", "3", "4"]}
