@@ -66,8 +66,7 @@ def export_bundle(
         options: precisions, target, window, budget.
         golden_audio: recording to prove the bundle with; None for a synthetic one.
         calibration_speech: annotation of recordings: on every other one int4 weights are rounded, and the answers to
-            the others (of other precisions, to all) say which score is too low; None: weights are rounded to the
-            nearest values, and there is no threshold.
+            all say which score is too low; None: weights are rounded to the nearest values, and there is no threshold.
         parity_speech: annotation of recordings on which the tokens of a quantized bundle are compared with PyTorch's;
             None: those that come with the project.
         progress: show a progress bar.
@@ -88,14 +87,13 @@ def export_bundle(
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
     calibration = read_speech(calibration_speech, source.config) if calibration_speech is not None else None
+    # Weights that were rounded on a recording are surer of it: half of those for the threshold are new to them.
     rounding = calibration[::2] if calibration and options.llm_precision == "int4" else []
     speech = _parity_speech(parity_speech, source, options)
     with staged(out) as folder:
         manifest = _write(source, options, folder, golden_audio, rounding, speech, progress)
         if calibration is not None:
-            # Weights that were rounded on a recording are surer of it than of others.
-            others = calibration[1::2] if rounding else calibration
-            threshold = measure_threshold(folder, others, progress)
+            threshold = measure_threshold(folder, calibration, progress)
             write_manifest(replace(manifest, confidence=threshold), folder)
     return out
 

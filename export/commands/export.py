@@ -78,8 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration-speech",
         metavar="ANNOTATION",
         help="recordings with transcripts. On every other one, int4 weights are rounded so that the LLM changes least "
-        "(GPTQ); the answers to the rest, of other precisions to all, give the bundle the score below which are at "
-        "most 2 %% of them, if they are 50 or more (default: the nearest values, no threshold)",
+        "(GPTQ); the answers to all give the bundle the score below which are at most 2 %% of them, if they are 50 or "
+        "more (default: the nearest values, no threshold)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_run, settings=_settings)
