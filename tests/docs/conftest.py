@@ -34,7 +34,7 @@ def furnish(demo_bundle: Path, golden: Path, tmp_path: Path) -> Callable[[Path],
         pcm, rate = soundfile.read(RECORDINGS / "shopping.flac", dtype="int16")
         for name in ("talk.wav", "talk.flac"):
             soundfile.write(folder / name, pcm, rate)
-        for name in ("start", "runs/best"):
+        for name in ("checkpoint", "start", "runs/best"):
             shutil.copytree(ROOT / "demo" / "checkpoint", folder / name)
         for name in ("mine.json", "test.json"):
             _annotate(folder / name)
@@ -90,11 +90,12 @@ def whole_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with the changes that are not committed yet, and its .venv."""
+    """A clone with the changes that are not committed yet, the kernels that installing it builds, and its .venv."""
     folder = tmp_path_factory.mktemp("clone") / "salmonrun"
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True)
-    for name in filter(None, done.stdout.decode().split("\0")):
+    built = [str(path.relative_to(ROOT)) for path in (ROOT / "kernels" / "cpu").glob("_native.*")]
+    for name in filter(None, [*done.stdout.decode().split("\0"), *built]):
         if (ROOT / name).is_symlink() or (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
