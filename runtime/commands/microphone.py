@@ -1,7 +1,7 @@
 """PCM of a microphone, through sounddevice (https://python-sounddevice.readthedocs.io) and PortAudio."""
 
-import queue
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def _load_sounddevice() -> Any:
 
 def _record(sounddevice: Any, rate: int, notes: list[str]) -> Iterator[Pcm]:
     """All that was recorded since the piece before: what is slow loses nothing."""
-    recorded: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    recorded: SimpleQueue[bytes] = SimpleQueue()
     overflowed = "the microphone lost samples: this machine was too busy to take them"
 
     def take(data: Any, _frames: int, _time: Any, status: Any) -> None:  # in a thread of PortAudio

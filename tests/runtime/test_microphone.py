@@ -111,7 +111,7 @@ def test_ctrl_c_ends_it(
     capsys: pytest.CaptureFixture[str], recorder: Recorder, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After all that is there was heard; what is stable by then is shown, and the microphone let go of."""
-    monkeypatch.setattr("salmonrun.runtime.commands.microphone.queue.SimpleQueue", Ending)
+    monkeypatch.setattr("salmonrun.runtime.commands.microphone.SimpleQueue", Ending)
     code = main(["stream", str(tiny_bundle), "--microphone", "--no-endpoints", "--max-new-tokens", "8", "--json"])
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert code == 130
