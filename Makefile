@@ -95,7 +95,7 @@ fuzz: $(VENV)/.dev ## 100,000 damaged files of native weights and manifests, eac
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 emulate: $(VENV)/.dev ## the kernels of processors that this one is not, against the portable ones, in an emulator (needs apt-get)
-	@command -v aarch64-linux-gnu-g++ qemu-aarch64-static > /dev/null || \
+	@(command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64-static) > /dev/null || \
 		apt-get install -y --no-install-recommends g++-aarch64-linux-gnu qemu-user-static
 	$(BIN)/python -m pytest -m emulate -rs tests/kernels/test_other_processors.py
 

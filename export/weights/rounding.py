@@ -13,7 +13,7 @@ def inverse_root(gram: Tensor) -> Tensor:
     Args:
         gram: [in, in], the sum of x x^T over typical inputs x.
     """
-    damped = gram.double()
+    damped = gram.to(torch.float64, copy=True)
     absent = damped.diagonal() == 0
     damped.diagonal()[absent] = 1
     damped.diagonal().add_(DAMPING * damped.diagonal()[~absent].mean() if (~absent).any() else 0)
