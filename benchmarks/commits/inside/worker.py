@@ -52,7 +52,8 @@ def serve() -> None:
                 run(request["commands"])
             elif do == "load":
                 engine = None  # two need not fit into memory
-                engine = Engine.load(request["bundle"], threads=request["threads"])
+                # Like with like: commits differ in what "auto" is.
+                engine = Engine.load(request["bundle"], decoder="onnx", threads=request["threads"])
             else:
                 assert engine is not None
                 reply = DO[do](engine, request)
