@@ -98,7 +98,8 @@ def _tokens(outcomes: Sequence[Outcome]) -> Json:
         print(f"... and {len(lines) - tables.SHOWN} more")
     print(
         f"{summary['answers']} answers, {summary['differ']} differ ({summary['near_ties']} of them near-ties, "
-        f"{summary['other_audio']} about other parts of a recording), {summary['errors']} are errors in both"
+        f"{summary['other_audio']} about other parts of a recording, {summary['notes']} in nothing but their notes), "
+        f"{summary['errors']} are errors in both"
     )
     cases = [
         {

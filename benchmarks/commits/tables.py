@@ -36,6 +36,7 @@ def tokens_summary(outcomes: Sequence[Outcome]) -> Json:
         "differ": len(found),
         "near_ties": sum(bool(difference.get("near_tie")) for difference in found),
         "other_audio": sum(difference["field"] == "windows" for difference in found),
+        "notes": sum(difference["field"] == "notes" for difference in found),
         "errors": sum(outcome.errors for outcome in outcomes),
     }
 

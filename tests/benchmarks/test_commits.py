@@ -199,7 +199,8 @@ def test_errors_in_both_are_equal_and_counted() -> None:
     same = [{"error": "no"}]
     assert differences(same, same) == []
     outcome = Outcome(MODELS["tiny"], case, {}, same, same)
-    assert tokens_summary([outcome]) == {"answers": 1, "differ": 0, "near_ties": 0, "other_audio": 0, "errors": 1}
+    counts = {"answers": 1, "differ": 0, "near_ties": 0, "other_audio": 0, "notes": 0, "errors": 1}
+    assert tokens_summary([outcome]) == counts
     assert differences_list([outcome]) == []
 
 
