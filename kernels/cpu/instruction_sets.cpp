@@ -3,9 +3,16 @@
 #include <stdexcept>
 #include <string>
 
-#if defined(SALMONRUN_AVX_VNNI)
+#include "self_test.h"
+
+#if defined(__x86_64__)
 #include <cpuid.h>
-#elif defined(__aarch64__) && defined(__linux__)
+#endif
+#if defined(SALMONRUN_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -20,7 +27,28 @@ bool has_avx_vnni() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & (1u << 4));
 }
-#elif defined(__aarch64__)
+#endif
+
+#if defined(SALMONRUN_AMX)
+// Intel's manual, volume 1, chapter 18: bits 24 (registers) and 25 (int8) of EDX in CPUID's leaf 7, bits 17 and 18 of XCR0.
+// Linux lets a process use the registers that has asked for them: Documentation/arch/x86/xstate.rst in its sources.
+bool may_use_amx() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx >> 24 & 3) != 3) return false;
+  unsigned low = 0, high = 0;
+  asm("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low >> 17 & 3) != 3) return false;
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
+bool has_amx() {
+  static const bool found = may_use_amx() && same_products(amx_operations, avx512_vnni_operations);
+  return found;
+}
+#endif
+
+#if defined(__aarch64__)
 bool has_dot_products() {
 #if defined(__linux__)
   return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
@@ -37,8 +65,12 @@ std::vector<const Operations*> instruction_sets() {
 #if defined(__x86_64__)
   // These ask whether the operating system keeps the registers, too.
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
+#if defined(SALMONRUN_AMX)
+    if (has_amx()) found.push_back(&amx_operations);
+#endif
     found.push_back(&avx512_vnni_operations);
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
 #if defined(SALMONRUN_AVX_VNNI)
     if (has_avx_vnni()) found.push_back(&avx2_vnni_operations);

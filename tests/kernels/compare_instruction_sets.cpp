@@ -137,7 +137,7 @@ int main() {
     for (const int bits : {4, 8, 0})  // 0: nf4
       for (const int block : {32, 64, 128})
         for (const int scaled : {1, 2})
-          for (const int rows : {1, 2, 3, 5, 7, 17}) {
+          for (const int rows : {1, 2, 3, 5, 7, 16, 17, 33}) {
             compare_products(*own, portable_operations, bits, block, block * scaled, 100, 300, rows);
             compare_products(*own, portable_operations, bits, block, block * scaled, 1, 32, rows);
           }

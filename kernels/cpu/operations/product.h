@@ -8,6 +8,7 @@
 #pragma once
 
 #include "operations.h"
+#include "operations/matrix_unit.h"
 #include "operations/nf4.h"
 #include "operations/store.h"
 
@@ -136,6 +137,15 @@ void product_rows(const MatrixView& m, const std::uint8_t* packed, const Activat
 
 constexpr int unpack_from = 16;  // rows; with fewer, unpacking again for each tile costs less than writing bytes
 
+// With weights of a byte each, as they lie in the matrix or unpacked; many rows on the matrix unit, where there is one.
+template <class V>
+void product_of_bytes(const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int rows, int group,
+                      int count, float* out, std::ptrdiff_t stride, bool add) {
+  if constexpr (requires { typename V::Unit; })
+    if (rows >= unpack_from) return unit_product<V>(m, packed, x, rows, group, count, out, stride, add);
+  product_rows<V, 8>(m, packed, x, rows, group, count, out, stride, add);
+}
+
 template <class V>
 void product(const MatrixView& m, const ActivationsView& x, int rows, int group, int group_count, float* out,
              std::ptrdiff_t stride, bool add, std::uint8_t* scratch) {
@@ -145,12 +155,12 @@ void product(const MatrixView& m, const ActivationsView& x, int rows, int group,
     if (m.nf4()) {
       product_rows<V, nf4>(m, packed, x, rows, group, count, out, stride, add);
     } else if (m.bits == 8) {
-      product_rows<V, 8>(m, packed, x, rows, group, count, out, stride, add);
+      product_of_bytes<V>(m, packed, x, rows, group, count, out, stride, add);
     } else if (!V::bytes_are_as_fast || rows < unpack_from) {
       product_rows<V, 4>(m, packed, x, rows, group, count, out, stride, add);
     } else {
       unpack<V>(packed, scratch, std::ptrdiff_t{count} * m.columns);
-      product_rows<V, 8>(m, scratch, x, rows, group, count, out, stride, add);
+      product_of_bytes<V>(m, scratch, x, rows, group, count, out, stride, add);
     }
   }
 }
