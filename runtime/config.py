@@ -212,9 +212,11 @@ class Limits:
     max_prompt_chars: int = 20_000
     max_beams: int = 16
     silence_dbfs: float | None = SILENCE_DBFS  # recordings with a lower peak are answered with empty text; None: off
+    max_cache_mib: int | None = None  # memory for keys and values of all requests and streams at once; None: any
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name, value in {"max_prompt_chars": self.max_prompt_chars, "max_beams": self.max_beams}.items():
-            if value < 1:
+        for name in ("max_prompt_chars", "max_beams", "max_cache_mib"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")

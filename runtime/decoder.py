@@ -56,7 +56,9 @@ class DecoderReport:
     device: str  # "cpu" or "cuda"
     providers: tuple[str, ...]  # of ONNX Runtime, first choice first; empty elsewhere
     threads: int
+    cache_bytes: int = 0  # reserved for keys and values, now
     instruction_set: str | None = None  # of the native decoder's kernels, chosen at run time
+    huge_page_bytes: int | None = None  # of its weights, that lie in huge pages; None: not known, or another decoder
 
 
 class Decoder(Protocol[S]):
@@ -75,7 +77,8 @@ class Decoder(Protocol[S]):
         """`count` empty slots with room for `capacity` positions each.
 
         Raises:
-            CapacityError: `capacity` is more than `max_length`.
+            CapacityError: `capacity` is more than `max_length`, or all slots together may take more memory than
+                `Limits.max_cache_mib` allows.
         """
         ...
 

@@ -52,7 +52,7 @@ class Model:
         count = thread_count(threads)
         bundle = open_bundle(path, verify)
         where = resolve_device(device, bundle.manifest.target)
-        return cls(bundle, AudioEncoder(bundle, where, count), choose(bundle, decoder, where, count), limits)
+        return cls(bundle, AudioEncoder(bundle, where, count), choose(bundle, decoder, where, count, limits), limits)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -18,12 +18,14 @@ class Report:
     decoder: str
     device: str  # of the decoder
     instruction_set: str | None  # of the native decoder's kernels; None: another decoder
+    huge_page_bytes: int | None  # of the native decoder's weights, in huge pages; None: not known, or another decoder
     providers: dict[str, tuple[str, ...]]  # graph -> execution providers in use
     precision: dict[str, str]
     window: str  # "padded" (exact) or "trimmed"
     threads: int
     onnxruntime: str
     bundle_bytes: int
+    cache_bytes: int  # reserved for keys and values, now
     resident_bytes: int | None  # of this process, now; None: the system does not say
     peak_resident_bytes: int | None
 
@@ -38,12 +40,14 @@ def describe(model: Model) -> Report:
         decoder=decoder.name,
         device=decoder.device,
         instruction_set=decoder.instruction_set,
+        huge_page_bytes=decoder.huge_page_bytes,
         providers={**providers, "llm": decoder.providers},
         precision=manifest.precisions(decoder.name),
         window=manifest.audio.window,
         threads=decoder.threads,
         onnxruntime=onnxruntime.__version__,
         bundle_bytes=sum(file.size for file in manifest.files.values()),
+        cache_bytes=decoder.cache_bytes,
         resident_bytes=resident_bytes(),
         peak_resident_bytes=peak_resident_bytes(),
     )

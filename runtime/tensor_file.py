@@ -90,6 +90,22 @@ class TensorFile:
         return 8 + size, header
 
 
+def huge_page_bytes(path: Path) -> int | None:
+    """How much of a file is mapped in huge pages, by this process; None where the system does not say."""
+    try:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+    except OSError:
+        return None
+    total, ours, mapped = 0, False, str(path.resolve())
+    for line in lines:
+        key, _, value = line.partition(" ")
+        if not key.endswith(":"):  # where a mapping is, and last its file
+            ours = value.endswith(mapped)
+        elif ours and key in ("FilePmdMapped:", "AnonHugePages:"):
+            total += 1024 * int(value.split()[0])
+    return total
+
+
 def _advise_huge_pages(mapped: mmap.mmap) -> None:
     """Worth a third of the time of a step where kernel and file system take the advice; nothing where they do not."""
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -44,6 +44,8 @@ SETTINGS: list[tuple[type, str, Any, str]] = [
     (Limits, "max_prompt_chars", 0, "at least 1"),
     (Limits, "max_beams", 2.0, WHOLE),
     (Limits, "max_beams", -1, "at least 1"),
+    (Limits, "max_cache_mib", "64", "expected a whole number or None"),
+    (Limits, "max_cache_mib", 0, "at least 1"),
     (Limits, "silence_dbfs", math.nan, "expected a finite number or None"),
     (StreamConfig, "policy", "blocks", "expected 'auto', 'agreement' or 'block'"),
     (StreamConfig, "policy", None, "expected 'auto', 'agreement' or 'block'"),

@@ -4,6 +4,7 @@ import logging
 from typing import Any, Literal
 
 from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.config import Limits
 from salmonrun.runtime.decoder import Decoder
 from salmonrun.runtime.decoders.native_decoder import NativeDecoder
 from salmonrun.runtime.decoders.native_weights import kernels
@@ -14,7 +15,9 @@ from salmonrun.runtime.session import Device
 DecoderName = Literal["auto", "onnx", "native"]
 
 
-def choose(bundle: Bundle, name: DecoderName, device: Device, threads: int) -> Decoder[Any]:
+def choose(
+    bundle: Bundle, name: DecoderName, device: Device, threads: int, limits: Limits | None = None
+) -> Decoder[Any]:
     """Load what runs this bundle's LLM; "auto" takes the fastest there is, and logs why if that is not the native one.
 
     Raises:
@@ -28,8 +31,8 @@ def choose(bundle: Bundle, name: DecoderName, device: Device, threads: int) -> D
     if name == "native" and device != "cpu":
         raise DeviceError(f"the native decoder runs on a CPU, not on {device}; choose device='cpu' or decoder='onnx'")
     if name == "native" or (name == "auto" and device == "cpu" and _native_runs(bundle)):
-        return NativeDecoder.load(bundle, threads)
-    return OnnxDecoder.load(bundle, device, threads)
+        return NativeDecoder.load(bundle, threads, limits=limits)
+    return OnnxDecoder.load(bundle, device, threads, limits)
 
 
 def _native_runs(bundle: Bundle) -> bool:

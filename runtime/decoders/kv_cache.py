@@ -143,6 +143,13 @@ class KVPool:
         self.caches: list[KVCache] = []  # in use
         self._spare: KVCache | None = None
 
+    @property
+    def bytes(self) -> int:
+        """Reserved; what nobody has written to takes no memory."""
+        with self._lock:
+            caches = [*self.caches, *([self._spare] if self._spare else [])]
+            return sum(buffer.nbytes for cache in caches for buffer in cache.buffers)
+
     def lease(self, count: int, capacity: int) -> Lease[Slot]:
         """`count` neighbouring rows with room for `capacity` positions each."""
         with self._lock:

@@ -13,13 +13,19 @@ import numpy as np
 
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.config import Limits
 from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity, check_room, inputs_of
+from salmonrun.runtime.decoders.cache_budget import CacheBudget
 from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.native_weights import kernels, load_model
 from salmonrun.runtime.errors import ClosedError
+from salmonrun.runtime.tensor_file import huge_page_bytes
 
 if TYPE_CHECKING:
     from salmonrun.kernels.cpu import _native
+
+PAGE = 64  # positions: `page_size` in kernels/cpu/operations.h
+HALF = 2  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,31 +39,37 @@ class NativeSlot:
 class NativeDecoder:
     """Satisfies `runtime.decoder.Decoder`. Rounds do not overlap."""
 
-    def __init__(self, bundle: Bundle, model: "_native.Model") -> None:
+    def __init__(self, bundle: Bundle, model: "_native.Model", limits: Limits | None = None) -> None:
         spec = bundle.manifest.llm
         self.embed = EmbeddingTable(bundle, spec.embedding)
+        native = spec.weights.native
+        self._weights = bundle.path(native.file) if native else None
         self._vocab_size = spec.vocab_size
         self._max_length = spec.max_length
         self._model = model
         self._open: set[int] = set()  # sequences
+        self._budget = CacheBudget.of(spec, HALF, limits)
         # The extension takes one call at a time; the collector may close a lease while this thread is about to call it.
         self._round = threading.RLock()
 
     @classmethod
-    def load(cls, bundle: Bundle, threads: int, instruction_set: str | None = None) -> "NativeDecoder":
+    def load(
+        cls, bundle: Bundle, threads: int, instruction_set: str | None = None, limits: Limits | None = None
+    ) -> "NativeDecoder":
         """The decoder of a bundle.
 
         Args:
             bundle: one that has weights for it.
             threads: to compute with.
             instruction_set: one that the processor has; None: the fastest.
+            limits: the engine's; None: keys and values may take any memory.
 
         Raises:
             BundleError: it has no weights for the native decoder, or they are not as the manifest says.
             MissingExtraError: the kernels were not built.
         """
         name = instruction_set or kernels().instruction_sets()[0]
-        return cls(bundle, load_model(bundle, name, threads))
+        return cls(bundle, load_model(bundle, name, threads), limits)
 
     @property
     def max_length(self) -> int:
@@ -65,9 +77,14 @@ class NativeDecoder:
         return self._max_length
 
     def open(self, count: int, capacity: int) -> Lease[NativeSlot]:
-        """`count` empty slots with room for `capacity` positions each; memory is taken as they grow."""
+        """`count` empty slots with room for `capacity` positions each; memory is taken as they grow.
+
+        Raises:
+            CapacityError: no slot has so many positions, or the limits so much memory left.
+        """
         check_capacity(self.max_length, capacity)
         with self._round:
+            self._budget.take(count * _whole_pages(capacity))
             slots = [NativeSlot(self._model.open(), capacity) for _ in range(count)]
             self._open.update(slot.sequence for slot in slots)
         return Lease(slots, self._give_back)
@@ -104,7 +121,9 @@ class NativeDecoder:
 
     def describe(self) -> DecoderReport:
         """What the extension runs with."""
-        return DecoderReport("native", "cpu", (), self._model.threads, self._model.instruction_set)
+        model = self._model
+        huge = huge_page_bytes(self._weights) if self._weights else None
+        return DecoderReport("native", "cpu", (), model.threads, model.cache_bytes, model.instruction_set, huge)
 
     def _run(self, chunks: Sequence[Chunk[NativeSlot]], embeds: Sequence[F32]) -> list[F32]:
         if not chunks:
@@ -126,3 +145,8 @@ class NativeDecoder:
             for slot in slots:
                 self._open.discard(slot.sequence)
                 self._model.close(slot.sequence)
+            self._budget.give_back(sum(_whole_pages(slot.capacity) for slot in slots))
+
+
+def _whole_pages(positions: int) -> int:
+    return -(-positions // PAGE) * PAGE

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.config import Limits
 from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity, check_room, inputs_of
+from salmonrun.runtime.decoders.cache_budget import CacheBudget
 from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.kv_cache import KVCache, KVPool, Rows, Slot
 from salmonrun.runtime.onnx_runtime import onnxruntime
@@ -82,22 +84,23 @@ class OnnxDecoder:
     position to spare.
     """
 
-    def __init__(self, bundle: Bundle, graph: LlmGraph) -> None:
+    def __init__(self, bundle: Bundle, graph: LlmGraph, limits: Limits | None = None) -> None:
         self._spec = spec = bundle.manifest.llm
         self._dtype: Any = np.dtype(bundle.onnx_weights.dtype)
         self.embed = EmbeddingTable(bundle, spec.embedding)
         self._graph = graph
         self._pool = KVPool(spec.layers, spec.kv_heads, spec.head_dim, self._dtype, spec.max_length)
+        self._budget = CacheBudget.of(spec, self._dtype.itemsize, limits)
         self._round = threading.RLock()
 
     @classmethod
-    def load(cls, bundle: Bundle, device: Device, threads: int) -> "OnnxDecoder":
+    def load(cls, bundle: Bundle, device: Device, threads: int, limits: Limits | None = None) -> "OnnxDecoder":
         """The decoder of a bundle.
 
         Raises:
             BundleError: it has no weights for ONNX Runtime, or this does not take its graph.
         """
-        return cls(bundle, SessionGraph(load_graph(bundle, "llm", device, threads), device))
+        return cls(bundle, SessionGraph(load_graph(bundle, "llm", device, threads), device), limits)
 
     @property
     def max_length(self) -> int:
@@ -105,9 +108,21 @@ class OnnxDecoder:
         return self._spec.max_length
 
     def open(self, count: int, capacity: int) -> Lease[Slot]:
-        """`count` neighbouring empty slots with room for `capacity` positions each."""
+        """`count` neighbouring empty slots with room for `capacity` positions each.
+
+        Raises:
+            CapacityError: no slot has so many positions, or the limits so much memory left.
+        """
         check_capacity(self.max_length, capacity)
-        return self._pool.lease(count, capacity)
+        positions = count * (capacity + 1)  # one to spare
+        self._budget.take(positions)
+        lease = self._pool.lease(count, capacity)
+
+        def give_back(_: Sequence[Slot]) -> None:
+            lease.close()
+            self._budget.give_back(positions)
+
+        return Lease(lease.slots, give_back)
 
     def forward(self, chunks: Sequence[Chunk[Slot]]) -> list[F32]:
         """One round: see `runtime.decoder.Decoder`."""
@@ -138,7 +153,7 @@ class OnnxDecoder:
 
     def describe(self) -> DecoderReport:
         """What runs the graph."""
-        return self._graph.describe()
+        return replace(self._graph.describe(), cache_bytes=self._pool.bytes)
 
     def _run_all(self, chunks: Sequence[Chunk[Slot]], embeds: Sequence[F32]) -> list[F32]:
         logits: list[F32] = [np.empty((0, self._spec.vocab_size), np.float32)] * len(chunks)

@@ -214,6 +214,22 @@ def test_answer_beyond_the_kv_cache(tiny_engine: Engine, speech: Path) -> None:
         heard.ask(task="asr", config=GenerationConfig(max_new_tokens=2048))
 
 
+def test_answer_beyond_the_memory_for_keys_and_values(tiny_bundle: Path, speech: Path) -> None:
+    """What a request may need at most is refused before it begins; what is open counts, until it ends."""
+    engine = Engine.load(tiny_bundle, limits=Limits(max_cache_mib=1))
+    large = GenerationConfig(num_beams=16, max_new_tokens=1500)
+    small = GenerationConfig(max_new_tokens=4)
+    refusal = r"may need \d+\.\d MiB of keys and values, (.*) of 1\.0 MiB are free: .*Limits\(max_cache_mib"
+    for _ in range(2):
+        with pytest.raises(CapacityError, match=refusal) as refused:
+            engine.generate(speech, task="asr", config=large)
+        assert "1.0 of 1.0 MiB are free" in str(refused.value)
+        assert engine.generate(speech, task="asr", config=small).token_ids
+    with engine.listen(speech), pytest.raises(CapacityError, match=refusal) as refused:
+        engine.generate(speech, task="asr", config=large)
+    assert "1.0 of 1.0 MiB are free" not in str(refused.value)
+
+
 def test_too_many_beams(tiny_engine: Engine, speech: Path) -> None:
     with pytest.raises(ConfigError, match=r"num_beams is 17, the limit is 16: .*Limits\(max_beams"):
         tiny_engine.generate(speech, task="asr", config=GenerationConfig(num_beams=17))
@@ -385,6 +401,8 @@ def test_report_is_what_runs(tiny_bundle: Path) -> None:
     files = [
         path for path in tiny_bundle.rglob("*") if path.is_file() and path.name not in ("bundle.json", "README.md")
     ]
+    assert report.huge_page_bytes is None
+    assert report.cache_bytes == 0
     assert report.bundle_bytes == sum(path.stat().st_size for path in files)
 
 

@@ -17,6 +17,7 @@ from salmonrun.kernels.cpu import load_native
 from salmonrun.kernels.formats import dequantize_nf4_t16, quantize_nf4_t16
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import NATIVE_PAGE, Bundle
+from salmonrun.runtime.config import Limits
 from salmonrun.runtime.decoder import Chunk, prefill, step, verify
 from salmonrun.runtime.decoders import choose
 from salmonrun.runtime.decoders.native_decoder import NativeDecoder
@@ -169,6 +170,25 @@ def test_the_report_says_what_runs(base: Native) -> None:
     report = choose(base.bundle, "auto", "cpu", 2).describe()
     assert (report.name, report.device, report.threads) == ("native", "cpu", 2)
     assert report.instruction_set == load_native().instruction_sets()[0]
+    assert report.cache_bytes == 0
+    assert (report.huge_page_bytes is None) == (not Path("/proc/self/smaps").exists())
+
+
+def test_memory_for_keys_and_values_is_bounded(base: Native) -> None:
+    """Sequences have whole pages; all that are open may be filled to their ends, within the limit."""
+    llm = base.bundle.manifest.llm
+    page = 64 * 2 * 2 * llm.layers * llm.kv_heads * llm.head_dim
+    decoder = NativeDecoder.load(base.bundle, 1, limits=Limits(max_cache_mib=1))
+    count = 2**20 // page
+    leases = [decoder.open(1, 1 + 63 * (i % 2)) for i in range(count)]
+    with pytest.raises(CapacityError, match=r"0\.\d of 1\.0 MiB are free"):
+        decoder.open(1, 1)
+    for lease in leases:
+        step(decoder, lease.slots, [1])
+    assert decoder.describe().cache_bytes <= 2 * 2**20  # slabs of one huge page
+    leases.pop().close()
+    with decoder.open(1, 64):
+        pass
 
 
 def test_threads_of_the_caller_take_turns(base: Native) -> None:

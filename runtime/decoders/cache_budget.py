@@ -1,0 +1,51 @@
+"""How much memory keys and values may take: asked for when slots are opened, so that no answer ends for want of it."""
+
+import threading
+
+from salmonrun.runtime.config import Limits
+from salmonrun.runtime.errors import CapacityError
+from salmonrun.runtime.manifest import LlmSpec
+
+
+class CacheBudget:
+    """What open slots may come to take together, in bytes.
+
+    A slot counts with all positions it may have, also where sequences share pages: what is promised can be kept.
+    """
+
+    def __init__(self, position_bytes: int, limit: int | None) -> None:
+        self._position_bytes = position_bytes
+        self._limit = limit
+        self._taken = 0
+        self._lock = threading.RLock()  # the collector may close a lease while this thread opens another
+
+    @classmethod
+    def of(cls, llm: LlmSpec, item_bytes: int, limits: Limits | None) -> "CacheBudget":
+        """That of an LLM whose keys and values are numbers of so many bytes."""
+        limit = limits.max_cache_mib if limits else None
+        position_bytes = 2 * llm.layers * llm.kv_heads * llm.head_dim * item_bytes
+        return cls(position_bytes, None if limit is None else limit * 2**20)
+
+    def take(self, positions: int) -> None:
+        """Reserve memory of so many positions.
+
+        Raises:
+            CapacityError: there is not so much left.
+        """
+        size = positions * self._position_bytes
+        with self._lock:
+            if self._limit is not None and self._taken + size > self._limit:
+                needed, free, all_there_is = (
+                    f"{count / 2**20:.1f}" for count in (size, self._limit - self._taken, self._limit)
+                )
+                raise CapacityError(
+                    f"prompt and answer may need {needed} MiB of keys and values, {free} of {all_there_is} MiB are "
+                    "free: lower max_new_tokens or num_beams, wait for other requests, or load the engine with a "
+                    "larger Limits(max_cache_mib=...)"
+                )
+            self._taken += size
+
+    def give_back(self, positions: int) -> None:
+        """What was taken before."""
+        with self._lock:
+            self._taken -= positions * self._position_bytes
