@@ -220,6 +220,14 @@ class Nf4Linear:
         return out if self.bias is None else out + self.bias
 
 
+def cached(x: F32, dtype: type[np.float16 | np.int8 | np.float32]) -> F32:
+    """What the cache makes of keys or values [n, heads, head_dim]; int8 has a scale for each head and position."""
+    if dtype is not np.int8:
+        return x.astype(dtype).astype(np.float32)
+    values, scales = quantize_activations(x.reshape(-1, x.shape[-1]), x.shape[-1])
+    return (values.astype(np.float32) * scales).reshape(x.shape)
+
+
 def attend(q: F32, keys: F32, values: F32, visible: npt.NDArray[np.bool_]) -> F32:
     """Queries of one sequence over its positions.
 
@@ -324,7 +332,7 @@ class Model:
     kv_heads: int
     head_dim: int
     eps: float
-    cache_dtype: type[np.float16 | np.float32] = np.float16  # of keys and values; float32 proves the rest of the graph
+    cache_dtype: type[np.float16 | np.int8 | np.float32] = np.float16  # float32 proves the rest of the graph
 
     def logits(self, embeds: F32) -> F32:
         """After each position of one sequence: [n, dim] to [n, vocab]. Whole or in parts: the same bits."""
@@ -343,7 +351,7 @@ class Model:
             q, k = rms_norm(q, layer.q_norm, self.eps), rms_norm(k, layer.k_norm, self.eps)
         cos, sin = self.cos[: len(x), None], self.sin[: len(x), None]
         q = rotate(q, cos, sin) * np.float32(self.head_dim**-0.5)
-        keys, values = (part.astype(self.cache_dtype).astype(np.float32) for part in (rotate(k, cos, sin), v))
+        keys, values = (cached(part, self.cache_dtype) for part in (rotate(k, cos, sin), v))
         places = np.arange(len(x))
         distance = places[:, None] - places  # of each position behind each query
         visible = (distance >= 0) & (distance < (layer.window or len(x)))

@@ -12,6 +12,8 @@ MAX_LENGTH_PENALTY = 10  # an exponent on the length: beyond this float32 scores
 SPEECH_PLACEHOLDER = "<SpeechHere>"
 SILENCE_DBFS = -80.0  # a recording, or a channel of it, whose peak is below this is silent
 
+KvCacheType = Literal["fp16", "int8"]  # what the native decoder keeps keys and values as
+
 
 @dataclass(frozen=True)
 class AudioConfig:

@@ -13,7 +13,7 @@ from salmonrun.runtime.audio import SAMPLE_RATE, Audio, AudioSource
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.channel import Channel
 from salmonrun.runtime.checks import checked
-from salmonrun.runtime.config import GenerationConfig, Limits
+from salmonrun.runtime.config import GenerationConfig, KvCacheType, Limits
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.decoders import DecoderName
 from salmonrun.runtime.errors import ClosedError
@@ -53,6 +53,7 @@ class Engine:
         threads: int | None = None,
         verify: bool = True,
         limits: Limits | None = None,
+        kv_cache: KvCacheType = "fp16",
     ) -> "Engine":
         """Open, check and load a bundle.
 
@@ -63,14 +64,17 @@ class Engine:
             threads: for each graph, at most the cores this process may use; None for all of them.
             verify: hash every file first.
             limits: what to refuse.
+            kv_cache: what the native decoder keeps keys and values as; "int8" takes little more than half the memory,
+                for an error that docs/performance.md has. The onnx decoder's are as its graph has them.
 
         Raises:
             BundleError: the bundle is damaged, of a newer format, or cannot be loaded.
-            ConfigError: an argument of another type, no such decoder, or threads that there are no cores for.
+            ConfigError: an argument of another type, no such decoder, threads that there are no cores for, or
+                `kv_cache="int8"` where the native decoder does not run.
             DeviceError: the device is not there; nothing falls back in silence.
         """
         started = time.perf_counter()
-        model = Model.load(path, device, decoder, threads, verify, limits or Limits())
+        model = Model.load(path, device, decoder, threads, verify, limits or Limits(), kv_cache)
         what = describe(model)
         LOGGER.info(
             "loaded %s (%s) in %.2f s: decoder %s on %s, %d threads, onnxruntime %s",

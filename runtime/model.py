@@ -9,7 +9,7 @@ from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import Audio, AudioSource, load_audio
 from salmonrun.runtime.bundle import Bundle, open_bundle
 from salmonrun.runtime.channel import Channel
-from salmonrun.runtime.config import GenerationConfig, Limits
+from salmonrun.runtime.config import GenerationConfig, KvCacheType, Limits
 from salmonrun.runtime.cores import thread_count
 from salmonrun.runtime.decoder import Decoder, check_capacity
 from salmonrun.runtime.decoders import DecoderName, choose
@@ -47,12 +47,14 @@ class Model:
         threads: int | None,
         verify: bool,
         limits: Limits,
+        kv_cache: KvCacheType,
     ) -> "Model":
         """Open, check and load a bundle; see `Engine.load`."""
         count = thread_count(threads)
         bundle = open_bundle(path, verify)
         where = resolve_device(device, bundle.manifest.target)
-        return cls(bundle, AudioEncoder(bundle, where, count), choose(bundle, decoder, where, count, limits), limits)
+        chosen = choose(bundle, decoder, where, count, limits, kv_cache)
+        return cls(bundle, AudioEncoder(bundle, where, count), chosen, limits)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from salmonrun.export.weights.native import native_weights, write_native
 from salmonrun.runtime import Engine
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.config import KvCacheType
 from salmonrun.runtime.decoder import Chunk, prefill, step
 from salmonrun.runtime.manifest import NativeWeights
 from salmonrun.training.checkpoint import Checkpoint, open_checkpoint
@@ -50,18 +51,21 @@ class Format:
 
     weights: NativeWeights
     calibrated: bool = False
+    kv_cache: KvCacheType = "fp16"
 
     @property
     def name(self) -> str:
         """Its first cell."""
         rounding = "" if self.weights.precision == "int8" else ", calibrated" if self.calibrated else ", nearest"
-        return f"{self.weights.precision}{rounding}"
+        cache = "" if self.kv_cache == "fp16" else f", keys and values in {self.kv_cache}"
+        return f"{self.weights.precision}{rounding}{cache}"
 
 
 def formats() -> Iterator[Format]:
     """The rows of the table."""
     int8, int4 = native_weights("int8"), native_weights("int4")
     yield Format(int8)
+    yield Format(int8, kv_cache="int8")
     yield Format(replace(int8, block=128, activation_block=128))
     blocks = (int4, replace(int4, block=64, activation_block=64), replace(int4, block=128, activation_block=128))
     for calibrated in (False, True):
@@ -70,6 +74,7 @@ def formats() -> Iterator[Format]:
     yield Format(replace(int4, activation_block=256), calibrated=True)
     yield Format(replace(int4, block=128, activation_block=256), calibrated=True)
     yield Format(replace(int4, lm_head="int4"), calibrated=True)
+    yield Format(blocks[1], calibrated=True, kv_cache="int8")
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def measure(
             with Progress(1, show=False) as progress:
                 tensors[kind] = rounded_llm(source, calibration, scratch, progress, kind)
         _rewrite(source, bundle, form.weights, tensors[kind], options)
-        found[form] = _judge(bundle, speech, [row.numpy() for row in rows], expected)
+        found[form] = _judge(bundle, form.kv_cache, speech, [row.numpy() for row in rows], expected)
     return found
 
 
@@ -133,8 +138,8 @@ def _rewrite(
     write_manifest(replace(manifest, llm=llm, files=list_files(bundle)), bundle)
 
 
-def _judge(bundle: Path, speech: Sequence[Entry], rows: Sequence[F32], expected: F32) -> Found:
-    with Engine.load(bundle, decoder="native", verify=False) as engine:
+def _judge(bundle: Path, kv_cache: KvCacheType, speech: Sequence[Entry], rows: Sequence[F32], expected: F32) -> Found:
+    with Engine.load(bundle, decoder="native", verify=False, kv_cache=kv_cache) as engine:
         got = np.stack([_logits(engine, row) for row in rows])
         audio = engine.bundle.manifest.audio
         errors = words = 0

@@ -93,11 +93,15 @@ Mixture make_mixture(const Floats& router, const std::vector<Mlp>& experts, int 
 }
 
 void make_model(Model* self, const std::vector<Layer>& layers, const Floats& norm, const Matrix& head, const Floats& cos,
-                const Floats& sin, int heads, int kv_heads, int head_dim, float eps, const std::string& name, int threads) {
+                const Floats& sin, int heads, int kv_heads, int head_dim, float eps, const std::string& name, int threads,
+                int cache_bits) {
+  if (cache_bits != 8 && cache_bits != 16)
+    throw std::invalid_argument("a cache of " + std::to_string(cache_bits) + " bits; expected 8 or 16");
   if (threads < 1) throw std::invalid_argument(std::to_string(threads) + " threads; expected at least 1");
   Weights weights{layers, padded_vector(norm, head.columns(), "norm"), head, copy(span(cos)), copy(span(sin)),
                   heads,  kv_heads, head_dim, eps};
-  new (self) Model(std::move(weights), instruction_set(name), threads);
+  new (self) Model(std::move(weights), instruction_set(name), threads,
+                   cache_bits == 8 ? CacheNumber::byte : CacheNumber::half);
 }
 
 void forward(Model& model, const Array<const std::int32_t>& chunks, const Floats& embeds, const Array<float>& logits) {
@@ -184,6 +188,12 @@ void to_half(const Operations& operations, const Array<float>& x, const Array<st
   operations.to_half(x.data(), out.data(), whole_lanes(x));
 }
 
+float to_bytes(const Operations& operations, const Array<float>& x, const Array<std::int8_t>& out) {
+  const FloatMode mode;
+  require(x.size() == out.size(), "x and out: expected the same size");
+  return operations.to_bytes(x.data(), out.data(), whole_lanes(x));
+}
+
 std::vector<std::string> names() {
   std::vector<std::string> found;
   for (const Operations* one : instruction_sets()) found.emplace_back(one->name);
@@ -224,7 +234,8 @@ NB_MODULE(_native, module) {
            "k_norm"_a = nb::none(), "window"_a = nb::none());
   nb::class_<Model>(module, "Model")
       .def("__init__", &make_model, nb::kw_only(), "layers"_a, "norm"_a, "head"_a, "cos"_a, "sin"_a, "heads"_a,
-           "kv_heads"_a, "head_dim"_a, "eps"_a, "instruction_set"_a, "threads"_a)
+           "kv_heads"_a, "head_dim"_a, "eps"_a, "instruction_set"_a, "threads"_a,
+           "cache_bits"_a = 16)
       .def("open", [](Model& model) { return model.cache().open(); })
       .def("close", [](Model& model, int sequence) { model.cache().close(sequence); })
       .def("length", [](Model& model, int sequence) { return model.cache().length(sequence); })
@@ -245,5 +256,6 @@ NB_MODULE(_native, module) {
       .def("dot", &dot)
       .def("softmax", &softmax)
       .def("add_scaled", &add_scaled)
-      .def("to_half", &to_half);
+      .def("to_half", &to_half)
+      .def("to_bytes", &to_bytes);
 }

@@ -54,10 +54,10 @@ void PagePool::release(int page) {
   slabs_.clear();
 }
 
-std::uint16_t* PagePool::data(int page) const {
+std::uint8_t* PagePool::data(int page) const {
   const std::size_t index = static_cast<std::size_t>(page);
   auto* slab = static_cast<std::uint8_t*>(slabs_[index / pages_a_slab_].get());
-  return reinterpret_cast<std::uint16_t*>(slab + index % pages_a_slab_ * page_bytes_);
+  return slab + index % pages_a_slab_ * page_bytes_;
 }
 
 std::size_t PagePool::bytes() const {
@@ -111,7 +111,7 @@ void KVCache::prepare(int sequence, int end) {
   const std::size_t last = static_cast<std::size_t>(found.length / page_size);  // the page the next position is in
   if (found.length % page_size && end > found.length && pool_.shared(found.pages[last])) {
     const int copy = pool_.take();
-    std::memcpy(pool_.data(copy), pool_.data(found.pages[last]), shape_.page_halves() * sizeof(std::uint16_t));
+    std::memcpy(pool_.data(copy), pool_.data(found.pages[last]), shape_.page_bytes());
     pool_.release(found.pages[last]);
     found.pages[last] = copy;
   }

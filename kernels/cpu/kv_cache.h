@@ -1,4 +1,4 @@
-// Keys and values of sequences in float16, in pages of 64 positions that sequences may share.
+// Keys and values of sequences, in pages of 64 positions that sequences may share.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,16 @@ namespace salmonrun {
 
 struct CacheShape {
   int layers, kv_heads, head_dim;
+  CacheNumber number;
 
-  // A page holds for each layer and KV head: keys [4][head_dim][16 positions], values [64][head_dim].
-  std::size_t head_halves() const { return std::size_t{2} * page_size * static_cast<std::size_t>(head_dim); }
-  std::size_t page_halves() const {
-    return head_halves() * static_cast<std::size_t>(layers) * static_cast<std::size_t>(kv_heads);
+  // A page holds for each layer and KV head what AttentionTask says of it.
+  std::size_t head_bytes() const {
+    const std::size_t numbers = std::size_t{2} * page_size * static_cast<std::size_t>(head_dim);
+    if (number == CacheNumber::half) return numbers * sizeof(std::uint16_t);
+    return numbers + 2 * page_size * sizeof(float);
+  }
+  std::size_t page_bytes() const {
+    return head_bytes() * static_cast<std::size_t>(layers) * static_cast<std::size_t>(kv_heads);
   }
 };
 
@@ -29,7 +34,7 @@ class PagePool {
   void hold(int page) { ++holders_[static_cast<std::size_t>(page)]; }
   void release(int page);
   bool shared(int page) const { return holders_[static_cast<std::size_t>(page)] > 1; }
-  std::uint16_t* data(int page) const;
+  std::uint8_t* data(int page) const;
   std::size_t bytes() const;  // reserved
 
  private:
@@ -48,7 +53,7 @@ class PagePool {
 
 class KVCache {
  public:
-  explicit KVCache(const CacheShape& shape) : shape_(shape), pool_(shape.page_halves() * sizeof(std::uint16_t)) {}
+  explicit KVCache(const CacheShape& shape) : shape_(shape), pool_(shape.page_bytes()) {}
 
   // Sequences have numbers that are never used again; a number that is not open throws std::out_of_range.
   int open();
@@ -62,8 +67,8 @@ class KVCache {
   void prepare(int sequence, int end);
   const std::vector<int>& pages(int sequence) const { return sequences_.at(sequence).pages; }
 
-  std::uint16_t* head(int page, int layer, int kv_head) const {
-    return pool_.data(page) + static_cast<std::size_t>(layer * shape_.kv_heads + kv_head) * shape_.head_halves();
+  std::uint8_t* head(int page, int layer, int kv_head) const {
+    return pool_.data(page) + static_cast<std::size_t>(layer * shape_.kv_heads + kv_head) * shape_.head_bytes();
   }
   const CacheShape& shape() const { return shape_; }
   std::size_t bytes() const { return pool_.bytes(); }

@@ -25,10 +25,10 @@ float* row_of(Buffer<float>& buffer, int row, int stride) { return buffer.data()
 
 }  // namespace
 
-Model::Model(Weights weights, const Operations& operations, int threads)
+Model::Model(Weights weights, const Operations& operations, int threads, CacheNumber cache)
     : weights_((weights.check(), std::move(weights))),
       operations_(operations),
-      cache_({static_cast<int>(weights_.layers.size()), weights_.kv_heads, weights_.head_dim}),
+      cache_({static_cast<int>(weights_.layers.size()), weights_.kv_heads, weights_.head_dim, cache}),
       pool_(threads),
       dim_(padded(weights_.dim())),
       heads_stride_(padded(weights_.heads * weights_.head_dim)),
@@ -159,19 +159,37 @@ void Model::rotate_and_store(const Layer& layer, int index, const Row& row, int 
   };
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
   for (int h = 0; h < weights_.heads; ++h) turn(row_of(q_, i, heads_stride_) + h * head_dim, layer.q_norm, scale);
-  const int page = cache_.pages(row.sequence)[static_cast<std::size_t>(row.position / page_size)];
-  const int place = row.position % page_size, strip = place / lanes;
   for (int h = 0; h < weights_.kv_heads; ++h) {
     float* key = row_of(k_, i, kv_stride_) + h * head_dim;
     turn(key, layer.k_norm, 1.0f);
-    std::uint16_t* keys = cache_.head(page, index, h);
-    std::uint16_t* values = keys + size(page_size, head_dim);
+    store(index, row, h, key, row_of(v_, i, kv_stride_) + h * head_dim);
+  }
+}
+
+// A key and a value to their places: see AttentionTask.
+void Model::store(int index, const Row& row, int kv_head, const float* key, const float* value) {
+  const int head_dim = weights_.head_dim, place = row.position % page_size;
+  const int page = cache_.pages(row.sequence)[static_cast<std::size_t>(row.position / page_size)];
+  std::uint8_t* head = cache_.head(page, index, kv_head);
+  const auto scatter = [&](auto* keys, const auto* numbers, int d) {  // of d .. d + 15
+    const int strip = place / lanes;
+    for (int lane = 0; lane < lanes; ++lane) keys[(strip * head_dim + d + lane) * lanes + place % lanes] = numbers[lane];
+  };
+  if (cache_.shape().number == CacheNumber::half) {
+    auto* keys = reinterpret_cast<std::uint16_t*>(head);
     for (int d = 0; d < head_dim; d += lanes) {
       std::uint16_t halves[lanes];
       operations_.to_half(key + d, halves, lanes);
-      for (int lane = 0; lane < lanes; ++lane) keys[(strip * head_dim + d + lane) * lanes + place % lanes] = halves[lane];
+      scatter(keys, halves, d);
     }
-    operations_.to_half(row_of(v_, i, kv_stride_) + h * head_dim, values + size(place, head_dim), head_dim);
+    operations_.to_half(value, keys + size(page_size + place, head_dim), head_dim);
+  } else {
+    auto* keys = reinterpret_cast<std::int8_t*>(head);
+    auto* scales = reinterpret_cast<float*>(keys + 2 * size(page_size, head_dim));
+    std::int8_t* values = keys + size(page_size + place, head_dim);
+    scales[place] = operations_.to_bytes(key, values, head_dim);  // whose value takes their place below
+    for (int d = 0; d < head_dim; d += lanes) scatter(keys, values + d, d);
+    scales[page_size + place] = operations_.to_bytes(value, values, head_dim);
   }
 }
 
@@ -187,14 +205,14 @@ void Model::attend(const Layer& layer, int index, const std::vector<Row>& rows) 
     const int kv_head = i / count, r = i % count;  // neighbours read the same keys and values
     const Row& row = rows[static_cast<std::size_t>(r)];
     const int first = layer.window ? std::max(0, row.position + 1 - layer.window) : 0;
-    const std::uint16_t** heads = pages_.data() + size(pages, thread);
+    const std::uint8_t** heads = pages_.data() + size(pages, thread);
     const std::vector<int>& sequence = cache_.pages(row.sequence);
     for (int p = first / page_size; p <= row.position / page_size; ++p)
       heads[p] = cache_.head(sequence[static_cast<std::size_t>(p)], index, kv_head);
     const int offset = kv_head * group * head_dim;
     operations_.attend({row_of(q_, r, heads_stride_) + offset, row_of(attended_, r, heads_stride_) + offset, heads,
-                        scores_.data() + scores_stride * static_cast<std::size_t>(thread), group, head_dim, first,
-                        row.position});
+                        scores_.data() + scores_stride * static_cast<std::size_t>(thread), cache_.shape().number, group,
+                        head_dim, first, row.position});
   });
 }
 

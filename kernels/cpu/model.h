@@ -33,7 +33,7 @@ class Buffer {
 
 class Model {
  public:
-  Model(Weights weights, const Operations& operations, int threads);
+  Model(Weights weights, const Operations& operations, int threads, CacheNumber cache);
 
   // Appends each chunk to its sequence. `embeds` [positions of all chunks][dim], `logits` [all that are wanted][vocab].
   // Throws std::out_of_range for a sequence that is not open, std::invalid_argument for one that would be too long, or a
@@ -66,6 +66,7 @@ class Model {
   void run_layer(int index, std::vector<Row>& rows);
   void attention(int index, std::vector<Row>& rows);
   void rotate_and_store(const Layer& layer, int index, const Row& row, int i);
+  void store(int index, const Row& row, int kv_head, const float* key, const float* value);
   void attend(const Layer& layer, int index, const std::vector<Row>& rows);
   void keep_wanted(std::vector<Row>& rows);
   void feed_forward(const Layer& layer, int rows);
@@ -97,7 +98,7 @@ class Model {
   Buffer<float> value_scales_, floats_;
   Buffer<std::int32_t> starts_;
   Buffer<std::uint8_t> unpacked_;
-  Buffer<const std::uint16_t*> pages_;
+  Buffer<const std::uint8_t*> pages_;
   std::vector<Choice> choices_;  // of a mixture: [rows][per_token]
   std::vector<int> sources_;     // whose row each row of its experts is
 };

@@ -56,15 +56,20 @@ struct ActivationsView {
   }
 };
 
-// The keys and values of one KV head in one page: keys as [4][head_dim][16 positions], values as [64][head_dim].
+// What keys and values are kept as: float16, or signed bytes with a scale for each position of a head.
+enum class CacheNumber { half, byte };
+
+// The keys and values of one KV head in one page: keys as [4][head_dim][16 positions], values as [64][head_dim]; behind bytes
+// the scales, in float32: [64] of the keys, [64] of the values.
 struct AttentionTask {
-  const float* q;                       // [group][head_dim], rotated and scaled
-  float* out;                           // [group][head_dim]
-  const std::uint16_t* const* pages;    // of each page, where this head's keys begin; its values lie behind them
-  float* scores;                        // [group][64 pages], scratch
-  int group;                            // query heads that share the KV head
-  int head_dim;                         // a multiple of 16
-  int first, last;                      // positions seen
+  const float* q;                    // [group][head_dim], rotated and scaled
+  float* out;                        // [group][head_dim]
+  const std::uint8_t* const* pages;  // of each page, where this head's keys begin
+  float* scores;                     // [group][64 pages], scratch
+  CacheNumber number;
+  int group;        // query heads that share the KV head
+  int head_dim;     // a multiple of 16
+  int first, last;  // positions seen
 };
 
 struct Operations {
@@ -85,6 +90,7 @@ struct Operations {
   void (*rotate)(float* x, const float* cos, const float* sin, int head_dim, float factor);
 
   void (*to_half)(const float* x, std::uint16_t* out, int n);  // n: whole lanes
+  float (*to_bytes)(const float* x, std::int8_t* out, int n);  // the scale, from -127 to 127 times it; n: whole lanes
   void (*silu_mul)(float* gate, const float* up, int n);       // in place; n: whole lanes
   void (*exp)(float* x, int n);                                // in place; n: whole lanes
   void (*attend)(const AttentionTask& task);

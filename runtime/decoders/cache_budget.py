@@ -20,11 +20,10 @@ class CacheBudget:
         self._lock = threading.RLock()  # the collector may close a lease while this thread opens another
 
     @classmethod
-    def of(cls, llm: LlmSpec, item_bytes: int, limits: Limits | None) -> "CacheBudget":
-        """That of an LLM whose keys and values are numbers of so many bytes."""
+    def of(cls, llm: LlmSpec, head_bytes: int, limits: Limits | None) -> "CacheBudget":
+        """That of an LLM whose keys, and whose values, take so many bytes for each head and position."""
         limit = limits.max_cache_mib if limits else None
-        position_bytes = 2 * llm.layers * llm.kv_heads * llm.head_dim * item_bytes
-        return cls(position_bytes, None if limit is None else limit * 2**20)
+        return cls(2 * llm.layers * llm.kv_heads * head_bytes, None if limit is None else limit * 2**20)
 
     def take(self, positions: int) -> None:
         """Reserve memory of so many positions.

@@ -13,7 +13,7 @@ import numpy as np
 
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import Bundle
-from salmonrun.runtime.config import Limits
+from salmonrun.runtime.config import KvCacheType, Limits
 from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity, check_room, inputs_of
 from salmonrun.runtime.decoders.cache_budget import CacheBudget
 from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from salmonrun.kernels.cpu import _native
 
 PAGE = 64  # positions: `page_size` in kernels/cpu/operations.h
-HALF = 2  # bytes
+SCALE = 4  # bytes, of keys or values of a head in int8
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class NativeSlot:
 class NativeDecoder:
     """Satisfies `runtime.decoder.Decoder`. Rounds do not overlap."""
 
-    def __init__(self, bundle: Bundle, model: "_native.Model", limits: Limits | None = None) -> None:
+    def __init__(self, bundle: Bundle, model: "_native.Model", limits: Limits | None, kv_cache: KvCacheType) -> None:
         spec = bundle.manifest.llm
         self.embed = EmbeddingTable(bundle, spec.embedding)
         native = spec.weights.native
@@ -48,13 +48,18 @@ class NativeDecoder:
         self._max_length = spec.max_length
         self._model = model
         self._open: set[int] = set()  # sequences
-        self._budget = CacheBudget.of(spec, HALF, limits)
+        self._budget = CacheBudget.of(spec, spec.head_dim + SCALE if kv_cache == "int8" else 2 * spec.head_dim, limits)
         # The extension takes one call at a time; the collector may close a lease while this thread is about to call it.
         self._round = threading.RLock()
 
     @classmethod
     def load(
-        cls, bundle: Bundle, threads: int, instruction_set: str | None = None, limits: Limits | None = None
+        cls,
+        bundle: Bundle,
+        threads: int,
+        instruction_set: str | None = None,
+        limits: Limits | None = None,
+        kv_cache: KvCacheType = "fp16",
     ) -> "NativeDecoder":
         """The decoder of a bundle.
 
@@ -63,13 +68,14 @@ class NativeDecoder:
             threads: to compute with.
             instruction_set: one that the processor has; None: the fastest.
             limits: the engine's; None: keys and values may take any memory.
+            kv_cache: what keys and values are kept as.
 
         Raises:
             BundleError: it has no weights for the native decoder, or they are not as the manifest says.
             MissingExtraError: the kernels were not built.
         """
         name = instruction_set or kernels().instruction_sets()[0]
-        return cls(bundle, load_model(bundle, name, threads), limits)
+        return cls(bundle, load_model(bundle, name, threads, 8 if kv_cache == "int8" else 16), limits, kv_cache)
 
     @property
     def max_length(self) -> int:

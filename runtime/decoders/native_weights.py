@@ -31,7 +31,7 @@ def kernels() -> ModuleType:
         raise MissingExtraError(str(error)) from error
 
 
-def load_model(bundle: Bundle, instruction_set: str, threads: int) -> "_native.Model":
+def load_model(bundle: Bundle, instruction_set: str, threads: int, cache_bits: int) -> "_native.Model":
     """The extension's model, its matrices where the file is mapped.
 
     Raises:
@@ -59,6 +59,7 @@ def load_model(bundle: Bundle, instruction_set: str, threads: int) -> "_native.M
             eps=llm.eps,
             instruction_set=instruction_set,
             threads=threads,
+            cache_bits=cache_bits,
         )
     except BundleError:  # a ValueError, too, and complete
         raise

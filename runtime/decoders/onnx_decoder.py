@@ -90,7 +90,7 @@ class OnnxDecoder:
         self.embed = EmbeddingTable(bundle, spec.embedding)
         self._graph = graph
         self._pool = KVPool(spec.layers, spec.kv_heads, spec.head_dim, self._dtype, spec.max_length)
-        self._budget = CacheBudget.of(spec, self._dtype.itemsize, limits)
+        self._budget = CacheBudget.of(spec, spec.head_dim * self._dtype.itemsize, limits)
         self._round = threading.RLock()
 
     @classmethod

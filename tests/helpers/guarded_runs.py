@@ -18,6 +18,7 @@ from tests.helpers.native_llms import NativeModel, Shape, native_matrix, random_
 
 SHAPES = (
     Shape(max_length=140),
+    Shape(max_length=140, cache_bits=8),
     Shape(dim=16, intermediate=1, vocab=1, layers=1, heads=1, kv_heads=1, head_dim=16, max_length=70, bits=8),
     Shape(dim=64, heads=8, kv_heads=1, head_dim=64, block=128, activation_block=128, max_length=70, window=9),
     Shape(dim=256, intermediate=256, vocab=64, heads=7, kv_heads=7, head_dim=16, max_length=70, biases=False),

@@ -36,6 +36,7 @@ class Shape:
     window: int | None = None  # of odd layers
     experts: int = 0  # 0: none; of odd layers otherwise
     shared_expert: bool = False
+    cache_bits: Literal[8, 16] = 16
 
 
 def random_linear(
@@ -102,6 +103,7 @@ def random_model(shape: Shape, seed: int = 0) -> reference.Model:
         kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,
         eps=1e-5,
+        cache_dtype=np.int8 if shape.cache_bits == 8 else np.float16,
     )
 
 
@@ -133,7 +135,9 @@ class NativeModel:
     """The extension's model, with whole sequences as the unit."""
 
     def __init__(self, model: reference.Model, instruction_set: str, threads: int) -> None:
-        self.native = load_native().Model(**parts_of(model), instruction_set=instruction_set, threads=threads)
+        bits = 8 if model.cache_dtype is np.int8 else 16
+        parts = parts_of(model)
+        self.native = load_native().Model(**parts, instruction_set=instruction_set, threads=threads, cache_bits=bits)
         self.vocab = len(model.logits(np.zeros((1, len(model.norm)), np.float32))[0])
 
     def forward(self, *chunks: tuple[int, F32, int]) -> list[F32]:

@@ -71,6 +71,10 @@ void compare_elementwise(const Operations& own, const Operations& portable) {
     own.to_half(x.data(), a.data(), static_cast<int>(x.size()));
     portable.to_half(x.data(), b.data(), static_cast<int>(x.size()));
     same(own.name, "to_half", a, b);
+    std::vector<std::int8_t> c(x.size()), d(x.size());
+    const Floats own_scale = {own.to_bytes(x.data(), c.data(), static_cast<int>(x.size()))};
+    same(own.name, "to_bytes", own_scale, {portable.to_bytes(x.data(), d.data(), static_cast<int>(x.size()))});
+    same(own.name, "to_bytes", c, d);
   }
 }
 
@@ -104,20 +108,31 @@ void compare_products(const Operations& own, const Operations& portable, int bit
   same(own.name, "product", found, expected);
 }
 
-void compare_attention(const Operations& own, const Operations& portable, int group, int head_dim, int first, int last) {
-  const int pages = last / page_size + 1;
-  std::vector<std::vector<std::uint16_t>> cache;
-  std::vector<const std::uint16_t*> at;
-  for (int i = 0; i < pages; ++i) {
-    const Floats values = floats(std::size_t{2} * page_size * head_dim);
-    cache.emplace_back(values.size());
-    portable.to_half(values.data(), cache.back().data(), static_cast<int>(values.size()));
+std::vector<std::uint8_t> cache_page(const Operations& portable, CacheNumber number, int head_dim) {
+  const Floats values = floats(std::size_t{2} * page_size * head_dim), scales = floats(2 * page_size);
+  if (number == CacheNumber::half) {
+    std::vector<std::uint16_t> halves(values.size());
+    portable.to_half(values.data(), halves.data(), static_cast<int>(values.size()));
+    const auto* begin = reinterpret_cast<const std::uint8_t*>(halves.data());
+    return {begin, begin + halves.size() * sizeof(std::uint16_t)};
   }
+  std::vector<std::uint8_t> page = bytes(values.size());
+  const auto* begin = reinterpret_cast<const std::uint8_t*>(scales.data());
+  page.insert(page.end(), begin, begin + scales.size() * sizeof(float));
+  return page;
+}
+
+void compare_attention(const Operations& own, const Operations& portable, CacheNumber number, int group, int head_dim,
+                       int first, int last) {
+  const int pages = last / page_size + 1;
+  std::vector<std::vector<std::uint8_t>> cache;
+  std::vector<const std::uint8_t*> at;
+  for (int i = 0; i < pages; ++i) cache.push_back(cache_page(portable, number, head_dim));
   for (const auto& page : cache) at.push_back(page.data());
   const Floats q = floats(std::size_t(group) * head_dim);
   const auto run = [&](const Operations& set) {
     Floats out(std::size_t(group) * head_dim), scores(std::size_t(group) * pages * page_size);
-    set.attend({q.data(), out.data(), at.data(), scores.data(), group, head_dim, first, last});
+    set.attend({q.data(), out.data(), at.data(), scores.data(), number, group, head_dim, first, last});
     return out;
   };
   same(own.name, "attend", run(own), run(portable));
@@ -142,10 +157,11 @@ int main() {
             compare_products(*own, portable_operations, bits, block, block * scaled, 1, 32, rows);
           }
     for (const int group : {1, 2, 3, 7})
-      for (const int head_dim : {16, 48, 64, 128}) {
-        compare_attention(*own, portable_operations, group, head_dim, 0, 0);
-        compare_attention(*own, portable_operations, group, head_dim, 70, 200);
-      }
+      for (const int head_dim : {16, 48, 64, 128})
+        for (const CacheNumber number : {CacheNumber::half, CacheNumber::byte}) {
+          compare_attention(*own, portable_operations, number, group, head_dim, 0, 0);
+          compare_attention(*own, portable_operations, number, group, head_dim, 70, 200);
+        }
     std::printf("%s: %d results are those of portable\n", own->name, compared);
   }
 }

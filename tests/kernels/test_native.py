@@ -159,6 +159,18 @@ def test_half_precision(instruction_set: str) -> None:
         np.testing.assert_array_equal(found, x.astype(np.float16).view(np.uint16))
 
 
+@pytest.mark.parametrize("size", [16, 48, 128])
+def test_keys_and_values_as_bytes(instruction_set: str, size: int) -> None:
+    to_bytes = native.Operations.of(instruction_set).to_bytes
+    extremes = [np.zeros(size, np.float32), np.full(size, 1e-31, np.float32), normal(size, scale=1e30)]
+    for x in (*(normal(size, seed=seed) for seed in range(50)), *extremes):
+        found = np.empty(size, np.int8)
+        scale = np.float32(to_bytes(x.copy(), found))
+        values, scales = reference.quantize_activations(x[None], size)
+        np.testing.assert_array_equal(found, values[0])
+        assert scale == scales[0, 0]
+
+
 # The whole forward pass
 
 SHAPES = {
@@ -168,6 +180,7 @@ SHAPES = {
     "experts": Shape(experts=5),
     "nf4, experts": Shape(nf4=True, block=64, experts=4, shared_expert=True),
     "experts and a shared one, 8 bits": Shape(experts=19, shared_expert=True, bits=8, biases=False, layers=4),
+    "a cache of bytes": Shape(cache_bits=8, heads=7, kv_heads=1),
     "one kv head, blocks of 128": Shape(dim=64, heads=8, kv_heads=1, head_dim=64, block=128, activation_block=128),
 }
 

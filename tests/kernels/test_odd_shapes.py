@@ -72,6 +72,7 @@ SHAPES = {
     "seven heads": Shape(heads=7, kv_heads=7, head_dim=16, biases=False),
     "seven heads of one": Shape(heads=7, kv_heads=1, head_dim=32, head_norms=False),
     "five heads of each of three": Shape(heads=15, kv_heads=3, head_dim=16, layers=1, window=1),
+    "a cache of bytes": Shape(heads=7, kv_heads=7, head_dim=16, cache_bits=8),
     "a window of one position": Shape(window=1),
 }
 POSITIONS = 67  # more than a page

@@ -96,9 +96,23 @@ void to_half_row(const float* x, std::uint16_t* out, int n) {
 
 constexpr float smallest_activation = 1e-30f;  // a block of less counts as zeros: its inverse would not be finite
 
+// x [n], n whole lanes, as integers of `out` times what is returned.
+template <class V>
+float to_bytes_row(const float* x, std::int8_t* out, int n) {
+  using F = typename V::F;
+  F largest = V::set(0.0f);
+  for (int i = 0; i < n; i += lanes) largest = V::max(V::abs(V::load(x + i)), largest);
+  const float bound = max_lanes<V>(largest);
+  const F inverse = V::set(bound > smallest_activation ? 127.0f / bound : 0.0f);
+  for (int i = 0; i < n; i += lanes) {
+    const F scaled = V::round(V::mul(V::load(x + i), inverse));
+    V::store_bytes(out + i, V::min(V::max(scaled, V::set(-127.0f)), V::set(127.0f)));
+  }
+  return bound / 127.0f;
+}
+
 template <class V>
 void quantize_row(const float* x, const MatrixView& matrix, const ActivationsView& out, std::ptrdiff_t row) {
-  using F = typename V::F;
   if (matrix.nf4()) {
     for (int i = 0; i < matrix.columns; i += lanes) V::store(out.floats + row * out.float_stride + i, V::load(x + i));
     return;
@@ -108,15 +122,7 @@ void quantize_row(const float* x, const MatrixView& matrix, const ActivationsVie
   std::int32_t* starts = out.starts + row * out.start_stride;
   for (int begin = 0; begin < matrix.columns; begin += matrix.activation_block) {
     const int end = begin + matrix.activation_block < matrix.columns ? begin + matrix.activation_block : matrix.columns;
-    F largest = V::set(0.0f);
-    for (int i = begin; i < end; i += lanes) largest = V::max(V::abs(V::load(x + i)), largest);
-    const float bound = max_lanes<V>(largest);
-    const F inverse = V::set(bound > smallest_activation ? 127.0f / bound : 0.0f);
-    for (int i = begin; i < end; i += lanes) {
-      const F scaled = V::round(V::mul(V::load(x + i), inverse));
-      V::store_bytes(values + i, V::min(V::max(scaled, V::set(-127.0f)), V::set(127.0f)));
-    }
-    *scales++ = bound / 127.0f;
+    *scales++ = to_bytes_row<V>(x + begin, values + begin, end - begin);
   }
   const int zero_point = 1 << (matrix.bits - 1);
   for (int begin = 0; begin < matrix.columns; begin += matrix.block) {

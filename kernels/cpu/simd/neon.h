@@ -42,6 +42,14 @@ struct Neon {
   static void store_half(std::uint16_t* to, F x) {
     for (int i = 0; i < 4; ++i) vst1_u16(to + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(x.part[i])));
   }
+  static F load_signed(const std::int8_t* from) {
+    const int8x16_t bytes = vld1q_s8(from);
+    const int16x8_t words[] = {vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes))};
+    return make([&](int i) {
+      const int16x8_t half = words[i / 2];
+      return vcvtq_f32_s32(vmovl_s16(i % 2 ? vget_high_s16(half) : vget_low_s16(half)));
+    });
+  }
 
   static F add(F a, F b) {
     return make([&](int i) { return vaddq_f32(a.part[i], b.part[i]); });

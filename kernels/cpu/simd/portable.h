@@ -45,6 +45,9 @@ struct Portable {
   static void store_half(std::uint16_t* to, F x) {
     for (int i = 0; i < 16; ++i) to[i] = float_to_half(x.lane[i]);
   }
+  static F load_signed(const std::int8_t* from) {
+    return make([&](int i) { return static_cast<float>(from[i]); });
+  }
 
   static F add(F a, F b) {
     return make([&](int i) { return a.lane[i] + b.lane[i]; });
