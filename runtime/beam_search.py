@@ -99,7 +99,8 @@ def _advance(beams: _Beams, log_probs: F32, config: GenerationConfig, stop: Stop
     """Extend every beam by one token. Returns the parent of each new beam, and whether all candidates are complete."""
     count, vocab = log_probs.shape
     stop_ids = sorted(stop.token_ids)
-    rows = [process(row, path.tokens, config, stop_ids) for row, path in zip(log_probs, beams.running, strict=True)]
+    extended = zip(log_probs, beams.running, strict=True)
+    rows = [process(row, path.tokens, config, stop_ids, stop.nothing_id) for row, path in extended]
     totals = (np.stack(rows) + beams.scores[:, None]).ravel()
     # Enough candidates that count of them are left even if every beam could end in every way.
     chosen = top_k(totals, max(2, 1 + len(stop_ids)) * count)

@@ -175,6 +175,10 @@ class GenerationConfig:
     # End an answer that repeats itself without end (see `runtime/repetition.py`), which `generate` of transformers
     # does not: it goes on to max_new_tokens. What was decoded until then is the same.
     stop_repetition: bool = True
+    # Where a model was trained to answer that nothing is to be transcribed (`PromptConfig.nothing`): it is believed
+    # from this probability of that answer's first token on, else the next best answer is given. 0: always believed.
+    # Chosen by docs/performance.md, "Who is heard".
+    nothing_threshold: float = 0.9
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -190,6 +194,8 @@ class GenerationConfig:
         for name, value in {"top_k": self.top_k, "no_repeat_ngram_size": self.no_repeat_ngram_size}.items():
             if value < 0:
                 raise ConfigError(f"{name} is {value}; it must not be negative (0 turns it off)")
+        if not 0 <= self.nothing_threshold <= 1:
+            raise ConfigError(f"nothing_threshold is {self.nothing_threshold}; expected a probability from 0 to 1")
         if not self.repetition_penalty > 0:
             raise ConfigError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 turns it off)")
         if self.do_sample and self.num_beams > 1:

@@ -11,8 +11,22 @@ from salmonrun.runtime.errors import ConfigError
 F32 = npt.NDArray[np.float32]
 
 
-def process(scores: F32, generated: Sequence[int], config: GenerationConfig, stop_ids: Sequence[int]) -> F32:
-    """Apply the penalties and bans of `config` to the scores [V] of the next token; returns a new array if changed."""
+def process(
+    scores: F32,
+    generated: Sequence[int],
+    config: GenerationConfig,
+    stop_ids: Sequence[int],
+    nothing_id: int | None = None,
+) -> F32:
+    """Apply the penalties and bans of `config` to the scores [V] of the next token; returns a new array if changed.
+
+    Args:
+        scores: logits, or log probabilities.
+        generated: the tokens of the answer so far.
+        config: what is applied.
+        stop_ids: what ends an answer.
+        nothing_id: with which an answer begins that there is nothing to be transcribed; None: this model has none.
+    """
     if config.repetition_penalty != 1.0 and generated:
         scores = penalize_repetition(scores, generated, config.repetition_penalty)
     if config.no_repeat_ngram_size:
@@ -20,6 +34,17 @@ def process(scores: F32, generated: Sequence[int], config: GenerationConfig, sto
     if len(generated) < config.min_new_tokens and len(stop_ids):
         scores = scores.copy()
         scores[list(stop_ids)] = -np.inf
+    if nothing_id is not None and not generated:
+        scores = ban_what_is_unsure(scores, nothing_id, config.nothing_threshold)
+    return scores
+
+
+def ban_what_is_unsure(scores: F32, token_id: int, threshold: float) -> F32:
+    """A token of a lower probability gets -inf."""
+    if np.exp(log_probability(scores, token_id)) >= threshold:
+        return scores
+    scores = scores.copy()
+    scores[token_id] = -np.inf
     return scores
 
 

@@ -86,7 +86,9 @@ class Model:
         config = self._checked(config or GenerationConfig())
         own = self.bundle.manifest.prompt.stop_token_ids
         stop_ids = own if config.stop_token_ids is None else config.stop_token_ids
-        stop = StopRules(frozenset(stop_ids), config.stop_strings, self.tokenizer.decode)
+        nothing = self.tokenizer.encode(self.bundle.manifest.prompt.nothing)
+        decode = self.tokenizer.decode
+        stop = StopRules(frozenset(stop_ids), config.stop_strings, decode, nothing[0] if nothing else None)
         return Request(self._prompt_ids(task, prompt, question), config, stop)
 
     def check_capacity(self, request: Request, samples: int) -> None:

@@ -23,11 +23,15 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class StopRules:
-    """When an answer is complete: at a stop token, or when its text contains a stop string."""
+    """When an answer is complete: at a stop token, or when its text contains a stop string.
+
+    And with which token one begins that there is nothing to be transcribed: None, if the model says no such thing.
+    """
 
     token_ids: frozenset[int]
     strings: tuple[str, ...] = ()
     decode: Callable[[Sequence[int]], str] | None = None
+    nothing_id: int | None = None
 
     def reached(self, tokens: Sequence[int]) -> bool:
         """Whether the last of `tokens` ends the answer."""
@@ -151,7 +155,7 @@ def _chooser(config: GenerationConfig, stop: StopRules) -> Callable[[F32, Sequen
     stop_ids = sorted(stop.token_ids)
 
     def choose(logits: F32, tokens: Sequence[int]) -> int:
-        scores = process(logits, tokens, config, stop_ids)
+        scores = process(logits, tokens, config, stop_ids, stop.nothing_id)
         return sample(scores, config, rng) if rng else int(np.argmax(scores))
 
     return choose

@@ -32,6 +32,8 @@ SETTINGS: list[tuple[type, str, Any, str]] = [
     *((GenerationConfig, "temperature", value, NUMBER) for value in (math.inf, math.nan, "1", None, True, 10**400)),
     *((GenerationConfig, "top_k", value, WHOLE) for value in (1.5, "5", None, False)),
     (GenerationConfig, "top_p", "0.5", NUMBER),
+    (GenerationConfig, "nothing_threshold", 1.5, "expected a probability from 0 to 1"),
+    (GenerationConfig, "nothing_threshold", "0.5", NUMBER),
     (GenerationConfig, "seed", 1.0, "expected a whole number or None"),
     (GenerationConfig, "repetition_penalty", True, NUMBER),
     (GenerationConfig, "no_repeat_ngram_size", "3", WHOLE),

@@ -49,6 +49,14 @@ def add_greedy_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentG
         help="end an answer that repeats itself without end (default: it is ended)",
     )
     group.add_argument(
+        "--nothing-threshold",
+        type=float,
+        default=default.nothing_threshold,
+        metavar="P",
+        help="probability from which on a model is believed that there is nothing to be transcribed "
+        f"(default: {default.nothing_threshold:g})",
+    )
+    group.add_argument(
         "--stop-token-ids", type=_ids, metavar="IDS", help="that end it, with commas (default: the bundle's)"
     )
     return group

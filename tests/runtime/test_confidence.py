@@ -16,9 +16,10 @@ from salmonrun.runtime.logits import log_probability
 from salmonrun.runtime.model import NOTHING_HEARD
 from salmonrun.runtime.rounds import run_together
 from salmonrun.runtime.search import StopRules, decode
+from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import load
 from salmonrun.training.model.salmonn import SalmonnModel
-from tests.helpers.answers import EACH_SEARCH, VARIED, collect, noise, with_nothing, with_threshold
+from tests.helpers.answers import BEAMS, EACH_SEARCH, VARIED, collect, noise, with_nothing, with_threshold
 from tests.helpers.searches import TorchDecoder, prompt_embeds, tiny_llama
 from tests.helpers.streams import AGREEMENT, BLOCKS
 
@@ -144,12 +145,34 @@ def test_what_is_not_credible_is_not_stable(streaming_engine: Engine, reject: bo
 
 @EACH_SEARCH
 def test_an_answer_that_says_nothing_has_no_text(tiny_engine: Engine, speech: Path, config: GenerationConfig) -> None:
-    plain = tiny_engine.generate(speech, config=config)
-    pieces, result = collect(with_nothing(tiny_engine, plain.text.strip()).generate_iter(speech, config=config))
+    plain, believing = tiny_engine.generate(speech, config=config), replace(config, nothing_threshold=0.0)
+    pieces, result = collect(with_nothing(tiny_engine, plain.text.strip()).generate_iter(speech, config=believing))
     assert (pieces, result.text, result.token_ids) == ([], "", plain.token_ids)
     assert result.notes == (*plain.notes, NOTHING_HEARD)
-    pieces, result = collect(with_nothing(tiny_engine, plain.text.strip() + "!").generate_iter(speech, config=config))
+    another = with_nothing(tiny_engine, plain.text.strip() + "!")
+    pieces, result = collect(another.generate_iter(speech, config=believing))
     assert ("".join(pieces), result.text, result.notes) == (plain.text, plain.text, plain.notes)
+
+
+@pytest.mark.parametrize("config", [VARIED, BEAMS], ids=["greedy", "beams"])
+def test_who_is_unsure_of_nothing_says_the_next_best(
+    tiny_engine: Engine,
+    model: SalmonnModel,
+    monkeypatch: pytest.MonkeyPatch,
+    speech: Path,
+    config: GenerationConfig,
+) -> None:
+    """As the reference: transformers' own search with the rule among its processors."""
+    first = tiny_engine.generate(speech, config=config).token_ids[0]
+    engine = with_nothing(tiny_engine, "(nothing)")
+    monkeypatch.setattr(SalmonnModel, "prompts", engine.bundle.manifest.prompt)
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda own, text: [first] if text == "(nothing)" else encode(own, text))
+    for threshold, said in ((0.0, True), (1.0, False)):
+        believing = replace(config, nothing_threshold=threshold)
+        found = engine.generate(speech, task="asr", config=believing).token_ids
+        assert (found[0] == first) == said
+        assert found == model.generate(speech, task="asr", config=believing)
 
 
 @pytest.mark.parametrize("nothing", [True, False])

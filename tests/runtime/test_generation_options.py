@@ -25,6 +25,7 @@ OPTIONS: list[tuple[str, GenerationConfig]] = [
         "--repetition-penalty 1.2 --no-repeat-ngram-size 3",
         GenerationConfig(repetition_penalty=1.2, no_repeat_ngram_size=3),
     ),
+    ("--nothing-threshold 0.5", GenerationConfig(nothing_threshold=0.5)),
     ("--stop-token-ids 2,13", GenerationConfig(stop_token_ids=(2, 13))),
     ("--stop-string . --stop-string END", GenerationConfig(stop_strings=(".", "END"))),
 ]
@@ -52,6 +53,7 @@ WRONG = [
     ("--temperature -1", "error: --temperature is -1.0; it must be above 0"),
     ("--temperature nan", "error: --temperature is nan; expected a finite number"),
     ("--temperature warm", "argument --temperature: invalid float value: 'warm'"),
+    ("--nothing-threshold 2", "error: --nothing-threshold is 2.0; expected a probability from 0 to 1"),
     ("--top-k -1", "error: --top-k is -1; it must not be negative"),
     ("--top-k 1.5", "argument --top-k: invalid int value: '1.5'"),
     ("--top-p 0", "error: --top-p is 0.0; expected 0 < --top-p <= 1"),

@@ -43,6 +43,18 @@ def test_processors_are_those_of_transformers(seed: int) -> None:
         )
 
 
+def test_nothing_is_said_by_who_is_sure_of_it() -> None:
+    """Of the first token alone, by its probability: of logits, and of log probabilities."""
+    probabilities = np.array([0.05, 0.85, 0.1], np.float32)
+    for scores in (np.log(probabilities), np.log(probabilities) + 3):
+        for threshold, banned in ((0.0, False), (0.8, False), (0.9, True), (1.0, True)):
+            config = GenerationConfig(nothing_threshold=threshold)
+            expected = np.where([False, banned, False], -np.inf, scores).astype(np.float32)
+            np.testing.assert_array_equal(process(scores, [], config, [], nothing_id=1), expected)
+            np.testing.assert_array_equal(process(scores, [2], config, [], nothing_id=1), scores)
+            np.testing.assert_array_equal(process(scores, [], config, []), scores)
+
+
 def test_processors_leave_their_input_alone() -> None:
     scores = np.arange(5, dtype=np.float32)
     config = GenerationConfig(repetition_penalty=1.3, no_repeat_ngram_size=2, min_new_tokens=9)

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from salmonrun.runtime.audio import Audio, AudioSource, load_audio
 from salmonrun.runtime.config import Block, GenerationConfig, PromptConfig
@@ -155,6 +155,7 @@ class SalmonnModel(nn.Module):
                 do_sample=False,
                 eos_token_id=list(stops) or None,
                 pad_token_id=stops[0] if stops else 0,
+                logits_processor=LogitsProcessorList(self._unsure_of_nothing(config.nothing_threshold)),
                 stopping_criteria=StoppingCriteriaList([_repetition(config.min_new_tokens)] * config.stop_repetition),
             )[0]
             .tolist()
@@ -165,6 +166,11 @@ class SalmonnModel(nn.Module):
             if ids[end - 1] in stops or repeats:
                 return ids[:end]
         return ids
+
+    def _unsure_of_nothing(self, threshold: float) -> list[LogitsProcessor]:
+        """The rule of `runtime.logits.process`, for transformers."""
+        nothing = self.tokenizer.encode(self.prompts.nothing)
+        return [_BanWhatIsUnsure(nothing[0], threshold)] if nothing else []
 
     @torch.inference_mode()
     def logprobs(self, inputs_embeds: Tensor, token_ids: Sequence[int]) -> list[float]:
@@ -214,3 +220,20 @@ def _repetition(min_new_tokens: int) -> Callable[..., Tensor]:
         return torch.tensor(rows, dtype=torch.bool, device=input_ids.device)
 
     return ended
+
+
+class _BanWhatIsUnsure(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
+    """`runtime.logits.ban_what_is_unsure`, of the first token of an answer."""
+
+    def __init__(self, token_id: int, threshold: float) -> None:
+        self._token_id = token_id
+        self._threshold = threshold
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [B, V] behind the tokens [B, n] of each answer so far."""
+        if input_ids.shape[1] > 0:
+            return scores
+        scores = scores.clone()
+        unsure = scores.softmax(dim=-1)[:, self._token_id] < self._threshold
+        scores[unsure, self._token_id] = -torch.inf
+        return scores
