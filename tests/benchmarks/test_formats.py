@@ -15,13 +15,14 @@ CALIBRATION = ROOT / "demo" / "calibration" / "annotation.json"
 def test_calibrated_weights_are_nearer_than_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_checkpoint(ROOT / "demo" / "checkpoint")
     recordings = read_speech(CALIBRATION, source.config)
-    wanted = {"int8", "int4, nearest", "int4, calibrated"}
+    wanted = {"int8", "int8, keys and values in int8", "int4, nearest", "int4, calibrated"}
     forms = [form for form in compare.formats() if form.weights.block == 32 == form.weights.activation_block]
     monkeypatch.setattr(compare, "formats", lambda: [form for form in forms if form.weights.lm_head == "int8"])
     found = compare.measure(source, recordings[:12], recordings[12:60], tmp_path)
     by_name = {form.name: one for form, one in found.items()}
     assert set(by_name) == wanted
     assert by_name["int8"].error < by_name["int4, calibrated"].error < 0.9 * by_name["int4, nearest"].error
+    assert by_name["int8, keys and values in int8"].error < 2 * by_name["int8"].error
     assert by_name["int8"].bytes > by_name["int4, nearest"].bytes
     assert all(one.word_errors < 0.3 for one in found.values())
     shown = compare.page("demo", 12, found)
