@@ -1,10 +1,17 @@
 """How speech is parted at pauses: one rule for streams and for long recordings."""
 
 from salmonrun.runtime.audio import SAMPLE_RATE
+from salmonrun.runtime.vad import VAD_HOP
 
-PAUSE_S = 0.4  # so long a pause parts what is said; within sentences people hardly make such
+PAUSE_S = 0.35  # so long a pause parts what is said; within sentences people hardly make such
 BEFORE_S = 0.5  # kept in front of speech: detectors need a moment to be sure
 BEHIND_S = 0.3  # kept behind it: words fade out
+
+
+def before(late: int, wanted_s: float = BEFORE_S) -> int:
+    """Samples to keep in front of the hop by which speech is sure, where it was noticed so many hops late."""
+    wanted = round(wanted_s * SAMPLE_RATE)
+    return max(wanted, wanted // 2 + late * VAD_HOP)
 
 
 def behind(pause_s: float, wanted_s: float = BEHIND_S) -> int:

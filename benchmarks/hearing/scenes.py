@@ -39,6 +39,7 @@ def scenes(sentences: Sequence[Sentence], seed: int, sounds_s: Sequence[float], 
     """All of them, the same for the same seed.
 
     Args:
+        sentences: all of them with pauses between them, half of them in all else.
         sounds_s: how long sounds are before somebody speaks.
         only_sounds_s: of the recording in which nobody does.
     """
@@ -49,7 +50,8 @@ def scenes(sentences: Sequence[Sentence], seed: int, sounds_s: Sequence[float], 
     }
     rng = np.random.default_rng(seed)
     made = [join(name, sentences, make, rng) for name, make in pauses.items()]
-    mixed = made[1]
+    sentences = sentences[: len(sentences) // 2]
+    mixed = join(made[1].name, sentences, pauses[made[1].name], rng)
     made.append(join("levels from -35 to 0 dB", at_levels(sentences, rng), pauses[mixed.name], rng))
     made.append(over_telephone(mixed))
     made += [in_noise(mixed, rng, snr_db) for snr_db in (20.0, 10.0, 5.0)]

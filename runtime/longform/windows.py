@@ -6,8 +6,8 @@ import numpy as np
 
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
 from salmonrun.runtime.longform.config import TranscribeConfig
-from salmonrun.runtime.pauses import BEFORE_S, behind
-from salmonrun.runtime.vad import VAD_HOP, VoiceDetector
+from salmonrun.runtime.pauses import before, behind
+from salmonrun.runtime.vad import LATE_MOST, VAD_HOP, VoiceDetector
 
 SHORTEST_PAUSE = 3 * VAD_HOP  # samples (96 ms); what is shorter may be the closure of a plosive within a word
 
@@ -40,7 +40,7 @@ class Splitter:
         self._longest = int(config.window_s * SAMPLE_RATE)
         self._overlap = round(config.overlap_s * SAMPLE_RATE)
         self._part = round(config.part_pause_s * SAMPLE_RATE)
-        self._before = round(BEFORE_S * SAMPLE_RATE)
+        self._earliest = before(LATE_MOST)
         self._behind = behind(config.part_pause_s)
         self._pcm = np.zeros(0, np.float32)  # what may still be needed
         self._first = 0  # sample of the recording that _pcm begins with
@@ -62,7 +62,7 @@ class Splitter:
         windows: list[Window] = []
         while self._heard + VAD_HOP <= self.samples:
             windows += self._hear(self._slice(self._heard, self._heard + VAD_HOP))
-        self._forget(self._heard - self._before if self._start is None else self._start)
+        self._forget(self._heard - self._earliest if self._start is None else self._start)
         return windows
 
     def finish(self) -> list[Window]:
@@ -81,7 +81,7 @@ class Splitter:
             return [self._close(self._start)]
         windows = []
         if self._start is None:
-            self._start = max(self._end, begin - self._before)  # margins do not meet in a pause
+            self._start = max(self._end, begin - before(self._detector.late))  # margins do not meet in a pause
         elif begin > self._speech_end:
             self._pauses.append((self._speech_end, begin))
         if self._heard - self._start > self._longest:

@@ -245,7 +245,7 @@ class Stream:
             cancelled=self._cancelled,
         )
         self._clock.begin_utterance()
-        for hop in self._endpointer.take_kept():
+        for hop in self._endpointer.take_kept()[-(len(self._buffer) // VAD_HOP - 1) :]:  # and there is room for more
             utterance.append(hop)
         return utterance
 

@@ -64,7 +64,8 @@ class Scripted:
 
     name = "scripted"
 
-    def __init__(self, hops: tuple[int, ...]) -> None:
+    def __init__(self, hops: tuple[int, ...], late: int = 0) -> None:
+        self.late = late
         self._script = [index % 2 == 1 for index, count in enumerate(hops) for _ in range(count)]
         self._next = 0
 
@@ -74,9 +75,9 @@ class Scripted:
         return speech
 
 
-def scripted(*hops: int) -> Vad:
-    """A detector that hears so many hops of silence, then of speech, and so on."""
-    return Vad("scripted", lambda: Scripted(hops))
+def scripted(*hops: int, late: int = 0) -> Vad:
+    """A detector that hears so many hops of silence, then of speech, and so on, each noticed so late."""
+    return Vad("scripted", lambda: Scripted(hops, late))
 
 
 def pieces(pcm: npt.NDArray[Any], rng: np.random.Generator, longest: int) -> Iterator[npt.NDArray[Any]]:

@@ -57,6 +57,15 @@ def test_the_margin_is_kept_in_front() -> None:
     assert endpointer.take_kept() == []
 
 
+def test_more_is_kept_in_front_of_what_was_noticed_late() -> None:
+    """Half of the margin in front of where it was first suspected."""
+    endpointer = Endpointer(CONFIG, scripted(9, late=5).open())
+    hops = [np.full(VAD_HOP, i, np.float32) for i in range(50)]
+    for hop in hops:
+        endpointer.keep(hop)
+    assert np.array_equal(endpointer.take_kept(), hops[-round(5 + CONFIG.margin_s / HOP_S / 2) :])
+
+
 @pytest.mark.parametrize(("pause_hops", "kept"), [(4, 2), (6, 3), (100, 3)])
 def test_at_most_half_a_pause_is_kept_behind(pause_hops: int, kept: int) -> None:
     config = replace(CONFIG, pause_s=pause_hops * HOP_S)

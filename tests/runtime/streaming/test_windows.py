@@ -24,6 +24,7 @@ class ScriptedDetector:
 
     speech: list[bool]
     name: str = "scripted"
+    late: int = 0
     heard: list[F32] = field(default_factory=list)
 
     def is_speech(self, hop: F32) -> bool:
