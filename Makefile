@@ -77,11 +77,11 @@ demo-quality: $(VENV)/.export ## measure the demo checkpoint, and bundles of it,
 PEERS_ROOT := build/peers
 bench: $(VENV)/.dev ## measure bundles and other engines for docs/performance.md: making all of it takes an hour, measuring another
 	$(BIN)/python -m benchmarks.bundles
-	$(BIN)/python -m benchmarks.peers.compare --root $(PEERS_ROOT) --docs docs
+	$(BIN)/python -m benchmarks.peers.compare --root $(PEERS_ROOT) --docs docs $(CHECKOUTS)
 	$(BIN)/python -m benchmarks.decoders.compare $(PEERS_ROOT)/models/Llama-3.2-1B/salmonrun-int4/bundle --docs docs
 
 bench-smoke: $(VENV)/.dev ## the comparison in seconds: tiny models, PyTorch alone beside us
-	$(BIN)/python -m benchmarks.peers.compare --root $(PEERS_ROOT) --shape tiny --rounds 2 --only salmonrun,pytorch \
+	$(BIN)/python -m benchmarks.peers.compare --root $(PEERS_ROOT) --shape tiny --rounds 2 --busy --only salmonrun,pytorch \
 		--python torch=$(BIN)/python
 
 hearing: $(VENV)/.dev ## is everybody heard? joined recordings, pauses, sounds, telephones; needs espeak-ng and flite (HEARING=--quick: minutes)

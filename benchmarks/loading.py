@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.compare import machine
+from benchmarks.peers.machine import machine
 from benchmarks.tables import seconds, table
 
 Json = dict[str, Any]

@@ -30,5 +30,23 @@ def replace_marked(page: str, made: dict[str, str]) -> str:
     return page
 
 
+def place_marked(page: str, made: dict[str, str]) -> str:
+    """As replace_marked, of places "TABLE, CASE"; a case without a place gets one behind its table's last.
+
+    Raises:
+        ValueError: the page has no place for any case of the table, or several for this one.
+    """
+    for name in made:
+        if f"<!-- bench: {name} -->" in page:
+            continue
+        kind = re.escape(name.split(",")[0])
+        places = list(re.finditer(rf"<!-- bench: {kind}(, [^\n]*)? -->\n.*?<!-- /bench -->\n", page, re.DOTALL))
+        if not places:
+            raise ValueError(f"no place for {name!r}; expected at least one <!-- bench: {name.split(',')[0]}, ... -->")
+        end = places[-1].end()
+        page = f"{page[:end]}\n<!-- bench: {name} -->\n<!-- /bench -->\n{page[end:]}"
+    return replace_marked(page, made)
+
+
 def _filled(text: str, place: re.Match[str]) -> str:
     return f"{place[1]}{text}\n{place[2]}"

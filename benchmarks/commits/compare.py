@@ -23,7 +23,7 @@ from benchmarks.commits.checkouts import HERE, Checkout, both
 from benchmarks.commits.latency import Method, measure
 from benchmarks.commits.models import MODELS, SHAPES, Model, demo, take_demo
 from benchmarks.commits.tokens import Outcome, compare
-from benchmarks.peers.compare import machine
+from benchmarks.peers.machine import machine
 from benchmarks.peers.processes import Worker, WorkerError, closing_all
 from salmonrun.runtime.cores import usable_cores
 

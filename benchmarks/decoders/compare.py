@@ -16,11 +16,12 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.decoders.inside.worker import CASES
-from benchmarks.peers.compare import machine
 from benchmarks.peers.engines import REPOSITORY
+from benchmarks.peers.machine import machine
 from benchmarks.peers.processes import Worker, closing_all
-from benchmarks.peers.summary import quartiles
-from benchmarks.tables import replace_marked, seconds, table
+from benchmarks.peers.summary import LIMITS, quartiles
+from benchmarks.quiet import add_busy_option, refuse_busy
+from benchmarks.tables import place_marked, seconds, table
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.cores import usable_cores
 
@@ -32,7 +33,9 @@ MIB = 2**20
 
 def main() -> None:
     """Measure, report."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    busy = refuse_busy(parser, arguments)
     decoders = open_bundle(arguments.bundle).manifest.llm.weights.decoders
     if REFERENCE not in decoders or len(decoders) < 2:
         sys.exit(f"error: {arguments.bundle} has weights for {', '.join(decoders)}; export it with --decoder both")
@@ -42,13 +45,13 @@ def main() -> None:
             log = arguments.root / "logs" / f"decoder-{name}.log"
             script = "limits_worker" if name == "limits" else str(SCRIPT)
             workers[name] = Worker(Path(sys.executable), script, arguments.threads, log.absolute(), REPOSITORY)
-        results = measure(workers, arguments.bundle.absolute(), arguments.threads, arguments.rounds)
+        results = measure(workers, arguments.bundle.absolute(), arguments.threads, arguments.rounds) | {"busy": busy}
     (arguments.root / "decoders.json").write_text(json.dumps(results, indent=1) + "\n")
     text = page(results)
     print(text)
     if arguments.docs:
         place = arguments.docs / "performance.md"
-        place.write_text(replace_marked(place.read_text(), {"decoders": text}))
+        place.write_text(place_marked(place.read_text(), {f"decoders, {results['machine']['kind']}": text}))
 
 
 def measure(workers: dict[str, Worker], bundle: Path, threads: int, rounds: int) -> Json:
@@ -69,7 +72,8 @@ def measure(workers: dict[str, Worker], bundle: Path, threads: int, rounds: int)
                 loaded[name]["peak_rss"] = reply["peak_rss"]
                 if turn >= 0:
                     samples[case][name].append(reply["seconds"])
-        read.append(limits.request(do="measure")["read_bytes_s"])
+        measured = limits.request(do="measure")
+        read.append(max(measured.get(name, 0.0) for name in LIMITS["read"]))
     return {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
@@ -95,9 +99,11 @@ def page(results: Json) -> str:
     weights = [f"{results['decoders'][name]['weight_bytes'] / MIB:.0f} MiB" for name in names]
     rows += [["weights that a token reads", *weights], ["peak resident memory, mapped files included", *memory]]
     where = (
-        f"{results['machine']['cpu']}, {results['threads']} threads, {results['date']}, {results['rounds']} rounds; "
-        f"memory reads at {results['read_bytes_s']['median'] / 1e9:.0f} GB/s."
+        f"{results['machine']['cpu']} ({', '.join(results['machine']['instructions'])}), {results['threads']} threads, "
+        f"{results['date']}, {results['rounds']} rounds; memory reads at "
+        f"{results['read_bytes_s']['median'] / 1e9:.0f} GB/s."
     )
+    where += f" {results['busy'].capitalize()}." if results["busy"] else ""
     header = [results["bundle"], *names, *(f"{name} / {REFERENCE}" for name in others)]
     return f"{where}\n\n{table(header, rows)}"
 
@@ -122,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=usable_cores(), help="of each decoder (default: all cores)")
     parser.add_argument("--root", type=Path, default=Path("build/bench"), help="for logs and JSON")
     parser.add_argument("--docs", type=Path, help="folder of performance.md")
+    add_busy_option(parser)
     return parser
 
 

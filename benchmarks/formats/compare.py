@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.peers.compare import machine
+from benchmarks.peers.machine import machine
 from benchmarks.tables import replace_marked, table
 from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.confidence import read_speech

@@ -9,8 +9,7 @@ or run has a row that says why. Tables go to stdout, and to DOCS/performance.md 
 import argparse
 import datetime
 import json
-import platform
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,11 @@ from tqdm import tqdm
 
 from benchmarks.peers import environments, page
 from benchmarks.peers.engines import ENGINES, ConversionError, engines_for, prepare_model
-from benchmarks.peers.measure import Method, Ready, Row, measure
+from benchmarks.peers.machine import machine
+from benchmarks.peers.measure import Method, Ready, Row, crash, measure
 from benchmarks.peers.shapes import GROUPS, SHAPES
 from benchmarks.peers.summary import summarize
+from benchmarks.quiet import add_busy_option, refuse_busy
 from salmonrun.runtime.cores import usable_cores
 
 PEERS = tuple(dict.fromkeys(engine.peer for engine in ENGINES))
@@ -28,25 +29,28 @@ PEERS = tuple(dict.fromkeys(engine.peer for engine in ENGINES))
 
 def main() -> None:
     """Prepare, measure, write."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
     root = arguments.root.absolute()
     shapes = [SHAPES[name] for name in GROUPS.get(arguments.shape, (arguments.shape,))]
     rows = {
         shape.name: {engine.name: Row(shape.name, engine) for engine in engines_for(shape, arguments.only)}
         for shape in shapes
     }
-    ready = prepare(root, rows, dict(arguments.python))
+    ready = prepare(root, rows, dict(arguments.python), dict(arguments.checkout))
     method = Method(arguments.rounds, arguments.min_rounds, arguments.seconds, arguments.threads, arguments.seed)
     if arguments.prepare_only:
         for row in (row for own in rows.values() for row in own.values() if row.failure):
             print(f"{row.shape}, {row.engine.name}: {row.failure}")
         return
+    busy = refuse_busy(parser, arguments)
     limits: list[dict[str, float]] = []
     for shape in shapes:
         measure(shape, ready[shape.name], rows[shape.name], limits, method, root)
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
+        "busy": busy,
         "method": vars(method),
         **summarize([row for own in rows.values() for row in own.values()], limits),
     }
@@ -58,46 +62,45 @@ def main() -> None:
     print(json.dumps(results))
 
 
-def prepare(root: Path, rows: dict[str, dict[str, Row]], given: dict[str, Path]) -> dict[str, list[Ready]]:
+def prepare(
+    root: Path, rows: dict[str, dict[str, Row]], given: dict[str, Path], checkouts: dict[str, Path]
+) -> dict[str, list[Ready]]:
     """Environments, then models; shape -> engines that can be measured. The rows of the others say why not."""
     pythons: dict[str, Path | str] = {}
     ready: dict[str, list[Ready]] = {shape: [] for shape in rows}
     bar = tqdm([row for own in rows.values() for row in own.values()], desc="preparing", unit="model")
+
+    def made(row: Row) -> Ready:
+        environment = row.engine.environment
+        if environment not in pythons:
+            pythons[environment] = given.get(environment) or _make(root, environment, checkouts)
+        python = pythons[environment]
+        if isinstance(python, str):
+            raise environments.InstallationError(python)
+        return Ready(row.engine, python, prepare_model(root, SHAPES[row.shape], row.engine, python))
+
     for row in bar:
-        engine = row.engine
-        bar.set_postfix_str(f"{row.shape}, {engine.name}")
+        bar.set_postfix_str(f"{row.shape}, {row.engine.name}")
         try:
-            if engine.environment not in pythons:
-                pythons[engine.environment] = given.get(engine.environment) or _make(root, engine.environment)
-            python = pythons[engine.environment]
-            if isinstance(python, str):
-                row.failure = python
-                continue
-            ready[row.shape].append(Ready(engine, python, prepare_model(root, SHAPES[row.shape], engine, python)))
+            one = made(row)
+            if row.engine.fallback and (reason := crash(one, root)):
+                note = f"{row.engine.fallback_note}: as built for this machine, {reason}"
+                row.engine = replace(row.engine, environment=row.engine.fallback, note=note)
+                one = made(row)
+            ready[row.shape].append(one)
+        except environments.InstallationError as error:
+            row.failure = f"cannot be installed: {error}"
         except (OSError, ConversionError) as error:
             row.failure = f"cannot be made: {error}"
     return ready
 
 
-def _make(root: Path, environment: str) -> Path | str:
+def _make(root: Path, environment: str, checkouts: dict[str, Path]) -> Path | str:
     """Its Python, or why there is none."""
     try:
-        return environments.make(root, environment)
+        return environments.make(root, environment, checkouts)
     except environments.InstallationError as error:
-        return f"cannot be installed: {error}"
-
-
-def machine() -> dict[str, Any]:
-    """What was measured on."""
-    memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
-    name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return {
-        "cpu": name[1] if name else platform.processor(),
-        "cores": usable_cores(),
-        "memory_gib": int(memory[1]) / 2**20 if memory else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
+        return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--python", type=_python, action="append", default=[], metavar="ENVIRONMENT=PYTHON", help="use this one"
     )
+    environments.add_checkout_option(parser)
+    add_busy_option(parser)
     parser.add_argument("--docs", type=Path, help="folder of performance.md, whose tables and plots are replaced")
     parser.add_argument("--prepare-only", action="store_true", help="make environments and models, measure nothing")
     return parser

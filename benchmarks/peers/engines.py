@@ -34,6 +34,8 @@ class Engine:
     model: str = ""  # the file or folder in it that is loaded
     options: Mapping[str, Any] = field(default_factory=dict)  # for its worker
     note: str = ""  # what a reader of its row must know
+    fallback: str = ""  # another environment, and what it is, for where it crashes
+    fallback_note: str = ""
     reference: bool = False  # others are compared with it
     truth: bool = False  # others' outputs are compared with its
 
@@ -92,6 +94,14 @@ LLMS = (
     ),
     Engine(
         *("llama.cpp Q4_0", "llama.cpp", "llm", "llama_cpp", "llama_cpp_worker", "int8", 1.2),
+        commands=(("{inside}/gguf_q4_0.py", "{source}", "{out}"),),
+        out="gguf",
+        model="q4_0.gguf",
+        fallback="llama_cpp_without_amx",
+        fallback_note="built without AMX",
+    ),
+    Engine(
+        *("ik_llama.cpp Q4_0", "ik_llama.cpp", "llm", "ik_llama", "ik_llama_worker", "int8", 2.4),
         commands=(("{inside}/gguf_q4_0.py", "{source}", "{out}"),),
         out="gguf",
         model="q4_0.gguf",

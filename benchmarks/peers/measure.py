@@ -85,6 +85,19 @@ def start(workers: dict[str, Worker], group: list[Ready], rows: dict[str, Row], 
             _give_up(workers, rows, name, error)
 
 
+def crash(item: Ready, root: Path) -> str:
+    """How its worker dies of a first prompt; empty where it lives, or says itself what is wrong."""
+    worker = Worker(item.python, item.engine.worker, 1, root / "logs" / f"crash-{item.engine.name}.log")
+    try:
+        worker.request(do="load", model=str(item.model), threads=1, options=dict(item.engine.options))
+        worker.request(do="answer", prompt=[300] * 32, tokens=1, limit_s=STEPS_LIMIT_S)
+    except WorkerError as error:
+        return "" if worker.process.poll() is None else str(error).split(" (")[0]
+    finally:
+        worker.close()
+    return ""
+
+
 def groups(shape: Shape, ready: list[Ready]) -> Iterator[list[Ready]]:
     """Engines that fit into memory beside each other, the reference (if it is ready) with each group."""
     weights = sum(math.prod(dims) for _, dims in shape.tensors())

@@ -1,5 +1,7 @@
 """What DOCS/performance.md shows of the results: tables in its marked places, and plots in DOCS/images.
 
+A place is of a table, a shape and a kind of machine: a run elsewhere, or of another shape, replaces nothing else.
+
 python -m benchmarks.peers.page RESULTS.json --docs docs
 """
 
@@ -8,29 +10,53 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import replace_marked, seconds, table
+from benchmarks.tables import place_marked, seconds, table
 
 Json = dict[str, Any]
 LIMITS = {
     "read_bytes_s": ("reading memory", "GB/s"),
+    "read_huge_bytes_s": ("reading memory in pages of 2 MiB", "GB/s"),
     "fp32_flop_s": ("products of matrices, fp32", "GFLOP/s"),
     "bf16_flop_s": ("products of matrices, bf16", "GFLOP/s"),
     "int8_flop_s": ("products of matrices, int8", "GOP/s"),
+    "vnni_op_s": ("int8 in registers, VNNI", "GOP/s"),
+    "amx_op_s": ("int8 from the first cache, AMX", "GOP/s"),
 }
 TABLES = {"llm-decode": "llm", "llm-prefill": "llm", "whisper-encoder": "encoder"}
 
 
 def tables(results: Json) -> dict[str, str]:
     """Marker -> Markdown."""
-    made = {name: _table(results["rows"], name) for name in TABLES}
-    return {"machine": _machine(results)} | {name: text for name, text in made.items() if text}
+    kind, where = results["machine"]["kind"], _where(results)
+    made = {f"machine, {kind}": _machine(results)}
+    for name, shape in _places(results):
+        picture = f"![{name}, {shape}, {kind}](images/{_picture(name, shape, kind)})"
+        made[f"{name}, {shape}, {kind}"] = f"{where}\n\n{_table(results['rows'], name, shape)}\n\n{picture}"
+    return made
+
+
+def _places(results: Json) -> list[tuple[str, str]]:
+    """Tables, and the shapes that were measured for them."""
+    pairs = ((name, row["shape"]) for name, kind in TABLES.items() for row in results["rows"] if row["kind"] == kind)
+    return list(dict.fromkeys(pairs))
+
+
+def _picture(name: str, shape: str, kind: str) -> str:
+    return f"peers-{name}-{shape}-{kind}.png".lower().replace(" ", "-")
+
+
+def _where(results: Json) -> str:
+    machine, method = results["machine"], results["method"]
+    busy = f" {results['busy'].capitalize()}." if results["busy"] else ""
+    has = ", ".join(machine["instructions"])
+    return f"{machine['cpu']} ({has}), {method['threads']} threads, {results['date']}.{busy}"
 
 
 def _machine(results: Json) -> str:
     machine, method = results["machine"], results["method"]
     where = (
-        f"{machine['cpu']}, {method['threads']} threads, {machine['memory_gib']:.0f} GiB, {machine['system']}, "
-        f"{results['date']}; {method['rounds']} rounds, at least {method['min_rounds']} of slow engines."
+        f"{_where(results)} {machine['memory_gib']:.0f} GiB, {machine['system']}; {method['rounds']} rounds, at least "
+        f"{method['min_rounds']} of slow engines."
     )
     rows = []
     for key, (name, unit) in LIMITS.items():
@@ -40,16 +66,12 @@ def _machine(results: Json) -> str:
     return f"{where}\n\n{table(['limit of the machine, measured beside', 'median', 'quartiles'], rows)}"
 
 
-def _table(rows: list[Json], name: str) -> str:
-    blocks = []
-    shapes = dict.fromkeys(row["shape"] for row in rows if row["kind"] == TABLES[name])
-    for shape in shapes:
-        own = [row for row in rows if row["shape"] == shape]
-        cases = [case for case in dict.fromkeys(case for row in own for case in row["cases"]) if _belongs(case, name)]
-        own.sort(key=lambda row: row["cases"][cases[-1]]["median"] if _measured(row, cases) else float("inf"))
-        header = [shape, *(_title(case) for case in cases), "error", "peak memory"]
-        blocks.append(table(header, [_cells(row, cases) for row in own]))
-    return "\n\n".join(blocks)
+def _table(rows: list[Json], name: str, shape: str) -> str:
+    own = [row for row in rows if row["shape"] == shape]
+    cases = [case for case in dict.fromkeys(case for row in own for case in row["cases"]) if _belongs(case, name)]
+    own.sort(key=lambda row: row["cases"][cases[-1]]["median"] if _measured(row, cases) else float("inf"))
+    header = [shape, *(_title(case) for case in cases), "error", "peak memory"]
+    return table(header, [_cells(row, cases) for row in own])
 
 
 def _belongs(case: str, table: str) -> bool:
@@ -84,28 +106,25 @@ def _figures(figures: Json) -> str:
 
 
 def plot(results: Json, folder: Path) -> list[Path]:
-    """A PNG for each table: medians as bars, quartiles as whiskers."""
+    """A PNG for each table of each shape: medians as bars, quartiles as whiskers."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
     paths = []
-    for name, kind in TABLES.items():
-        rows = [row for row in results["rows"] if row["kind"] == kind and not row["failure"]]
-        pairs = dict.fromkeys((row["shape"], case) for row in rows for case in row["cases"] if _belongs(case, name))
-        if not pairs:
+    for name, shape in _places(results):
+        rows = [row for row in results["rows"] if row["shape"] == shape and not row["failure"]]
+        cases = list(dict.fromkeys(case for row in rows for case in row["cases"] if _belongs(case, name)))
+        if not cases:
             continue
-        shapes = len(dict.fromkeys(shape for shape, _ in pairs))
-        lines = shapes if len(pairs) > 3 else 1  # every shape has the same cases
-        columns = len(pairs) // lines
-        figure, axes = pyplot.subplots(lines, columns, figsize=(4.5 * columns, 3.6 * lines), squeeze=False)
-        for axis, (shape, case) in zip(axes.flat, pairs, strict=True):
-            _bars(axis, [row for row in rows if row["shape"] == shape and case in row["cases"]], case)
+        figure, axes = pyplot.subplots(1, len(cases), figsize=(4.5 * len(cases), 3.6), squeeze=False)
+        for axis, case in zip(axes.flat, cases, strict=True):
+            _bars(axis, [row for row in rows if case in row["cases"]], case)
             axis.set_title(f"{shape}, {_title(case)}", fontsize=9)
         figure.tight_layout()
         folder.mkdir(parents=True, exist_ok=True)
-        paths.append(folder / f"peers-{name}.png")
+        paths.append(folder / _picture(name, shape, results["machine"]["kind"]))
         figure.savefig(paths[-1], dpi=120)
         pyplot.close(figure)
     return paths
@@ -129,7 +148,7 @@ def _bars(axis: Any, rows: list[Json], case: str) -> None:
 def write(results: Json, docs: Path) -> None:
     """Replace the tables of DOCS/performance.md and draw the plots."""
     page = docs / "performance.md"
-    page.write_text(replace_marked(page.read_text(), tables(results)))
+    page.write_text(place_marked(page.read_text(), tables(results)))
     plot(results, docs / "images")
 
 

@@ -9,6 +9,13 @@ from benchmarks.peers.measure import Row
 from benchmarks.peers.shapes import SHAPES
 
 Json = dict[str, Any]
+# What is the limit of what: the highest of these rates that was measured.
+LIMITS = {
+    "read": ("read_bytes_s", "read_huge_bytes_s"),
+    "fp32": ("fp32_flop_s",),
+    "bf16": ("bf16_flop_s",),
+    "int8": ("int8_flop_s", "vnni_op_s", "amx_op_s"),
+}
 COMPARED_TASK = 1  # the prompt that is decoded from; the longest window
 
 
@@ -56,16 +63,14 @@ def _row(row: Row, reference: Row | None, truth: Row | None, rates: Json) -> Jso
 
 
 def _share(row: Row, case: str, seconds: float, rates: Json) -> float | None:
-    """Of the bandwidth when decoding, else of the rate of matrix products of the engine's own kind."""
+    """Of the bandwidth when decoding, else of the rate of products in the engine's own arithmetic."""
     if not rates:
         return None
-    if case == "decode":
-        return float(row.loaded["weight_bytes"] / seconds / rates["read_bytes_s"]["median"])
-    return (
-        SHAPES[row.shape].flop(int(case.split()[1]))
-        / seconds
-        / float(rates[f"{row.engine.arithmetic}_flop_s"]["median"])
+    best = max(
+        rates[name]["median"] for name in LIMITS["read" if case == "decode" else row.engine.arithmetic] if name in rates
     )
+    done = row.loaded["weight_bytes"] if case == "decode" else SHAPES[row.shape].flop(int(case.split()[1]))
+    return float(done / seconds / best)
 
 
 def _compare(row: Row, truth: Row | None) -> tuple[tuple[float, float] | None, str]:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, AudioSource
+from salmonrun.runtime.cores import busy_note
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.errors import AudioError, ConfigError
 from salmonrun.runtime.latency import load, reference, request, stream
@@ -53,6 +54,7 @@ def measure(
     """
     _check_baseline(config, baseline)
     config, notes = _fitted(engine, config)
+    notes += tuple(filter(None, [busy_note()]))
     meter = MemoryMeter(engine.report().device)
     speech = _load_speech(engine, recording)
     with ExitStack() as resources:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.tables import replace_marked, seconds, table
+from benchmarks.tables import place_marked, replace_marked, seconds, table
 
 
 def test_every_row_has_a_cell_for_every_column() -> None:
@@ -25,3 +25,13 @@ def test_seconds_have_three_digits(value: float, expected: str) -> None:
 def test_a_table_has_one_place(page: str, count: int) -> None:
     with pytest.raises(ValueError, match=f"{count} places for 'x'; expected one <!-- bench: x -->"):
         replace_marked(page, {"x": ""})
+
+
+def test_a_case_gets_a_place_behind_the_last_of_its_table() -> None:
+    page = "<!-- bench: x, a -->\nA\n<!-- /bench -->\nbetween\n<!-- bench: y, b -->\nB\n<!-- /bench -->\n"
+    placed = place_marked(page, {"x, b": "new", "y, b": "newer"})
+    assert placed == page.replace("between", "\n<!-- bench: x, b -->\nnew\n<!-- /bench -->\nbetween").replace(
+        "B\n", "newer\n"
+    )
+    with pytest.raises(ValueError, match=r"no place for 'z, b'; expected at least one <!-- bench: z, ... -->"):
+        place_marked(page, {"z, b": "new"})

@@ -1,5 +1,6 @@
 """Instruction sets of processors that this one is not, in an emulator: make emulate."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "
 
 def compiled(compiler: str, folder: Path, files: dict[str, list[str]], flags_of_all: Sequence[str] = ()) -> Path:
     """The comparison, built of the files of kernels/cpu with their flags."""
+    # A compiler that a sanitizer is loaded into fails for what it does not give back itself.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     objects = []
     always: dict[str, list[str]] = {"instruction_sets.cpp": [], "self_test.cpp": [], "isa/portable.cpp": []}
     for file, flags in {**always, **files, str(COMPARE): []}.items():
@@ -33,8 +36,9 @@ def compiled(compiler: str, folder: Path, files: dict[str, list[str]], flags_of_
             "-o",
             str(objects[-1]),
         ]
-        subprocess.run(command, check=True)
-    subprocess.run([compiler, "-static", *map(str, objects), "-o", str(folder / "compare")], check=True)
+        subprocess.run(command, check=True, env=environment)
+    command = [compiler, "-static", *map(str, objects), "-o", str(folder / "compare")]
+    subprocess.run(command, check=True, env=environment)
     return folder / "compare"
 
 
