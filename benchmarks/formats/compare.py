@@ -70,7 +70,9 @@ def formats() -> Iterator[Format]:
     blocks = (int4, replace(int4, block=64, activation_block=64), replace(int4, block=128, activation_block=128))
     for calibrated in (False, True):
         yield from (Format(weights, calibrated) for weights in blocks)
-    yield Format(replace(int4, activation_block=128), calibrated=True)
+        yield Format(replace(int4, activation_block=128), calibrated)
+    yield Format(replace(blocks[1], activation_block=128), calibrated=True)
+    yield Format(replace(blocks[1], activation_block=256), calibrated=True)
     yield Format(replace(int4, activation_block=256), calibrated=True)
     yield Format(replace(int4, block=128, activation_block=256), calibrated=True)
     yield Format(replace(int4, lm_head="int4"), calibrated=True)

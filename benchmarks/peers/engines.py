@@ -14,6 +14,7 @@ from benchmarks.peers.shapes import SHAPES, LanguageShape, Shape
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
+CALIBRATION = REPOSITORY / "demo" / "calibration" / "annotation.json"
 OURS = ("export", "training", "runtime", "kernels")
 Command = tuple[str, ...]
 
@@ -44,7 +45,7 @@ class ConversionError(Exception):
     """A model could not be made; the message is the reason."""
 
 
-def _salmonrun(kind: str, precision: str) -> tuple[Command, ...]:
+def _salmonrun(kind: str, precision: str, *options: str) -> tuple[Command, ...]:
     """The other parts of the bundle are tiny ones. Random weights amplify rounding: hence the budget."""
     parts = ("{tiny_whisper}", "{source}") if kind == "llm" else ("{source}", "{tiny_llama}")
     init = (
@@ -62,7 +63,7 @@ def _salmonrun(kind: str, precision: str) -> tuple[Command, ...]:
     export = ("-m", "salmonrun", "export", "{out}/checkpoint", "{out}/bundle", "--quiet", "--parity-budget", "3")
     llm = ("--llm-precision", precision, "--decoder", "both")
     stored = llm if kind == "llm" else ("--encoder-precision", precision)
-    return (*init, "--no-lora"), (*export, *stored)
+    return (*init, "--no-lora"), (*export, *stored, *options)
 
 
 def _ctranslate2(quantization: str) -> tuple[Command, ...]:
@@ -84,6 +85,13 @@ LLMS = (
         model="bundle",
         options={"decoder": "native"},
         reference=True,
+    ),
+    Engine(
+        *("salmonrun int4, calibrated", "salmonrun", "llm", "salmonrun", "salmonrun_worker", "int8", 1.5),
+        commands=_salmonrun("llm", "int4", "--calibration-speech", str(CALIBRATION), "--token-agreement", "0"),
+        out="salmonrun-int4-calibrated",
+        model="bundle",
+        options={"decoder": "native"},
     ),
     Engine(
         *("salmonrun int4, ONNX Runtime", "salmonrun", "llm", "salmonrun", "salmonrun_worker", "int8", 1.5),

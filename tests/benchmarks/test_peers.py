@@ -64,6 +64,7 @@ def test_every_engine_has_every_case(rows: dict[str, dict[str, Any]]) -> None:
     measured = [row for row in rows.values() if not row["failure"]]
     assert {row["name"] for row in measured} == {
         "salmonrun int4",
+        "salmonrun int4, calibrated",
         "salmonrun int4, ONNX Runtime",
         "PyTorch bf16",
         "PyTorch fp32",
