@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from salmonrun.runtime.commands.tally import Tally
 from salmonrun.runtime.streaming.transcript import BETWEEN_UTTERANCES
+from salmonrun.runtime.transcript import one_line
 
 if TYPE_CHECKING:
     from salmonrun.runtime import Result, Segment, Update
@@ -137,11 +138,6 @@ def growing_line(stable: str, partial: str, columns: int, dim: bool) -> str:
     split = max(0, len(said) - (len(both) - len(shown)))
     said, guessed = shown[:split], shown[split:]
     return f"{said}{DIM}{guessed}{NORMAL}" if dim and guessed else said + guessed
-
-
-def one_line(text: str) -> str:
-    """A text without line breaks and without characters that could steer a terminal."""
-    return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
 
 
 def last_columns(text: str, columns: int) -> str:

@@ -16,11 +16,11 @@ from salmonrun.runtime.commands.options import (
 )
 from salmonrun.runtime.commands.progress import ProgressLine
 from salmonrun.runtime.commands.source import open_whole
-from salmonrun.runtime.commands.transcript import FORMATS, Transcript, of_error, of_result, of_segments
 from salmonrun.runtime.commands.transcript_view import ONE_AFTER_ANOTHER, View, choose_targets, open_view
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.errors import AudioTooLongError, ConfigError, SalmonrunError
 from salmonrun.runtime.longform.config import TranscribeConfig
+from salmonrun.runtime.transcript import FORMATS, Transcript, of_error, of_result, of_segments
 
 if TYPE_CHECKING:
     from salmonrun.runtime import Engine, Segment, TranscriptInfo

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from salmonrun.runtime.commands.source import STDIN
-from salmonrun.runtime.commands.transcript import FORMATS, Transcript
 from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.transcript import FORMATS, Transcript
 
 if TYPE_CHECKING:
     from salmonrun.runtime import Segment

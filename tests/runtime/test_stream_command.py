@@ -19,9 +19,9 @@ from salmonrun.runtime import EndpointConfig, Engine, GenerationConfig, Result, 
 from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.commands import stream as command
-from salmonrun.runtime.commands.stream_view import one_line
 from salmonrun.runtime.errors import AudioError, ConfigError
 from salmonrun.runtime.manifest import MANIFEST, manifest_bytes
+from salmonrun.runtime.transcript import one_line
 
 # Few tokens: longer answers of the tiny model count as degenerate, of which nothing is stable before the end.
 OPTIONS = ["--vad", "energy", "--hypotheses", "2", "--hold-back", "2", "--max-new-tokens", "8"]

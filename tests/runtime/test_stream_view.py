@@ -12,11 +12,11 @@ from salmonrun.runtime.commands.stream_view import (
     TextView,
     growing_line,
     last_columns,
-    one_line,
     open_view,
 )
 from salmonrun.runtime.commands.tally import Tally
 from salmonrun.runtime.result import Timings
+from salmonrun.runtime.transcript import one_line
 
 
 def test_partial_text_is_dimmed() -> None:

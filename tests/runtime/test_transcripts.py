@@ -16,10 +16,10 @@ import soundfile
 from salmonrun.runtime import Engine, GenerationConfig
 from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.audio import SAMPLE_RATE
-from salmonrun.runtime.commands.transcript import FORMATS, Transcript
 from salmonrun.runtime.commands.transcript_view import FolderView
 from salmonrun.runtime.errors import AudioError
 from salmonrun.runtime.latency.recording import STORY
+from salmonrun.runtime.transcript import FORMATS, Transcript
 from tests.helpers.commands import run
 
 FEW = ["--max-new-tokens", "8"]

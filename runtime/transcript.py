@@ -1,11 +1,11 @@
-"""What `salmonrun transcribe` found out about a recording, and the formats that it is written in: docs/output.md."""
+"""What was found out about a recording, and the formats that it is written in: docs/output.md."""
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from salmonrun.runtime.commands.stream_view import one_line
 from salmonrun.runtime.errors import SalmonrunError
 from salmonrun.runtime.streaming.transcript import BETWEEN_UTTERANCES
 
@@ -118,6 +118,11 @@ FORMATS: dict[str, Callable[[Transcript], str]] = {
     "vtt": as_vtt,
     "tsv": as_tsv,
 }
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and without characters that could steer a terminal."""
+    return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
 
 
 def _cues(transcript: Transcript) -> Iterator[tuple[int, int, str]]:
