@@ -8,6 +8,7 @@ RUNNING = Group(
         Command("check", "salmonrun.runtime.commands.check", "prove that this machine computes what the exporter did"),
         Command("transcribe", "salmonrun.runtime.commands.transcribe", "answer a prompt about recordings"),
         Command("stream", "salmonrun.runtime.commands.stream", "answer a prompt about audio while it is coming"),
+        Command("serve", "salmonrun.runtime.commands.serve", "answer over HTTP, in OpenAI's protocols", "serve"),
         Command("latency", "salmonrun.runtime.commands.latency", "measure time, memory and how sure that is"),
     ),
 )

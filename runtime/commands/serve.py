@@ -1,0 +1,94 @@
+"""`salmonrun serve`: its options, and what it does with them."""
+
+import argparse
+import os
+
+from salmonrun.runtime.commands.options import add_engine_arguments, check_engine_arguments
+from salmonrun.runtime.server.config import ServerConfig
+
+KEYS = "SALMONRUN_API_KEYS"  # environment variable: on a command line, other users of the machine may read keys
+
+LIMITS: dict[str, tuple[type, str]] = {  # fields of ServerConfig
+    "max_running": (int, "requests that are answered at once"),
+    "max_waiting": (int, "requests that may wait behind those"),
+    "max_body_mib": (int, "MiB of a request"),
+    "max_audio_s": (float, "seconds of a recording"),
+    "max_stream_s": (float, "seconds of audio in a live stream"),
+    "timeout_s": (float, "seconds that a request may take"),
+    "drain_s": (float, "seconds to end what is under way, at the end"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what it does and what it takes."""
+    parser.description = (
+        "Answer requests about recordings over HTTP, in OpenAI's words: transcriptions, translations, chat completions "
+        "and live streams. SIGTERM and Ctrl-C end it when what is under way is answered; a second time, at once."
+    )
+    parser.epilog = "example: %(prog)s bundle/ --port 8000"
+    add_engine_arguments(parser)
+    default = ServerConfig()
+    parser.add_argument("--host", default=default.host, help=f"address; 0.0.0.0: all (default: {default.host})")
+    parser.add_argument("--port", type=int, default=default.port, help=f"0: any that is free (default: {default.port})")
+    parser.add_argument(
+        "--model-name",
+        action="append",
+        dest="model_names",
+        metavar="NAME",
+        help="that clients may ask for; may be given several times (default: the bundle's)",
+    )
+    parser.add_argument(
+        "--api-key",
+        action="append",
+        dest="api_keys",
+        metavar="KEY",
+        help=f"that clients must send; may be given several times, or in {KEYS} with commas (default: none)",
+    )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        dest="cors_origins",
+        metavar="ORIGIN",
+        help="pages from there may ask from a browser; may be given several times, *: any (default: none)",
+    )
+    _add_limits(parser, default)
+    parser.set_defaults(run=_run, settings=_settings)
+
+
+def _add_limits(parser: argparse.ArgumentParser, default: ServerConfig) -> None:
+    limits = parser.add_argument_group("what is too much", "docs/serving.md says what is answered then")
+    for name, (kind, what) in LIMITS.items():
+        value = getattr(default, name)
+        option = "--" + name.replace("_", "-")
+        limits.add_argument(option, type=kind, default=value, metavar="N", help=f"{what} (default: {value:g})")
+    limits.add_argument(
+        "--max-streams", type=int, metavar="N", help="live streams at once (default: measured at the start)"
+    )
+
+
+def _settings(arguments: argparse.Namespace) -> ServerConfig:
+    check_engine_arguments(arguments)
+    keys = [*(arguments.api_keys or ()), *filter(None, os.environ.get(KEYS, "").split(","))]
+    return ServerConfig(
+        host=arguments.host,
+        port=arguments.port,
+        model_names=tuple(arguments.model_names or ()),
+        api_keys=tuple(keys),
+        cors_origins=tuple(arguments.cors_origins or ()),
+        **{name: getattr(arguments, name) for name in ("max_streams", *LIMITS)},
+    )
+
+
+def _run(arguments: argparse.Namespace, config: ServerConfig) -> int:
+    """Serve until it is told to end."""
+    from salmonrun.runtime.engine import Engine
+    from salmonrun.runtime.server.log import show_json_log
+    from salmonrun.runtime.server.server import Server
+
+    show_json_log(arguments.verbose)
+
+    def load() -> Engine:
+        return Engine.load(arguments.bundle, device=arguments.device, threads=arguments.threads)
+
+    Server(load, config, lambda address: print(f"ready: {address}/v1", flush=True)).run()
+    return 0

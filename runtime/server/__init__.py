@@ -1,0 +1,1 @@
+"""The engine behind HTTP: `salmonrun serve`. Nothing else imports FastAPI."""

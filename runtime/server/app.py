@@ -1,0 +1,53 @@
+"""The application: routes, errors, and what every request passes first."""
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from salmonrun.runtime.errors import SalmonrunError
+from salmonrun.runtime.server.api_error import GONE, ApiError, ClientGoneError, as_api_error
+from salmonrun.runtime.server.chat import chat
+from salmonrun.runtime.server.gate import Gate
+from salmonrun.runtime.server.service import Service
+from salmonrun.runtime.server.status import status
+from salmonrun.runtime.server.transcriptions import transcriptions
+from salmonrun.version import __version__
+
+
+def make_app(service: Service) -> FastAPI:
+    """All that is answered. Its pages of documentation would load scripts from elsewhere: there are none."""
+    app = FastAPI(title="salmonrun", version=__version__, docs_url=None, redoc_url=None)
+    for router in (status(service), transcriptions(service), chat(service)):
+        app.include_router(router)
+    app.add_exception_handler(Exception, _failed)
+    for kind in (ApiError, SalmonrunError, ClientGoneError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _failed)
+    if service.config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.config.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    app.add_middleware(Gate, service=service)
+    return app
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    if isinstance(error, ClientGoneError):
+        return Response(status_code=GONE)
+    if isinstance(error, RequestValidationError):
+        return _invalid(error).response()
+    if isinstance(error, HTTPException):
+        if isinstance(error.__cause__, ApiError):  # of the body, where FastAPI read it
+            return error.__cause__.response()
+        return ApiError(error.status_code, "invalid_request", str(error.detail)).response()
+    return as_api_error(error).response()
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    """The first thing that is wrong with a request."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return ApiError(400, "invalid_request", f"{where}: {first['msg']}" if where else str(first["msg"]), where or None)

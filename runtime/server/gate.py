@@ -1,0 +1,148 @@
+"""What every request passes first: its id, its key, its size, its time, its line in the log."""
+
+import asyncio
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from salmonrun.runtime.server.api_error import GONE, ApiError
+from salmonrun.runtime.server.log import REQUESTS, log_fields
+from salmonrun.runtime.server.service import Service
+
+GUARDED = "/v1/"  # what needs a key, and is refused while the server cannot answer
+
+
+class Gate:
+    """In front of the app; `/health` and `/metrics` pass without a key."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An HTTP request; anything else is none of its business."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(send)
+        started = time.perf_counter()
+        self._service.active += 1
+        try:
+            await self._answer(scope, receive, answer)
+        finally:
+            self._service.active -= 1
+            self._note(scope, answer, time.perf_counter() - started)
+
+    async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        config = self._service.config
+        try:
+            async with asyncio.timeout(config.timeout_s):
+                if scope["path"].startswith(GUARDED):
+                    check_key(config.api_keys, sent_key(scope))
+                body = _Body(scope, receive, config.max_body_mib * 2**20)
+                await self._app(scope, body, answer)
+        except TimeoutError:
+            slow = ApiError(504, "timeout", f"the request took longer than {config.timeout_s:g} s: send less at once")
+            await answer.fail(slow, scope, receive)
+        except ApiError as error:
+            await answer.fail(error, scope, receive)
+        except Exception:
+            REQUESTS.exception("a request failed", extra={"fields": {"request_id": answer.request_id}})
+            failed = ApiError(500, "internal_error", "the server failed to answer; its log says why")
+            await answer.fail(failed, scope, receive)
+
+    def _note(self, scope: Scope, answer: "_Answer", took_s: float) -> None:
+        route = scope.get("route")
+        endpoint = getattr(route, "path", "other")  # not what was asked for: that could be anything
+        metrics, status = self._service.metrics, answer.status or GONE
+        metrics.requests.labels(endpoint, status).inc()
+        metrics.latency.labels(endpoint).observe(took_s)
+        if REQUESTS.isEnabledFor(logging.INFO):
+            log_fields(
+                "request",
+                request_id=answer.request_id,
+                method=scope["method"],
+                endpoint=endpoint,
+                status=status,
+                took_s=round(took_s, 4),
+                **scope.get("state", {}).get("log", {}),
+            )
+
+
+class _Answer:
+    """Passes an answer on, with the request's id, and remembers whether there is one."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.request_id = f"req_{uuid.uuid4().hex}"
+        self.status: int | None = None
+        self._complete = False
+
+    async def __call__(self, message: Message) -> None:
+        """A part of the answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+        elif message["type"] == "http.response.body":
+            self._complete = not message.get("more_body", False)
+        await self._send(message)
+
+    async def fail(self, error: ApiError, scope: Scope, receive: Receive) -> None:
+        """Answer with an error. An answer that has begun is cut off, which its reader can tell."""
+        if self._complete:
+            return
+        if self.status is not None:
+            raise error
+        response = error.response()
+        response.headers["Connection"] = "close"  # the rest of its body is not read
+        await response(scope, receive, self)
+
+
+class _Body:
+    """Passes a body on, up to its limit.
+
+    Raises:
+        ApiError: 413, the body is larger; at once, where its header says so.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._read = 0
+        claimed = dict(scope["headers"]).get(b"content-length", b"0")
+        self._check(int(claimed) if claimed.isdigit() else 0)
+
+    async def __call__(self) -> Message:
+        """A part of the body."""
+        message = await self._receive()
+        self._read += len(message.get("body", b""))
+        self._check(self._read)
+        return message
+
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            most = self._limit // 2**20
+            raise ApiError(413, "body_too_large", f"the body has more than {most} MiB: send less, or FLAC for WAV")
+
+
+def sent_key(scope: Scope) -> str:
+    """The key that a client sent; empty if none."""
+    header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+    kind, _, key = header.partition(" ")
+    return key.strip() if kind.lower() == "bearer" else ""
+
+
+def check_key(keys: Sequence[str], sent: str) -> None:
+    """Whether a client may ask; all keys are compared, so that time says nothing about them.
+
+    Raises:
+        ApiError: 401, it may not.
+    """
+    given = sent.encode()
+    if keys and True not in [hmac.compare_digest(given, key.encode()) for key in keys]:
+        what = "this API key is not known" if sent else "an API key is missing"
+        raise ApiError(401, "invalid_api_key", f"{what}: expected the header Authorization: Bearer KEY")

@@ -1,0 +1,89 @@
+"""Work of the engine in a thread, its results in the event loop; who goes away stops it within one token."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from fastapi import Request
+
+from salmonrun.runtime.server.api_error import ClientGoneError
+from salmonrun.runtime.server.request_queue import RequestQueue
+
+T = TypeVar("T")
+Work = Callable[[threading.Event], Iterator[T]]  # ends soon after the event is set
+
+
+@dataclass(frozen=True)
+class _End:
+    error: Exception | None = None
+
+
+class Job(Generic[T]):
+    """What one request asks of the engine: an asynchronous iterator over what `work` yields.
+
+    The thread does not wait for who reads: a slow reader holds no slot of the decoder, and what it has not read yet is
+    text.
+    """
+
+    def __init__(self, queue: RequestQueue, threads: Executor, request: Request, work: Work[T]) -> None:
+        self._queue = queue
+        self._threads = threads
+        self._work = work
+        self._cancel = threading.Event()
+        self._items: asyncio.Queue[T | _End] = asyncio.Queue()
+        self._running = False
+        self.queued_s = 0.0  # that it waited for its turn
+        self._task = asyncio.create_task(self._take_turn())
+        self._watcher = asyncio.create_task(self._watch(request))
+
+    def __aiter__(self) -> "Job[T]":
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            item = await self._items.get()
+        except BaseException:
+            self.close()
+            raise
+        if not isinstance(item, _End):
+            return item
+        self.close()
+        raise item.error or StopAsyncIteration
+
+    def close(self) -> None:
+        """Stop it, if it has not ended."""
+        self._cancel.set()
+        self._watcher.cancel()
+        if not self._running:  # else the thread comes to its end by itself, and has its turn until then
+            self._task.cancel()
+
+    async def _take_turn(self) -> None:
+        started = time.perf_counter()
+        try:
+            async with self._queue.turn():
+                self.queued_s = time.perf_counter() - started
+                self._running = True
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._threads, self._run, loop)
+        except Exception as error:
+            self._items.put_nowait(_End(error))
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        end = _End()
+        try:
+            for item in self._work(self._cancel):
+                loop.call_soon_threadsafe(self._items.put_nowait, item)
+        except Exception as error:
+            end = _End(error)
+        loop.call_soon_threadsafe(self._items.put_nowait, end)
+
+    async def _watch(self, request: Request) -> None:
+        """The body was read: all that can still come is that the client goes away."""
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self._items.put_nowait(_End(ClientGoneError()))
+        self.close()

@@ -1,0 +1,144 @@
+"""A server from start to end: it listens at once, loads, answers, and drains when it is told to."""
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import uvicorn
+
+from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.log import LOGGER
+from salmonrun.runtime.server.app import make_app
+from salmonrun.runtime.server.config import ServerConfig
+from salmonrun.runtime.server.patience import ImpatientProtocol
+from salmonrun.runtime.server.service import Service
+
+CLOSE_S = 5  # for connections to close, after all was answered
+LARGEST_FRAME = 4 * 2**20  # bytes of a message on a websocket: a minute of audio
+
+
+class Server:
+    """One bundle behind HTTP; `run` serves it.
+
+    Args:
+        load: makes the engine; it is called when the server listens already.
+        config: where, for whom, how much.
+        ready: called with the address once requests are answered.
+    """
+
+    def __init__(self, load: Callable[[], Engine], config: ServerConfig, ready: Callable[[str], object]) -> None:
+        self._load = load
+        self._config = config
+        self._ready = ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._service: Service | None = None
+        self._uvicorn: uvicorn.Server | None = None
+
+    def run(self) -> None:
+        """Until it has drained.
+
+        Raises:
+            SalmonrunError: the address cannot be had, or the engine not be loaded.
+        """
+        asyncio.run(self._serve())
+
+    def drain(self) -> None:
+        """From any thread: refuse what comes, finish what is under way, end. A second time: end now."""
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        assert self._service
+        if self._service.draining.is_set() and self._uvicorn:
+            self._uvicorn.should_exit = self._uvicorn.force_exit = True
+        self._service.draining.set()
+
+    async def _serve(self) -> None:
+        self._loop, self._service = asyncio.get_running_loop(), Service(self._config)
+        listening = _listen(self._config)
+        address = "http://{}:{}".format(*listening.getsockname()[:2])
+        self._uvicorn = _Uvicorn(_uvicorn_config(self._service))
+        serving = asyncio.create_task(self._uvicorn.serve([listening]))
+        try:
+            with _signals(self._drain):
+                await self._load_and_drain(self._service, address)
+        finally:
+            self._uvicorn.should_exit = True
+            await serving
+            self._service.close()
+
+    async def _load_and_drain(self, service: Service, address: str) -> None:
+        draining = asyncio.create_task(service.draining.wait())
+        loading = asyncio.create_task(service.load(self._load))
+        await asyncio.wait({draining, loading}, return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            await loading  # raises, if it failed
+            LOGGER.info("serving %s at %s", service.model_names[0], address)
+            self._ready(address)
+        await draining
+        LOGGER.info("draining: %d requests and streams are under way", service.active)
+        deadline = asyncio.get_running_loop().time() + self._config.drain_s
+        while service.active and asyncio.get_running_loop().time() < deadline and not self._forced:
+            await asyncio.sleep(0.05)
+
+    @property
+    def _forced(self) -> bool:
+        return self._uvicorn is not None and self._uvicorn.force_exit
+
+
+class _Uvicorn(uvicorn.Server):
+    """It leaves signals to us: there is work to be finished first."""
+
+    def capture_signals(self) -> nullcontext[None]:  # type: ignore[override]
+        return nullcontext()
+
+
+def _uvicorn_config(service: Service) -> uvicorn.Config:
+    return uvicorn.Config(
+        make_app(service),
+        http=ImpatientProtocol,
+        ws="websockets-sansio",
+        ws_max_size=LARGEST_FRAME,
+        ws_ping_timeout=120,  # a stream that waits for room does not read pongs
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=CLOSE_S,
+    )
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    try:
+        return socket.create_server((config.host, config.port), family=_family(config.host), backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"host {config.host!r}, port {config.port} cannot be listened on: {error.strerror or error}; "
+            "choose another, or port 0 for any that is free"
+        ) from error
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+@contextmanager
+def _signals(handle: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and Ctrl-C drain; only the main thread is told of them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, before = asyncio.get_running_loop(), {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.getsignal(number)
+        loop.add_signal_handler(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)

@@ -1,0 +1,103 @@
+"""What all connections of a server share: the engine, who may use it and when, the metrics."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, TypeVar
+
+from fastapi import Request
+
+from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.log import LOGGER
+from salmonrun.runtime.server.admission import StreamAdmission, capacity
+from salmonrun.runtime.server.api_error import ApiError, unknown_model
+from salmonrun.runtime.server.config import ServerConfig
+from salmonrun.runtime.server.job import Job, Work
+from salmonrun.runtime.server.metrics import Metrics
+from salmonrun.runtime.server.realtime_factor import real_time_factor
+from salmonrun.runtime.server.request_queue import RequestQueue
+
+T = TypeVar("T")
+State = Literal["loading", "ready", "draining"]
+
+
+class Service:
+    """Made before the engine is loaded, in the event loop that it serves."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.created = int(time.time())
+        self.metrics = Metrics()
+        self.streams = StreamAdmission(0)
+        self.queue = RequestQueue(config.max_running, config.max_waiting, lambda: self.streams.unhurried())
+        self.draining = asyncio.Event()  # set: end what is under way, begin nothing
+        self.active = 0  # requests and streams under way
+        self.model_names = config.model_names
+        self._engine: Engine | None = None
+        # Requests and streams are counted before they come here: whoever has a turn has a thread.
+        self._threads = ThreadPoolExecutor(max_workers=2**16, thread_name_prefix="salmonrun")
+        self._watch()
+
+    @property
+    def state(self) -> State:
+        """Whether it can answer."""
+        if self.draining.is_set():
+            return "draining"
+        return "ready" if self._engine else "loading"
+
+    @property
+    def engine(self) -> Engine:
+        """What answers.
+
+        Raises:
+            ApiError: 503, it is not loaded yet, or about to go away.
+        """
+        if self._engine is None or self.draining.is_set():
+            raise ApiError(503, self.state, f"the server is {self.state}: ask again later", retry_after_s=5)
+        return self._engine
+
+    async def load(self, load: Callable[[], Engine]) -> None:
+        """Load the engine, and measure how many streams it can hear at once."""
+        engine = await self.in_thread(load)
+        self.model_names = self.model_names or (engine.bundle.manifest.provenance.model,)
+        most = self.config.max_streams
+        if most is None:
+            factor = await self.in_thread(lambda: real_time_factor(engine))
+            most = capacity(factor)
+            LOGGER.info("a live stream takes %.3f of real time: at most %d at once", factor, most)
+        self.streams = StreamAdmission(most)
+        self._engine = engine
+
+    def check_model(self, name: str | None) -> None:
+        """Whether a model that a client names is served.
+
+        Raises:
+            ApiError: 404, it is not.
+        """
+        if name and name not in self.model_names:
+            raise unknown_model(name, self.model_names)
+
+    def job(self, request: Request, work: Work[T]) -> Job[T]:
+        """Have the engine work for a request, when it is its turn."""
+        return Job(self.queue, self._threads, request, work)
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """The result of a call that takes its time; the event loop goes on."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def close(self) -> None:
+        """Wait for the threads."""
+        self._threads.shutdown()
+
+    def _watch(self) -> None:
+        watch = self.metrics.watch
+        watch("num_requests_running", "Requests that are being answered.", lambda: self.queue.running)
+        watch("num_requests_waiting", "Requests that wait for their turn.", lambda: self.queue.waiting)
+        watch("num_realtime_streams", "Live streams that are open.", lambda: self.streams.open)
+        watch("max_realtime_streams", "Live streams that there may be.", lambda: self.streams.capacity)
+        watch("realtime_lag_max_seconds", "Of the live stream that is furthest behind.", lambda: self.streams.lag_s)
+        watch("kv_cache_bytes", "Reserved for keys and values.", self._cache_bytes)
+
+    def _cache_bytes(self) -> int:
+        return self._engine.model.decoder.describe().cache_bytes if self._engine else 0

@@ -1,0 +1,41 @@
+"""GET /v1/models, /health and /metrics."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+
+from salmonrun.runtime.server.service import Service
+
+
+def status(service: Service) -> APIRouter:
+    """What is served, and how it is doing."""
+    router = APIRouter()
+
+    def model(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": service.created, "owned_by": "salmonrun"}
+
+    @router.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The names of the bundle."""
+        assert service.engine
+        return {"object": "list", "data": [model(name) for name in service.model_names]}
+
+    @router.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        """One of them."""
+        assert service.engine
+        service.check_model(name)
+        return model(name)
+
+    @router.get("/health")
+    async def health() -> JSONResponse:
+        """200 where a request would be answered; 503 while the engine is being loaded, and at the end."""
+        return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router

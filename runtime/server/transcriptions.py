@@ -1,0 +1,169 @@
+"""POST /v1/audio/transcriptions and /translations: recordings of any length."""
+
+import threading
+import time
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Form, Request, Response, UploadFile
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.longform.transcribe import TranscriptInfo
+from salmonrun.runtime.segment import Segment
+from salmonrun.runtime.server.api_error import ApiError
+from salmonrun.runtime.server.job import Job, Work
+from salmonrun.runtime.server.service import Service
+from salmonrun.runtime.server.sse import sse
+from salmonrun.runtime.streaming.transcript import BETWEEN_UTTERANCES
+from salmonrun.runtime.transcript import FORMATS, Transcript, of_segments
+
+TRANSLATION = "translation"  # the task of a bundle that translates into English
+_TEXTS = {"text": "txt", "srt": "srt", "vtt": "vtt"}  # response_format -> format of a transcript
+
+
+class TranscriptionForm(BaseModel):
+    """Fields of OpenAI's form that have a meaning here, and some of our own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: UploadFile
+    model: str | None = None
+    language: str | None = None  # what the client knows: it is told again, the model hears for itself
+    prompt: str | None = None  # an instruction, instead of the task's
+    response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
+    temperature: float = Field(0.0, ge=0, le=2)
+    stream: bool = False
+    granularities: list[Literal["segment"]] = Field(default=["segment"], alias="timestamp_granularities[]")
+    task: str | None = None
+    question: str | None = None
+    num_beams: int = 1
+    max_new_tokens: int = GenerationConfig.max_new_tokens  # of each window
+    seed: int | None = None
+
+    def generation(self) -> GenerationConfig:
+        """How tokens are chosen; a temperature of 0 is greedy."""
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            num_beams=self.num_beams,
+            seed=self.seed,
+            do_sample=self.temperature > 0,
+            temperature=self.temperature or 1.0,
+        )
+
+
+def transcriptions(service: Service) -> APIRouter:
+    """The two routes."""
+    router = APIRouter(prefix="/v1/audio")
+
+    @router.post("/transcriptions")
+    async def transcribe(request: Request, form: Annotated[TranscriptionForm, Form()]) -> Response:
+        """What is said."""
+        return await _answer(service, request, form)
+
+    @router.post("/translations")
+    async def translate(request: Request, form: Annotated[TranscriptionForm, Form()]) -> Response:
+        """The same, by the bundle's task for translations, or by an instruction."""
+        if form.task is None and form.prompt is None:
+            form.task = TRANSLATION
+        return await _answer(service, request, form)
+
+    return router
+
+
+async def _answer(service: Service, request: Request, form: TranscriptionForm) -> Response:
+    service.check_model(form.model)
+    started = time.perf_counter()
+    job: Job[TranscriptInfo | Segment] = service.job(request, _work(service.engine, form, service.config.max_audio_s))
+    info = await anext(job)  # an error up to here is a status
+    assert isinstance(info, TranscriptInfo)
+    parts = _noted(service, request, job, info)
+    if form.stream:
+        return sse(_events(parts))
+    segments = [segment async for segment in parts]
+    transcript = of_segments("", segments, info, time.perf_counter() - started, None)
+    return _formatted(transcript, segments, form)
+
+
+def _work(engine: Engine, form: TranscriptionForm, max_audio_s: float) -> Work[TranscriptInfo | Segment]:
+    def work(cancel: threading.Event) -> Iterator[TranscriptInfo | Segment]:
+        segments, info = engine.transcribe(
+            form.file.file,
+            task=form.task,
+            prompt=form.prompt,
+            question=form.question,
+            generation=form.generation(),
+            cancel=cancel,
+        )
+        if info.duration_s > max_audio_s:
+            raise ApiError(
+                413,
+                "audio_too_long",
+                f"the recording has {info.duration_s:.0f} s, the limit is {max_audio_s:g} s: send it in parts",
+                "file",
+            )
+        yield info
+        yield from segments
+
+    return work
+
+
+async def _noted(
+    service: Service, request: Request, job: Job[TranscriptInfo | Segment], info: TranscriptInfo
+) -> AsyncIterator[Segment]:
+    """The segments; what they cost goes into metrics and the log."""
+    metrics, started, tokens = service.metrics, time.perf_counter(), 0
+    metrics.queue_time.observe(job.queued_s)
+    async for segment in job:
+        assert isinstance(segment, Segment)
+        if not tokens:
+            metrics.first_token.observe(time.perf_counter() - started)
+        tokens += len(segment.token_ids)
+        yield segment
+    took_s = time.perf_counter() - started
+    metrics.tokens.inc(tokens)
+    metrics.audio.inc(info.duration_s)
+    metrics.factor.observe(took_s / info.duration_s)
+    request.state.log = {"audio_s": round(info.duration_s, 3), "tokens": tokens, "queued_s": round(job.queued_s, 4)}
+
+
+async def _events(segments: AsyncIterator[Segment]) -> AsyncIterator[dict[str, Any]]:
+    """Deltas, which add up to the text that ends them."""
+    text = ""
+    async for segment in segments:
+        if said := segment.text.strip():
+            delta = BETWEEN_UTTERANCES + said if text else said
+            text += delta
+            yield {"type": "transcript.text.delta", "delta": delta}
+    yield {"type": "transcript.text.done", "text": text}
+
+
+def _formatted(transcript: Transcript, segments: list[Segment], form: TranscriptionForm) -> Response:
+    if form.response_format in _TEXTS:
+        return PlainTextResponse(FORMATS[_TEXTS[form.response_format]](transcript))
+    seconds = transcript.timings["audio_s"]
+    answer: dict[str, Any] = {"text": transcript.text, "usage": {"type": "duration", "seconds": seconds}}
+    if form.response_format == "verbose_json":
+        answer |= {"task": form.task or "transcribe", "language": form.language or "und", "duration": seconds}
+        answer |= {"segments": [_verbose(i, one, form) for i, one in enumerate(segments)], "notes": transcript.notes}
+    return JSONResponse(answer)
+
+
+def _verbose(number: int, segment: Segment, form: TranscriptionForm) -> dict[str, Any]:
+    """A segment, as openai/whisper describes them."""
+    encoded = segment.text.encode()
+    return {
+        "id": number,
+        "seek": round(100 * segment.start),  # in frames of 10 ms
+        "start": segment.start,
+        "end": segment.end,
+        "text": segment.text,
+        "tokens": segment.token_ids,
+        "temperature": form.temperature,
+        "avg_logprob": segment.score or 0.0,  # of no tokens, none
+        "compression_ratio": len(encoded) / len(zlib.compress(encoded)),
+        "no_speech_prob": 0.0,  # what held no speech has no segment
+    }
