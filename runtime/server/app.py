@@ -9,6 +9,7 @@ from salmonrun.runtime.errors import SalmonrunError
 from salmonrun.runtime.server.api_error import GONE, ApiError, ClientGoneError, as_api_error
 from salmonrun.runtime.server.chat import chat
 from salmonrun.runtime.server.gate import Gate
+from salmonrun.runtime.server.realtime.socket import realtime
 from salmonrun.runtime.server.service import Service
 from salmonrun.runtime.server.status import status
 from salmonrun.runtime.server.transcriptions import transcriptions
@@ -18,7 +19,7 @@ from salmonrun.version import __version__
 def make_app(service: Service) -> FastAPI:
     """All that is answered. Its pages of documentation would load scripts from elsewhere: there are none."""
     app = FastAPI(title="salmonrun", version=__version__, docs_url=None, redoc_url=None)
-    for router in (status(service), transcriptions(service), chat(service)):
+    for router in (status(service), transcriptions(service), chat(service), realtime(service)):
         app.include_router(router)
     app.add_exception_handler(Exception, _failed)
     for kind in (ApiError, SalmonrunError, ClientGoneError, HTTPException, RequestValidationError):

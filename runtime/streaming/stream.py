@@ -105,6 +105,11 @@ class Stream:
         """The utterances that are over."""
         return tuple(self._segments)
 
+    @property
+    def speaking_since(self) -> int | None:
+        """First sample, at 16 kHz, of the utterance that is going on; None: there is none."""
+        return self._clock.samples - self._utterance.length if self._utterance else None
+
     def push(self, pcm: npt.NDArray[Any]) -> list[Update]:
         """Hear more audio. However it is cut into pieces, updates come at the same points of it and say the same.
 

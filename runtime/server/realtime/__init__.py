@@ -1,0 +1,1 @@
+"""WS /v1/realtime: OpenAI's transcription sessions."""
