@@ -16,7 +16,10 @@ from salmonrun.training.commands import TRAINING
 
 GROUPS = {"training": TRAINING, "export": EXPORTING, "runtime": RUNNING}
 COMMANDS = {command.name: command for group in GROUPS.values() for command in group.commands}
-EXTRAS = ("torch", "transformers", "onnx", "peft", "safetensors", "onnxruntime", "jiwer", "whisper_normalizer", "yaml")
+EXTRAS = (
+    *("torch", "transformers", "onnx", "peft", "safetensors", "onnxruntime", "jiwer", "whisper_normalizer", "yaml"),
+    *("fastapi", "uvicorn", "prometheus_client"),
+)
 ROOT = Path(__file__).parents[1]
 
 NO_ONNX_RUNTIME = (
@@ -57,7 +60,19 @@ def test_all_commands_are_listed_in_groups(capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "usage: salmonrun [-h] [--version] COMMAND ..."
     assert set(COMMANDS) == {
-        *("transcribe", "stream", "latency", "check", "export", "convert", "init", "inspect", "synthesize", "data"),
+        *(
+            "transcribe",
+            "stream",
+            "serve",
+            "latency",
+            "check",
+            "export",
+            "convert",
+            "init",
+            "inspect",
+            "synthesize",
+            "data",
+        ),
         *("finetune", "evaluate", "baseline"),
     }
     for group in GROUPS.values():
@@ -110,6 +125,7 @@ def test_the_engine_needs_no_pytorch_to_start() -> None:
         ("torch", ["baseline", "checkpoint", "--threads", "1"], "salmonrun baseline needs PyTorch"),
         ("jiwer", ["evaluate", "model", "test.json", "--out", "a"], "salmonrun evaluate needs jiwer"),
         ("onnx", ["export", "checkpoint", "bundle"], "salmonrun export needs onnx"),
+        ("fastapi", ["serve", "bundle"], "salmonrun serve needs fastapi"),
         ("onnxruntime", ["synthesize", "data"], "salmonrun synthesize needs ONNX Runtime"),
         ("tokenizers", ["check", "bundle"], "salmonrun check needs tokenizers"),
     ],

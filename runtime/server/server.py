@@ -17,7 +17,7 @@ from salmonrun.runtime.server.config import ServerConfig
 from salmonrun.runtime.server.patience import ImpatientProtocol
 from salmonrun.runtime.server.service import Service
 
-CLOSE_S = 5  # for connections to close, after all was answered
+CLOSE_S = 1  # for connections to close, after all was answered or the time is up
 LARGEST_FRAME = 4 * 2**20  # bytes of a message on a websocket: a minute of audio
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -249,8 +250,8 @@ def until_free(running: Running) -> ClientConnection:
     while True:
         try:
             return socket(running)
-        except InvalidStatus as error:
-            assert error.response.status_code == 429
+        except InvalidStatus:
+            time.sleep(0.01)
 
 
 def test_keys(demo_engine: Engine) -> None:
