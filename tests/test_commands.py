@@ -73,7 +73,7 @@ def test_all_commands_are_listed_in_groups(capsys: pytest.CaptureFixture[str]) -
             "synthesize",
             "data",
         ),
-        *("finetune", "evaluate", "baseline"),
+        *("synthesize", "data", "finetune", "evaluate", "baseline"),
     }
     for group in GROUPS.values():
         assert f"{group.title}:" in lines
