@@ -48,7 +48,7 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a request."""
-    first = error.errors()[0]
+    """What is wrong with a request: where one of several forms could be meant, of that which it fits furthest."""
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
     where = ".".join(str(part) for part in first["loc"][1:])
     return ApiError(400, "invalid_request", f"{where}: {first['msg']}" if where else str(first["msg"]), where or None)

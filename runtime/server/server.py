@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import uvicorn
 
@@ -49,7 +49,8 @@ class Server:
     def drain(self) -> None:
         """From any thread: refuse what comes, finish what is under way, end. A second time: end now."""
         if self._loop:
-            self._loop.call_soon_threadsafe(self._drain)
+            with suppress(RuntimeError):  # the loop is closed: it has ended
+                self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
         assert self._service

@@ -90,17 +90,22 @@ def test_deltas_add_up(client: OpenAI, long: bytes) -> None:
 def test_our_own_fields(client: OpenAI, demo_engine: Engine) -> None:
     """Tasks, instructions, beams and sampling."""
 
-    def ask(**fields: object) -> str:
-        return client.audio.transcriptions.create(file=RECORDINGS / "rain.flac", model="demo", extra_body=fields).text
+    file = RECORDINGS / "digits_and_siren.flac"
 
-    assert ask(task="caption") == "rain is falling"
+    def ask(**fields: object) -> str:
+        return client.audio.transcriptions.create(file=file, model="demo", extra_body=fields).text
+
+    segments, _ = demo_engine.transcribe(file, task="caption")
+    caption = "\n".join(segment.text for segment in segments)
+    assert ask(task="caption") == caption != ask()
     prompt = demo_engine.bundle.manifest.prompt.tasks["caption"][0]
-    assert ask(prompt=prompt, num_beams=2) == "rain is falling"
+    assert ask(prompt=prompt, num_beams=2)
     sampled = [ask(task="caption", temperature=2.0, seed=seed) for seed in (1, 1, 2, 3, 4, 5)]
     assert sampled[0] == sampled[1]
     assert len(set(sampled)) > 1
 
 
+@pytest.mark.filterwarnings("ignore:deprecated")  # by OpenAI, in its client
 def test_translations_are_a_task_or_an_instruction(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="unknown task 'translation'; this model has prompts for: asr"):
         client.audio.translations.create(file=SHOPPING, model="demo")
