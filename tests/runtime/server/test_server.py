@@ -257,8 +257,8 @@ def test_sigterm_loses_nothing_that_was_said(demo_bundle: Path, tmp_path: Path) 
     key = {"Authorization": "Bearer secret"}
     with connect(f"ws{url}/realtime", additional_headers=key) as client:
         sentence = soundfile.read(SHOPPING)[0]
-        send(client, session(turn_detection=None), *appends(pcm16(sentence)))
-        receive(client, 1, "conversation.item.added")
+        send(client, session(turn_detection=None), *appends(pcm16(sentence)), {"type": "unknown"})
+        receive(client, 1, "error")  # all in front of it has been read
         process.send_signal(signal.SIGTERM)
         events = receive(client, 1)
         with pytest.raises(ConnectionClosed) as closed:
