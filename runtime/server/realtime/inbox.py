@@ -23,7 +23,7 @@ class Received:
     @property
     def is_audio(self) -> bool:
         """Whether it brings some."""
-        return self.event["type"] == APPEND
+        return bool(self.event["type"] == APPEND)
 
 
 class Inbox:

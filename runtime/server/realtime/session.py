@@ -31,7 +31,7 @@ class _Transcription(_Strict):
 
 class _TurnDetection(_Strict):
     type: Literal["server_vad"]
-    threshold: Literal[0.5] | None = None
+    threshold: float | None = Field(None, ge=THRESHOLD, le=THRESHOLD)
     prefix_padding_ms: int | None = Field(None, ge=0, le=5000)
     silence_duration_ms: int | None = Field(None, ge=100, le=10_000)
     create_response: Literal[False] | None = None
