@@ -106,7 +106,10 @@ def _origin(manifest: Manifest) -> str:
     made = manifest.provenance
     rows = "\n".join(f"| `{name}` | `{digest}` |" for name, digest in made.sources.items())
     scale = f" Adapters were merged into the LLM with the factor {made.lora_scale:g}." if made.lora_scale else ""
-    return f"## Where it comes from\n\nWritten by {made.exporter}.{scale}\n\n| file | sha256 |\n|---|---|\n{rows}\n"
+    pruned = "".join(f"- {step.part}: {step}.\n" for step in made.pruning)
+    smaller = f"\nParts were made smaller than they were trained:\n\n{pruned}" if pruned else ""
+    files = f"| file | sha256 |\n|---|---|\n{rows}\n"
+    return f"## Where it comes from\n\nWritten by {made.exporter}.{scale}\n{smaller}\n{files}"
 
 
 def _cell(text: str) -> str:

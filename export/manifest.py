@@ -165,7 +165,8 @@ def _provenance(source: Checkpoint, options: ExportOptions, block: int, calibrat
         exporter=f"salmonrun {__version__}",
         sources=source.hashes(),
         lora_scale=config.lora.scale if config.lora else None,
-        pruned_layers=config.sources.llm.left_out_layers if config.sources.llm else (),
-        whisper_pruned_layers=config.sources.whisper.left_out_layers if config.sources.whisper else (),
+        pruned_layers=config.left_out_layers("llm"),
+        whisper_pruned_layers=config.left_out_layers("whisper"),
         quantization=f"{blocks}, {rounding}" if blocks else "",
+        pruning=config.pruning,
     )

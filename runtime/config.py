@@ -125,6 +125,37 @@ class BlockConfig:
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """How a part of a model was made smaller than it was trained: a step of its lineage."""
+
+    part: Literal["llm", "whisper", "audio_encoder"]
+    method: Literal["dropped", "merged", "low-rank"]  # merged: a layer is the mean of itself and those left out behind
+    tool: str  # and its version
+    source: str  # sha256 of the model it was made of
+    layers: int  # that the part had before any was left out
+    kept: tuple[int, ...]  # the numbers there of the layers it has now
+    criterion: str = ""  # by which the layers were chosen
+    search: str = ""  # how they were
+    share: float | None = None  # of low rank: the weights that its matrices keep
+
+    def __post_init__(self) -> None:
+        if not self.kept or list(self.kept) != sorted({number for number in self.kept if 0 <= number < self.layers}):
+            raise ConfigError(f"kept is {self.kept}; expected ascending numbers of {self.layers} layers, at least one")
+
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        """The numbers of the layers it does not have any more."""
+        return tuple(sorted(set(range(self.layers)) - set(self.kept)))
+
+    def __str__(self) -> str:
+        if self.method == "low-rank":
+            return f"matrices of low rank, {self.share:.0%} of their weights, by {self.tool}"
+        chosen = f"by {self.criterion}, {self.search}, " if self.criterion else ""
+        gone = " ".join(map(str, self.left_out))
+        return f"{len(self.kept)} of {self.layers} layers, {self.method}: {gone} ({chosen}{self.tool})"
+
+
+@dataclass(frozen=True)
 class PromptConfig:
     """How text is put around the audio embeddings."""
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from salmonrun.runtime.config import AudioConfig, BlockConfig, FbankConfig, PromptConfig, WindowConfig
+from salmonrun.runtime.config import AudioConfig, BlockConfig, FbankConfig, PromptConfig, Pruning, WindowConfig
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.schema import OPTIONAL, to_dict
 
@@ -210,6 +210,7 @@ class Provenance:
     pruned_layers: tuple[int, ...] = ()  # of the LLM, as its files number them
     whisper_pruned_layers: tuple[int, ...] = ()
     quantization: str = ""
+    pruning: tuple[Pruning, ...] = field(default=(), metadata=OPTIONAL)  # how parts were made smaller, the oldest first
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from salmonrun.training.checkpoint import save
 from salmonrun.training.foreign.part_files import read_audio_encoder
 from salmonrun.training.foreign.sources import read_source
 from salmonrun.training.model.config import PartSource, load_config
+from salmonrun.training.model.encoders.beats import BeatsConfig
 from salmonrun.training.starting.convert import Conversion, convert_salmonn, format_conversion
 from salmonrun.training.tensors import LazyTensors
 from tests.helpers import published
@@ -264,10 +265,17 @@ def llm_of(config: dict[str, Any]) -> Callable[[Path], tuple[dict[str, Any], Laz
     return lambda _: (config, {})
 
 
-def test_beats_layers_and_llms_that_count_their_layers_are_refused(golden: Path, tmp_path: Path) -> None:
-    source = PartSource(str(golden / "beats" / "beats.pt"), {}, left_out_layers=(1,))
-    with pytest.raises(CheckpointError, match="layers of an audio encoder cannot be left out"):
-        read_source(source, read_audio_encoder)
+def test_beats_goes_without_layers_and_keeps_the_weight_of_its_residuals(golden: Path) -> None:
+    path = str(golden / "beats" / "beats.pt")
+    whole, tensors = read_source(PartSource(path, {}), read_audio_encoder)
+    config, left = read_source(PartSource(path, {}, left_out_layers=(1,)), read_audio_encoder)
+    assert isinstance(config, BeatsConfig)
+    assert (config.layers, config.deepnorm_layers) == (whole.layers - 1, whole.layers)
+    assert torch.equal(left["encoder.layers.1.fc1.weight"](), tensors["encoder.layers.2.fc1.weight"]())
+
+
+def test_llms_that_count_their_layers_are_refused() -> None:
+    source = PartSource("llm", {}, left_out_layers=(1,))
     for setting in ({"mlp_only_layers": [0]}, {"decoder_sparse_step": 2}, {"use_sliding_window": True}):
         with pytest.raises(CheckpointError, match=f"{next(iter(setting))}.* cannot be left out"):
             read_source(source, llm_of({"num_hidden_layers": 3, **setting}))

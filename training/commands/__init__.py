@@ -16,6 +16,7 @@ TRAINING = Group(
         _command("synthesize", "make a labelled data set without downloads"),
         _command("data", "look at annotations"),
         _command("finetune", "train a checkpoint by a YAML recipe"),
+        _command("prune", "leave out the layers that a checkpoint needs least"),
         _command("evaluate", "score a checkpoint or a bundle on annotated recordings"),
         _command("baseline", "the PyTorch side of latency --baseline, which starts it"),
     ),

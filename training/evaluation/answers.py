@@ -1,16 +1,14 @@
 """Answers to the entries of an annotation, kept as JSON lines so that a run that was cut goes on where it stopped."""
 
 import csv
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.data.annotation import Entry
-
-Settings = dict[str, Any]  # what decides the answers, beside the recordings: model, prompts, search
+from salmonrun.training.journal import Settings as Settings
+from salmonrun.training.journal import append, resume
 
 
 @dataclass(frozen=True)
@@ -52,26 +50,12 @@ def resume_answers(path: Path, settings: Settings) -> list[Answered]:
     Raises:
         CheckpointError: the file was made with other settings, or is something else.
     """
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
-    if not path.is_file() or not path.stat().st_size:
-        path.write_text(json.dumps({"settings": settings}, ensure_ascii=False) + "\n", encoding="utf-8")
-    made_with, rows = _read(path)
-    for name in sorted({*settings, *made_with}):
-        if settings.get(name) != made_with.get(name):
-            raise CheckpointError(
-                f"{path} was made with {name} {made_with.get(name)!r}, this run has {settings.get(name)!r}; "
-                "choose another file or remove it"
-            )
-    content = path.read_bytes()
-    with path.open("r+b") as file:
-        file.truncate(content.rfind(b"\n") + 1)
-    return rows
+    return resume(path, settings, Answered, "answers of `salmonrun evaluate`")
 
 
 def append_answer(file: TextIO, row: Answered) -> None:
     """Write an answer behind the others, at once."""
-    file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-    file.flush()
+    append(file, asdict(row))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -86,15 +70,3 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> tuple[Settings, list[Answered]]:
-    # Not splitlines, which also splits at characters that JSON leaves as they are. A whole line ends with a newline.
-    first, *others = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] or [""]
-    try:
-        settings: Settings = json.loads(first)["settings"]
-        return settings, [Answered(**json.loads(line)) for line in others]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} does not hold answers of `salmonrun evaluate` ({error}); choose another file or remove it"
-        ) from error

@@ -39,7 +39,8 @@ def read_source(source: PartSource, read: Callable[[Path], tuple[C, LazyTensors]
         left = kept_layers(config.layers, source)
         return replace(config, layers=len(left)), renumbered(tensors, "layers.", left)
     if isinstance(config, AudioEncoderConfig):
-        raise CheckpointError(f"{source.path}: layers of an audio encoder cannot be left out")
+        left = kept_layers(config.layers, source)
+        return config.with_layers(len(left)), renumbered(tensors, config.layer_prefix, left)
     left = kept_layers(int(config["num_hidden_layers"]), source)
     return shortened(config, left, source.path), renumbered(tensors, "model.layers.", left)
 

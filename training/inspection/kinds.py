@@ -6,7 +6,9 @@ from typing import Any
 
 import transformers
 
+from salmonrun.runtime.config import Pruning
 from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.runtime.schema import from_dict
 from salmonrun.training.foreign.adapters import WEIGHT, check_adapter
 from salmonrun.training.foreign.published import SalmonnFile, lora_config, qformer_config, read_salmonn
 from salmonrun.training.foreign.quantized import check_method
@@ -169,6 +171,7 @@ def _checkpoint_facts(config: ModelConfig) -> dict[str, str]:
         "Whisper": f"{config.whisper.layers} layers of {config.whisper.d_model}",
         "LLM": f"{config.llm['model_type']}, {config.llm.get('num_hidden_layers')} layers of {config.llm_dim}",
     }
+    facts |= {f"pruning, step {i}": f"{step.part}: {step}" for i, step in enumerate(config.pruning, 1)}
     return facts | {f"{part} from": source.hub or source.path for part, source in config.sources.items()}
 
 
@@ -186,7 +189,14 @@ def bundle(folder: Path) -> Finding:
         "LLM": ", ".join(f"{part['precision']} for {decoder}" for decoder, part in weights if part),
         "files": str(len(files)),
     }
+    steps = manifest.get("provenance", {}).get("pruning", [])
+    facts |= {f"pruning, step {i}": _step(step, folder) for i, step in enumerate(steps, 1)}
     return Finding("bundle", facts, problems=tuple(missing), command=f"salmonrun check {folder}")
+
+
+def _step(raw: dict[str, Any], folder: Path) -> str:
+    step = from_dict(Pruning, raw, f"{folder / 'bundle.json'}: provenance.pruning")
+    return f"{step.part}: {step}"
 
 
 def tokenizer(path: Path) -> Finding:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from salmonrun.runtime.config import AudioConfig, BlockConfig, PromptConfig
+from salmonrun.runtime.config import AudioConfig, BlockConfig, PromptConfig, Pruning
 from salmonrun.runtime.errors import CheckpointError, ConfigError
-from salmonrun.runtime.schema import from_dict, to_dict
+from salmonrun.runtime.schema import OPTIONAL, from_dict, to_dict
 from salmonrun.training.model.encoders import AudioEncoderConfig
 from salmonrun.training.model.features import FRAMES_PER_S, FrontEnd
 from salmonrun.training.model.sizes import LoraConfig as LoraConfig
@@ -71,6 +71,7 @@ class ModelConfig:
     sources: Sources = field(default_factory=Sources)
     name: str = "salmonn"
     format_version: int = FORMAT_VERSION
+    pruning: tuple[Pruning, ...] = field(default=(), metadata=OPTIONAL)  # its lineage, the oldest step first
 
     def __post_init__(self) -> None:
         if self.format_version > FORMAT_VERSION:
@@ -103,6 +104,14 @@ class ModelConfig:
     def front_end(self) -> FrontEnd:
         """What comes before the encoders."""
         return FrontEnd(self.audio, self.qformer.window, self.audio_encoder.fbank if self.audio_encoder else None)
+
+    def left_out_layers(self, part: str) -> tuple[int, ...]:
+        """The layers that a part goes without, as they are numbered in the whole part."""
+        steps = [step for step in self.pruning if step.part == part]
+        if steps:
+            return steps[-1].left_out
+        source: PartSource | None = getattr(self.sources, part)
+        return source.left_out_layers if source else ()
 
     @property
     def llm_dim(self) -> int:

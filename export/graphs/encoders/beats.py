@@ -41,7 +41,7 @@ def build_beats(
     longest = config.fbank.bins // patch * (max_frames // patch)
     bias = _position_bias(graph, encoder, x, graph.dim("past_key.0", 1) if blocks else None, config, longest)
     # LN(alpha x + f) with epsilon e equals LN(x + f / alpha) with e / alpha^2: the factor moves into f's weights.
-    alpha = deepnorm_alpha(config.layers)
+    alpha = deepnorm_alpha(config.deepnorm_layers or config.layers)
     for i in range(config.layers):
         prefix = f"encoder.layers.{i}."
         attended = _attention(graph, encoder, x, i, config, bias, alpha, blocks)

@@ -3,7 +3,8 @@
 Such a file has
 
 - a config: a frozen dataclass of the sizes, with `kind`, by which a config.json tells the encoders apart, `fbank`, its
-  front end, `dim`, the width of its states, `block_causal`, `longest_s`, and `build()`, which makes
+  front end, `dim`, the width of its states, `block_causal`, `longest_s`, `layer_prefix` and `with_layers()`, by which
+  layers of it are left out, and `build()`, which makes
 - a module: `forward(fbank, frames, block)`, normalised filter banks to states, a padded row as if it were alone;
 - `recognises` and `read`: a published file under our names, every tensor used, left out for a reason, or an error.
 """

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from salmonrun.runtime.config import Block, FbankConfig
 from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.runtime.schema import OPTIONAL
 from salmonrun.training.model.blocks import attended, valid_positions
 from salmonrun.training.model.encoders.published import Leftovers, Published, check_patches
 from salmonrun.training.model.features import count_tokens
@@ -42,6 +43,7 @@ class BeatsConfig:
 
     block_causal: ClassVar[bool] = True
     longest_s: ClassVar[float] = math.inf
+    layer_prefix: ClassVar[str] = "encoder.layers."  # of the names of a layer's tensors, before its number
 
     kind: Literal["beats"] = "beats"
     dim: int = 768
@@ -55,6 +57,8 @@ class BeatsConfig:
     num_buckets: int = 320
     max_distance: int = 800
     fbank: FbankConfig = field(default_factory=FbankConfig)
+    # Layers by which DeepNorm weighs residuals, if it was trained with more than are left of it; None: `layers`.
+    deepnorm_layers: int | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
@@ -62,6 +66,10 @@ class BeatsConfig:
         if self.dim % self.conv_pos_groups:
             raise ConfigError(f"dim {self.dim} is not a multiple of conv_pos_groups {self.conv_pos_groups}")
         check_patches(self.fbank, self.patch_size)
+
+    def with_layers(self, count: int) -> "BeatsConfig":
+        """Of so many of its layers, which stay what they are: their residuals keep their weight."""
+        return replace(self, layers=count, deepnorm_layers=self.deepnorm_layers or self.layers)
 
     def build(self) -> "BeatsEncoder":
         """An encoder of random weights."""
@@ -149,7 +157,7 @@ class BeatsLayer(nn.Module):
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
-        self.alpha = deepnorm_alpha(config.layers)
+        self.alpha = deepnorm_alpha(config.deepnorm_layers or config.layers)
         self.self_attn = BeatsAttention(config)
         self.self_attn_layer_norm = nn.LayerNorm(config.dim)
         self.fc1 = nn.Linear(config.dim, config.ffn)

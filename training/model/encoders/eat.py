@@ -5,7 +5,7 @@ positions in time and frequency. Parameter names are those of the published Hugg
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -31,6 +31,7 @@ class EatConfig:
     """Dimensions of an EAT encoder. Defaults are EAT-base's."""
 
     block_causal: ClassVar[bool] = False  # its CLS token attends to all, and all attend to it
+    layer_prefix: ClassVar[str] = "blocks."  # of the names of a layer's tensors, before its number
 
     kind: Literal["eat"] = "eat"
     dim: int = 768
@@ -50,6 +51,10 @@ class EatConfig:
     def longest_s(self) -> float:
         """Audio for which there are positions."""
         return self.max_patches * self.patch_size / 100
+
+    def with_layers(self, count: int) -> "EatConfig":
+        """Of so many of its layers."""
+        return replace(self, layers=count)
 
     def build(self) -> "EatEncoder":
         """An encoder of random weights."""

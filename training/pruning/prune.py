@@ -1,0 +1,138 @@
+"""A pruning run: layers are chosen, a checkpoint without them is written, or only what it would be is said."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from salmonrun.runtime.config import Pruning
+from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.training.checkpoint import Checkpoint, load, open_checkpoint, stored_prefix, write_checkpoint
+from salmonrun.training.model.config import ModelConfig
+from salmonrun.training.pruning.calibration import Calibration, read_calibration
+from salmonrun.training.pruning.choose import Plan, choose, count_to_go
+from salmonrun.training.pruning.layers import PARTS, Part, count_layers
+from salmonrun.training.pruning.removal import remove_layers, whole_layers
+from salmonrun.training.pruning.sensitivity import Sensitivity, checkpoint_sha256, read_sensitivity, tool
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """What is to go, and how it is chosen."""
+
+    shares: Mapping[Part, float]  # of each part's layers to be left out
+    plan: Plan = field(default_factory=Plan)
+    merge: bool = False  # into the layers before them; else they are dropped
+    measured: str | Path | None = None  # what `prune sensitivity` wrote
+    data: str | Path | None = None  # annotation of recordings to measure on
+    limit: int | None = None  # only the first so many of them
+
+    def __post_init__(self) -> None:
+        if not self.shares:
+            raise ConfigError("nothing is to be left out; say how much of which part, such as --llm 0.3")
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A checkpoint before and after."""
+
+    before: ModelConfig
+    after: ModelConfig
+    gone: dict[Part, tuple[int, ...]]  # by their numbers in the checkpoint that was pruned
+
+
+def prune(checkpoint: str | Path, out: str | Path, options: PruneOptions, dry_run: bool = False) -> Pruned:
+    """Choose layers and write a checkpoint without them.
+
+    Args:
+        checkpoint: folder to read.
+        out: folder to create.
+        options: what is to go.
+        dry_run: write nothing. Without anything measured and without recordings it is not chosen which layers go: the
+            sizes do not depend on it.
+
+    Raises:
+        CheckpointError: the checkpoint or an entry cannot be used, `out` exists, or another one was measured.
+        ConfigError: the options cannot be followed for this model.
+    """
+    if Path(out).exists() and not dry_run:  # now, and not after minutes of measuring
+        raise CheckpointError(f"{out} exists; choose another name or remove it")
+    source = open_checkpoint(checkpoint)
+    counts = {
+        part: count_to_go(part, count_layers(source.config, part), options.shares[part], options.plan.protect)
+        for part in PARTS
+        if part in options.shares
+    }
+    measured = _measured(source, options)
+    if dry_run and measured is None and options.data is None:
+        first = options.plan.protect
+        gone = {part: tuple(range(first, first + count)) for part, count in counts.items()}
+        return Pruned(source.config, _without(source, gone, options).config, {})
+    with ExitStack() as stack:
+        calibration = None
+        if options.data is not None:
+            model = load(checkpoint, verify=False)
+            entries = read_calibration(options.data, model, options.limit)
+            folder = stack.enter_context(TemporaryDirectory(prefix="salmonrun-prune-"))
+            calibration = Calibration(model, entries, Path(folder))
+            calibration.settle({})
+        gone = _chosen(counts, options.plan, measured, calibration)
+    pruned = _without(source, gone, options)
+    if not dry_run:
+        write(pruned, out)
+    return Pruned(source.config, pruned.config, gone)
+
+
+def write(checkpoint: Checkpoint, out: str | Path) -> None:
+    """Write a checkpoint whose tensors are read on demand; parts that it refers to stay where they are."""
+    config = checkpoint.config
+    referred = {part for part, _ in config.sources.items()}
+    tensors = {
+        f"{stored_prefix(config, part)}.{name}": get().contiguous()
+        for part, named in checkpoint.parts.items()
+        if part not in referred
+        for name, get in named.items()
+    }
+    write_checkpoint(config, tensors, checkpoint.tokenizer_file, out)
+
+
+def _measured(source: Checkpoint, options: PruneOptions) -> Sensitivity | None:
+    if options.measured is None:
+        return None
+    measured = read_sensitivity(options.measured)
+    if measured.checkpoint != checkpoint_sha256(source):
+        raise CheckpointError(
+            f"{options.measured} was measured on another checkpoint than {source.folder}; measure this one"
+        )
+    return measured
+
+
+def _chosen(
+    counts: Mapping[Part, int], plan: Plan, measured: Sensitivity | None, calibration: Calibration | None
+) -> dict[Part, tuple[int, ...]]:
+    """The layers of each part. What is measured here is measured on the model without those that are chosen already."""
+    gone: dict[Part, frozenset[int]] = {}
+    for part, count in counts.items():
+        gone[part] = frozenset(choose(part, count, plan, measured, calibration, dict(gone)))
+        if calibration is not None and part != "llm":
+            calibration.settle(gone)
+    return {part: tuple(sorted(layers)) for part, layers in gone.items()}
+
+
+def _without(source: Checkpoint, gone: Mapping[Part, tuple[int, ...]], options: PruneOptions) -> Checkpoint:
+    sha256, pruned = checkpoint_sha256(source), source
+    for part, numbers in gone.items():
+        count, kept = whole_layers(source.config, part)
+        step = Pruning(
+            part=part,
+            method="merged" if options.merge else "dropped",
+            tool=f"{tool()} prune apply",
+            source=sha256,
+            layers=count,
+            kept=tuple(original for layer, original in enumerate(kept) if layer not in numbers),
+            criterion=options.plan.criterion,
+            search=options.plan.search,
+        )
+        pruned = remove_layers(pruned, part, numbers, step)
+    return pruned

@@ -1,0 +1,202 @@
+"""How much a model needs each of its layers: every one left out in turn, on the user's own recordings."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tqdm import tqdm
+
+from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.runtime.schema import from_dict, to_dict
+from salmonrun.training.checkpoint import Checkpoint, load, open_checkpoint
+from salmonrun.training.data.annotation import Entry
+from salmonrun.training.evaluation.answers import asked
+from salmonrun.training.journal import append, resume
+from salmonrun.training.pruning.calibration import Calibration, Score, read_calibration, score
+from salmonrun.training.pruning.layers import Part, count_layers, parts_of
+from salmonrun.training.pruning.observe import Observation, observe
+from salmonrun.training.tensors import read_json
+from salmonrun.version import __version__
+
+Criterion = Literal["loss", "perplexity", "influence", "angular", "taylor"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+JOURNAL, RESULT, STATES = "measured.jsonl", "sensitivity.json", "features"
+
+
+@dataclass(frozen=True)
+class PartSensitivity:
+    """Of each of a part's L layers. The lower, the less it is needed."""
+
+    loss: tuple[float, ...]  # of the model without the layer
+    perplexity: tuple[float, ...]
+    influence: tuple[tuple[float, ...], ...]  # [n - 1][i]: of the run of n layers from layer i on, see `Observation`
+    angular: tuple[tuple[float, ...], ...]  # the same
+    taylor: tuple[float, ...]
+
+    def of(self, criterion: Criterion) -> tuple[float, ...]:
+        """Each layer's score by a criterion."""
+        values = getattr(self, criterion)
+        return values[0] if criterion in ("influence", "angular") else values
+
+    def of_runs(self, criterion: Criterion, length: int) -> tuple[float, ...] | None:
+        """The score of the runs of so many layers from each layer on; None where they have to be measured."""
+        if criterion in ("influence", "angular"):
+            return getattr(self, criterion)[length - 1]
+        if criterion == "taylor":  # to first order, effects add up
+            return tuple(sum(self.taylor[i : i + length]) for i in range(len(self.taylor) - length + 1))
+        return None
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Of the layers of a model's parts, on one set of recordings."""
+
+    tool: str
+    checkpoint: str  # sha256 of the checkpoint's files and of those it refers to
+    data: str  # sha256 of the answers and the paths of their recordings
+    recordings: int
+    tokens: int  # of their answers
+    loss: float  # of the whole model
+    perplexity: float
+    parts: dict[str, PartSensitivity]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What was measured: of the whole model (no `part`), without a `layer`, or of all layers at once (`observed`)."""
+
+    part: Part | None = None
+    layer: int | None = None
+    score: dict[str, float] | None = None
+    observed: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> tuple[str | None, int | None, bool]:
+        return self.part, self.layer, self.observed is not None
+
+
+def measure_sensitivity(
+    checkpoint: str | Path,
+    annotation: str | Path,
+    out: str | Path,
+    limit: int | None = None,
+    parts: Sequence[Part] | None = None,
+    progress: bool = False,
+) -> Sensitivity:
+    """Measure, and write sensitivity.json into `out`; what a run that was cut has measured is not measured again.
+
+    Args:
+        checkpoint: folder of the model.
+        annotation: recordings with their answers.
+        out: folder of the results, of what has been measured so far, and of the features that are kept meanwhile.
+        limit: only the first so many entries.
+        parts: whose layers; None: all.
+        progress: show bars, with the time that is left.
+
+    Raises:
+        CheckpointError: the checkpoint or an entry cannot be used, or `out` is of other ones.
+        ConfigError: the model has no such part.
+    """
+    source = open_checkpoint(checkpoint)
+    chosen = tuple(parts) if parts is not None else parts_of(source.config)
+    layers = {part: count_layers(source.config, part) for part in chosen}
+    model, out = load(checkpoint, verify=False), Path(out)
+    entries = read_calibration(annotation, model, limit)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {"checkpoint sha256": checkpoint_sha256(source), "data sha256": _data_sha256(entries)}
+    known = {line.key: line for line in resume(out / JOURNAL, settings, _Line, "what `prune sensitivity` measured")}
+    calibration = Calibration(model, entries, out / STATES)
+    wanted = [_Line()]
+    for part, count in layers.items():
+        wanted += [_Line(part, layer) for layer in range(count)] + [_Line(part, observed={})]
+    missing = [line for line in wanted if line.key not in known]
+    if missing:
+        calibration.settle({}, progress)
+    with (
+        (out / JOURNAL).open("a", encoding="utf-8") as file,
+        tqdm(total=len(missing) * len(entries), disable=None if progress else True, unit="recording") as bar,
+    ):
+        for line in missing:
+            measured = _measured(calibration, line, bar.update)
+            append(file, asdict(measured))
+            known[line.key] = measured
+    whole = known[_Line().key].score or {}
+    result = Sensitivity(
+        tool=tool(),
+        checkpoint=settings["checkpoint sha256"],
+        data=settings["data sha256"],
+        recordings=len(entries),
+        tokens=sum(len(calibration.target(entry)) for entry in entries),
+        loss=whole["loss"],
+        perplexity=whole["perplexity"],
+        parts={part: _collected(known, part, count) for part, count in layers.items()},
+    )
+    write_sensitivity(result, out / RESULT)
+    return result
+
+
+def checkpoint_sha256(source: Checkpoint) -> str:
+    """One hash of a checkpoint's own files and of those it refers to."""
+    return hashlib.sha256(json.dumps(source.hashes(), sort_keys=True).encode()).hexdigest()
+
+
+def read_sensitivity(path: str | Path) -> Sensitivity:
+    """What was measured: the JSON, or the folder it is in.
+
+    Raises:
+        CheckpointError: there is none, or it is something else.
+    """
+    path = Path(path) / RESULT if Path(path).is_dir() else Path(path)
+    try:
+        return from_dict(Sensitivity, read_json(path), str(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; expected what `salmonrun prune sensitivity` writes") from error
+
+
+def write_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
+    """Write the JSON beside its place and rename it."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(to_dict(sensitivity), indent=1) + "\n")
+    temporary.replace(path)
+
+
+def measure_part(calibration: Calibration, part: Part, gone: dict[Part, frozenset[int]]) -> PartSensitivity:
+    """Of the layers that a part still has beside those that are gone already, in their order."""
+    count, before = count_layers(calibration.model.config, part), gone.get(part, frozenset())
+    left = [layer for layer in range(count) if layer not in before]
+    scores = [score(calibration.losses(gone | {part: before | {layer}})) for layer in left]
+    return _part(scores, observe(calibration, part, gone))
+
+
+def _measured(calibration: Calibration, line: _Line, done: Callable[[], object]) -> _Line:
+    if line.part is not None and line.observed is not None:
+        return _Line(line.part, observed=asdict(observe(calibration, line.part, {}, done)))
+    gone = {} if line.part is None or line.layer is None else {line.part: {line.layer}}
+    return _Line(line.part, line.layer, score=asdict(score(calibration.losses(gone, done))))
+
+
+def _collected(known: dict[Any, _Line], part: Part, count: int) -> PartSensitivity:
+    scores = [Score(**(known[_Line(part, layer).key].score or {})) for layer in range(count)]
+    return _part(scores, Observation(**(known[_Line(part, observed={}).key].observed or {})))
+
+
+def _part(scores: Sequence[Score], observed: Observation) -> PartSensitivity:
+    return PartSensitivity(
+        tuple(one.loss for one in scores),
+        tuple(one.perplexity for one in scores),
+        tuple(map(tuple, observed.influence)),
+        tuple(map(tuple, observed.angular)),
+        tuple(observed.taylor),
+    )
+
+
+def _data_sha256(entries: Sequence[Entry]) -> str:
+    return hashlib.sha256(json.dumps([(*asked(entry), entry.text) for entry in entries]).encode()).hexdigest()
+
+
+def tool() -> str:
+    """By which a lineage names this program."""
+    return f"salmonrun {__version__}"
