@@ -42,6 +42,10 @@ class NamedLayers:
             factor: on weights and bias.
         """
         parts = stacked or (name,)
+        if any(self._is_thin(part) for part in parts):
+            assert factor == 1.0, "Whisper alone has such layers, and no factors"
+            products = [self._thin(x, part) for part in parts]
+            return products[0] if len(products) == 1 else self._graph.op("Concat", *products, axis=-1)
         matrices = [self._tensors[f"{part}.weight"]() for part in parts]
         weight: Matrix = Stacked(matrices)
         bias = self._bias(parts, [len(matrix) for matrix in matrices])
@@ -49,6 +53,15 @@ class NamedLayers:
             weight = weight[:, :] * np.float32(factor)
             bias = None if bias is None else bias * np.float32(factor)
         return self._linear(self._graph, x, name, weight, bias)
+
+    def _is_thin(self, name: str) -> bool:
+        """Whether a layer is of low rank: two thin matrices, one behind the other."""
+        return f"{name}.down.weight" in self
+
+    def _thin(self, x: str, name: str) -> str:
+        return (
+            self.linear(self.linear(x, f"{name}.down"), f"{name}.up") if self._is_thin(name) else self.linear(x, name)
+        )
 
     def _bias(self, parts: tuple[str, ...], sizes: list[int]) -> F32 | None:
         names = [f"{part}.bias" for part in parts]

@@ -55,6 +55,12 @@ def _add_apply(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         what = {"llm": "the LLM's", "whisper": "Whisper's", "audio_encoder": "BEATs' or EAT's"}[part]
         option = f"--{part.replace('_', '-')}"
         applying.add_argument(option, type=float, metavar="SHARE", help=f"share of {what} layers to leave out")
+    applying.add_argument(
+        "--low-rank",
+        type=_low_rank,
+        metavar="whisper=SHARE",
+        help="split Whisper's linear layers into two thin ones that keep this share of their weights; needs --data",
+    )
     applying.add_argument("--criterion", choices=CRITERIA, default="loss", help="default: loss")
     applying.add_argument(
         "--search",
@@ -73,6 +79,16 @@ def _add_apply(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     applying.add_argument("--limit", type=int, help="only the first so many of them")
     applying.add_argument("--dry-run", action="store_true", help="only say what it would be")
     applying.set_defaults(run=_apply)
+
+
+def _low_rank(text: str) -> float:
+    part, _, share = text.partition("=")
+    try:
+        if part == "whisper":
+            return float(share)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not whisper=SHARE, such as whisper=0.5")
 
 
 def _sensitivity(arguments: argparse.Namespace) -> int:
@@ -103,6 +119,13 @@ def _apply(arguments: argparse.Namespace) -> int:
     pruned = prune(arguments.checkpoint, arguments.out, _options(arguments), arguments.dry_run)
     for part, gone in pruned.gone.items():
         print(f"{part}: without layers {' '.join(map(str, gone))}")
+    if pruned.explained:
+        least = min(pruned.explained, key=lambda name: pruned.explained[name])
+        mean = sum(pruned.explained.values()) / len(pruned.explained)
+        print(
+            f"whisper: {len(pruned.explained)} linear layers of low rank keep {mean:.1%} of the variance of what they "
+            f"give; the least, {pruned.explained[least]:.1%}, keeps {least}"
+        )
     print(format_costs(cost(pruned.before), cost(pruned.after)))
     if arguments.dry_run:
         print("nothing was written; how long it takes on a machine, salmonrun latency measures on a bundle")
@@ -119,6 +142,7 @@ def _options(arguments: argparse.Namespace) -> "PruneOptions":
     return PruneOptions(
         shares={part: share for part in PARTS if (share := getattr(arguments, part)) is not None},
         plan=Plan(arguments.criterion, arguments.search, arguments.protect),
+        low_rank=arguments.low_rank,
         merge=arguments.merge,
         measured=arguments.measured,
         data=arguments.data,

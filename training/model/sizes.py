@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from salmonrun.runtime.config import WindowConfig
 from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.schema import OPTIONAL
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,15 @@ class WhisperConfig:
     ffn: int
     n_mels: int = 80
     max_frames: int = 1500  # rows of the position table: 30 s at 50 frames a second
+    # Of linear layers that are two thin ones: "layers.0.fc1" -> values between the two. None: there are none.
+    ranks: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.d_model % self.heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of heads {self.heads}")
+        for name, rank in (self.ranks or {}).items():
+            if rank < 1:
+                raise ConfigError(f"ranks has {rank} for {name}; it must be at least 1")
 
 
 @dataclass(frozen=True)

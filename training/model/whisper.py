@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salmonrun.runtime.config import Block
+from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.model.blocks import attended, valid_positions
 from salmonrun.training.model.config import LoraConfig, WhisperConfig
 from salmonrun.training.model.lora import add_lora
@@ -36,6 +37,8 @@ class WhisperEncoder(nn.Module):
         self.embed_positions.weight.requires_grad_(False)
         self.layers = nn.ModuleList(WhisperLayer(config) for _ in range(config.layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
+        for name, rank in (config.ranks or {}).items():
+            self.set_submodule(name, _low_rank(self, name, rank))
 
     def forward(self, log_mel: Tensor, frames: Tensor | None = None, block: Block | None = None) -> Tensor:
         """[B, n_mels, 2 T] -> [B, T, d_model]; T up to the rows of the position table (1500).
@@ -47,12 +50,16 @@ class WhisperEncoder(nn.Module):
         valid = None
         if frames is not None and bool((frames != log_mel.shape[2] // 2).any()):
             valid = valid_positions(frames, log_mel.shape[2] // 2)
-        x = F.gelu(self.conv2(F.gelu(self.conv1(log_mel)))).transpose(1, 2)
-        x = x + self.embed_positions.weight[: x.shape[1]]
+        x = self.embed(log_mel)
         keys = attended(x.shape[1], valid, block, x.device)
         for layer in self.layers:
             x = layer(x, keys)
         return self.layer_norm(x)
+
+    def embed(self, log_mel: Tensor) -> Tensor:
+        """What goes into the first layer: [B, n_mels, 2 T] -> [B, T, d_model]."""
+        x = F.gelu(self.conv2(F.gelu(self.conv1(log_mel)))).transpose(1, 2)
+        return x + self.embed_positions.weight[: x.shape[1]]
 
 
 class WhisperLayer(nn.Module):
@@ -90,6 +97,26 @@ class WhisperAttention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         return self.out_proj(F.scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2).flatten(2))
+
+
+class LowRankLinear(nn.Module):
+    """A linear layer of low rank: a thin one behind another."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = nn.Linear(rank, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        return self.up(self.down(x))
+
+
+def _low_rank(whisper: nn.Module, name: str, rank: int) -> LowRankLinear:
+    linear = {found: layer for found, layer in whisper.named_modules() if isinstance(layer, nn.Linear)}
+    if name not in linear:
+        raise CheckpointError(f"whisper.ranks has {name!r}; linear layers here are {', '.join(linear)}")
+    return LowRankLinear(linear[name].in_features, linear[name].out_features, rank)
 
 
 def sinusoids(length: int, channels: int) -> Tensor:

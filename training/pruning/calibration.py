@@ -126,6 +126,10 @@ class Calibration:
         states = self._encoder_states(entry, gone, run)
         return *self.model.answer_logits(self.model.fuse(states), [prompt], [target]), len(target)
 
+    def log_mel(self, entry: Entry) -> Tensor:
+        """What Whisper hears of a recording: [1, n_mels, 2 T]."""
+        return self._batch(entry).log_mel
+
     def prompt(self, entry: Entry) -> PromptIds:
         """What the LLM is asked, by the first prompt of the task."""
         text = choose_prompt(self.model.prompts, entry.task, None, entry.question or None)

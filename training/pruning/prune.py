@@ -1,10 +1,11 @@
 """A pruning run: layers are chosen, a checkpoint without them is written, or only what it would be is said."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from salmonrun.runtime.config import Pruning
 from salmonrun.runtime.errors import CheckpointError, ConfigError
@@ -13,8 +14,11 @@ from salmonrun.training.model.config import ModelConfig
 from salmonrun.training.pruning.calibration import Calibration, read_calibration
 from salmonrun.training.pruning.choose import Plan, choose, count_to_go
 from salmonrun.training.pruning.layers import PARTS, Part, count_layers
+from salmonrun.training.pruning.low_rank import ranks, thin_whisper
 from salmonrun.training.pruning.removal import remove_layers, whole_layers
 from salmonrun.training.pruning.sensitivity import Sensitivity, checkpoint_sha256, read_sensitivity, tool
+
+Method = Literal["dropped", "merged", "low-rank"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class PruneOptions:
     """What is to go, and how it is chosen."""
 
     shares: Mapping[Part, float]  # of each part's layers to be left out
+    low_rank: float | None = None  # of the weights of Whisper's linear layers, what two thin ones keep; None: as it is
     plan: Plan = field(default_factory=Plan)
     merge: bool = False  # into the layers before them; else they are dropped
     measured: str | Path | None = None  # what `prune sensitivity` wrote
@@ -29,8 +34,10 @@ class PruneOptions:
     limit: int | None = None  # only the first so many of them
 
     def __post_init__(self) -> None:
-        if not self.shares:
+        if not self.shares and self.low_rank is None:
             raise ConfigError("nothing is to be left out; say how much of which part, such as --llm 0.3")
+        if self.low_rank is not None and not 0 < self.low_rank < 1:
+            raise ConfigError(f"low_rank is {self.low_rank:g}; expected the share of the weights to keep, 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Pruned:
     before: ModelConfig
     after: ModelConfig
     gone: dict[Part, tuple[int, ...]]  # by their numbers in the checkpoint that was pruned
+    explained: dict[str, float] = field(default_factory=dict)  # of a layer of low rank, the variance its output keeps
 
 
 def prune(checkpoint: str | Path, out: str | Path, options: PruneOptions, dry_run: bool = False) -> Pruned:
@@ -68,7 +76,12 @@ def prune(checkpoint: str | Path, out: str | Path, options: PruneOptions, dry_ru
     if dry_run and measured is None and options.data is None:
         first = options.plan.protect
         gone = {part: tuple(range(first, first + count)) for part, count in counts.items()}
-        return Pruned(source.config, _without(source, gone, options).config, {})
+        after = _without(source, gone, options).config
+        if options.low_rank is not None:
+            after = replace(after, whisper=replace(after.whisper, ranks=ranks(after.whisper, options.low_rank)))
+        return Pruned(source.config, after, {})
+    if options.low_rank is not None and options.data is None:
+        raise ConfigError("low_rank needs recordings, whose activations it keeps: give some (--data ANNOTATION)")
     with ExitStack() as stack:
         calibration = None
         if options.data is not None:
@@ -78,10 +91,14 @@ def prune(checkpoint: str | Path, out: str | Path, options: PruneOptions, dry_ru
             calibration = Calibration(model, entries, Path(folder))
             calibration.settle({})
         gone = _chosen(counts, options.plan, measured, calibration)
-    pruned = _without(source, gone, options)
+        pruned, explained = _without(source, gone, options), {}
+        if options.low_rank is not None and calibration is not None:
+            step = _step(source, pruned, "whisper", "low-rank", share=options.low_rank)
+            log_mels = (calibration.log_mel(entry) for entry in calibration.entries)
+            pruned, explained = thin_whisper(pruned, options.low_rank, log_mels, step)
     if not dry_run:
         write(pruned, out)
-    return Pruned(source.config, pruned.config, gone)
+    return Pruned(source.config, pruned.config, gone, explained)
 
 
 def write(checkpoint: Checkpoint, out: str | Path) -> None:
@@ -121,18 +138,26 @@ def _chosen(
 
 
 def _without(source: Checkpoint, gone: Mapping[Part, tuple[int, ...]], options: PruneOptions) -> Checkpoint:
-    sha256, pruned = checkpoint_sha256(source), source
+    pruned, plan = source, options.plan
     for part, numbers in gone.items():
-        count, kept = whole_layers(source.config, part)
-        step = Pruning(
-            part=part,
-            method="merged" if options.merge else "dropped",
-            tool=f"{tool()} prune apply",
-            source=sha256,
-            layers=count,
-            kept=tuple(original for layer, original in enumerate(kept) if layer not in numbers),
-            criterion=options.plan.criterion,
-            search=options.plan.search,
-        )
+        method: Method = "merged" if options.merge else "dropped"
+        step = _step(source, source, part, method, numbers, criterion=plan.criterion, search=plan.search)
         pruned = remove_layers(pruned, part, numbers, step)
     return pruned
+
+
+def _step(
+    source: Checkpoint,
+    now: Checkpoint,
+    part: Part,
+    method: Method,
+    gone: Sequence[int] = (),
+    criterion: str = "",
+    search: str = "",
+    share: float | None = None,
+) -> Pruning:
+    """What the lineage says of a part of `now`, when layers that are `gone` have left it."""
+    count, kept = whole_layers(now.config, part)
+    kept = tuple(original for layer, original in enumerate(kept) if layer not in gone)
+    made_by, sha256 = f"{tool()} prune apply", checkpoint_sha256(source)
+    return Pruning(part, method, made_by, sha256, count, kept, criterion, search, share)

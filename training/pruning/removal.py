@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from salmonrun.runtime.config import Pruning
+from salmonrun.runtime.errors import ConfigError
 from salmonrun.training.checkpoint import Checkpoint
 from salmonrun.training.foreign.layers import renumbered, shortened
 from salmonrun.training.model.config import ModelConfig, PartSource
@@ -37,8 +38,11 @@ def remove_layers(source: Checkpoint, part: Part, gone: Sequence[int], step: Pru
 
     Raises:
         CheckpointError: what a layer of this LLM is depends on its number.
+        ConfigError: layers of low rank are to be merged.
     """
     config, merged = source.config, step.method == "merged"
+    if merged and part == "whisper" and config.whisper.ranks:
+        raise ConfigError("merge averages matrices, and Whisper's are of low rank here: prune before low rank, or drop")
     left = [layer for layer in range(count_layers(config, part)) if layer not in set(gone)]
     prefix = layer_prefix(config, part)
     tensors = _merged(source, part, prefix, left) if merged else source.parts[part]
@@ -69,7 +73,16 @@ def _shortened(config: ModelConfig, part: Part, left: list[int], where: str) -> 
     if part == "llm":
         return replace(config, llm=shortened(config.llm, left, where))
     if part == "whisper":
-        return replace(config, whisper=replace(config.whisper, layers=len(left)))
+        ranks = config.whisper.ranks
+        if ranks is not None:
+            numbers = {f"layers.{old}.": f"layers.{new}." for new, old in enumerate(left)}
+            ranks = {
+                new + name.removeprefix(old): r
+                for old, new in numbers.items()
+                for name, r in ranks.items()
+                if name.startswith(old)
+            }
+        return replace(config, whisper=replace(config.whisper, layers=len(left), ranks=ranks))
     assert config.audio_encoder is not None, "count_layers refuses it"
     return replace(config, audio_encoder=config.audio_encoder.with_layers(len(left)))
 
