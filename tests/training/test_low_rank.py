@@ -53,14 +53,14 @@ def test_ranks_have_the_share_of_the_weights() -> None:
     assert found["layers.0.self_attn.q_proj"] == 16  # 16 (64 + 64) = 64 * 64 / 2
     assert found["layers.1.fc1"] == 21
     assert len(found) == 12
-    with pytest.raises(ConfigError, match="at which layers.0.self_attn.q_proj has no rank left"):
+    with pytest.raises(ConfigError, match=r"at which layers\.0\.self_attn\.q_proj has no rank left"):
         ranks(SIZES, 0.01)
 
 
 def test_at_full_rank_nothing_changes(
     tiny_checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = {name: 64 for name in ranks(open_checkpoint(tiny_checkpoint).config.whisper, 0.5)}
+    full = dict.fromkeys(ranks(open_checkpoint(tiny_checkpoint).config.whisper, 0.5), 64)
     monkeypatch.setattr(low_rank, "ranks", lambda *_: full)
     pruned = prune(tiny_checkpoint, tmp_path / "out", PruneOptions({}, low_rank=0.5, data=data))
     log_mel = torch.randn(1, 80, 200, generator=torch.Generator().manual_seed(0))
@@ -135,9 +135,9 @@ def test_the_command(tiny_checkpoint: Path, data: Path, tmp_path: Path, capsys: 
 
 
 def test_ranks_that_cannot_be() -> None:
-    with pytest.raises(ConfigError, match="ranks has 0 for layers.0.fc1"):
+    with pytest.raises(ConfigError, match=r"ranks has 0 for layers\.0\.fc1"):
         WhisperConfig(64, 2, 2, 128, ranks={"layers.0.fc1": 0})
-    with pytest.raises(CheckpointError, match="whisper.ranks has 'layers.9.fc1'; linear layers here are layers.0"):
+    with pytest.raises(CheckpointError, match=r"whisper\.ranks has 'layers\.9\.fc1'; linear layers here are layers\.0"):
         build_whisper(WhisperConfig(64, 2, 2, 128, ranks={"layers.9.fc1": 4}), None)
     with pytest.raises(ConfigError, match="low_rank is 1; expected the share"):
         PruneOptions({}, low_rank=1.0)

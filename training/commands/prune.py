@@ -1,4 +1,4 @@
-"""`salmonrun prune {sensitivity,apply}`: their options, and what they do with them."""
+"""`salmonrun prune {sensitivity,apply,publish}`: their options, and what they do with them."""
 
 import argparse
 import sys
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_sensitivity(commands)
     _add_apply(commands)
+    _add_publish(commands)
 
 
 def _add_sensitivity(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -81,6 +82,19 @@ def _add_apply(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     applying.set_defaults(run=_apply)
 
 
+def _add_publish(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    publishing = commands.add_parser(
+        "publish",
+        help="a checkpoint in the layout of NOTA-09's files",
+        description="Write what was trained of a checkpoint, and the numbers of the layers it goes without, as the "
+        ".pth that NOTA-09's code loads. LLM, Whisper and audio encoder are not in it: it needs them as they are "
+        "published. salmonrun convert reads it back.",
+    )
+    publishing.add_argument("checkpoint", metavar="CHECKPOINT")
+    publishing.add_argument("pth", metavar="PTH", help="file to create")
+    publishing.set_defaults(run=_publish)
+
+
 def _low_rank(text: str) -> float:
     part, _, share = text.partition("=")
     try:
@@ -131,6 +145,16 @@ def _apply(arguments: argparse.Namespace) -> int:
         print("nothing was written; how long it takes on a machine, salmonrun latency measures on a bundle")
     else:
         print(f"{arguments.out}: pruned; salmonrun finetune trains what is left")
+    return 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from salmonrun.training.pruning.published import write_published
+
+    write_published(arguments.checkpoint, arguments.pth)
+    print(
+        f"{arguments.pth}: the layout of NOTA-09's files; salmonrun convert reads it with the parts it was trained on"
+    )
     return 0
 
 
