@@ -130,7 +130,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     from salmonrun.training.pruning.prune import prune
 
     quiet_transformers()
-    pruned = prune(arguments.checkpoint, arguments.out, _options(arguments), arguments.dry_run)
+    pruned = prune(arguments.checkpoint, arguments.out, _options(arguments), arguments.dry_run, progress=True)
     for part, gone in pruned.gone.items():
         print(f"{part}: without layers {' '.join(map(str, gone))}")
     if pruned.explained:

@@ -1,6 +1,7 @@
 """The user's recordings with their answers, and what a model without some layers makes of them."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
+from salmonrun.training.checkpoint import load
 from salmonrun.training.data.annotation import Entry, part_usable, read_annotation
 from salmonrun.training.data.cache import FeatureCache
 from salmonrun.training.data.recordings import load_recording
@@ -37,6 +39,11 @@ def read_calibration(annotation: str | Path, model: SalmonnModel, limit: int | N
     if not usable:
         raise CheckpointError(f"{annotation} has no entries; expected recordings with their answers")
     return usable
+
+
+def load_measured(checkpoint: str | Path) -> SalmonnModel:
+    """A checkpoint that has been opened and verified, on a GPU where there is one."""
+    return load(checkpoint, verify=False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,11 @@ class Calibration:
         model: the whole model; it is left as it is, but its weights are frozen.
         entries: that can be used.
         folder: where features are kept; those of a run that was cut are found there again.
+        progress: show bars, on a terminal.
     """
 
-    def __init__(self, model: SalmonnModel, entries: Sequence[Entry], folder: Path) -> None:
+    def __init__(self, model: SalmonnModel, entries: Sequence[Entry], folder: Path, progress: bool = False) -> None:
+        self.progress = progress and sys.stderr.isatty()
         self.model = model.requires_grad_(False).eval()
         self.entries = list(entries)
         self._folder = folder
@@ -78,17 +87,17 @@ class Calibration:
         self._settled: dict[Part, frozenset[int]] = {}
         self._states = self._spectrograms
 
-    def settle(self, gone: Gone, progress: bool = False) -> None:
+    def settle(self, gone: Gone) -> None:
         """Compute the features that are not there yet, with the states of encoders without these layers.
 
         To be called before anything is measured, and again when layers of an encoder are gone for good.
         """
-        self._spectrograms.fill(self.entries, self._features, progress)
+        self._spectrograms.fill(self.entries, self._features, self.progress)
         self._settled = {part: frozenset(numbers) for part, numbers in gone.items() if numbers and part != "llm"}
         names = [f"-{part}-{number}" for part, numbers in self._settled.items() for number in sorted(numbers)]
         self._states = FeatureCache(self._folder / "".join(["states", *names]))
         with without(self.model, gone):
-            self._states.fill(self.entries, self._encode, progress)
+            self._states.fill(self.entries, self._encode, self.progress)
 
     def _features(self, entry: Entry) -> Features:
         return self.model.features(load_recording(entry, self.model.config.audio))
@@ -128,7 +137,7 @@ class Calibration:
 
     def log_mel(self, entry: Entry) -> Tensor:
         """What Whisper hears of a recording: [1, n_mels, 2 T]."""
-        return self._batch(entry).log_mel
+        return self._features(entry).log_mel[None]
 
     def prompt(self, entry: Entry) -> PromptIds:
         """What the LLM is asked, by the first prompt of the task."""

@@ -9,9 +9,9 @@ from typing import Literal
 
 from salmonrun.runtime.config import Pruning
 from salmonrun.runtime.errors import CheckpointError, ConfigError
-from salmonrun.training.checkpoint import Checkpoint, load, open_checkpoint, stored_prefix, write_checkpoint
+from salmonrun.training.checkpoint import Checkpoint, open_checkpoint, stored_prefix, write_checkpoint
 from salmonrun.training.model.config import ModelConfig
-from salmonrun.training.pruning.calibration import Calibration, read_calibration
+from salmonrun.training.pruning.calibration import Calibration, load_measured, read_calibration
 from salmonrun.training.pruning.choose import Plan, choose, count_to_go
 from salmonrun.training.pruning.layers import PARTS, Part, count_layers
 from salmonrun.training.pruning.low_rank import ranks, thin_whisper
@@ -50,7 +50,9 @@ class Pruned:
     explained: dict[str, float] = field(default_factory=dict)  # of a layer of low rank, the variance its output keeps
 
 
-def prune(checkpoint: str | Path, out: str | Path, options: PruneOptions, dry_run: bool = False) -> Pruned:
+def prune(
+    checkpoint: str | Path, out: str | Path, options: PruneOptions, dry_run: bool = False, progress: bool = False
+) -> Pruned:
     """Choose layers and write a checkpoint without them.
 
     Args:
@@ -59,6 +61,7 @@ def prune(checkpoint: str | Path, out: str | Path, options: PruneOptions, dry_ru
         options: what is to go.
         dry_run: write nothing. Without anything measured and without recordings it is not chosen which layers go: the
             sizes do not depend on it.
+        progress: show bars, on a terminal.
 
     Raises:
         CheckpointError: the checkpoint or an entry cannot be used, `out` exists, or another one was measured.
@@ -85,11 +88,10 @@ def prune(checkpoint: str | Path, out: str | Path, options: PruneOptions, dry_ru
     with ExitStack() as stack:
         calibration = None
         if options.data is not None:
-            model = load(checkpoint, verify=False)
+            model = load_measured(checkpoint)
             entries = read_calibration(options.data, model, options.limit)
             folder = stack.enter_context(TemporaryDirectory(prefix="salmonrun-prune-"))
-            calibration = Calibration(model, entries, Path(folder))
-            calibration.settle({})
+            calibration = Calibration(model, entries, Path(folder), progress)
         gone = _chosen(counts, options.plan, measured, calibration)
         pruned, explained = _without(source, gone, options), {}
         if options.low_rank is not None and calibration is not None:
@@ -131,9 +133,9 @@ def _chosen(
     """The layers of each part. What is measured here is measured on the model without those that are chosen already."""
     gone: dict[Part, frozenset[int]] = {}
     for part, count in counts.items():
-        gone[part] = frozenset(choose(part, count, plan, measured, calibration, dict(gone)))
-        if calibration is not None and part != "llm":
+        if calibration is not None:
             calibration.settle(gone)
+        gone[part] = frozenset(choose(part, count, plan, measured, calibration, dict(gone)))
     return {part: tuple(sorted(layers)) for part, layers in gone.items()}
 
 

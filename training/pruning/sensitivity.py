@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.schema import from_dict, to_dict
-from salmonrun.training.checkpoint import Checkpoint, load, open_checkpoint
+from salmonrun.training.checkpoint import Checkpoint, open_checkpoint
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.evaluation.answers import asked
 from salmonrun.training.journal import append, resume
-from salmonrun.training.pruning.calibration import Calibration, Score, read_calibration, score
+from salmonrun.training.pruning.calibration import Calibration, Score, load_measured, read_calibration, score
 from salmonrun.training.pruning.layers import Part, count_layers, parts_of
 from salmonrun.training.pruning.observe import Observation, observe
 from salmonrun.training.tensors import read_json
@@ -103,18 +103,18 @@ def measure_sensitivity(
     source = open_checkpoint(checkpoint)
     chosen = tuple(parts) if parts is not None else parts_of(source.config)
     layers = {part: count_layers(source.config, part) for part in chosen}
-    model, out = load(checkpoint, verify=False), Path(out)
+    model, out = load_measured(checkpoint), Path(out)
     entries = read_calibration(annotation, model, limit)
     out.mkdir(parents=True, exist_ok=True)
     settings = {"checkpoint sha256": checkpoint_sha256(source), "data sha256": _data_sha256(entries)}
     known = {line.key: line for line in resume(out / JOURNAL, settings, _Line, "what `prune sensitivity` measured")}
-    calibration = Calibration(model, entries, out / STATES)
+    calibration = Calibration(model, entries, out / STATES, progress)
     wanted = [_Line()]
     for part, count in layers.items():
         wanted += [_Line(part, layer) for layer in range(count)] + [_Line(part, observed={})]
     missing = [line for line in wanted if line.key not in known]
     if missing:
-        calibration.settle({}, progress)
+        calibration.settle({})
     with (
         (out / JOURNAL).open("a", encoding="utf-8") as file,
         tqdm(total=len(missing) * len(entries), disable=None if progress else True, unit="recording") as bar,
@@ -167,7 +167,8 @@ def measure_part(calibration: Calibration, part: Part, gone: dict[Part, frozense
     """Of the layers that a part still has beside those that are gone already, in their order."""
     count, before = count_layers(calibration.model.config, part), gone.get(part, frozenset())
     left = [layer for layer in range(count) if layer not in before]
-    scores = [score(calibration.losses(gone | {part: before | {layer}})) for layer in left]
+    bar = tqdm(left, desc=f"{part} without {len(before)}", unit="layer", disable=not calibration.progress)
+    scores = [score(calibration.losses(gone | {part: before | {layer}})) for layer in bar]
     return _part(scores, observe(calibration, part, gone))
 
 
