@@ -75,11 +75,12 @@ def prune(
         for part in PARTS
         if part in options.shares
     }
-    measured = _measured(source, options)
+    sha256 = checkpoint_sha256(source)
+    measured = _measured(sha256, source, options)
     if dry_run and measured is None and options.data is None:
         first = options.plan.protect
         gone = {part: tuple(range(first, first + count)) for part, count in counts.items()}
-        after = _without(source, gone, options).config
+        after = _without(source, sha256, gone, options).config
         if options.low_rank is not None:
             after = replace(after, whisper=replace(after.whisper, ranks=ranks(after.whisper, options.low_rank)))
         return Pruned(source.config, after, {})
@@ -93,9 +94,9 @@ def prune(
             folder = stack.enter_context(TemporaryDirectory(prefix="salmonrun-prune-"))
             calibration = Calibration(model, entries, Path(folder), progress)
         gone = _chosen(counts, options.plan, measured, calibration)
-        pruned, explained = _without(source, gone, options), {}
+        pruned, explained = _without(source, sha256, gone, options), {}
         if options.low_rank is not None and calibration is not None:
-            step = _step(source, pruned, "whisper", "low-rank", share=options.low_rank)
+            step = _step(pruned, sha256, "whisper", "low-rank", share=options.low_rank)
             log_mels = (calibration.log_mel(entry) for entry in calibration.entries)
             pruned, explained = thin_whisper(pruned, options.low_rank, log_mels, step)
     if not dry_run:
@@ -116,11 +117,11 @@ def write(checkpoint: Checkpoint, out: str | Path) -> None:
     write_checkpoint(config, tensors, checkpoint.tokenizer_file, out)
 
 
-def _measured(source: Checkpoint, options: PruneOptions) -> Sensitivity | None:
+def _measured(sha256: str, source: Checkpoint, options: PruneOptions) -> Sensitivity | None:
     if options.measured is None:
         return None
     measured = read_sensitivity(options.measured)
-    if measured.checkpoint != checkpoint_sha256(source):
+    if measured.checkpoint != sha256:
         raise CheckpointError(
             f"{options.measured} was measured on another checkpoint than {source.folder}; measure this one"
         )
@@ -139,18 +140,20 @@ def _chosen(
     return {part: tuple(sorted(layers)) for part, layers in gone.items()}
 
 
-def _without(source: Checkpoint, gone: Mapping[Part, tuple[int, ...]], options: PruneOptions) -> Checkpoint:
+def _without(
+    source: Checkpoint, sha256: str, gone: Mapping[Part, tuple[int, ...]], options: PruneOptions
+) -> Checkpoint:
     pruned, plan = source, options.plan
     for part, numbers in gone.items():
         method: Method = "merged" if options.merge else "dropped"
-        step = _step(source, source, part, method, numbers, criterion=plan.criterion, search=plan.search)
+        step = _step(source, sha256, part, method, numbers, criterion=plan.criterion, search=plan.search)
         pruned = remove_layers(pruned, part, numbers, step)
     return pruned
 
 
 def _step(
     source: Checkpoint,
-    now: Checkpoint,
+    sha256: str,
     part: Part,
     method: Method,
     gone: Sequence[int] = (),
@@ -158,8 +161,7 @@ def _step(
     search: str = "",
     share: float | None = None,
 ) -> Pruning:
-    """What the lineage says of a part of `now`, when layers that are `gone` have left it."""
-    count, kept = whole_layers(now.config, part)
+    """What the lineage says of a part of `source` when layers that are `gone` have left it."""
+    count, kept = whole_layers(source.config, part)
     kept = tuple(original for layer, original in enumerate(kept) if layer not in gone)
-    made_by, sha256 = f"{tool()} prune apply", checkpoint_sha256(source)
-    return Pruning(part, method, made_by, sha256, count, kept, criterion, search, share)
+    return Pruning(part, method, f"{tool()} prune apply", sha256, count, kept, criterion, search, share)
