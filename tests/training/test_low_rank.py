@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,8 @@ def test_no_other_matrix_of_that_rank_is_nearer(tiny_checkpoint: Path, thin: Pat
     """On the recordings themselves, of the first layer, whose input is the same: against a truncated SVD of W."""
     before, after = (load_whisper(open_checkpoint(folder)) for folder in (tiny_checkpoint, thin))
     features = open_checkpoint(thin).config.front_end.features(load_audio(data.parent / "noise.wav"))
-    x = before.layers[0].self_attn_layer_norm(before.embed(features.log_mel[None]))
+    first: Any = before.layers[0]
+    x = first.self_attn_layer_norm(before.embed(features.log_mel[None]))
     for name in ("q_proj", "k_proj", "v_proj"):
         whole, found = (getattr(model.layers[0].self_attn, name) for model in (before, after))
         u, s, v = torch.linalg.svd(whole.weight)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ from salmonrun.training.model.salmonn import SalmonnModel
 from salmonrun.training.pruning import sensitivity as sensitivity_module
 from salmonrun.training.pruning.calibration import Calibration, read_calibration, score
 from salmonrun.training.pruning.choose import SEARCHES, Plan, Search, count_to_go
-from salmonrun.training.pruning.layers import PARTS, Part, layers_of, without
+from salmonrun.training.pruning.layers import PARTS, Gone, Part, layers_of, without
 from salmonrun.training.pruning.predict import cost
 from salmonrun.training.pruning.prune import PruneOptions, prune
 from salmonrun.training.pruning.sensitivity import (
@@ -42,6 +42,7 @@ from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
 from tests.helpers.planted import plant
 
+DecoderChoice = Literal["onnx", "native"]
 DEMO = Path(__file__).parents[2] / "demo"
 PLANTED: dict[str, int] = {"llm": 2, "whisper": 3, "audio_encoder": 1}
 SHORT = GenerationConfig(max_new_tokens=12)
@@ -145,7 +146,8 @@ def test_losses_are_those_of_training(planted: Path, heard: Path, tmp_path: Path
     """Kept states and recordings by themselves change nothing; an encoder that is told to hear less is run."""
     calibration = calibrated(planted, heard, tmp_path)
     model, entries = calibration.model, calibration.entries
-    for gone in ({}, {"whisper": {1}}, {"audio_encoder": {0}, "llm": {1}}):
+    cases: tuple[Gone, ...] = ({}, {"whisper": {1}}, {"audio_encoder": {0}, "llm": {1}})
+    for gone in cases:
         with torch.no_grad(), without(model, gone):
             audios = [model.load_audio(entry.path) for entry in entries]
             targets = [calibration.target(entry) for entry in entries]
@@ -185,7 +187,8 @@ def test_a_killed_run_goes_on_to_the_same_result(
     assert not (out / RESULT).exists()
     with (out / JOURNAL).open("a") as file:
         file.write('{"part": "whi')  # a line that the kill cut
-    monkeypatch.setattr(sensitivity_module, "_measured", counted(real, calls := []))
+    calls: list[object] = []
+    monkeypatch.setattr(sensitivity_module, "_measured", counted(real, calls))
     assert measure_sensitivity(planted, heard, out, limit=1, parts=("llm", "whisper")) == whole
     assert len(calls) == 1 + 6 + 6 - cut
     assert (out / RESULT).read_bytes() == (tmp_path / "whole" / RESULT).read_bytes()
@@ -281,7 +284,7 @@ def test_merged_layers_are_the_mean_of_what_they_computed_with(adapted: Path, sp
 def test_a_bundle_of_it_runs_at_the_new_depth_and_says_where_it_comes_from(
     pruned: Path, tmp_path: Path, precision: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    decoders = ("onnx",) if precision == "fp32" else ("onnx", "native")
+    decoders: tuple[DecoderChoice, ...] = ("onnx",) if precision == "fp32" else ("onnx", "native")
     export_bundle(pruned, tmp_path / "bundle", ExportOptions(llm_precision=precision))
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert (manifest.llm.layers, len(manifest.llm.windows)) == (4, 4)

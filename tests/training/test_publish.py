@@ -28,10 +28,12 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "nota-09.yaml"
 def folder(golden: Path, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """llm/ and whisper/ of 6 and 4 layers, a checkpoint `start` that refers to them, `pruned` and `trained`."""
     folder = tmp_path_factory.mktemp("nota-09")
-    parts = {"whisper": write_whisper(folder / "whisper", 4), "llm": write_llm(folder / "llm", 6)}
+    whisper = write_whisper(folder / "whisper", 4)
+    llm = write_llm(folder / "llm", 6, intermediate_size=128)  # 4 bits need blocks of 64
     beats = golden / "beats" / "beats.pt"
     qformer = QFormerConfig(dim=published.QFORMER, heads=2, ffn=published.FFN)
-    assemble(folder / "start", audio_encoder=beats, qformer=qformer, lora=LoraConfig(8, 48.0), **parts)
+    lora = LoraConfig(8, 48.0)
+    assemble(folder / "start", whisper=whisper, audio_encoder=beats, llm=llm, qformer=qformer, lora=lora)
     entry = {"path": str(speech), "text": "one two", "task": "asr"}
     (folder / "mine.json").write_text(json.dumps({"annotation": [entry]}))
     options = PruneOptions({"llm": 0.3, "whisper": 0.3}, Plan("loss"), data=folder / "mine.json")
@@ -71,8 +73,8 @@ def test_the_file_has_the_published_keys_and_converts_back(folder: Path, golden:
     lists = {"pruned_layers": config.left_out_layers("llm"), "whisper_prune": config.left_out_layers("whisper")}
     assert {name: tuple(loaded[name]) for name in lists} == lists
     beats = golden / "beats" / "beats.pt"
-    parts = {"whisper": folder / "whisper", "llm": folder / "llm"}
-    convert_salmonn(tmp_path / "nota.pth", tmp_path / "back", audio_encoder=beats, **parts)
+    whisper, llm = folder / "whisper", folder / "llm"
+    convert_salmonn(tmp_path / "nota.pth", tmp_path / "back", whisper=whisper, audio_encoder=beats, llm=llm)
     again, model = load(tmp_path / "back"), load(trained)
     assert again.config.qformer == model.config.qformer
     for name, value in model.state_dict().items():

@@ -44,7 +44,10 @@ def read_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
         return _read_openai_whisper(path)
     raw = read_json(path / "config.json")
     sizes = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
-    config = WhisperConfig(*read_sizes(raw, (*sizes, "max_source_positions"), f"{path / 'config.json'}"))
+    width, layers, heads, ffn, n_mels, frames = read_sizes(
+        raw, (*sizes, "max_source_positions"), f"{path / 'config.json'}"
+    )
+    config = WhisperConfig(width, layers, heads, ffn, n_mels, frames)
     tensors = open_weights(path)
     encoder = with_prefix(tensors, "model.encoder.") or with_prefix(tensors, "encoder.")
     if not encoder:

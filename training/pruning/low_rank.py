@@ -76,7 +76,7 @@ def _thinned(
 ) -> dict[str, tuple[Tensor, Tensor, Tensor, float]]:
     """Layer after layer, on what the whole layers before it give: memory holds the moments of one."""
     states = [whisper.embed(log_mel.cpu()) for log_mel in log_mels]
-    found = {}
+    found: dict[str, tuple[Tensor, Tensor, Tensor, float]] = {}
     for i, layer in enumerate(whisper.layers):
         moments = {name: _Moments(module) for name, module in _linear(layer).items()}
         hooks = [module.register_forward_hook(moments[name].add) for name, module in _linear(layer).items()]
@@ -111,8 +111,9 @@ class _Moments:
         the first matrix, V the second, and V V' (b - m) + m the bias (LiteASR, section 3.2).
         """
         weight = self._layer.weight.double()
-        bias = torch.zeros(len(weight)) if self._layer.bias is None else self._layer.bias
-        bias, mean = bias.double(), self._sum / self._count
+        own: Tensor | None = self._layer.bias
+        bias = torch.zeros(len(weight), dtype=torch.float64) if own is None else own.double()
+        mean = self._sum / self._count
         covariance = self._squares / self._count - torch.outer(mean, mean)
         values, vectors = torch.linalg.eigh(covariance)
         values = values.clamp(min=0)

@@ -26,9 +26,9 @@ class PruneOptions:
     """What is to go, and how it is chosen."""
 
     shares: Mapping[Part, float]  # of each part's layers to be left out
-    low_rank: float | None = None  # of the weights of Whisper's linear layers, what two thin ones keep; None: as it is
     plan: Plan = field(default_factory=Plan)
     merge: bool = False  # into the layers before them; else they are dropped
+    low_rank: float | None = None  # of the weights of Whisper's linear layers, what two thin ones keep; None: as it is
     measured: str | Path | None = None  # what `prune sensitivity` wrote
     data: str | Path | None = None  # annotation of recordings to measure on
     limit: int | None = None  # only the first so many of them
@@ -94,7 +94,8 @@ def prune(
             folder = stack.enter_context(TemporaryDirectory(prefix="salmonrun-prune-"))
             calibration = Calibration(model, entries, Path(folder), progress)
         gone = _chosen(counts, options.plan, measured, calibration)
-        pruned, explained = _without(source, sha256, gone, options), {}
+        pruned = _without(source, sha256, gone, options)
+        explained: dict[str, float] = {}
         if options.low_rank is not None and calibration is not None:
             step = _step(pruned, sha256, "whisper", "low-rank", share=options.low_rank)
             log_mels = (calibration.log_mel(entry) for entry in calibration.entries)
