@@ -1,6 +1,7 @@
 """Which streams are let in, by a clock that the tests set; and what they send."""
 
 import io
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,6 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from salmonrun.runtime import Engine
 from salmonrun.runtime.errors import ConfigError
-from salmonrun.runtime.server import admission
 from salmonrun.runtime.server.admission import Pace, StreamAdmission, capacity
 from salmonrun.runtime.server.api_error import ApiError
 from salmonrun.runtime.server.config import ServerConfig
@@ -62,7 +62,7 @@ def test_capacity(factor: float, streams: int) -> None:
 
 def test_no_more_than_keep_up_and_none_while_one_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(admission.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     streams = StreamAdmission(2)
     first = streams.enter()
     first.arrived(5.0, now)

@@ -66,7 +66,11 @@ def transcribe(server: Running, **options: Any) -> str:
 def held(monkeypatch: pytest.MonkeyPatch, demo_engine: Engine) -> Iterator[threading.Event]:
     """The decoder takes no step before this is set."""
     go = threading.Event()
-    before_steps(monkeypatch, demo_engine, lambda: go.wait(60))
+
+    def wait() -> None:
+        go.wait(60)
+
+    before_steps(monkeypatch, demo_engine, wait)
     yield go
     go.set()
 
@@ -75,7 +79,7 @@ def test_while_it_loads(demo_engine: Engine) -> None:
     """It says so, and answers nothing else; then it does."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    seen = []
+    seen: list[tuple[int, str, Any]] = []
 
     def load() -> Engine:
         seen.extend(get(f"http://127.0.0.1:{port}/{path}") for path in ("health", "v1/models", "v1/nothing"))
