@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -43,6 +44,7 @@ from salmonrun.training.tensors import LazyTensors
 COMPARED = 64  # recordings along which logits are compared, at the last positions of each
 LAST = 8
 PROMPT, STEPS, ROUNDS = 128, 32, 9
+BLOCKS: tuple[Literal[32, 64, 128], ...] = (32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,19 @@ class Format:
 def formats() -> Iterator[Format]:
     """The rows of the table."""
     int8, int4 = native_weights("int8"), native_weights("int4")
+    small = replace(int4, activation_block=32)
     yield Format(int8)
     yield Format(int8, kv_cache="int8")
     yield Format(replace(int8, block=128, activation_block=128))
-    blocks = (int4, replace(int4, block=64, activation_block=64), replace(int4, block=128, activation_block=128))
     for calibrated in (False, True):
-        yield from (Format(weights, calibrated) for weights in blocks)
-        yield Format(replace(int4, activation_block=128), calibrated)
-    yield Format(replace(blocks[1], activation_block=128), calibrated=True)
-    yield Format(replace(blocks[1], activation_block=256), calibrated=True)
+        yield Format(small, calibrated)
+        yield Format(replace(int4, block=64, activation_block=64), calibrated)
+        yield from (Format(replace(int4, block=block), calibrated) for block in BLOCKS)
     yield Format(replace(int4, activation_block=256), calibrated=True)
+    yield Format(replace(int4, block=64, activation_block=256), calibrated=True)
     yield Format(replace(int4, block=128, activation_block=256), calibrated=True)
-    yield Format(replace(int4, lm_head="int4"), calibrated=True)
-    yield Format(blocks[1], calibrated=True, kv_cache="int8")
+    yield Format(replace(small, lm_head="int4"), calibrated=True)
+    yield Format(replace(int4, block=64), calibrated=True, kv_cache="int8")
 
 
 @dataclass(frozen=True)
