@@ -24,8 +24,8 @@ from salmonrun.training.tensors import LazyTensors
 
 FILE = "llm/native.bin"
 NF4_BLOCK: Literal[64] = 64  # as it is published
-# Measured (docs/performance.md, "Numeric formats"): beside weights of 4 bits no less accurate than blocks of 32 or 64, and
-# faster in prompts.
+# Measured (docs/performance.md, "Numeric formats"): beside weights of 4 bits no less accurate than blocks of 32 or 64,
+# and faster in prompts.
 INT4_ACTIVATIONS: Literal[128] = 128
 PIECE = 2**22  # values of a matrix that are read at once, to bound the memory
 Getter = Callable[[], Tensor]
