@@ -1,7 +1,6 @@
 """How speech is parted at pauses: one rule for streams and for long recordings."""
 
 from salmonrun.runtime.audio import SAMPLE_RATE
-from salmonrun.runtime.vad import VAD_HOP
 
 PAUSE_S = 0.35  # so long a pause parts what is said; within sentences people hardly make such
 BEFORE_S = 0.5  # kept in front of speech: detectors need a moment to be sure
@@ -9,9 +8,9 @@ BEHIND_S = 0.3  # kept behind it: words fade out
 
 
 def before(late: int, wanted_s: float = BEFORE_S) -> int:
-    """Samples to keep in front of the hop by which speech is sure, where it was noticed so many hops late."""
+    """Samples to keep in front of the hop by which speech is sure, where it was noticed so many samples late."""
     wanted = round(wanted_s * SAMPLE_RATE)
-    return max(wanted, wanted // 2 + late * VAD_HOP)
+    return max(wanted, wanted // 2 + late)
 
 
 def behind(pause_s: float, wanted_s: float = BEHIND_S) -> int:

@@ -40,7 +40,7 @@ class Splitter:
         self._longest = int(config.window_s * SAMPLE_RATE)
         self._overlap = round(config.overlap_s * SAMPLE_RATE)
         self._part = round(config.part_pause_s * SAMPLE_RATE)
-        self._earliest = before(LATE_MOST)
+        self._earliest = before(LATE_MOST * VAD_HOP)
         self._behind = behind(config.part_pause_s)
         self._pcm = np.zeros(0, np.float32)  # what may still be needed
         self._first = 0  # sample of the recording that _pcm begins with
@@ -81,7 +81,8 @@ class Splitter:
             return [self._close(self._start)]
         windows = []
         if self._start is None:
-            self._start = max(self._end, begin - before(self._detector.late))  # margins do not meet in a pause
+            kept = before(self._detector.late * VAD_HOP)
+            self._start = max(self._end, begin - kept)  # margins do not meet in a pause
         elif begin > self._speech_end:
             self._pauses.append((self._speech_end, begin))
         if self._heard - self._start > self._longest:

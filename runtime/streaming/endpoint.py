@@ -49,7 +49,7 @@ class Endpointer:
 
     def _kept(self, late: int) -> int:
         """Hops."""
-        return round(before(late, self._config.margin_s) / VAD_HOP) if self._config else 0
+        return round(before(late * VAD_HOP, self._config.margin_s) / VAD_HOP) if self._config else 0
 
 
 def _behind(config: EndpointConfig) -> int:

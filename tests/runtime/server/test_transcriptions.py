@@ -47,8 +47,8 @@ def test_json(client: OpenAI) -> None:
     ("form", "expected"),
     [
         ("text", f"{SAID}\n"),
-        ("srt", f"1\n00:00:00,000 --> 00:00:02,408\n{SAID}\n"),
-        ("vtt", f"WEBVTT\n\n00:00:00.000 --> 00:00:02.408\n{SAID}\n"),
+        ("srt", f"1\n00:00:00,000 --> 00:00:02,383\n{SAID}\n"),
+        ("vtt", f"WEBVTT\n\n00:00:00.000 --> 00:00:02.383\n{SAID}\n"),
     ],
 )
 def test_texts(client: OpenAI, form: str, expected: str) -> None:

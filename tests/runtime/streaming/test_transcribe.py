@@ -44,8 +44,7 @@ SPOKEN = [
 class Loudness:
     """Speech is what is loud."""
 
-    name = "loudness"
-    late = 0
+    name, late = "loudness", 0
 
     def is_speech(self, hop: F32) -> bool:
         return float(np.abs(hop).max()) > 0.01

@@ -12,7 +12,8 @@ from salmonrun.runtime.audio import F32
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.longform.config import TranscribeConfig
 from salmonrun.runtime.longform.windows import SHORTEST_PAUSE, Splitter, Window
-from salmonrun.runtime.vad import VAD_HOP
+from salmonrun.runtime.pauses import before
+from salmonrun.runtime.vad import LATE_MOST, VAD_HOP
 from tests.helpers.streams import cut_at
 
 HOPS_A_SECOND = 16000 / VAD_HOP
@@ -129,7 +130,7 @@ def test_silence_is_forgotten() -> None:
     splitter = Splitter(ScriptedDetector([]), cut_at())
     for _ in range(100):
         assert splitter.push(np.zeros(16000, np.float32)) == []
-        assert len(splitter._pcm) <= 8000 + VAD_HOP
+        assert len(splitter._pcm) <= before(LATE_MOST * VAD_HOP) + VAD_HOP
     assert splitter.finish() == []
 
 
@@ -157,10 +158,10 @@ def test_every_sample_of_speech_is_in_a_window(case: tuple[list[bool], Transcrib
         assert 0 < len(window.pcm) <= int(config.window_s * 16000)
         assert np.array_equal(window.pcm, pcm[window.start : window.end])  # exact to the sample
         times_heard[window.start + window.overlap : window.end] += 1
-    for before, after in pairwise(windows):
-        assert before.overlap_after == after.overlap
-        assert after.start >= before.end if not after.overlap else after.start == before.end - after.overlap
-        assert after.end > before.end
+    for one, after in pairwise(windows):
+        assert one.overlap_after == after.overlap
+        assert after.start >= one.end if not after.overlap else after.start == one.end - after.overlap
+        assert after.end > one.end
     assert times_heard.max(initial=0) <= 1  # disjoint but for declared overlaps
     spoken = np.repeat(speech, VAD_HOP).astype(bool)
     assert times_heard[: len(spoken)][spoken].all()
