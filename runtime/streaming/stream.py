@@ -250,7 +250,8 @@ class Stream:
             cancelled=self._cancelled,
         )
         self._clock.begin_utterance()
-        for hop in self._endpointer.take_kept()[-(len(self._buffer) // VAD_HOP - 1) :]:  # and there is room for more
+        kept = self._endpointer.take_kept()
+        for hop in kept[max(0, len(kept) + 1 - len(self._buffer) // VAD_HOP) :]:  # and there is room for one more
             utterance.append(hop)
         return utterance
 
