@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/variant.h>
@@ -14,9 +15,11 @@
 #include <variant>
 #include <vector>
 
+#include "binding.h"
 #include "float_mode.h"
 #include "instruction_sets.h"
 #include "model.h"
+#include "require.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -24,39 +27,20 @@ using namespace nb::literals;
 namespace salmonrun {
 namespace {
 
-template <class T>
-using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
-using Floats = Array<const float>;
-
-template <class T>
-std::span<T> span(const Array<T>& array) {
-  return {array.data(), array.size()};
-}
-
-std::span<const float> span(const std::optional<Floats>& array) {
-  return array ? span(*array) : std::span<const float>{};
-}
-
-// Keeps Python objects for as long as something points into them.
-Owner keep(nb::object objects) {
-  return Owner(new nb::object(std::move(objects)), [](const void* kept) {
-    const nb::gil_scoped_acquire gil;
-    delete static_cast<const nb::object*>(kept);
-  });
-}
-
 void make_matrix(Matrix* self, Array<const std::uint8_t> packed, Array<const std::uint16_t> scales, int rows, int columns,
                  int bits, int block, int activation_block, const std::optional<Floats>& bias) {
   const Owner owner = keep(nb::make_tuple(packed, scales));
   new (self) Matrix(span(packed), span(scales), span(bias), rows, columns, bits, block, activation_block, owner);
 }
 
+Matrix float_matrix(Array<const float> packed, int rows, int columns, const std::optional<Floats>& bias) {
+  return Matrix(span(packed), span(bias), rows, columns, keep(packed.cast()));
+}
+
 Matrix nf4_matrix(Array<const std::uint8_t> packed, Array<const float> scales, int rows, int columns, int block,
                   const std::optional<Floats>& bias) {
   return Matrix(span(packed), span(scales), span(bias), rows, columns, block, keep(nb::make_tuple(packed, scales)));
 }
-
-std::vector<float> copy(std::span<const float> values) { return {values.begin(), values.end()}; }
 
 // Checked before it is padded: afterwards another size may look the same.
 std::vector<float> padded_vector(const Floats& vector, int dim, const std::string& name) {
@@ -114,10 +98,6 @@ void forward(Model& model, const Array<const std::int32_t>& chunks, const Floats
 }
 
 // Single operations, for tests: an instruction set against the specification.
-
-void require(bool holds, const char* what) {
-  if (!holds) throw std::invalid_argument(what);
-}
 
 int whole_lanes(const Array<float>& x) {
   require(x.size() % lanes == 0, "expected a multiple of 16 values");
@@ -182,6 +162,27 @@ void add_scaled(const Operations& operations, const Array<float>& out, const Flo
   operations.add_scaled(out.data(), x.data(), factor, whole_lanes(out));
 }
 
+void layer_norm(const Operations& operations, const Array<float>& x, const Floats& weight, const Floats& bias, float eps) {
+  const FloatMode mode;
+  require(x.size() == weight.size() && x.size() == bias.size(), "x, weight and bias: expected the same size");
+  operations.layer_norm(x.data(), weight.data(), bias.data(), static_cast<int>(x.size()), eps, x.data());
+}
+
+void gelu(const Operations& operations, const Array<float>& x) {
+  const FloatMode mode;
+  operations.gelu(x.data(), whole_lanes(x));
+}
+
+// What the bytes stand for, and where to: (scale, sum).
+std::pair<float, int> weigh(const Operations& operations, const Array<float>& scores, int count, const Floats& value_scales,
+                            const Array<std::int8_t>& out) {
+  const FloatMode mode;
+  require(count > 0 && count <= whole_lanes(scores) && scores.size() == value_scales.size() && scores.size() <= out.size(),
+          "sizes do not fit");
+  const ByteWeights found = operations.weigh(scores.data(), count, value_scales.data(), out.data(), static_cast<int>(out.size()));
+  return {found.scale, found.sum};
+}
+
 void to_half(const Operations& operations, const Array<float>& x, const Array<std::uint16_t>& out) {
   const FloatMode mode;
   require(x.size() == out.size(), "x and out: expected the same size");
@@ -211,7 +212,8 @@ NB_MODULE(_native, module) {
       .def("__init__", &make_matrix, "packed"_a.noconvert(), "scales"_a.noconvert(), "rows"_a, "columns"_a, "bits"_a,
            "block"_a, "activation_block"_a, "bias"_a = nb::none())
       .def_static("nf4", &nf4_matrix, "packed"_a.noconvert(), "scales"_a.noconvert(), "rows"_a, "columns"_a, "block"_a,
-                  "bias"_a = nb::none());
+                  "bias"_a = nb::none())
+      .def_static("floats", &float_matrix, "packed"_a.noconvert(), "rows"_a, "columns"_a, "bias"_a = nb::none());
   nb::class_<Mlp>(module, "Mlp")
       .def("__init__", [](Mlp* self, const Matrix& gate, const Matrix& up,
                           const Matrix& down) { new (self) Mlp{gate, up, down}; },
@@ -246,6 +248,7 @@ NB_MODULE(_native, module) {
       .def_prop_ro("threads", &Model::threads)
       .def_prop_ro("max_length", [](const Model& model) { return model.weights().max_length(); })
       .def_prop_ro("cache_bytes", [](Model& model) { return model.cache().bytes(); });
+  bind_encoder(module);
   nb::class_<Operations>(module, "Operations")
       .def_static("of", &instruction_set, nb::rv_policy::reference)
       .def("product", &product)
@@ -256,6 +259,9 @@ NB_MODULE(_native, module) {
       .def("dot", &dot)
       .def("softmax", &softmax)
       .def("add_scaled", &add_scaled)
+      .def("layer_norm", &layer_norm)
+      .def("gelu", &gelu)
+      .def("weigh", &weigh)
       .def("to_half", &to_half)
       .def("to_bytes", &to_bytes);
 }

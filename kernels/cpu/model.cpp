@@ -17,12 +17,6 @@ namespace {
 // cache. Longer rounds go in slices, which changes nothing: a row's result does not depend on its company.
 constexpr int slice_rows = 128;
 
-constexpr int value_gap = 64;  // bytes between rows, which would share cache sets where their size is a power of two
-
-std::size_t size(int rows, int stride) { return static_cast<std::size_t>(rows) * static_cast<std::size_t>(stride); }
-
-float* row_of(Buffer<float>& buffer, int row, int stride) { return buffer.data() + size(row, stride); }
-
 }  // namespace
 
 Model::Model(Weights weights, const Operations& operations, int threads, CacheNumber cache)
@@ -30,24 +24,21 @@ Model::Model(Weights weights, const Operations& operations, int threads, CacheNu
       operations_(operations),
       cache_({static_cast<int>(weights_.layers.size()), weights_.kv_heads, weights_.head_dim, cache}),
       pool_(threads),
+      products_(operations, pool_),
       dim_(padded(weights_.dim())),
       heads_stride_(padded(weights_.heads * weights_.head_dim)),
       kv_stride_(padded(weights_.kv_heads * weights_.head_dim)),
       mlp_stride_(0) {
-  const auto unpacks = [this](const Matrix& matrix) {
-    unpack_stride_ = std::max(unpack_stride_, unpack_bytes(matrix.view()));
-  };
   for (const Layer& layer : weights_.layers) {
-    unpacks(layer.q);
-    unpacks(layer.o);
+    products_.expect(layer.q);
+    products_.expect(layer.o);
     for (const Mlp* mlp : layer.mlps()) {
-      unpacks(mlp->gate);
-      unpacks(mlp->down);
+      products_.expect(mlp->gate);
+      products_.expect(mlp->down);
       mlp_stride_ = std::max(mlp_stride_, padded(mlp->down.columns()));
     }
   }
-  unpacks(weights_.head);
-  unpacked_.reserve(unpack_stride_ * static_cast<std::size_t>(threads));
+  products_.expect(weights_.head);
   normed_.reserve(size(threads, dim_));
 }
 
@@ -113,20 +104,6 @@ void Model::run_layer(int index, std::vector<Row>& rows) {
   feed_forward(weights_.layers[static_cast<std::size_t>(index)], static_cast<int>(rows.size()));
 }
 
-// One loop over pieces of the outputs of some matrices: run(which of them, its first group, groups, thread).
-template <class Groups, class Run>
-void Model::over_groups(std::size_t matrices, Groups&& groups_of, Run&& run) {
-  const auto pieces_of = [&](std::size_t i) { return (groups_of(i) + product_groups - 1) / product_groups; };
-  int pieces = 0;
-  for (std::size_t i = 0; i < matrices; ++i) pieces += pieces_of(i);
-  pool_.parallel(pieces, [&](int piece, int thread) {
-    std::size_t i = 0;
-    for (; piece >= pieces_of(i); ++i) piece -= pieces_of(i);
-    const int group = piece * product_groups;
-    run(i, group, std::min(product_groups, groups_of(i) - group), thread);
-  });
-}
-
 void Model::attention(int index, std::vector<Row>& rows) {
   const Layer& layer = weights_.layers[static_cast<std::size_t>(index)];
   const int count = static_cast<int>(rows.size());
@@ -135,7 +112,7 @@ void Model::attention(int index, std::vector<Row>& rows) {
   v_.reserve(size(count, kv_stride_));
   attended_.reserve(size(count, heads_stride_));
   norm_and_quantize(layer.input_norm, count, layer.q);
-  product(std::array<Output, 3>{{{&layer.q, q_.data(), heads_stride_},
+  products_.product(std::array<Products::Output, 3>{{{&layer.q, q_.data(), heads_stride_},
                                  {&layer.k, k_.data(), kv_stride_},
                                  {&layer.v, v_.data(), kv_stride_}}},
           count, false);
@@ -144,8 +121,8 @@ void Model::attention(int index, std::vector<Row>& rows) {
   if (rows.empty()) return;
   attend(layer, index, rows);
   const int left = static_cast<int>(rows.size());
-  quantize(attended_.data(), heads_stride_, left, layer.o);
-  product(std::array<Output, 1>{{{&layer.o, x_.data(), dim_}}}, left, true);
+  products_.quantize(attended_.data(), heads_stride_, left, layer.o);
+  products_.product(std::array<Products::Output, 1>{{{&layer.o, x_.data(), dim_}}}, left, true);
 }
 
 // Norms of heads, rotary positions, and keys and values into the cache.
@@ -275,7 +252,7 @@ std::vector<Model::Part> Model::distribute(const Mixture& mixture, int rows) {
     parts.push_back({&*mixture.shared, chosen, rows});
   }
   const MatrixView gate = mixture.experts.front().gate.view();
-  const ActivationsView out = activations(static_cast<int>(sources_.size()), gate);
+  const ActivationsView out = products_.activations(static_cast<int>(sources_.size()), gate);
   pool_.parallel(static_cast<int>(sources_.size()), [&](int i, int) {
     operations_.quantize(row_of(normed_, sources_[static_cast<std::size_t>(i)], dim_), gate, out, i);
   });
@@ -312,27 +289,27 @@ void Model::run_mlps(std::span<const Part> parts, float* out, bool add) {
   const int rows = parts.back().first + parts.back().rows;
   gate_.reserve(size(rows, mlp_stride_));
   up_.reserve(size(rows, mlp_stride_));
-  const ActivationsView x = activations(rows, parts.front().mlp->gate.view());
-  over_groups(parts.size(), [&](std::size_t i) { return parts[i].mlp->gate.view().groups(); },
+  const ActivationsView x = products_.activations(rows, parts.front().mlp->gate.view());
+  products_.over_groups(parts.size(), [&](std::size_t i) { return parts[i].mlp->gate.view().groups(); },
               [&](std::size_t i, int group, int groups, int thread) {
                 const Part& part = parts[i];
                 const ActivationsView mine = x.from(part.first);
                 float *gate = row_of(gate_, part.first, mlp_stride_), *up = row_of(up_, part.first, mlp_stride_);
                 operations_.product(part.mlp->gate.view(), mine, part.rows, group, groups, gate, mlp_stride_, false,
-                                    unpack_scratch(thread));
+                                    products_.unpack_scratch(thread));
                 operations_.product(part.mlp->up.view(), mine, part.rows, group, groups, up, mlp_stride_, false,
-                                    unpack_scratch(thread));
+                                    products_.unpack_scratch(thread));
                 for (int row = 0; row < part.rows; ++row) {
                   const std::size_t offset = size(row, mlp_stride_) + static_cast<std::size_t>(group * lanes);
                   operations_.silu_mul(gate + offset, up + offset, groups * lanes);
                 }
               });
   const ActivationsView hidden = quantize_hidden(parts, rows);
-  over_groups(parts.size(), [&](std::size_t i) { return parts[i].mlp->down.view().groups(); },
+  products_.over_groups(parts.size(), [&](std::size_t i) { return parts[i].mlp->down.view().groups(); },
               [&](std::size_t i, int group, int groups, int thread) {
                 const Part& part = parts[i];
                 operations_.product(part.mlp->down.view(), hidden.from(part.first), part.rows, group, groups,
-                                    out + size(part.first, dim_), dim_, add, unpack_scratch(thread));
+                                    out + size(part.first, dim_), dim_, add, products_.unpack_scratch(thread));
               });
 }
 
@@ -341,7 +318,7 @@ ActivationsView Model::quantize_hidden(std::span<const Part> parts, int rows) {
   const Part& widest = *std::max_element(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
     return a.mlp->down.columns() < b.mlp->down.columns();
   });
-  const ActivationsView out = activations(rows, widest.mlp->down.view());
+  const ActivationsView out = products_.activations(rows, widest.mlp->down.view());
   pool_.parallel(rows, [&](int row, int) {
     const auto behind = std::upper_bound(parts.begin(), parts.end(), row,
                                          [](int wanted, const Part& part) { return wanted < part.first; });
@@ -357,47 +334,17 @@ ActivationsView Model::quantize_hidden(std::span<const Part> parts, int rows) {
 void Model::head(const std::vector<Row>& rows) {
   const int count = static_cast<int>(rows.size());
   norm_and_quantize(weights_.norm, count, weights_.head);
-  product(std::array<Output, 1>{{{&weights_.head, rows.front().logits, weights_.head.rows()}}}, count, false);
-}
-
-ActivationsView Model::activations(int rows, const MatrixView& matrix) {
-  const int float_stride = matrix.columns + value_gap / static_cast<int>(sizeof(float));
-  if (matrix.nf4()) {
-    floats_.reserve(size(rows, float_stride));
-    return {nullptr, nullptr, nullptr, 0, 0, 0, floats_.data(), float_stride};
-  }
-  const int value_stride = matrix.columns + value_gap;
-  values_.reserve(size(rows, value_stride));
-  value_scales_.reserve(size(rows, matrix.activation_blocks()));
-  starts_.reserve(size(rows, matrix.blocks()));
-  return {values_.data(), value_scales_.data(), starts_.data(), value_stride, matrix.activation_blocks(), matrix.blocks(), nullptr, 0};
-}
-
-void Model::quantize(const float* x, int stride, int rows, const Matrix& matrix) {
-  const MatrixView view = matrix.view();
-  const ActivationsView out = activations(rows, view);
-  pool_.parallel(rows, [&](int row, int) { operations_.quantize(x + size(row, stride), view, out, row); });
+  products_.product(std::array<Products::Output, 1>{{{&weights_.head, rows.front().logits, weights_.head.rows()}}}, count, false);
 }
 
 void Model::norm_and_quantize(const std::vector<float>& norm, int rows, const Matrix& matrix) {
   const MatrixView view = matrix.view();
-  const ActivationsView out = activations(rows, view);
+  const ActivationsView out = products_.activations(rows, view);
   pool_.parallel(rows, [&](int row, int thread) {
     float* normed = row_of(normed_, thread, dim_);
     operations_.rms_norm(row_of(x_, row, dim_), norm.data(), weights_.dim(), weights_.eps, normed);
     operations_.quantize(normed, view, out, row);
   });
-}
-
-// One loop over the outputs of matrices that take the same inputs.
-void Model::product(std::span<const Output> outputs, int rows, bool add) {
-  const ActivationsView x = activations(rows, outputs.front().matrix->view());
-  over_groups(outputs.size(), [&](std::size_t i) { return outputs[i].matrix->view().groups(); },
-              [&](std::size_t i, int group, int groups, int thread) {
-                const Output& output = outputs[i];
-                operations_.product(output.matrix->view(), x, rows, group, groups, output.out, output.stride, add,
-                                    unpack_scratch(thread));
-              });
 }
 
 }  // namespace salmonrun

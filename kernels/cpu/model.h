@@ -5,6 +5,7 @@
 
 #include "kv_cache.h"
 #include "operations.h"
+#include "products.h"
 #include "routing.h"
 #include "thread_pool.h"
 #include "weights.h"
@@ -16,19 +17,6 @@ struct Chunk {
   int sequence;
   int count;   // positions
   int wanted;  // logits of so many last ones
-};
-
-// Memory whose size only grows; what was not written yet is zero.
-template <class T>
-class Buffer {
- public:
-  void reserve(std::size_t size) {
-    if (values_.size() < size) values_.resize(size);
-  }
-  T* data() { return values_.data(); }
-
- private:
-  std::vector<T> values_;
 };
 
 class Model {
@@ -50,12 +38,6 @@ class Model {
     int sequence, position;
     float* logits;  // null: not wanted
   };
-  struct Output {
-    const Matrix* matrix;
-    float* out;
-    int stride;
-  };
-
   struct Part {  // rows that an MLP computes
     const Mlp* mlp;
     int first, rows;
@@ -78,26 +60,15 @@ class Model {
   ActivationsView quantize_hidden(std::span<const Part> parts, int rows);
   void head(const std::vector<Row>& rows);
 
-  // The operations, over rows and threads.
-  void quantize(const float* x, int stride, int rows, const Matrix& matrix);
   void norm_and_quantize(const std::vector<float>& norm, int rows, const Matrix& matrix);
-  void product(std::span<const Output> outputs, int rows, bool add);
-  template <class Groups, class Run>
-  void over_groups(std::size_t matrices, Groups&& groups_of, Run&& run);
-  ActivationsView activations(int rows, const MatrixView& matrix);
-  std::uint8_t* unpack_scratch(int thread) { return unpacked_.data() + static_cast<std::size_t>(thread) * unpack_stride_; }
 
   Weights weights_;
   const Operations& operations_;
   KVCache cache_;
   ThreadPool pool_;
+  Products products_;
   int dim_, heads_stride_, kv_stride_, mlp_stride_;  // of rows: padded sizes
-  std::size_t unpack_stride_ = 0;
   Buffer<float> x_, q_, k_, v_, attended_, gate_, up_, normed_, scores_, shares_, expert_outputs_;
-  Buffer<std::int8_t> values_;
-  Buffer<float> value_scales_, floats_;
-  Buffer<std::int32_t> starts_;
-  Buffer<std::uint8_t> unpacked_;
   Buffer<const std::uint8_t*> pages_;
   std::vector<Choice> choices_;  // of a mixture: [rows][per_token]
   std::vector<int> sources_;     // whose row each row of its experts is

@@ -21,15 +21,15 @@ alignas(64) constexpr float nf4_values[lanes] = {
     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
 };
 
-// A quantized matrix in layout t16: see quantize_t16 and quantize_nf4_t16 in kernels/formats.py.
+// A matrix in layout t16: see quantize_t16, quantize_nf4_t16 and pack_floats_t16 in kernels/formats.py.
 struct MatrixView {
-  const std::uint8_t* packed;   // [groups][columns / 32][bits][64]
-  const std::uint16_t* scales;  // of integers: [groups][blocks][16], float16; null: indices of nf4
+  const std::uint8_t* packed;   // [groups][columns / 32][bits][64]; of floats: [groups][columns][16] in float32
+  const std::uint16_t* scales;  // of integers: [groups][blocks][16], float16; null: floats, or indices of nf4
   const float* nf4_scales;      // of nf4: the same in float32
   const float* bias;            // [16 groups], or null
   int rows;                     // outputs
   int columns;                  // inputs, filled up to whole blocks
-  int bits;                     // 4 or 8
+  int bits;                     // 4 or 8; 32: floats
   int block;                    // inputs that share a scale of the weights
   int activation_block;         // inputs that share a scale of the activations: a multiple of `block`; nf4: not used
 
@@ -37,16 +37,18 @@ struct MatrixView {
   int blocks() const { return columns / block; }
   int activation_blocks() const { return (columns + activation_block - 1) / activation_block; }
   bool nf4() const { return nf4_scales != nullptr; }
+  bool floats() const { return bits == 32; }
+  bool takes_floats() const { return nf4() || floats(); }  // its inputs are not quantized
   std::ptrdiff_t group_bytes() const { return std::ptrdiff_t{2} * columns * bits; }
 };
 
-// Rows that are quantized for a matrix; for one of nf4, the rows as they are.
+// Rows that are quantized for a matrix; for one that takes floats, the rows as they are.
 struct ActivationsView {
   std::int8_t* values;   // [rows][value_stride]
   float* scales;         // [rows][scale_stride]
   std::int32_t* starts;  // [rows][start_stride]: minus the zero point times the sum, of each block of the weights
   std::ptrdiff_t value_stride, scale_stride, start_stride;
-  float* floats;  // [rows][float_stride], for nf4
+  float* floats;  // [rows][float_stride]
   std::ptrdiff_t float_stride;
 
   // The same without the rows before `row`.
@@ -70,6 +72,11 @@ struct AttentionTask {
   int group;        // query heads that share the KV head
   int head_dim;     // a multiple of 16
   int first, last;  // positions seen
+};
+
+struct ByteWeights {
+  float scale;
+  std::int32_t sum;  // of all bytes
 };
 
 struct Operations {
@@ -103,6 +110,15 @@ struct Operations {
 
   // out[i] + factor * x[i], rounded once; n: whole lanes.
   void (*add_scaled)(float* out, const float* x, float factor, int n);
+
+  // x [n] less its mean, over its standard deviation, to out [n], which may be x; no more than n values are read or written.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, int n, float eps, float* out);
+
+  void (*gelu)(float* x, int n);  // in place, with the error function; n: whole lanes
+
+  // n scores to shares of one, times the scales of the values [whole lanes] that they will weigh, as bytes. `out` is filled up
+  // to `padded`. The scores are lost. What a byte b stands for: (b + 127) * scale.
+  ByteWeights (*weigh)(float* scores, int n, const float* value_scales, std::int8_t* out, int padded);
 };
 
 constexpr int product_groups = 4;  // that are unpacked at once, and that a thread takes at once

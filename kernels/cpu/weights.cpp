@@ -4,39 +4,25 @@
 #include <stdexcept>
 #include <string>
 
+#include "require.h"
+
 namespace salmonrun {
+
 namespace {
-
-void require(bool holds, const std::string& what) {
-  if (!holds) throw std::invalid_argument(what);
-}
-
-void require_size(std::size_t found, std::size_t expected, const std::string& what) {
-  require(found == expected, what + ": " + std::to_string(found) + " values, expected " + std::to_string(expected));
-}
 
 bool one_of(int value, std::initializer_list<int> allowed) {
   return std::find(allowed.begin(), allowed.end(), value) != allowed.end();
 }
 
-void require_shape(const Matrix& matrix, std::int64_t rows, std::int64_t columns, const std::string& name) {
-  require(matrix.rows() == rows && matrix.columns() == columns,
-          name + " is " + std::to_string(matrix.rows()) + " x " + std::to_string(matrix.columns()) + ", expected " +
-              std::to_string(rows) + " x " + std::to_string(columns));
-}
-
-// Products that share their inputs share how these are quantized.
-void require_alike(const Matrix& one, const Matrix& other, const std::string& names) {
-  const MatrixView a = one.view(), b = other.view();
-  require(a.nf4() == b.nf4() && a.bits == b.bits && a.block == b.block && a.activation_block == b.activation_block,
-          names + " are quantized in different ways");
-}
-
 constexpr int largest_size = 1 << 24;  // of a matrix's sides: what is computed from them stays far from overflow
 
-void check_sizes(int rows, int columns, int block) {
+void check_sizes(int rows, int columns) {
   require(rows > 0 && columns > 0 && rows <= largest_size && columns <= largest_size,
           "a matrix of " + std::to_string(rows) + " x " + std::to_string(columns));
+}
+
+void check_sizes(int rows, int columns, int block) {
+  check_sizes(rows, columns);
   require(one_of(block, {32, 64, 128}), "blocks of " + std::to_string(block) + "; expected 32, 64 or 128");
 }
 
@@ -70,6 +56,13 @@ Matrix::Matrix(std::span<const std::uint8_t> packed, std::span<const float> scal
   const int whole = (columns + block - 1) / block * block;
   view_ = {packed.data(), nullptr, scales.data(), nullptr, rows, whole, 4, block, block};
   set(packed.size(), scales.size(), bias);
+}
+
+Matrix::Matrix(std::span<const float> packed, std::span<const float> bias, int rows, int columns, Owner owner)
+    : columns_(columns), owner_(std::move(owner)) {
+  check_sizes(rows, columns);
+  view_ = {reinterpret_cast<const std::uint8_t*>(packed.data()), nullptr, nullptr, nullptr, rows, columns, 32, columns, columns};
+  set(packed.size_bytes(), static_cast<std::size_t>(view_.groups()) * lanes, bias);
 }
 
 void Matrix::set(std::size_t packed, std::size_t scales, std::span<const float> bias) {

@@ -113,7 +113,7 @@ float to_bytes_row(const float* x, std::int8_t* out, int n) {
 
 template <class V>
 void quantize_row(const float* x, const MatrixView& matrix, const ActivationsView& out, std::ptrdiff_t row) {
-  if (matrix.nf4()) {
+  if (matrix.takes_floats()) {
     for (int i = 0; i < matrix.columns; i += lanes) V::store(out.floats + row * out.float_stride + i, V::load(x + i));
     return;
   }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "operations.h"
+#include "operations/floats.h"
 #include "operations/matrix_unit.h"
 #include "operations/nf4.h"
 #include "operations/store.h"
@@ -88,13 +89,15 @@ void tile(const MatrixView& m, const std::uint8_t* packed, const ActivationsView
     for (int t = 0; t < T; ++t) store_output<V>(m, sum[r][t], group + r, out + (row + t) * stride, add);
 }
 
-constexpr int nf4 = 0;  // "bits" of indices; of integers they are 4 or 8
+constexpr int nf4 = 0, floats = 32;  // "bits" of indices and of floats; of integers they are 4 or 8
 
 template <class V, int R, int T, int Bits>
 void any_tile(const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int row, int group, float* out,
               std::ptrdiff_t stride, bool add) {
   if constexpr (Bits == nf4)
     nf4_tile<V, R, T>(m, packed, x, row, group, out, stride, add);
+  else if constexpr (Bits == floats)
+    float_tile<V, R, T>(m, packed, x, row, group, out, stride, add);
   else
     tile<V, R, T, Bits>(m, packed, x, row, group, out, stride, add);
 }
@@ -154,6 +157,8 @@ void product(const MatrixView& m, const ActivationsView& x, int rows, int group,
     const std::uint8_t* packed = m.packed + group * m.group_bytes();
     if (m.nf4()) {
       product_rows<V, nf4>(m, packed, x, rows, group, count, out, stride, add);
+    } else if (m.floats()) {
+      product_rows<V, floats>(m, packed, x, rows, group, count, out, stride, add);
     } else if (m.bits == 8) {
       product_of_bytes<V>(m, packed, x, rows, group, count, out, stride, add);
     } else if (!V::bytes_are_as_fast || rows < unpack_from) {

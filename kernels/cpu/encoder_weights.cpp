@@ -1,0 +1,56 @@
+#include "encoder_weights.h"
+
+#include <stdexcept>
+#include <string>
+
+#include "require.h"
+
+namespace salmonrun {
+namespace {
+
+void check_linear(const Linear& linear, int rows, int columns, bool floats, const std::string& name) {
+  require_shape(linear.up, rows, linear.down ? linear.down->rows() : columns, name);
+  if (linear.down) require_shape(*linear.down, linear.down->rows(), columns, name + ".down");
+  for (const Matrix* matrix : {&linear.up, &linear.first()})
+    require(matrix->view().floats() == floats && !matrix->view().nf4(), name + " is stored in another way than q_proj");
+}
+
+void check_norm(const LayerNorm& norm, int dim, const std::string& name) {
+  require_size(norm.weight.size(), static_cast<std::size_t>(dim), name + ".weight");
+  require_size(norm.bias.size(), static_cast<std::size_t>(dim), name + ".bias");
+}
+
+void check_gate(const EncoderWeights& weights, const Gate& gate) {
+  const auto width = static_cast<std::size_t>((weights.head_dim() + lanes - 1) / lanes * lanes);
+  require_size(gate.weight.size(), 2 * width, "gate.weight");
+  require_size(gate.bias.size(), 2, "gate.bias");
+  require_size(gate.scale.size(), static_cast<std::size_t>(weights.heads), "gate.scale");
+}
+
+}  // namespace
+
+void EncoderWeights::check() const {
+  require(!layers.empty(), "no layers");
+  require(heads > 0 && dim() % heads == 0, std::to_string(heads) + " heads cannot share " + std::to_string(dim()) + " values evenly");
+  const auto distances = bias_by_distance.size() / static_cast<std::size_t>(heads);
+  require(bias_by_distance.empty() || (bias_by_distance.size() % static_cast<std::size_t>(heads) == 0 && distances % 2 == 1),
+          "bias_by_distance: " + std::to_string(bias_by_distance.size()) + " values, expected as many for each head, an odd number");
+  for (const EncoderLayer& layer : layers) {
+    const int ffn = layer.fc1.rows();
+    check_linear(layer.q, dim(), dim(), floats(), "q_proj");
+    check_linear(layer.k, dim(), dim(), floats(), "k_proj");
+    check_linear(layer.v, dim(), dim(), floats(), "v_proj");
+    check_linear(layer.out, dim(), dim(), floats(), "out_proj");
+    check_linear(layer.fc1, ffn, dim(), floats(), "fc1");
+    check_linear(layer.fc2, dim(), ffn, floats(), "fc2");
+    require_alike(layer.q.first(), layer.k.first(), "q, k and v");
+    require_alike(layer.q.first(), layer.v.first(), "q, k and v");
+    check_norm(layer.attention_norm, dim(), "attention_norm");
+    check_norm(layer.mlp_norm, dim(), "mlp_norm");
+    require(layer.gate.has_value() == !bias_by_distance.empty(), "gates are there without a bias, or a bias without them");
+    if (layer.gate) check_gate(*this, *layer.gate);
+  }
+  if (norm) check_norm(*norm, dim(), "norm");
+}
+
+}  // namespace salmonrun

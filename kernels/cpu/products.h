@@ -1,0 +1,81 @@
+// Products of rows with matrices, over threads.
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <vector>
+
+#include "operations.h"
+#include "thread_pool.h"
+#include "weights.h"
+
+namespace salmonrun {
+
+inline std::size_t size(int rows, int stride) { return static_cast<std::size_t>(rows) * static_cast<std::size_t>(stride); }
+
+// Memory whose size only grows; what was not written yet is zero.
+template <class T>
+class Buffer {
+ public:
+  void reserve(std::size_t size) {
+    if (values_.size() < size) values_.resize(size);
+  }
+  T* data() { return values_.data(); }
+
+ private:
+  std::vector<T> values_;
+};
+
+inline float* row_of(Buffer<float>& buffer, int row, int stride) { return buffer.data() + size(row, stride); }
+
+// Keeps the rows that products take as their inputs, quantized, until others take their place.
+class Products {
+ public:
+  struct Output {
+    const Matrix* matrix;
+    float* out;
+    int stride;
+  };
+
+  // Both must outlive this.
+  Products(const Operations& operations, ThreadPool& pool) : operations_(operations), pool_(pool) {}
+
+  // Makes room to unpack a matrix that products will be asked of.
+  void expect(const Matrix& matrix);
+
+  // Room for the inputs of a matrix.
+  ActivationsView activations(int rows, const MatrixView& matrix);
+
+  // x [rows][stride], zeros behind the matrix's columns up to its view's.
+  void quantize(const float* x, int stride, int rows, const Matrix& matrix);
+
+  // With the rows that were quantized last, which all the matrices take.
+  void product(std::span<const Output> outputs, int rows, bool add);
+
+  // One loop over pieces of the outputs of some matrices: run(which of them, its first group, groups, thread).
+  template <class Groups, class Run>
+  void over_groups(std::size_t matrices, Groups&& groups_of, Run&& run) {
+    const auto pieces_of = [&](std::size_t i) { return (groups_of(i) + product_groups - 1) / product_groups; };
+    int pieces = 0;
+    for (std::size_t i = 0; i < matrices; ++i) pieces += pieces_of(i);
+    pool_.parallel(pieces, [&](int piece, int thread) {
+      std::size_t i = 0;
+      for (; piece >= pieces_of(i); ++i) piece -= pieces_of(i);
+      const int group = piece * product_groups;
+      run(i, group, std::min(product_groups, groups_of(i) - group), thread);
+    });
+  }
+
+  std::uint8_t* unpack_scratch(int thread) { return unpacked_.data() + static_cast<std::size_t>(thread) * unpack_stride_; }
+
+ private:
+  const Operations& operations_;
+  ThreadPool& pool_;
+  std::size_t unpack_stride_ = 0;
+  Buffer<std::int8_t> values_;
+  Buffer<float> value_scales_, floats_;
+  Buffer<std::int32_t> starts_;
+  Buffer<std::uint8_t> unpacked_;
+};
+
+}  // namespace salmonrun
