@@ -13,7 +13,10 @@ namespace {
 
 // Rows that go through the products together: so many that weights are read seldom, so few that what lies between two
 // products stays in a cache. A row's result does not depend on its company.
-constexpr int slice_rows = 256;
+constexpr int slice_rows = 240;
+
+// Not a power of two, whose rows would share sets of the caches.
+int hidden_stride(int width) { return padded(width) + lanes; }
 
 constexpr int most_positions = 65535;  // that integer sums over positions have room for
 
@@ -114,7 +117,7 @@ void Encoder::finish(const EncoderLayer& layer, int first, int rows) {
   products_.quantize(row_of(attended_, first, dim_), dim_, rows, layer.out.first());
   linear(layer.out, rows, x, dim_, true);
   if (!weights_.norm_first) normalize_rows(layer.attention_norm, first, rows);
-  const int stride = padded(layer.fc1.rows());
+  const int stride = hidden_stride(layer.fc1.rows());
   hidden_.reserve(size(slice_rows, stride));
   quantize(weights_.norm_first ? &layer.mlp_norm : nullptr, first, rows, layer.fc1.first());
   linear(layer.fc1, rows, hidden_.data(), stride, false);
@@ -139,10 +142,10 @@ void Encoder::quantize(const LayerNorm* norm, int first, int rows, const Matrix&
 void Encoder::quantize_gelu(int rows, const Matrix& matrix) {
   const MatrixView view = matrix.view();
   const ActivationsView out = products_.activations(rows, view);
-  const int stride = padded(matrix.columns());
+  const int stride = hidden_stride(matrix.columns());
   pool_.parallel(rows, [&](int row, int) {
     float* hidden = row_of(hidden_, row, stride);
-    std::fill(hidden + matrix.columns(), hidden + stride, 0.0f);  // other layers may be wider
+    std::fill(hidden + matrix.columns(), hidden + view.columns, 0.0f);  // other layers may be wider
     operations_.gelu(hidden, (matrix.columns() + lanes - 1) / lanes * lanes);
     operations_.quantize(hidden, view, out, row);
   });

@@ -21,22 +21,24 @@ using namespace salmonrun;
 template <class V, int R, int T, int Bits>
 inline void sum_block(const std::uint8_t* const* weights, const std::int8_t* const* x, int block,
                       typename V::I (&acc)[R][T]) {
-  for (int i = 0; i < block; i += 32) {
-    for (int line = 0; line < Bits; ++line) {  // 8-bit: 4 inputs of each output; 4-bit: two times 4, 16 inputs apart
+  if constexpr (Bits == 8) {  // a line has 4 inputs of each output
+    for (int i = 0; i < block; i += 4) {
       typename V::Bytes bytes[R];
-      for (int r = 0; r < R; ++r) bytes[r] = V::load_bytes(weights[r] + i * 2 * Bits + line * 64);
-      if constexpr (Bits == 8) {
-        for (int t = 0; t < T; ++t)
-          for (int r = 0; r < R; ++r) acc[r][t] = V::dot(acc[r][t], bytes[r], x[t] + i + 4 * line);
-      } else {
-        typename V::Bytes low[R], high[R];
+      for (int r = 0; r < R; ++r) bytes[r] = V::load_bytes(weights[r] + i * lanes);
+      for (int t = 0; t < T; ++t)
+        for (int r = 0; r < R; ++r) acc[r][t] = V::dot(acc[r][t], bytes[r], x[t] + i);
+    }
+  } else {  // two times 4, 16 inputs apart
+    for (int i = 0; i < block; i += 32)
+      for (int line = 0; line < Bits; ++line) {
+        typename V::Bytes bytes[R], low[R], high[R];
+        for (int r = 0; r < R; ++r) bytes[r] = V::load_bytes(weights[r] + i * 2 * Bits + line * 64);
         for (int r = 0; r < R; ++r) low[r] = V::low_nibbles(bytes[r]), high[r] = V::high_nibbles(bytes[r]);
         for (int t = 0; t < T; ++t) {
           for (int r = 0; r < R; ++r) acc[r][t] = V::dot_nibbles(acc[r][t], low[r], x[t] + i + 4 * line);
           for (int r = 0; r < R; ++r) acc[r][t] = V::dot_nibbles(acc[r][t], high[r], x[t] + i + 4 * line + 16);
         }
       }
-    }
   }
 }
 
@@ -60,29 +62,45 @@ void tile(const MatrixView& m, const std::uint8_t* packed, const ActivationsView
   F sum[R][T];
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) sum[r][t] = V::set(0.0f);
-  const int blocks = m.blocks(), blocks_a_scale = m.activation_block / m.block;
-  for (int block = 0, scale = 0; block < blocks; ++scale) {
-    F part[R][T];
-    for (int r = 0; r < R; ++r)
-      for (int t = 0; t < T; ++t) part[r][t] = V::set(0.0f);
-    const int end = block + blocks_a_scale < blocks ? block + blocks_a_scale : blocks;
-    for (; block < end; ++block) {
+  const int blocks = m.blocks();
+  const auto sum_next = [&](int block, typename V::I(&acc)[R][T]) {
+    for (int t = 0; t < T; ++t) {
+      const typename V::I start = V::set_integer(starts[t * x.start_stride + block]);
+      for (int r = 0; r < R; ++r) acc[r][t] = start;
+    }
+    sum_block<V, R, T, Bits>(weights, values, m.block, acc);
+    for (int r = 0; r < R; ++r) weights[r] += 2 * m.block * Bits;
+    for (int t = 0; t < T; ++t) values[t] += m.block;
+  };
+  if (m.activation_block == m.block) {  // the same, with fewer registers
+    for (int block = 0; block < blocks; ++block) {
       typename V::I acc[R][T];
-      for (int t = 0; t < T; ++t) {
-        const typename V::I start = V::set_integer(starts[t * x.start_stride + block]);
-        for (int r = 0; r < R; ++r) acc[r][t] = start;
-      }
-      sum_block<V, R, T, Bits>(weights, values, m.block, acc);
+      sum_next(block, acc);
       for (int r = 0; r < R; ++r) {
         const F weight_scale = V::load_half(weight_scales[r] + block * lanes);
-        for (int t = 0; t < T; ++t) part[r][t] = V::fma(V::to_float(acc[r][t]), weight_scale, part[r][t]);
-        weights[r] += 2 * m.block * Bits;
+        for (int t = 0; t < T; ++t)
+          sum[r][t] = V::fma(V::mul(V::to_float(acc[r][t]), weight_scale), V::set(scales[t * x.scale_stride + block]), sum[r][t]);
       }
-      for (int t = 0; t < T; ++t) values[t] += m.block;
     }
-    for (int t = 0; t < T; ++t) {
-      const F activation_scale = V::set(scales[t * x.scale_stride + scale]);
-      for (int r = 0; r < R; ++r) sum[r][t] = V::fma(part[r][t], activation_scale, sum[r][t]);
+  } else {
+    const int blocks_a_scale = m.activation_block / m.block;
+    for (int block = 0, scale = 0; block < blocks; ++scale) {
+      F part[R][T];
+      for (int r = 0; r < R; ++r)
+        for (int t = 0; t < T; ++t) part[r][t] = V::set(0.0f);
+      const int end = block + blocks_a_scale < blocks ? block + blocks_a_scale : blocks;
+      for (; block < end; ++block) {
+        typename V::I acc[R][T];
+        sum_next(block, acc);
+        for (int r = 0; r < R; ++r) {
+          const F weight_scale = V::load_half(weight_scales[r] + block * lanes);
+          for (int t = 0; t < T; ++t) part[r][t] = V::fma(V::to_float(acc[r][t]), weight_scale, part[r][t]);
+        }
+      }
+      for (int t = 0; t < T; ++t) {
+        const F activation_scale = V::set(scales[t * x.scale_stride + scale]);
+        for (int r = 0; r < R; ++r) sum[r][t] = V::fma(part[r][t], activation_scale, sum[r][t]);
+      }
     }
   }
   for (int r = 0; r < R; ++r)
