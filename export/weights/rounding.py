@@ -37,40 +37,45 @@ def round_compensated(weight: Tensor, inverse: Tensor, bits: int, block: int) ->
     Returns:
         [out, in], float32.
     """
-    weight = weight.float().clone()
-    for first in range(0, weight.shape[1], block):
+    rest = weight.float().T.contiguous()  # [in, out]: an input's weights lie together
+    for first in range(0, len(rest), block):
         inputs = slice(first, first + block)
-        weight[:, inputs], errors = _round_block(weight[:, inputs], inverse[inputs, inputs], bits)
-        weight[:, first + block :] -= errors @ inverse[inputs, first + block :]
-    return weight
+        rest[inputs], errors = _round_block(rest[inputs], inverse[inputs, inputs], bits)
+        rest[first + block :].addmm_(inverse[inputs, first + block :].T, errors, alpha=-1)
+    return rest.T.contiguous()
 
 
 def _round_block(weight: Tensor, inverse: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The values of one block [out, n], and the errors [out, n] that later inputs have to make up for."""
+    """The values of one block [n, out], and the errors [n, out] that later inputs have to make up for."""
     lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    largest = weight.abs().argmax(dim=1)
-    scale = _scales(weight, weight.gather(1, largest[:, None]), lowest, highest)
+    largest = weight.abs().argmax(dim=0)
+    scale = _scales(weight, weight.gather(0, largest[None])[0], lowest, highest)
+    divisor = torch.where(scale == 0, 1, scale)
     values, errors, rest = torch.zeros_like(weight), torch.zeros_like(weight), weight.clone()
-    for i in range(weight.shape[1]):
-        steps = (rest[:, i] / scale).round().clamp(lowest, highest)
+    for i in range(len(weight)):
+        steps = (rest[i] / divisor).round_().clamp_(lowest, highest)
         steps[largest == i] = lowest  # the end of the range, by which the scale is found again
-        values[:, i] = torch.where(scale == 0, 0, steps * scale)
-        errors[:, i] = (rest[:, i] - values[:, i]) / inverse[i, i]
-        rest[:, i + 1 :] -= errors[:, i, None] * inverse[i, i + 1 :]
+        values[i] = steps * scale
+        errors[i] = (rest[i] - values[i]) / inverse[i, i]
+        rest[i + 1 :].addr_(inverse[i, i + 1 :], errors[i], alpha=-1)
     return values, errors
 
 
 def _scales(weight: Tensor, peak: Tensor, lowest: int, highest: int) -> Tensor:
-    """The scales [out] with which the rows of a block [out, n] change least; zero for rows of zeros.
+    """The scales [out] with which the columns of a block [n, out] change least; zero for columns of zeros.
 
     Args:
         weight: the block.
-        peak: [out, 1], of each row the value of largest magnitude, which maps to `lowest` or beyond.
+        peak: [out], of each column the value of largest magnitude, which maps to `lowest` or beyond.
         lowest: of the integers.
         highest: of the integers.
     """
-    scales = torch.cat([(peak * (share / lowest)).half().float() for share in SHRUNK], dim=1)  # [out, candidates]
-    divisors = torch.where(scales == 0, 1, scales)[:, None]
-    steps = (weight[:, :, None] / divisors).round().clamp(lowest, highest)  # [out, n, candidates]
-    changes = (steps * divisors - weight[:, :, None]).square().sum(dim=1)
-    return scales.gather(1, changes.argmin(dim=1, keepdim=True))[:, 0]
+    found, least = torch.zeros_like(peak), torch.full_like(peak, torch.inf)
+    for share in SHRUNK:
+        scale = (peak * (share / lowest)).half().float()
+        divisor = torch.where(scale == 0, 1, scale)
+        steps = (weight / divisor).round_().clamp_(lowest, highest)
+        change = steps.mul_(divisor).sub_(weight).square_().sum(dim=0)
+        better = change < least
+        found, least = torch.where(better, scale, found), torch.where(better, change, least)
+    return found

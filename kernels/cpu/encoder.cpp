@@ -11,9 +11,18 @@
 namespace salmonrun {
 namespace {
 
-// Rows that go through the products together: so many that weights are read seldom, so few that what lies between two
-// products stays in a cache. A row's result does not depend on its company.
-constexpr int slice_rows = 240;
+// Rows that go through the products together, at most: so many that weights are read seldom, so few that what lies between
+// two products stays in a cache. A row's result does not depend on its company.
+constexpr int slice_rows = 288;
+
+// Calls run(first, rows) for slices of about the same size, of whole tiles.
+template <class Run>
+void over_slices(int rows, Run&& run) {
+  constexpr int tile_rows = 6;
+  const int slices = (rows + slice_rows - 1) / slice_rows, tiles = (rows + tile_rows - 1) / tile_rows;
+  const int step = (tiles + slices - 1) / slices * tile_rows;
+  for (int first = 0; first < rows; first += step) run(first, std::min(step, rows - first));
+}
 
 // Not a power of two, whose rows would share sets of the caches.
 int hidden_stride(int width) { return padded(width) + lanes; }
@@ -73,9 +82,9 @@ void Encoder::run_layer(std::size_t index, std::span<const Part> parts, std::vec
   const EncoderLayer& layer = weights_.layers[index];
   const int rows = recordings.back().first + recordings.back().count;
   begin_layer(index, parts, recordings);
-  for (int first = 0; first < rows; first += slice_rows) project(layer, recordings, first, std::min(slice_rows, rows - first));
+  over_slices(rows, [&](int first, int count) { project(layer, recordings, first, count); });
   attention_.attend(recordings, layer.gate ? &*layer.gate : nullptr, q_.data(), attended_.data(), dim_);
-  for (int first = 0; first < rows; first += slice_rows) finish(layer, first, std::min(slice_rows, rows - first));
+  over_slices(rows, [&](int first, int count) { finish(layer, first, count); });
 }
 
 // Where the layer keeps keys and values, those of the past in front.
@@ -98,9 +107,15 @@ void Encoder::begin_layer(std::size_t index, std::span<const Part> parts, std::v
 void Encoder::project(const EncoderLayer& layer, std::span<const Recording> recordings, int first, int rows) {
   for (Buffer<float>* buffer : {&k_, &v_}) buffer->reserve(size(slice_rows, dim_));
   quantize(weights_.norm_first ? &layer.attention_norm : nullptr, first, rows, layer.q.first());
-  linear(layer.q, rows, row_of(q_, first, dim_), dim_, false);
-  linear(layer.k, rows, k_.data(), dim_, false);
-  linear(layer.v, rows, v_.data(), dim_, false);
+  float* q = row_of(q_, first, dim_);
+  if (layer.q.down || layer.k.down || layer.v.down) {
+    linear(layer.q, rows, q, dim_, false);
+    linear(layer.k, rows, k_.data(), dim_, false);
+    linear(layer.v, rows, v_.data(), dim_, false);
+  } else {
+    products_.product(std::array<Products::Output, 3>{{{&layer.q.up, q, dim_}, {&layer.k.up, k_.data(), dim_}, {&layer.v.up, v_.data(), dim_}}},
+                      rows, false);
+  }
   pool_.parallel(rows, [&](int i, int thread) {
     const int row = first + i;
     const auto behind = std::upper_bound(recordings.begin(), recordings.end(), row,
@@ -175,12 +190,13 @@ void Encoder::product(const Matrix& matrix, const float* x, std::ptrdiff_t strid
   require(view.floats(), "a matrix of integers; these products are of floats");
   // Rows are read where they lie: they may overlap, as those of a convolution do.
   const ActivationsView inputs{nullptr, nullptr, nullptr, 0, 0, 0, const_cast<float*>(x), stride};
-  for (int first = 0; first < rows; first += slice_rows)
+  over_slices(rows, [&](int first, int count) {
     products_.over_groups(1, [&](std::size_t) { return view.groups(); },
                           [&](std::size_t, int group, int groups, int) {
-                            operations_.product(view, inputs.from(first), std::min(slice_rows, rows - first), group, groups,
-                                                out + size(first, view.rows), view.rows, false, nullptr);
+                            operations_.product(view, inputs.from(first), count, group, groups, out + size(first, view.rows),
+                                                view.rows, false, nullptr);
                           });
+  });
   if (gelu) this->gelu({out, size(rows, view.rows)});
 }
 

@@ -19,6 +19,33 @@ constexpr std::uint8_t zero = 128;  // of a byte in layout t16
 
 int up_to(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+// A key [n] to its lane, four inputs in each line.
+void pack_key(const std::uint8_t* key, int n, std::uint8_t* lane) {
+  int d = 0;
+  for (; d + 4 <= n; d += 4, lane += line) {
+    std::uint32_t bytes;
+    std::memcpy(&bytes, key + d, sizeof bytes);
+    bytes ^= 0x80808080u;
+    std::memcpy(lane, &bytes, sizeof bytes);
+  }
+  for (; d < n; ++d) lane[d % 4] = key[d] ^ zero;
+}
+
+// The values [n] of four positions to a line of each group of 16 outputs, and to their sums.
+void pack_values(const std::uint8_t* const* four, int n, std::uint8_t* lines, std::size_t group_bytes, std::int32_t* sums) {
+  for (int begin = 0; begin < n; begin += lanes, lines += group_bytes) {
+    const int count = n - begin < lanes ? n - begin : lanes;
+    for (int d = 0; d < count; ++d) {
+      const int at = begin + d;
+      const std::uint32_t bytes = four[0][at] | four[1][at] << 8 | four[2][at] << 16 | static_cast<std::uint32_t>(four[3][at]) << 24;
+      const std::uint32_t unsigned_bytes = bytes ^ 0x80808080u;
+      std::memcpy(lines + 4 * d, &unsigned_bytes, sizeof unsigned_bytes);
+    }
+    for (int j = 0; j < 4; ++j)
+      for (int d = 0; d < count; ++d) sums[begin + d] += static_cast<std::int8_t>(four[j][begin + d]);
+  }
+}
+
 std::uint8_t* aligned(std::uint8_t* at) { return at + (-reinterpret_cast<std::uintptr_t>(at) & (line - 1)); }
 
 }  // namespace
@@ -114,6 +141,7 @@ void EncoderAttention::pack_floats(const Recording& recording, int head, const P
   }
 }
 
+// What fills a panel up may be anything: queries are zero there, or it is no output, or weighs zeros.
 void EncoderAttention::pack_bytes(const Recording& recording, int head, const Panel& panel) const {
   const int positions = recording.positions(), stride = position_bytes(), whole = panel.values.columns, wide = inputs();
   auto* keys = const_cast<std::uint8_t*>(panel.keys.packed);
@@ -122,23 +150,20 @@ void EncoderAttention::pack_bytes(const Recording& recording, int head, const Pa
   const std::uint8_t* head_keys = recording.kept + size(head, head_dim_);
   const std::uint8_t* head_values = head_keys + weights_.dim();
   const std::uint8_t* head_scales = recording.kept + 2 * weights_.dim() + size(head, sizeof(float));
-  std::memset(keys, zero, size(whole, wide));
-  std::memset(values, zero, size(whole, outputs()));
-  std::fill_n(panel.value_scales, 2 * whole, 0.0f);  // those of the keys, too
-  std::vector<std::int32_t> sums(static_cast<std::size_t>(outputs()));
   for (int i = 0; i < positions; ++i) {
-    const std::uint8_t *key = head_keys + size(i, stride), *value = head_values + size(i, stride);
-    std::uint8_t* key_lane = keys + size(i / lanes, wide * lanes) + i % lanes * 4;
-    for (int d = 0; d < head_dim_; ++d) key_lane[d / 4 * line + d % 4] = key[d] ^ zero;
-    std::uint8_t* value_lane = values + size(i / 4, line) + i % 4;
-    for (int d = 0; d < head_dim_; ++d) {
-      value_lane[size(d / lanes, whole * lanes) + static_cast<std::size_t>(d % lanes * 4)] = value[d] ^ zero;
-      sums[static_cast<std::size_t>(d)] += static_cast<std::int8_t>(value[d]);
-    }
+    pack_key(head_keys + size(i, stride), head_dim_, keys + size(i / lanes, wide * lanes) + i % lanes * 4);
     float key_scale;
     std::memcpy(&key_scale, head_scales + size(i, stride), sizeof key_scale);
     std::memcpy(panel.value_scales + i, head_scales + size(i, stride) + size(weights_.heads, sizeof(float)), sizeof(float));
     key_scales[i] = float_to_half(key_scale);
+  }
+  std::fill(panel.value_scales + positions, panel.value_scales + whole, 0.0f);
+  std::vector<std::int32_t> sums(static_cast<std::size_t>(outputs()));
+  const std::vector<std::uint8_t> zeros(static_cast<std::size_t>(head_dim_));
+  for (int i = 0; i < whole; i += 4) {
+    const std::uint8_t* four[4];
+    for (int j = 0; j < 4; ++j) four[j] = i + j < positions ? head_values + size(i + j, stride) : zeros.data();
+    pack_values(four, head_dim_, values + size(i / 4, line), size(whole, lanes), sums.data());
   }
   for (int d = 0; d < outputs(); ++d) panel.value_sums[d] = static_cast<float>(127 * sums[static_cast<std::size_t>(d)]);
 }
