@@ -144,6 +144,24 @@ def _pack_scales(scales: npt.NDArray[Float]) -> npt.NDArray[Float]:
     return np.ascontiguousarray(padded.reshape(-1, GROUP, scales.shape[1]).transpose(0, 2, 1))
 
 
+def pack_floats_t16(weight: F32) -> F32:
+    """A matrix of float32 in the layout of the native kernels: inputs in order, 16 outputs of each together.
+
+    Args:
+        weight: [out, in].
+
+    Returns:
+        [ceil(out / 16), in, 16]; what is no output is zero.
+    """
+    padded = np.pad(weight, ((0, -len(weight) % GROUP), (0, 0)))
+    return np.ascontiguousarray(padded.reshape(-1, GROUP, weight.shape[1]).transpose(0, 2, 1))
+
+
+def unpack_floats_t16(packed: F32) -> F32:
+    """[groups, in, 16] as [out, in], filled up with zeros to whole groups."""
+    return packed.transpose(0, 2, 1).reshape(GROUP * len(packed), -1)
+
+
 def quantize_nf4_t16(weight: F32, block: int) -> tuple[Bytes, F32]:
     """The nearest values of NF4 in layout t16; every row begins a block.
 

@@ -18,12 +18,14 @@ from salmonrun.kernels.formats import (
     dequantize_scales,
     dequantize_t16,
     dequantize_table,
+    pack_floats_t16,
     pack_nf4_t16,
     pack_nibbles,
     quantize_blocks,
     quantize_nf4,
     quantize_nf4_t16,
     quantize_t16,
+    unpack_floats_t16,
     unpack_nibbles,
     unpack_t16,
 )
@@ -182,6 +184,17 @@ def test_t16_is_as_near_as_blocks(shape: tuple[int, int], block: int, bits: int)
     exact = dequantize_blocks(*quantize_blocks(weight, bits, block), bits)[:, : shape[1]]
     errors = [float(np.square(weight - one).mean()) for one in (found, exact)]
     assert errors[0] <= errors[1] * 1.02
+
+
+def test_floats_in_t16_are_kept() -> None:
+    grid = np.arange(20 * 7, dtype=np.float32).reshape(20, 7)
+    packed = pack_floats_t16(grid)
+    assert (packed.dtype, packed.shape) == (np.dtype(np.float32), (2, 7, 16))
+    assert packed.flags.c_contiguous
+    assert packed[0, 3].tolist() == grid[:16, 3].tolist()
+    assert packed[1, 3].tolist() == [*grid[16:, 3], *[0.0] * 12]
+    np.testing.assert_array_equal(unpack_floats_t16(packed)[:20], grid)
+    np.testing.assert_array_equal(unpack_floats_t16(packed)[20:], 0)
 
 
 def test_t16_refuses_what_its_scales_cannot_hold() -> None:
