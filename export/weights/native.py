@@ -15,8 +15,8 @@ from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.export.options import LlmPrecision
 from salmonrun.export.weights.tensor_file import Array, TensorFileWriter
 from salmonrun.kernels.formats import GROUP, LINE, pack_nf4_t16, quantize_nf4_t16, quantize_t16
-from salmonrun.runtime.decoders.native_weights import BITS
 from salmonrun.runtime.manifest import NativeWeights
+from salmonrun.runtime.matrices import BITS
 from salmonrun.training.foreign.quantized import FourBitMatrix
 from salmonrun.training.model.experts import EXPERTS
 from salmonrun.training.model.llm import EMBEDDING, LM_HEAD

@@ -7,9 +7,9 @@ from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import KvCacheType, Limits
 from salmonrun.runtime.decoder import Decoder
 from salmonrun.runtime.decoders.native_decoder import NativeDecoder
-from salmonrun.runtime.decoders.native_weights import kernels
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
 from salmonrun.runtime.errors import ConfigError, DeviceError, MissingExtraError
+from salmonrun.runtime.matrices import kernels
 from salmonrun.runtime.session import Device
 
 DecoderName = Literal["auto", "onnx", "native"]

@@ -17,8 +17,9 @@ from salmonrun.runtime.config import KvCacheType, Limits
 from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity, check_room, inputs_of
 from salmonrun.runtime.decoders.cache_budget import CacheBudget
 from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
-from salmonrun.runtime.decoders.native_weights import kernels, load_model
+from salmonrun.runtime.decoders.native_weights import load_model
 from salmonrun.runtime.errors import ClosedError
+from salmonrun.runtime.matrices import kernels
 from salmonrun.runtime.tensor_file import huge_page_bytes
 
 if TYPE_CHECKING:

@@ -1,34 +1,17 @@
 """A bundle's weights for the native decoder, as the kernels take them: docs/bundle.md, layout `t16`."""
 
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from salmonrun.kernels.cpu import load_native
 from salmonrun.kernels.formats import GROUP
-from salmonrun.runtime.arrays import F32, Array
+from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import Bundle
-from salmonrun.runtime.errors import BundleError, MissingExtraError
+from salmonrun.runtime.errors import BundleError
 from salmonrun.runtime.manifest import LlmSpec, NativeWeights
+from salmonrun.runtime.matrices import MatrixReader, kernels
 from salmonrun.runtime.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     from salmonrun.kernels.cpu import _native
-
-BITS = {"int4": 4, "int8": 8, "nf4": 4}
-
-
-def kernels() -> ModuleType:
-    """The extension.
-
-    Raises:
-        MissingExtraError: it was not built.
-    """
-    try:
-        return load_native()
-    except ImportError as error:
-        raise MissingExtraError(str(error)) from error
 
 
 def load_model(bundle: Bundle, instruction_set: str, threads: int, cache_bits: int) -> "_native.Model":
@@ -75,6 +58,7 @@ class _Reader:
         self._file = file
         self._llm = llm
         self._weights = weights
+        self._matrices = MatrixReader(file, weights.block, weights.activation_block)
         self._native = kernels()
 
     def layer(self, index: int) -> "_native.Layer":
@@ -98,31 +82,7 @@ class _Reader:
 
     def matrix(self, name: str, rows: int, columns: int, precision: str | None = None) -> "_native.Matrix":
         """A quantized matrix and its bias, if it has one."""
-        precision = precision or self._weights.precision
-        stored = self._stored(name, (), rows, columns, precision)
-        return self._packed(*stored, rows, columns, precision, self._optional(f"{name}.bias", rows))
-
-    def _stored(
-        self, name: str, stacked: tuple[int, ...], rows: int, columns: int, precision: str
-    ) -> tuple[Array, Array]:
-        """The two tensors of a matrix, or of `stacked` ones."""
-        groups, blocks = -(-rows // GROUP), -(-columns // self._weights.block)
-        lines = (groups, blocks * self._weights.block // 32, BITS[precision], 64)
-        packed = self._file.array(f"{name}.weight", "U8", (*stacked, *lines))
-        dtype = "F32" if precision == "nf4" else "F16"
-        return packed, self._file.array(f"{name}.weight.scale", dtype, (*stacked, groups, blocks, GROUP))
-
-    def _packed(
-        self, packed: Array, scales: Array, rows: int, columns: int, precision: str, bias: F32 | None = None
-    ) -> "_native.Matrix":
-        block, matrix = self._weights.block, self._native.Matrix
-        made: _native.Matrix
-        if precision == "nf4":
-            made = matrix.nf4(packed, scales, rows, columns, block, bias)
-        else:
-            sizes = (rows, columns, BITS[precision], block, self._weights.activation_block)
-            made = matrix(packed, scales.view(np.uint16), *sizes, bias)
-        return made
+        return self._matrices.matrix(name, rows, columns, precision or self._weights.precision)
 
     def _mlp(self, prefix: str) -> "_native.Mlp":
         # No tensor has its exact width, and none needs to: what fills its last group of 16 up is zero.
@@ -153,24 +113,19 @@ class _Reader:
     def _experts(self, prefix: str, count: int) -> "list[_native.Mlp]":
         width, dim = GROUP * self._file.dimension(f"{prefix}gate_proj.weight", 1), self._llm.dim
         gates, ups, downs = (
-            self._stacked(f"{prefix}{part}_proj", count, *shape)
+            self._matrices.stacked(f"{prefix}{part}_proj", count, *shape, self._weights.precision)
             for part, shape in (("gate", (width, dim)), ("up", (width, dim)), ("down", (dim, width)))
         )
         parts = zip(gates, ups, downs, strict=True)
         return [self._native.Mlp(gate=gate, up=up, down=down) for gate, up, down in parts]
 
-    def _stacked(self, name: str, count: int, rows: int, columns: int) -> "list[_native.Matrix]":
-        precision = self._weights.precision
-        stored = zip(*self._stored(name, (count,), rows, columns, precision), strict=True)
-        return [self._packed(packed, scales, rows, columns, precision) for packed, scales in stored]
-
     def vector(self, name: str, size: int) -> F32:
         """[size]."""
-        return self._file.array(name, "F32", (size,))
+        return self._matrices.vector(name, size)
 
     def rope(self, name: str) -> F32:
         """[max_length, head_dim / 2]."""
-        return self._file.array(f"rope.{name}", "F32", (self._llm.max_length, self._llm.head_dim // 2))
+        return self._matrices.vector(f"rope.{name}", self._llm.max_length, self._llm.head_dim // 2)
 
     def _optional(self, name: str, size: int) -> F32 | None:
-        return self.vector(name, size) if name in self._file.names else None
+        return self._matrices.optional(name, size)
