@@ -5,7 +5,7 @@ import torch
 
 from salmonrun.export.graphs.builder import END, MICROSOFT, GraphBuilder, WeightFile, with_past
 from salmonrun.export.graphs.layers import NamedLayers
-from salmonrun.export.graphs.linear import Linear
+from salmonrun.export.graphs.linear import F32, Linear
 from salmonrun.training.model.encoders.beats import BeatsConfig, deepnorm_alpha, relative_buckets
 from salmonrun.training.tensors import LazyTensors
 
@@ -38,10 +38,9 @@ def build_beats(
     x = encoder.linear(x, "post_extract_proj")
     conv = _position_conv(graph, encoder, x, config, blocks)
     x = encoder.norm(graph.op("Add", x, conv), "encoder.layer_norm", EPS)
-    longest = config.fbank.bins // patch * (max_frames // patch)
+    longest = longest_positions(config, max_frames)
     bias = _position_bias(graph, encoder, x, graph.dim("past_key.0", 1) if blocks else None, config, longest)
-    # LN(alpha x + f) with epsilon e equals LN(x + f / alpha) with e / alpha^2: the factor moves into f's weights.
-    alpha = deepnorm_alpha(config.deepnorm_layers or config.layers)
+    alpha = residual_weight(config)
     for i in range(config.layers):
         prefix = f"encoder.layers.{i}."
         attended = _attention(graph, encoder, x, i, config, bias, alpha, blocks)
@@ -51,6 +50,31 @@ def build_beats(
         x = encoder.norm(graph.op("Add", x, h), f"{prefix}final_layer_norm", EPS / alpha**2)
     graph.output(x, "audio", [1, "audio_tokens", config.dim])
     return graph
+
+
+def residual_weight(config: BeatsConfig) -> float:
+    """DeepNorm's alpha, by which a branch's weights and bias are divided, and by its square the epsilon of its norm.
+
+    LN(alpha x + f) with epsilon e equals LN(x + f / alpha) with e / alpha^2.
+    """
+    return deepnorm_alpha(config.deepnorm_layers or config.layers)
+
+
+def longest_positions(config: BeatsConfig, max_frames: int) -> int:
+    """States that so many frames of the filter bank yield."""
+    return config.fbank.bins // config.patch_size * (max_frames // config.patch_size)
+
+
+def bias_by_distance(table: F32, config: BeatsConfig, longest: int) -> F32:
+    """The position bias [heads, 2 * longest - 1] of key - query, 0 in the middle, from the table [buckets, heads]."""
+    distances = torch.arange(-(longest - 1), longest)
+    bias: F32 = np.ascontiguousarray(table[relative_buckets(distances, config).numpy()].T)
+    return bias
+
+
+def folded_gate(weight: F32, bias: F32) -> tuple[F32, F32]:
+    """[2, head_dim] and [2] of the published [8, head_dim] and [8]: it sums groups of 4 outputs."""
+    return weight.reshape(2, 4, -1).sum(axis=1), bias.reshape(2, 4).sum(axis=1)
 
 
 def _position_conv(graph: GraphBuilder, encoder: NamedLayers, x: str, config: BeatsConfig, blocks: bool) -> str:
@@ -75,9 +99,8 @@ def _position_bias(
     graph: GraphBuilder, encoder: NamedLayers, x: str, past: str | None, config: BeatsConfig, longest: int
 ) -> str:
     """[heads, T, P + T] gathered from [heads, 2 * longest - 1]: the bias depends on key - query only."""
-    table = encoder.array("encoder.relative_attention_bias.weight")  # [buckets, heads]
-    distances = torch.arange(-(longest - 1), longest)
-    by_distance = graph.weight("bias_by_distance", table[relative_buckets(distances, config).numpy()].T)
+    table = encoder.array("encoder.relative_attention_bias.weight")
+    by_distance = graph.weight("bias_by_distance", bias_by_distance(table, config, longest))
     length = graph.op("Squeeze", graph.dim(x, 1))
     first = graph.int_scalar(0) if past is None else graph.op("Squeeze", past)
     end = length if past is None else graph.op("Add", first, length)
@@ -109,9 +132,8 @@ def _attention(
 
 
 def _gate(graph: GraphBuilder, encoder: NamedLayers, q: str, prefix: str, config: BeatsConfig) -> str:
-    """[1, heads, T, 1] from the queries [1, T, dim]. The published sum over groups of 4 outputs is folded in."""
-    folded = encoder.array(f"{prefix}grep_linear.weight").reshape(2, 4, -1).sum(axis=1)  # [2, head_dim]
-    folded_bias = encoder.array(f"{prefix}grep_linear.bias").reshape(2, 4).sum(axis=1)
+    """[1, heads, T, 1] from the queries [1, T, dim]."""
+    folded, folded_bias = folded_gate(*(encoder.array(f"{prefix}grep_linear.{part}") for part in ("weight", "bias")))
     by_head = graph.op("Reshape", q, graph.ints(1, -1, config.heads, config.dim // config.heads))
     gates = graph.op("MatMul", by_head, graph.weight(f"{prefix}gate.weight", folded.T))
     gates = graph.op("Sigmoid", graph.op("Add", gates, graph.weight(f"{prefix}gate.bias", folded_bias)))

@@ -29,8 +29,7 @@ def build_eat(
         strides=[config.patch_size] * 2,
     )  # [1, dim, T, 8]
     x = graph.op("Transpose", graph.op("Reshape", patches, graph.ints(1, config.dim, -1)), perm=[0, 2, 1])
-    longest = -(-max_frames // config.patch_size) * config.fbank.patch_tokens
-    table = graph.weight("positions", encoder.array("positions")[:, :longest])
+    table = graph.weight("positions", encoder.array("positions")[:, : longest_positions(config, max_frames)])
     x = graph.op("Add", x, graph.op("Slice", table, graph.ints(0), graph.dim(x, 1), graph.ints(1)))
     x = encoder.norm(graph.op("Concat", encoder.weight("cls_token"), x, axis=1), "pre_norm", EPS)
     for i in range(config.layers):
@@ -45,3 +44,8 @@ def build_eat(
     frames = graph.op("Slice", x, graph.ints(1), graph.ints(END), graph.ints(1))  # without the CLS token
     graph.output(frames, "audio", [1, "audio_tokens", config.dim])
     return graph
+
+
+def longest_positions(config: EatConfig, max_frames: int) -> int:
+    """States that so many frames of the filter bank yield, the last patch filled up, as far as there are positions."""
+    return min(-(-max_frames // config.patch_size), config.max_patches) * config.fbank.patch_tokens
