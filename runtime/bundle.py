@@ -24,7 +24,7 @@ from salmonrun.runtime.schema import from_dict
 from salmonrun.runtime.signature import check_graph, check_signatures
 
 MAX_MANIFEST_BYTES = 16 * 2**20
-NATIVE_PAGE = 2 * 2**20  # the native decoder's weights are mapped with pages of this size
+NATIVE_PAGE = 2 * 2**20  # weights for our own kernels are mapped with pages of this size
 
 T = TypeVar("T")
 
@@ -46,14 +46,17 @@ class Bundle:
         """What the manifest says of a graph.
 
         Raises:
-            BundleError: the bundle has no such graph; without `llm`, its LLM is for other decoders.
+            BundleError: the bundle has no such graph: it runs on something else.
         """
-        if name not in self.manifest.graphs:
+        manifest = self.manifest
+        if name not in manifest.graphs:
+            llm = name == "llm"
+            what, runs = ("decoder", manifest.llm.weights.decoders) if llm else ("encoder", manifest.encoder_runtimes)
             raise BundleError(
-                f"{self.folder} has no graph {name!r}, only {', '.join(self.manifest.graphs)}, and weights of the LLM "
-                f"for {', '.join(self.manifest.llm.weights.decoders)}: choose another decoder, or export for this one"
+                f"{self.folder} has no graph {name!r}, only {', '.join(manifest.graphs)}, and weights of it for "
+                f"{', '.join(runs)}: choose another {what}, or export with --{what} onnx"
             )
-        return self.manifest.graphs[name]
+        return manifest.graphs[name]
 
     @property
     def onnx_weights(self) -> OnnxWeights:
@@ -195,7 +198,8 @@ def _check_link(folder: Path, path: Path, verify: bool) -> None:
 def _check_references(manifest: Manifest, folder: Path) -> None:
     """Every file that is used must be listed, and of the size that is expected."""
     llm, graphs = manifest.llm, manifest.graphs.values()
-    for name in (*(graph.file for graph in graphs), *llm.weights.files, llm.embedding.file, "tokenizer.json"):
+    weights = (*llm.weights.files, *manifest.native_files)
+    for name in (*(graph.file for graph in graphs), *weights, llm.embedding.file, "tokenizer.json"):
         if name not in manifest.files:
             raise BundleIntegrityError(f"{folder}/{MANIFEST} uses {name!r} but does not list it under files")
     for graph in graphs:
@@ -209,10 +213,10 @@ def _check_references(manifest: Manifest, folder: Path) -> None:
         raise BundleError(
             f"{folder}/{table.file} has {found} bytes; {table.rows} x {table.dim} {table.dtype} values take {expected}"
         )
-    native = llm.weights.native
-    size = manifest.files[native.file].size if native else 0
-    if native and (not size or size % NATIVE_PAGE):
-        raise BundleError(f"{folder}/{native.file} has {size} bytes; expected a multiple of {NATIVE_PAGE}")
+    for name in manifest.native_files:
+        size = manifest.files[name].size
+        if not size or size % NATIVE_PAGE:
+            raise BundleError(f"{folder}/{name} has {size} bytes; expected a multiple of {NATIVE_PAGE}")
 
 
 def _check_consistency(manifest: Manifest, folder: Path) -> None:

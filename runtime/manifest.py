@@ -17,8 +17,9 @@ _OWN_HASH = re.compile(rb'("manifest_sha256":\s*)"[0-9a-f]{64}"')
 _NO_HASH = "0" * 64
 
 WeightPrecision = Literal["fp32", "fp16", "int8", "int4", "nf4"]
+EncoderRuntime = Literal["onnx", "native"]  # what can run Whisper and the audio encoder
 BlockSize = Literal[32, 64, 128]  # values that share a scale
-MAX_SIZE = 2**31 - 1  # of an LLM: decoders count in 32 bits
+MAX_SIZE = 2**31 - 1  # of a model: what runs it counts in 32 bits
 
 
 @dataclass(frozen=True)
@@ -161,12 +162,10 @@ class LlmSpec:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "max_length"):
-            if not 1 <= getattr(self, name) <= MAX_SIZE:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 to {MAX_SIZE}")
+            _check_size(name, getattr(self, name))
         if self.heads % self.kv_heads:
             raise ConfigError(f"{self.heads} heads cannot share {self.kv_heads} KV heads evenly")
-        if not 0 < self.eps < math.inf:
-            raise ConfigError(f"eps is {self.eps}; it must be above 0")
+        _check_eps("eps", self.eps)
         sizes = [window for window in self.windows if window is not None]
         if len(self.windows) != self.layers or not all(1 <= size <= MAX_SIZE for size in sizes):
             raise ConfigError(f"windows are {self.windows[:8]}...; expected a number or null for {self.layers} layers")
@@ -179,6 +178,78 @@ class Precision:
     whisper: WeightPrecision
     audio_encoder: WeightPrecision | None
     qformer: WeightPrecision
+
+
+@dataclass(frozen=True)
+class NativeEncoder:
+    """An encoder for our own kernels: one file of packed matrices, mapped as it lies."""
+
+    file: str
+    layout: Literal["t16"]
+    block: BlockSize  # of int8
+    activation_block: Literal[32, 64, 128, 256]  # of what matrices of int8 are multiplied with
+    precision: Literal["fp32", "int8"]  # of the matrices in the layers; those before them are float32
+    dim: int
+    layers: int
+    heads: int
+    ffn: int
+    positions: int  # that its states may have; how far apart, where only that is encoded
+    eps: float  # of the norms before and behind the layers
+    layer_eps: float  # of the norms in the layers
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "layers", "heads", "ffn", "positions"):
+            _check_size(name, getattr(self, name))
+        if self.dim % self.heads:
+            raise ConfigError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        for name in ("eps", "layer_eps"):
+            _check_eps(name, getattr(self, name))
+        if self.activation_block % self.block:
+            raise ConfigError(f"activation_block is {self.activation_block}; it must be a multiple of {self.block}")
+
+
+@dataclass(frozen=True)
+class NativeWhisper(NativeEncoder):
+    """Whisper's encoder."""
+
+    kind: Literal["whisper"] = "whisper"
+
+
+@dataclass(frozen=True)
+class NativeBeats(NativeEncoder):
+    """BEATs."""
+
+    patch_dim: int
+    conv_pos: int  # steps that the convolution for positions hears
+    conv_pos_groups: int
+    kind: Literal["beats"] = "beats"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("patch_dim", "conv_pos", "conv_pos_groups"):
+            _check_size(name, getattr(self, name))
+        if self.dim % self.conv_pos_groups:
+            raise ConfigError(f"dim {self.dim} is not a multiple of conv_pos_groups {self.conv_pos_groups}")
+
+
+@dataclass(frozen=True)
+class NativeEat(NativeEncoder):
+    """EAT."""
+
+    kind: Literal["eat"] = "eat"
+
+
+@dataclass(frozen=True)
+class NativeEncoders:
+    """Whisper and the audio encoder for our own kernels."""
+
+    whisper: NativeWhisper
+    audio_encoder: NativeBeats | NativeEat | None = None
+
+    @property
+    def parts(self) -> dict[str, NativeEncoder]:
+        """Those there are, by the names of their graphs."""
+        return {name: encoder for name, encoder in vars(self).items() if encoder is not None}
 
 
 @dataclass(frozen=True)
@@ -226,17 +297,40 @@ class Manifest:
     llm: LlmSpec
     precision: Precision
     provenance: Provenance
-    graphs: dict[str, GraphSpec]  # whisper, qformer; audio_encoder, llm and draft if there are any
+    graphs: dict[str, GraphSpec]  # qformer; whisper, audio_encoder, llm and draft if there are any
     files: dict[str, FileSpec]  # every file but bundle.json
     streaming: BlockConfig | None = None  # encoders that also hear in blocks; None: recordings at once only
     fbank: FbankConfig | None = None  # the front end of the audio encoder; None: there is none
     confidence: ConfidenceThreshold | None = field(default=None, metadata=OPTIONAL)  # None: none was measured
+    encoders: NativeEncoders | None = field(default=None, metadata=OPTIONAL)  # None: they are graphs alone
+
+    @property
+    def encoder_runtimes(self) -> tuple[EncoderRuntime, ...]:
+        """Those the bundle has weights of the encoders for."""
+        graphs: tuple[EncoderRuntime, ...] = ("onnx",) if "whisper" in self.graphs else ()
+        return (*graphs, "native") if self.encoders else graphs
+
+    @property
+    def native_files(self) -> tuple[str, ...]:
+        """What our own kernels map."""
+        llm = [self.llm.weights.native.file] if self.llm.weights.native else []
+        return (*llm, *(part.file for part in (self.encoders.parts if self.encoders else {}).values()))
 
     def precisions(self, decoder: str) -> dict[str, str]:
         """What the weights of each part are stored as, the LLM's for one of `llm.weights.decoders`."""
         weights = getattr(self.llm.weights, decoder)
         parts = {**vars(self.precision), "llm": weights.precision, "lm_head": weights.lm_head}
         return {part: precision for part, precision in parts.items() if precision is not None}
+
+
+def _check_size(name: str, value: int) -> None:
+    if not 1 <= value <= MAX_SIZE:
+        raise ConfigError(f"{name} is {value}; expected 1 to {MAX_SIZE}")
+
+
+def _check_eps(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{name} is {value}; it must be above 0")
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

@@ -7,8 +7,7 @@ from salmonrun.runtime.errors import BundleError
 from salmonrun.runtime.manifest import MANIFEST, GraphSpec, Manifest, TensorSpec
 from salmonrun.runtime.onnx_file import MAX_ONNX_BYTES, OnnxFile, OnnxFileError, read_onnx
 
-REQUIRED_GRAPHS = ("whisper", "qformer")
-GRAPHS = (*REQUIRED_GRAPHS, "audio_encoder", "llm", "draft")
+GRAPHS = ("whisper", "qformer", "audio_encoder", "llm", "draft")
 DRAFT_SYMBOLS = 257  # the bytes, and CTC's blank behind them
 
 # Every operator that the exporter writes, by domain. What is not here has never run in this engine.
@@ -81,20 +80,39 @@ def check_signatures(manifest: Manifest) -> None:
         BundleError: names the graph and what is wrong with it.
     """
     names = set(manifest.graphs)
-    missing, unknown = set(REQUIRED_GRAPHS) - names, names - set(GRAPHS)
+    missing, unknown = {"qformer"} - names, names - set(GRAPHS)
+    if not manifest.encoder_runtimes:
+        missing.add("whisper")
     if missing or unknown:
         raise BundleError(f"has no graph {sorted(missing)}, or unknown ones {sorted(unknown)}; known are {GRAPHS}")
     hears = any(spec.name == "audio" for spec in manifest.graphs["qformer"].inputs)
-    if hears != ("audio_encoder" in names):
+    if ("audio_encoder" in names) != (hears and "whisper" in names):
         raise BundleError("the inputs of qformer and the graph audio_encoder do not fit together")
     if hears != (manifest.fbank is not None):
-        raise BundleError("fbank and the graph audio_encoder do not fit together")
+        raise BundleError("fbank and the inputs of qformer do not fit together")
+    _check_native_encoders(manifest, hears)
     if ("llm" in names) != ("onnx" in manifest.llm.weights.decoders):
         raise BundleError("llm.weights.onnx and the graph llm do not fit together: a bundle has both or neither")
     for name, graph in manifest.graphs.items():
         inputs, outputs = _expected(manifest, name)
         _compare(f"inputs of {name}", graph.inputs, inputs)
         _compare(f"outputs of {name}", graph.outputs, outputs)
+
+
+def _check_native_encoders(manifest: Manifest, hears: bool) -> None:
+    """Whether they are the encoders that the rest of the bundle is for; `hears`: there is an audio encoder."""
+    if manifest.encoders is None:
+        return
+    if hears != (manifest.encoders.audio_encoder is not None):
+        raise BundleError("encoders.audio_encoder and the inputs of qformer do not fit together")
+    if manifest.target != "cpu":
+        raise BundleError(f"encoders are for CPUs, the target is {manifest.target}")
+    if manifest.streaming and manifest.encoders.audio_encoder and manifest.encoders.audio_encoder.kind == "eat":
+        raise BundleError("streaming and encoders.audio_encoder do not fit together: EAT does not hear in blocks")
+    for name, part in manifest.encoders.parts.items():
+        said = getattr(manifest.precision, name)
+        if part.precision != said:
+            raise BundleError(f"encoders.{name} is {part.precision}, precision.{name} is {said}")
 
 
 def _compare(what: str, found: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> None:
@@ -140,11 +158,13 @@ def _expected(manifest: Manifest, name: str) -> Signature:
     if name == "draft":
         return [speech], [TensorSpec("draft_logits", "float32", (1, "frames", DRAFT_SYMBOLS))]
     embeds = TensorSpec("audio_embeds", "float32", (1, "audio_embeds", manifest.llm.dim))
-    return [speech, audio] if "audio_encoder" in manifest.graphs else [speech], [embeds]
+    return [speech, audio] if manifest.fbank else [speech], [embeds]
 
 
 def _width(manifest: Manifest, name: str, output: str) -> int:
     """Of an encoder's states; 0 if it has none, which no graph can then fit."""
+    if manifest.encoders and name in manifest.encoders.parts:
+        return manifest.encoders.parts[name].dim
     outputs = manifest.graphs[name].outputs if name in manifest.graphs else ()
     last = next((spec.dims[-1] for spec in outputs if spec.name == output and spec.dims), 0)
     return last if isinstance(last, int) else 0
