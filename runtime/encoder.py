@@ -4,23 +4,23 @@ import numpy as np
 
 from salmonrun.runtime.audio import F32, Audio
 from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.encoders import EncoderName, choose, load_encoders
+from salmonrun.runtime.encoders.part import EncoderPart
 from salmonrun.runtime.features import audio_tokens, fbank, log_mel, whisper_frames
-from salmonrun.runtime.session import Device, Graph, load_graph
+from salmonrun.runtime.session import Device, load_graph
 from salmonrun.runtime.stopwatch import Stopwatch
 
 
 class AudioEncoder:
-    """The encoder graphs of a bundle: Whisper, the audio encoder if there is one, the Q-Former."""
+    """The encoders of a bundle: Whisper, the audio encoder if there is one, the Q-Former."""
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
+    def __init__(self, bundle: Bundle, device: Device, threads: int, encoder: EncoderName = "auto") -> None:
         self.audio = bundle.manifest.audio
         self.fbank = bundle.manifest.fbank
         self.window = bundle.manifest.window
-        self.graphs: dict[str, Graph] = {
-            name: load_graph(bundle, name, device, threads)
-            for name in ("whisper", "audio_encoder", "qformer")
-            if name in bundle.manifest.graphs
-        }
+        self.runtime = choose(bundle, encoder, device)
+        self.parts = load_encoders(bundle, self.runtime, device, threads)
+        self.qformer_graph = load_graph(bundle, "qformer", device, threads)
 
     def encode(self, audio: Audio, watch: Stopwatch | None = None) -> F32:
         """Embed one recording of at most the window's length: [N, dim of the LLM]."""
@@ -57,25 +57,25 @@ class AudioEncoder:
 
     def whisper(self, mel: F32) -> F32:
         """Whisper's states [T, d_model] of a log-mel spectrogram [n_mels, 2 T]."""
-        return run_whisper(self.graphs["whisper"], mel)
+        return run_whisper(self.parts["whisper"], mel)
 
     def audio_encoder(self, bank: F32) -> F32:
         """The audio encoder's states [tokens, dim] of a filter bank [F, bins]."""
-        states: F32 = self.graphs["audio_encoder"].run(fbank=bank[None])[0]
+        states: F32 = self.parts["audio_encoder"].run(fbank=bank[None])[0]
         return states
 
     def qformer(self, speech: F32, audio: F32 | None) -> F32:
         """Audio embeddings [N, dim of the LLM] of both encoders' states."""
         inputs = {"speech": speech[None]} if audio is None else {"speech": speech[None], "audio": audio[None]}
-        embeds: F32 = self.graphs["qformer"].run(**inputs)[0]
+        embeds: F32 = self.qformer_graph.run(**inputs)[0]
         return embeds
 
 
-def run_whisper(graph: Graph, mel: F32) -> F32:
+def run_whisper(whisper: EncoderPart, mel: F32) -> F32:
     """Whisper's states [T, d_model] of a whole log-mel spectrogram [n_mels, 2 T]."""
     states: F32
-    if graph.spec.past:  # it takes the neighbouring hops as well, of which there are none
-        states = graph.run(log_mel=np.pad(mel, ((0, 0), (1, 1)))[None], start=np.zeros(1, np.int64))[0]
+    if whisper.hears_blocks:  # it takes the neighbouring hops as well, of which there are none
+        states = whisper.run(log_mel=np.pad(mel, ((0, 0), (1, 1)))[None], start=np.zeros(1, np.int64))[0]
     else:
-        states = graph.run(log_mel=mel[None])[0]
+        states = whisper.run(log_mel=mel[None])[0]
     return states

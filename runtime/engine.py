@@ -16,6 +16,7 @@ from salmonrun.runtime.checks import checked
 from salmonrun.runtime.config import GenerationConfig, KvCacheType, Limits
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.decoders import DecoderName
+from salmonrun.runtime.encoders import EncoderName
 from salmonrun.runtime.errors import ClosedError
 from salmonrun.runtime.heard import Heard, listen
 from salmonrun.runtime.log import LOGGER
@@ -54,6 +55,7 @@ class Engine:
         verify: bool = True,
         limits: Limits | None = None,
         kv_cache: KvCacheType = "fp16",
+        encoder: EncoderName = "auto",
     ) -> "Engine":
         """Open, check and load a bundle.
 
@@ -61,25 +63,27 @@ class Engine:
             path: the bundle's folder.
             device: "auto" takes what the bundle was exported for, if it is there.
             decoder: what runs the LLM; "auto" takes the fastest there is.
-            threads: for each graph, at most the cores this process may use; None for all of them.
+            threads: for each part, at most the cores this process may use; None for all of them.
             verify: hash every file first.
             limits: what to refuse.
             kv_cache: what the native decoder keeps keys and values as; "int8" takes little more than half the memory,
                 for an error that docs/performance.md has. The onnx decoder's are as its graph has them.
+            encoder: what runs Whisper and the audio encoder; "auto" takes our own kernels where the bundle has weights
+                for them, on a CPU.
 
         Raises:
             BundleError: the bundle is damaged, of a newer format, or cannot be loaded.
-            ConfigError: an argument of another type, no such decoder, threads that there are no cores for, or
-                `kv_cache="int8"` where the native decoder does not run.
+            ConfigError: an argument of another type, no such decoder or encoder, threads that there are no cores for,
+                or `kv_cache="int8"` where the native decoder does not run.
             DeviceError: the device is not there; nothing falls back in silence.
         """
         started = time.perf_counter()
-        model = Model.load(path, device, decoder, threads, verify, limits or Limits(), kv_cache)
+        model = Model.load(path, device, decoder, threads, verify, limits or Limits(), kv_cache, encoder)
         what = describe(model)
         LOGGER.info(
-            "loaded %s (%s) in %.2f s: decoder %s on %s, %d threads, onnxruntime %s",
+            "loaded %s (%s) in %.2f s: encoders %s, decoder %s on %s, %d threads, onnxruntime %s",
             *(what.bundle, what.model, time.perf_counter() - started),
-            *(what.decoder, what.device, what.threads, what.onnxruntime),
+            *(what.encoder, what.decoder, what.device, what.threads, what.onnxruntime),
         )
         return cls(model)
 

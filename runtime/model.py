@@ -14,6 +14,7 @@ from salmonrun.runtime.cores import thread_count
 from salmonrun.runtime.decoder import Decoder, check_capacity
 from salmonrun.runtime.decoders import DecoderName, choose
 from salmonrun.runtime.encoder import AudioEncoder
+from salmonrun.runtime.encoders import EncoderName
 from salmonrun.runtime.errors import ConfigError, PromptError
 from salmonrun.runtime.manifest import ConfidenceThreshold
 from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
@@ -48,13 +49,14 @@ class Model:
         verify: bool,
         limits: Limits,
         kv_cache: KvCacheType,
+        encoder: EncoderName,
     ) -> "Model":
         """Open, check and load a bundle; see `Engine.load`."""
         count = thread_count(threads)
         bundle = open_bundle(path, verify)
         where = resolve_device(device, bundle.manifest.target)
         chosen = choose(bundle, decoder, where, count, limits, kv_cache)
-        return cls(bundle, AudioEncoder(bundle, where, count), chosen, limits)
+        return cls(bundle, AudioEncoder(bundle, where, count, encoder), chosen, limits)
 
     @property
     def tasks(self) -> tuple[str, ...]:

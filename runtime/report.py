@@ -15,11 +15,13 @@ class Report:
 
     bundle: str
     model: str
+    encoder: str  # what runs Whisper and the audio encoder: "native" or "onnx"
+    encoder_instruction_set: str | None  # of our own kernels; None: ONNX Runtime
     decoder: str
     device: str  # of the decoder
     instruction_set: str | None  # of the native decoder's kernels; None: another decoder
     huge_page_bytes: int | None  # of the native decoder's weights, in huge pages; None: not known, or another decoder
-    providers: dict[str, tuple[str, ...]]  # graph -> execution providers in use
+    providers: dict[str, tuple[str, ...]]  # part -> execution providers in use; none of our own kernels
     precision: dict[str, str]
     window: str  # "padded" (exact) or "trimmed"
     threads: int
@@ -33,15 +35,17 @@ class Report:
 def describe(model: Model) -> Report:
     """Collect the report."""
     manifest, decoder = model.bundle.manifest, model.decoder.describe()
-    providers = {name: tuple(graph.providers) for name, graph in model.encoder.graphs.items()}
+    parts = {**model.encoder.parts, "qformer": model.encoder.qformer_graph}
     return Report(
         bundle=str(model.bundle.folder),
         model=manifest.provenance.model,
+        encoder=model.encoder.runtime,
+        encoder_instruction_set=model.encoder.parts["whisper"].instruction_set,
         decoder=decoder.name,
         device=decoder.device,
         instruction_set=decoder.instruction_set,
         huge_page_bytes=decoder.huge_page_bytes,
-        providers={**providers, "llm": decoder.providers},
+        providers={**{name: part.providers for name, part in parts.items()}, "llm": decoder.providers},
         precision=manifest.precisions(decoder.name),
         window=manifest.audio.window,
         threads=decoder.threads,

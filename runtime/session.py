@@ -2,18 +2,17 @@
 
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.errors import BundleError, DeviceError
 from salmonrun.runtime.manifest import GraphSpec
 from salmonrun.runtime.onnx_runtime import onnxruntime
 
 Device = Literal["cpu", "cuda"]
-F32 = npt.NDArray[np.float32]
 
 
 def resolve_device(device: str, target: str) -> Device:
@@ -46,32 +45,46 @@ def _cuda_advice() -> str:
 
 @dataclass(frozen=True)
 class Graph:
-    """A loaded graph, and how it is called."""
+    """A loaded graph, and how it is called. That of an encoder satisfies `EncoderPart`."""
+
+    instruction_set: ClassVar[None] = None  # ONNX Runtime does not say which it uses
 
     name: str
     session: onnxruntime.InferenceSession
     spec: GraphSpec
 
-    def run(self, **inputs: npt.NDArray[Any]) -> F32:
+    def run(self, **inputs: Array) -> F32:
         """The graph's result on its own: an encoder that hears in blocks has heard nothing before."""
         outputs: list[F32] = self.session.run([self.spec.result], inputs | self.nothing_past())
         return outputs[0]
 
-    def run_on(self, past: dict[str, F32], **inputs: npt.NDArray[Any]) -> tuple[F32, dict[str, F32]]:
+    def run_on(self, past: dict[str, Array], **inputs: Array) -> tuple[F32, dict[str, Array]]:
         """The graph's result behind what `past` has kept, and what there is to keep now."""
         names = [self.spec.result, *(spec.name.replace("past_", "present_") for spec in self.spec.past)]
         result, *present = self.session.run(names, inputs | past)
         return result, dict(zip(past, present, strict=True))
 
-    def nothing_past(self) -> dict[str, F32]:
+    def nothing_past(self) -> dict[str, Array]:
         """What has been kept before the first block: zeros, and no keys and values."""
         shapes = {spec.name: tuple(dim if isinstance(dim, int) else 0 for dim in spec.dims) for spec in self.spec.past}
         return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
     @property
-    def providers(self) -> list[str]:
+    def hears_blocks(self) -> bool:
+        """Whether it goes on from what earlier runs have kept."""
+        return bool(self.spec.past)
+
+    @property
+    def width(self) -> int:
+        """Of its result's last axis."""
+        size = next(spec.dims[-1] for spec in self.spec.outputs if spec.name == self.spec.result)
+        assert isinstance(size, int), "check_signatures has seen to it"
+        return size
+
+    @property
+    def providers(self) -> tuple[str, ...]:
         """Execution providers really in use, first choice first."""
-        return list(self.session.get_providers())
+        return tuple(self.session.get_providers())
 
 
 def load_graph(bundle: Bundle, name: str, device: Device, threads: int) -> Graph:

@@ -210,7 +210,7 @@ def test_as_many_threads_as_there_are_cores(tiny_bundle: Path) -> None:
 def test_a_closed_engine(tiny_bundle: Path, speech: Path) -> None:
     with Engine.load(tiny_bundle, verify=False) as engine:
         model = weakref.ref(engine.model)
-        session = weakref.ref(engine.model.encoder.graphs["whisper"].session)
+        session = weakref.ref(engine.model.encoder.qformer_graph.session)
         running = engine.generate_iter(speech, config=GenerationConfig(max_new_tokens=4))
     requests: list[Callable[[], object]] = [
         lambda: engine.generate(speech),

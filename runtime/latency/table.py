@@ -17,10 +17,12 @@ def format_outcome(outcome: Outcome) -> str:
     provider = "/".join(
         sorted({name.removesuffix("ExecutionProvider") for p in engine.providers.values() for name in p})
     )
-    decoder = f"{engine.decoder} ({engine.instruction_set})" if engine.instruction_set else engine.decoder
+    encoder = _named(engine.encoder, engine.encoder_instruction_set)
+    decoder = _named(engine.decoder, engine.instruction_set)
     lines = [
         f"{engine.model}: {precision}; {engine.window} window; {engine.bundle_bytes / 2**20:.0f} MiB",
-        f"  bundle {outcome.manifest_sha256[:12]}, decoder {decoder} on {provider}, {engine.threads} threads",
+        f"  bundle {outcome.manifest_sha256[:12]}, encoders {encoder}, decoder {decoder} on {provider}, "
+        f"{engine.threads} threads",
         f"  {machine['processor']}, {machine['cores']} cores, {machine['memory_mb']} MiB; onnxruntime "
         f"{engine.onnxruntime}, salmonrun {machine['salmonrun']}; {outcome.date}",
         f"  loaded and verified in {outcome.load_s:.2f} s (files in the page cache as they were found)",
@@ -33,6 +35,10 @@ def format_outcome(outcome: Outcome) -> str:
     for protocol in outcome.protocols:
         lines += ["", *_protocol(protocol)]
     return "\n".join(lines)
+
+
+def _named(runs: str, instruction_set: str | None) -> str:
+    return f"{runs} ({instruction_set})" if instruction_set else runs
 
 
 def _protocol(protocol: ProtocolOutcome) -> list[str]:

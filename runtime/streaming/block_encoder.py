@@ -7,6 +7,7 @@ import numpy as np
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
 from salmonrun.runtime.config import Block, FbankConfig
 from salmonrun.runtime.encoder import AudioEncoder
+from salmonrun.runtime.encoders.part import Past
 from salmonrun.runtime.features import FBANK_LENGTH, HOP, MELS_PER_FRAME, audio_tokens, fbank, log_mel, whisper_frames
 
 FRAME = HOP * MELS_PER_FRAME  # samples of one of Whisper's frames
@@ -20,8 +21,8 @@ class _Kept:
     """What is known of the blocks before. Arrays are never written to: a copy of this is a fork."""
 
     frames: int  # encoded so far
-    whisper: dict[str, F32]
-    audio: dict[str, F32]
+    whisper: Past
+    audio: Past
 
 
 class BlockEncoder:
@@ -34,11 +35,11 @@ class BlockEncoder:
     def __init__(self, encoder: AudioEncoder, block: Block) -> None:
         self._encoder = encoder
         self._block = block
-        graphs = encoder.graphs
+        parts = encoder.parts
         self._kept = _Kept(
             0,
-            graphs["whisper"].nothing_past(),
-            graphs["audio_encoder"].nothing_past() if "audio_encoder" in graphs else {},
+            parts["whisper"].nothing_past(),
+            parts["audio_encoder"].nothing_past() if "audio_encoder" in parts else {},
         )
 
     @property
@@ -85,31 +86,28 @@ class BlockEncoder:
         self._kept = _Kept(end, self._within_lookback(whisper), self._within_lookback(audio))
         return self._encoder.qformer(speech, states)
 
-    def _whisper(self, pcm: F32, start: int, end: int, total: int) -> tuple[F32, dict[str, F32]]:
+    def _whisper(self, pcm: F32, start: int, end: int, total: int) -> tuple[F32, Past]:
         first, last = MELS_PER_FRAME * start - 1, MELS_PER_FRAME * end + 1
         hops = MELS_PER_FRAME * total
         mel = log_mel(pcm, self._encoder.audio, hops, max(first, 0), min(last, hops))
         mel = np.pad(mel, ((0, 0), (max(0, -first), max(0, last - hops))))  # what the convolution pads at both ends
-        graph = self._encoder.graphs["whisper"]
-        states, kept = graph.run_on(self._kept.whisper, log_mel=mel[None], start=np.array([start], np.int64))
+        part = self._encoder.parts["whisper"]
+        states, kept = part.run_on(self._kept.whisper, log_mel=mel[None], start=np.array([start], np.int64))
         return states[0], kept
 
-    def _audio_encoder(
-        self, pcm: F32, start: int, end: int, config: FbankConfig | None
-    ) -> tuple[F32 | None, dict[str, F32]]:
+    def _audio_encoder(self, pcm: F32, start: int, end: int, config: FbankConfig | None) -> tuple[F32 | None, Past]:
         if config is None:
             return None, {}
-        graph = self._encoder.graphs["audio_encoder"]
+        part = self._encoder.parts["audio_encoder"]
         if end <= start:  # the recording ends before a patch is full
-            dim = next(spec.dims[2] for spec in graph.spec.outputs if spec.name == graph.spec.result)
-            return np.zeros((0, int(dim)), np.float32), self._kept.audio
+            return np.zeros((0, part.width), np.float32), self._kept.audio
         first, last = (token // config.patch_tokens * config.patch_frames * HOP for token in (start, end))
         bank = fbank(pcm[first : last + LOOK_AHEAD], config)
-        states, kept = graph.run_on(self._kept.audio, fbank=bank[None])
+        states, kept = part.run_on(self._kept.audio, fbank=bank[None])
         return states[0], kept
 
-    def _within_lookback(self, kept: dict[str, F32]) -> dict[str, F32]:
-        """Keys and values of the last frames alone; what convolutions keep is as long as it must be."""
+    def _within_lookback(self, kept: Past) -> Past:
+        """Keys and values of the last frames (axis 1) alone; what convolutions keep is as long as it must be."""
         return {
             name: value if name == "past_conv" else value[:, max(0, value.shape[1] - self._block.lookback) :]
             for name, value in kept.items()

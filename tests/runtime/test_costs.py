@@ -35,7 +35,7 @@ def story() -> F32:
 @pytest.fixture(scope="module")
 def demo_engine(demo_bundle: Path) -> Engine:
     """On ONNX Runtime, whose graphs and operators can be counted."""
-    return Engine.load(demo_bundle, decoder="onnx")
+    return Engine.load(demo_bundle, decoder="onnx", encoder="onnx")
 
 
 @contextmanager
@@ -212,5 +212,5 @@ def test_loading_reads_no_graph_twice(demo_engine: Engine, monkeypatch: pytest.M
         return plain(path, *arguments, **options)
 
     monkeypatch.setattr(load_graph.__globals__["onnxruntime"], "InferenceSession", session)
-    Engine.load(demo_engine.bundle.folder, threads=1, decoder="onnx")
+    Engine.load(demo_engine.bundle.folder, threads=1, decoder="onnx", encoder="onnx")
     assert sorted(made) == ["audio_encoder.onnx", "decoder.onnx", "qformer.onnx", "whisper.onnx"]

@@ -393,6 +393,7 @@ def test_report_is_what_runs(tiny_bundle: Path) -> None:
     report = Engine.load(tiny_bundle, threads=1).report()
     assert report.bundle == str(tiny_bundle)
     assert (report.model, report.decoder, report.window) == ("tiny", "onnx", "padded")
+    assert (report.encoder, report.encoder_instruction_set) == ("onnx", None)
     assert report.threads == 1
     assert report.providers == dict.fromkeys(("whisper", "audio_encoder", "qformer", "llm"), ("CPUExecutionProvider",))
     assert set(report.precision) == {"whisper", "audio_encoder", "qformer", "llm", "lm_head"}
