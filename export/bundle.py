@@ -35,12 +35,13 @@ from salmonrun.export.progress import Progress, counted
 from salmonrun.export.staging import staged
 from salmonrun.export.weights.calibrated import BLOCK as CALIBRATED_BLOCK
 from salmonrun.export.weights.calibrated import rounded_llm
+from salmonrun.export.weights.encoders import max_frames, native_encoders, write_encoder
 from salmonrun.export.weights.native import FILE as NATIVE_FILE
 from salmonrun.export.weights.native import native_weights, write_native
-from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
-from salmonrun.runtime.decoders.native_weights import kernels
+from salmonrun.runtime.audio import Audio, load_audio
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError, MissingExtraError
 from salmonrun.runtime.manifest import GraphSpec, Manifest
+from salmonrun.runtime.matrices import kernels
 from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.model.llm import EMBEDDING, published_parameters
@@ -74,7 +75,7 @@ def export_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be read, or an entry of an annotation cannot be used.
         ConfigError: the model or the options cannot be exported.
-        MissingExtraError: it is to have native weights, and the kernels that prove them were not built.
+        MissingExtraError: it is to have weights for our own kernels, which prove them, and these were not built.
         ParityError: the bundle does not compute what the checkpoint does.
         BundleError: `out` exists.
     """
@@ -99,20 +100,22 @@ def export_bundle(
 
 
 def _provable(options: ExportOptions) -> ExportOptions:
-    """With the decoders whose weights can be proven here: those that nobody asked for are left out, and that is logged.
+    """With the weights that can be proven here: those that nobody asked for are left out, and that is logged.
 
     Raises:
         MissingExtraError: native weights are asked for, and the kernels were not built.
     """
-    if "native" not in options.decoders:
+    decoders, encoders = options.decoders, options.encoders
+    if "native" not in (*decoders, *encoders):
         return options
     try:
         kernels()
     except MissingExtraError as error:
-        if options.decoder is not None or "onnx" not in options.decoders:
+        asked = [chosen for chosen in (options.decoder, options.encoder) if chosen not in (None, "onnx")]
+        if asked or "onnx" not in decoders:
             raise
         logging.getLogger("salmonrun").warning("the bundle gets weights for ONNX Runtime alone: %s", error)
-        return replace(options, decoder="onnx")
+        return replace(options, decoder="onnx", encoder="onnx")
     return options
 
 
@@ -159,7 +162,7 @@ def _write(
     show: bool,
 ) -> Manifest:
     """Fill the folder. Parts are built one after the other, so that memory holds one at a time."""
-    parts = (3 if source.config.audio_encoder else 2) + len(options.decoders)
+    parts = (2 if source.config.audio_encoder else 1) * len(options.encoders) + 1 + len(options.decoders)
     calibrated = len(rounding) > 0
     (folder / "llm").mkdir()
     with Progress(2 * parts + calibrated + (not options.exact), show) as progress:
@@ -172,6 +175,8 @@ def _write(
             for name, (file, build) in _builders(source, llm, block, options, progress).items():
                 progress(f"building {name}")
                 graphs[name] = _write_graph(folder, file, build)
+            if "native" in options.encoders:
+                _write_native_encoders(source, options, folder, progress)
             if "native" in options.decoders:
                 progress("writing llm, native")
                 _write_native(source, llm, block, options, folder / NATIVE_FILE, progress)
@@ -190,21 +195,8 @@ def _builders(
     source: Checkpoint, llm: LazyTensors, block: Block, options: ExportOptions, progress: Progress
 ) -> dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]]:
     """Part -> its file and how to build it."""
-    config, parts = source.config, source.parts
-    linear = ENCODER_LINEARS[options.encoder_precision]
-    blocks = config.streaming is not None
-    whisper = source.merged_whisper()
-    builders: dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]] = {
-        "whisper": ("whisper.onnx", lambda weights: build_whisper(config.whisper, whisper, weights, linear, blocks))
-    }
-    encoder = config.audio_encoder
-    if encoder is not None:
-        frames = round(config.audio.max_s * SAMPLE_RATE) // 160
-        build, tensors = BUILDERS[encoder.kind], parts["audio_encoder"]
-        builders["audio_encoder"] = (
-            "audio_encoder.onnx",
-            lambda weights: build(encoder, tensors, weights, linear, frames, blocks),
-        )
+    config = source.config
+    builders = _encoder_builders(source, options) if "onnx" in options.encoders else {}
     builders["qformer"] = (
         "qformer.onnx",
         lambda weights: build_qformer(config.qformer, load_qformer(source), weights, config.llm_dim),
@@ -212,6 +204,38 @@ def _builders(
     if "onnx" in options.decoders:
         builders["llm"] = ("llm/decoder.onnx", _llm_builder(source, llm, block, options, progress))
     return builders
+
+
+def _encoder_builders(
+    source: Checkpoint, options: ExportOptions
+) -> dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]]:
+    """Of Whisper and, if there is one, the audio encoder."""
+    config, encoder = source.config, source.config.audio_encoder
+    linear = ENCODER_LINEARS[options.encoder_precision]
+    blocks = config.streaming is not None
+    whisper = source.merged_whisper()
+    builders: dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]] = {
+        "whisper": ("whisper.onnx", lambda weights: build_whisper(config.whisper, whisper, weights, linear, blocks))
+    }
+    if encoder is not None:
+        build, tensors = BUILDERS[encoder.kind], source.parts["audio_encoder"]
+        builders["audio_encoder"] = (
+            "audio_encoder.onnx",
+            lambda weights: build(encoder, tensors, weights, linear, max_frames(source), blocks),
+        )
+    return builders
+
+
+def _write_native_encoders(source: Checkpoint, options: ExportOptions, folder: Path, progress: Progress) -> None:
+    """Whisper and, if there is one, the audio encoder for our own kernels."""
+    config = source.config
+    checkpoints = {
+        "whisper": (config.whisper, source.merged_whisper()),
+        "audio_encoder": (config.audio_encoder, source.parts["audio_encoder"]),
+    }
+    for name, encoder in native_encoders(source, options.encoder_precision).parts.items():
+        progress(f"writing {name}, native")
+        write_encoder(folder / encoder.file, encoder, *checkpoints[name])
 
 
 def _llm_builder(

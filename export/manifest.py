@@ -9,6 +9,7 @@ import torch
 from salmonrun.export.card import CARD
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.options import ExportOptions
+from salmonrun.export.weights.encoders import native_encoders
 from salmonrun.export.weights.native import NF4_BLOCK, native_weights
 from salmonrun.runtime import __version__
 from salmonrun.runtime.bundle import file_sha256
@@ -81,6 +82,7 @@ def make_manifest(
         graphs=graphs,
         files=list_files(folder),
         streaming=config.streaming,
+        encoders=native_encoders(source, options.encoder_precision) if "native" in options.encoders else None,
     )
 
 

@@ -11,6 +11,7 @@ LlmPrecision = Literal["fp32", "int8", "int4", "nf4"]
 Target = Literal["cpu", "cuda"]
 AudioWindow = Literal["padded", "trimmed"]
 ExportDecoder = Literal["onnx", "native", "both"]
+ExportEncoder = Literal["onnx", "native", "both"]
 
 DEFAULT_MAX_LENGTH = 4096
 MOST_RECORDINGS = 16  # that tokens are compared on: PyTorch answers all at once
@@ -26,6 +27,7 @@ class ExportOptions:
     llm_precision: LlmPrecision = "fp32"
     target: Target = "cpu"
     decoder: ExportDecoder | None = None  # what the bundle has weights of the LLM for; None: all that can run them
+    encoder: ExportEncoder | None = None  # the same of Whisper and the audio encoder
     window: AudioWindow | None = None  # None: as the checkpoint was trained
     max_length: int = DEFAULT_MAX_LENGTH  # positions of the KV cache; never more than the LLM has
     parity_budget: float = 0.35  # quantized bundles: largest relative error (rms) of any stage
@@ -36,6 +38,10 @@ class ExportOptions:
         check_types(self)
         if self.target == "cuda" and self.encoder_precision == "int8":
             raise ConfigError("int8 encoders run on the CPU only; use --encoder-precision fp32 with --target cuda")
+        if self.target == "cuda" and "native" in self.encoders:
+            raise ConfigError(
+                f"encoder is {self.encoder!r} with target 'cuda'; our own kernels run on a CPU: use --encoder onnx"
+            )
         if self.llm_precision == "nf4" and self.decoder in ("onnx", "both"):
             raise ConfigError("nf4 runs in the native decoder alone; leave out --decoder, or use --llm-precision int4")
         if "native" in self.decoders and not self._native_runs:
@@ -58,6 +64,13 @@ class ExportOptions:
         if self.decoder is None:
             return ("onnx", "native") if self._native_runs else ("onnx",)
         return ("onnx", "native") if self.decoder == "both" else (self.decoder,)
+
+    @property
+    def encoders(self) -> tuple[Literal["onnx", "native"], ...]:
+        """What the bundle has weights of Whisper and the audio encoder for."""
+        if self.encoder is None:
+            return ("onnx", "native") if self.target == "cpu" else ("onnx",)
+        return ("onnx", "native") if self.encoder == "both" else (self.encoder,)
 
     @property
     def _native_runs(self) -> bool:

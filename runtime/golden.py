@@ -44,21 +44,21 @@ class CheckReport:
 def save_golden(
     path: Path, pcm: F32, prompt: str, tokens: list[int], logits: F32, others: Mapping[str, F32], exact: bool
 ) -> None:
-    """Write the golden run.
+    """Write the golden run: of the first encoders and the first decoder that the bundle has weights for, and others.
 
     Args:
         path: of the file.
         pcm: the recording [N] at 16 kHz.
         prompt: what is asked about it.
-        tokens: the greedy tokens [n] of the first decoder.
+        tokens: the greedy tokens [n].
         logits: [n, V] they were chosen from.
-        others: logits [n, V] before the same tokens, by the names of further decoders.
+        others: logits [n, V] before the same tokens of what else can run the bundle, by `golden_suffix`.
         exact: whether the bundle computes what PyTorch does.
     """
     share = TOLERANCE_EXACT if exact else TOLERANCE_QUANTIZED
     kept = _largest(logits)
     for name, own in others.items():
-        kept |= {f"{key}.{name}": array for key, array in _largest(own).items()}
+        kept |= {f"{key}{name}": array for key, array in _largest(own).items()}
     np.savez_compressed(
         path,
         pcm=pcm,
@@ -69,20 +69,28 @@ def save_golden(
     )
 
 
+def golden_suffix(decoder: str = "", encoder: str = "") -> str:
+    """Of the names of arrays that further decoders and encoders gave; empty of the first ones."""
+    return (f".{decoder}" if decoder else "") + (f".encoder-{encoder}" if encoder else "")
+
+
 def _largest(logits: F32) -> dict[str, npt.NDArray[Any]]:
     ids = np.argsort(-logits, axis=1, kind="stable")[:, :KEPT_LOGITS]
     return {"logit_ids": ids, "logits": np.take_along_axis(logits, ids, axis=1)}
 
 
 def check(engine: Engine) -> CheckReport:
-    """Replay the golden run with the recorded tokens and compare the logits of every step with the same decoder's.
+    """Replay the golden run with the recorded tokens, and compare the logits of every step with those recorded.
+
+    These are of the same encoders and decoder, where the bundle has them.
 
     Raises:
         BundleError: the bundle has no golden run.
     """
     golden = _load_golden(engine)
-    decoder = f".{engine.model.decoder.describe().name}"
-    own = decoder if f"logits{decoder}" in golden else ""  # the first of the bundle's decoders has no suffix
+    decoder, encoder = engine.model.decoder.describe().name, engine.model.encoder.runtime
+    known = [golden_suffix(*pair) for pair in ((decoder, encoder), ("", encoder), (decoder, ""))]
+    own = next((suffix for suffix in known if f"logits{suffix}" in golden), "")  # the first ones have none
     tokens, ids, expected = golden["tokens"].tolist(), golden[f"logit_ids{own}"], golden[f"logits{own}"]
     tolerance = float(golden["tolerance"])
     logits = _replay(engine, golden, tokens)

@@ -55,7 +55,9 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("tiny-bundle") / "bundle")
+    """For ONNX Runtime alone: the same files whether our own kernels were built or not."""
+    options = ExportOptions(encoder="onnx")
+    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("tiny-bundle") / "bundle", options)
 
 
 @pytest.fixture(scope="session")
@@ -77,8 +79,13 @@ def streaming_model(streaming_checkpoint: Path) -> SalmonnModel:
 
 
 @pytest.fixture(scope="session")
-def streaming_engine(streaming_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return Engine.load(export_bundle(streaming_checkpoint, tmp_path_factory.mktemp("streaming-bundle") / "bundle"))
+def streaming_bundle(streaming_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(streaming_checkpoint, tmp_path_factory.mktemp("streaming-bundle") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def streaming_engine(streaming_bundle: Path) -> Engine:
+    return Engine.load(streaming_bundle)
 
 
 @pytest.fixture(scope="session")

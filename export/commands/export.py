@@ -9,6 +9,7 @@ from salmonrun.export.options import (
     AudioWindow,
     EncoderPrecision,
     ExportDecoder,
+    ExportEncoder,
     ExportOptions,
     LlmPrecision,
     Target,
@@ -38,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: all that can, so that the bundle runs wherever either does; the LLM's weights are in it twice then)",
     )
     parser.add_argument(
+        "--encoder",
+        choices=get_args(ExportEncoder),
+        help="what runs Whisper and the audio encoder: onnx is ONNX Runtime; native, our own kernels for CPUs "
+        "(default: all that can, so that the bundle runs wherever either does; their weights are in it twice then)",
+    )
+    parser.add_argument(
         "--window",
         choices=get_args(AudioWindow),
         help="padded: Whisper always hears 30 s, as published; trimmed: only what the recording fills, which is faster "
@@ -53,12 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"quantized bundles: largest relative error of any stage (default: {default.parity_budget})",
     )
     parser.add_argument(
-        "--parity-speech",
-        metavar="ANNOTATION",
-        help="quantized bundles: recordings with transcripts to compare the tokens on, the first "
-        f"{MOST_RECORDINGS} of them (default: six that come with the project)",
-    )
-    parser.add_argument(
         "--token-agreement",
         type=float,
         metavar="SHARE",
@@ -71,8 +72,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="factor on the LLM's adapters, SALMONN's lora_scaling (default: alpha / r, as they were trained)",
     )
+    _add_recordings(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_run, settings=_settings)
+
+
+def _add_recordings(parser: argparse.ArgumentParser) -> None:
+    """What it is proven and rounded on."""
     parser.add_argument(
         "--golden-audio", metavar="FILE", help="recording to prove the bundle with (default: synthetic)"
+    )
+    parser.add_argument(
+        "--parity-speech",
+        metavar="ANNOTATION",
+        help="quantized bundles: recordings with transcripts to compare the tokens on, the first "
+        f"{MOST_RECORDINGS} of them (default: six that come with the project)",
     )
     parser.add_argument(
         "--calibration-speech",
@@ -81,8 +95,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(GPTQ); the answers to all give the bundle the score below which are at most 2 %% of them, if they are 50 or "
         "more (default: the nearest values, no threshold)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=_run, settings=_settings)
 
 
 def _settings(arguments: argparse.Namespace) -> ExportOptions:
@@ -91,6 +103,7 @@ def _settings(arguments: argparse.Namespace) -> ExportOptions:
         llm_precision=arguments.llm_precision,
         target=arguments.target,
         decoder=arguments.decoder,
+        encoder=arguments.encoder,
         window=arguments.window,
         max_length=arguments.max_length,
         parity_budget=arguments.parity_budget,

@@ -10,7 +10,9 @@ from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import AudioConfig
 from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.encoder import run_whisper
+from salmonrun.runtime.encoders import load_encoder
 from salmonrun.runtime.features import fbank, log_mel, whisper_frames
+from salmonrun.runtime.manifest import EncoderRuntime
 from salmonrun.runtime.session import load_graph
 from salmonrun.training.checkpoint import Checkpoint, load_audio_encoder, load_qformer, load_whisper
 
@@ -34,15 +36,18 @@ def audio_embeds(run: PartRunner, recordings: Sequence[dict[str, F32]]) -> list[
     return [embeds[0] for embeds in run("qformer", list(zip(*states, strict=True)))]
 
 
-def graphs_of(bundle: Bundle) -> PartRunner:
-    """The bundle's side."""
+def bundled(bundle: Bundle, runtime: EncoderRuntime) -> PartRunner:
+    """The bundle's side, its encoders on one of the runtimes that it has weights of them for."""
 
     def run(part: str, inputs: Sequence[Sequence[F32]]) -> list[F32]:
-        graph = load_graph(bundle, part, "cpu", usable_cores())
+        if part == "qformer":
+            graph = load_graph(bundle, part, "cpu", usable_cores())
+            names = [spec.name for spec in graph.spec.inputs]
+            return [graph.run(**dict(zip(names, arrays, strict=True))) for arrays in inputs]
+        encoder = load_encoder(bundle, part, runtime, "cpu", usable_cores())
         if part == "whisper":
-            return [run_whisper(graph, log_mels[0])[None] for (log_mels,) in inputs]
-        names = [spec.name for spec in graph.spec.inputs if spec not in graph.spec.past]
-        return [graph.run(**dict(zip(names, arrays, strict=True))) for arrays in inputs]
+            return [run_whisper(encoder, log_mels[0])[None] for (log_mels,) in inputs]
+        return [encoder.run(fbank=bank) for (bank,) in inputs]
 
     return run
 

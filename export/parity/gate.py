@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 
 from salmonrun.export.options import ExportOptions
-from salmonrun.export.parity.encoders import audio_embeds, features, graphs_of, modules_of
+from salmonrun.export.parity.encoders import audio_embeds, bundled, features, modules_of
 from salmonrun.export.parity.llm import GOLDEN_PROMPT, native_logits, reference_logits, run_llm
 from salmonrun.export.parity.speech import compare_tokens
 from salmonrun.export.progress import Progress
@@ -25,7 +25,8 @@ from salmonrun.runtime.config import Block, BlockConfig
 from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.encoder import AudioEncoder
 from salmonrun.runtime.errors import ParityError
-from salmonrun.runtime.golden import GOLDEN, save_golden
+from salmonrun.runtime.golden import GOLDEN, golden_suffix, save_golden
+from salmonrun.runtime.manifest import EncoderRuntime
 from salmonrun.runtime.parity import EXACT_TOLERANCE, PARITY, Parity, SpeechTokens, StageError
 from salmonrun.runtime.streaming.block_encoder import FRAME, BlockEncoder
 from salmonrun.training.checkpoint import Checkpoint, load_audio_encoder, load_qformer, load_whisper
@@ -83,22 +84,26 @@ def synthetic_audio(source: Checkpoint) -> Audio:
 
 
 def _measure(source: Checkpoint, bundle: Bundle, audio: Audio, budget: float | None, progress: Progress) -> Parity:
-    stages, got_embeds, reference_embeds = _measure_encoders(source, bundle, audio, progress)
+    stages, own_embeds, reference_embeds = _measure_encoders(source, bundle, audio, progress)
     if bundle.manifest.streaming:
         stages |= _measure_blocks(source, bundle, bundle.manifest.streaming, audio)
     progress("checking llm")
-    ran = run_llm(bundle, got_embeds, reference_embeds, progress)
+    (_, first), *further = own_embeds.items()
+    suffixes = [golden_suffix(encoder=runtime) for runtime, _ in further]
+    ran = run_llm(bundle, first, [reference_embeds, *(embeds for _, embeds in further)], progress)
     contexts = [reference_embeds]
     if bundle.manifest.audio.window != source.config.audio.window:
         contexts += audio_embeds(modules_of(source), [features(source, source.config.audio, audio.pcm)])
     expected, *as_trained = reference_logits(source, ran, contexts, progress)
     window = StageError.between(expected, as_trained[0]) if as_trained else None
-    stages["llm"] = StageError.between(ran.stage_logits, expected)
-    others: dict[str, F32] = {}
+    stages["llm"] = StageError.between(ran.others[0], expected)
+    others = dict(zip(suffixes, ran.others[1:], strict=True))
     if len(bundle.manifest.llm.weights.decoders) > 1:
         progress("checking llm, native")
-        own, others["native"] = native_logits(bundle, ran, [reference_embeds, got_embeds])
+        own, *rest = native_logits(bundle, ran, [reference_embeds, *own_embeds.values()])
         stages["llm, native"] = StageError.between(own, expected)
+        suffixes = [golden_suffix("native"), *(golden_suffix("native", runtime) for runtime, _ in further)]
+        others |= dict(zip(suffixes, rest, strict=True))
     agreeing = int((expected.argmax(axis=-1) == np.array(ran.tokens)).sum())
     exact = budget is None
     save_golden(bundle.folder / GOLDEN, audio.pcm, GOLDEN_PROMPT, ran.tokens, ran.logits, others, exact)
@@ -118,31 +123,40 @@ def _measure(source: Checkpoint, bundle: Bundle, audio: Audio, budget: float | N
 
 def _measure_encoders(
     source: Checkpoint, bundle: Bundle, audio: Audio, progress: Progress
-) -> tuple[dict[str, StageError], F32, F32]:
-    """Errors of the encoder stages, and the audio embeddings [N, dim] of the bundle's own chain and of PyTorch's."""
-    graphs, modules = graphs_of(bundle), modules_of(source)
-    reference: dict[str, F32] = {}
-    got: dict[str, F32] = {}
+) -> tuple[dict[str, StageError], dict[str, F32], F32]:
+    """Errors of the encoder stages, and the audio embeddings [N, dim]: of the bundle's encoders on each of the runtimes
+    that it has weights of them for, and of PyTorch's.
+    """
+    modules, runtimes = modules_of(source), bundle.manifest.encoder_runtimes
     inputs = features(source, bundle.manifest.audio, audio.pcm)
+    reference: dict[str, F32] = {}
+    got: dict[EncoderRuntime, list[F32]] = {runtime: [] for runtime in runtimes}
+    stages = {}
     for part in inputs:
-        progress(f"checking {part}")
-        (got[part],) = graphs(part, [[inputs[part]]])
         (reference[part],) = modules(part, [[inputs[part]]])
-    stages = {part: StageError.between(got[part], reference[part]) for part in inputs}
+        for runtime in runtimes:
+            name = _stage(part, runtime, runtimes)
+            progress(f"checking {name}")
+            got[runtime] += bundled(bundle, runtime)(part, [[inputs[part]]])
+            stages[name] = StageError.between(got[runtime][-1], reference[part])
     progress("checking qformer")
-    alone, own = graphs("qformer", [list(reference.values()), list(got.values())])
+    alone, *own = bundled(bundle, runtimes[0])("qformer", [list(reference.values()), *got.values()])
     (embeds,) = modules("qformer", [list(reference.values())])
     stages["qformer"] = StageError.between(alone, embeds)
-    return stages, own[0], embeds[0]
+    return stages, {runtime: each[0] for runtime, each in zip(runtimes, own, strict=True)}, embeds[0]
+
+
+def _stage(name: str, runtime: EncoderRuntime, runtimes: Sequence[EncoderRuntime]) -> str:
+    """What a stage of the encoders is called: the first runtime is not named."""
+    return name if runtime == runtimes[0] else f"{name}, {runtime}"
 
 
 def _measure_blocks(source: Checkpoint, bundle: Bundle, trained: BlockConfig, audio: Audio) -> dict[str, StageError]:
     """The audio embeddings of blocks, encoded one after the other, against PyTorch's masked single pass."""
-    encoder = AudioEncoder(bundle, "cpu", usable_cores())
     whisper, qformer = load_whisper(source), load_qformer(source)
     audio_encoder = load_audio_encoder(source) if source.config.audio_encoder else None
     longest = round(source.config.audio.max_s * SAMPLE_RATE)
-    stages = {}
+    expected: dict[Block, tuple[F32, F32]] = {}  # a recording and PyTorch's embeddings of it
     for block in (Block(trained.sizes[0], trained.lookbacks[0]), Block(trained.sizes[-1], trained.lookbacks[-1])):
         wanted = BLOCKS_COMPARED * block.size * FRAME
         pcm = np.resize(audio.pcm, min(max(wanted, len(audio.pcm)), longest))
@@ -150,10 +164,15 @@ def _measure_blocks(source: Checkpoint, bundle: Bundle, trained: BlockConfig, au
         with torch.inference_mode():
             speech = whisper(inputs["whisper"], None, block)
             sounds = audio_encoder(inputs["audio_encoder"], None, block) if audio_encoder else None
-            reference = qformer(speech, sounds)[0].numpy()
-        blocks = BlockEncoder(encoder, block)
-        got = np.concatenate([*blocks.encode(pcm), *blocks.finish(pcm)])
-        stages[f"blocks of {block.size} after {block.lookback}"] = StageError.between(got, reference)
+            expected[block] = pcm, qformer(speech, sounds)[0].numpy()
+    stages, runtimes = {}, bundle.manifest.encoder_runtimes
+    for runtime in runtimes:
+        encoder = AudioEncoder(bundle, "cpu", usable_cores(), runtime)
+        for block, (pcm, reference) in expected.items():
+            blocks = BlockEncoder(encoder, block)
+            got = np.concatenate([*blocks.encode(pcm), *blocks.finish(pcm)])
+            name = _stage(f"blocks of {block.size} after {block.lookback}", runtime, runtimes)
+            stages[name] = StageError.between(got, reference)
     return stages
 
 

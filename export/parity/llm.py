@@ -24,29 +24,33 @@ from salmonrun.training.checkpoint import Checkpoint
 
 F32 = npt.NDArray[np.float32]
 GOLDEN_PROMPT = "Describe the recording."
-RUNS = GOLDEN_TOKENS + 2  # of the graph: a prefill and a step for every further token, a prefill and a verify
+RUNS = GOLDEN_TOKENS  # of the graph: a prefill and a step for every further token
+FURTHER_RUNS = 2  # for other embeddings: a prefill and a verify
 
 
 @dataclass(frozen=True)
 class LlmRun:
     """What the bundle's LLM did."""
 
-    tokens: list[int]  # greedy, after the bundle's own audio embeddings
+    tokens: list[int]  # greedy, after the audio embeddings of the bundle's first encoders
     logits: F32  # [n, V] they were chosen from
-    stage_logits: F32  # [n, V] of the same tokens after PyTorch's audio embeddings
+    others: list[F32]  # [n, V] of the same tokens after other audio embeddings each
     prompt: PromptIds
     pieces: int  # sessions the graph was run in
 
 
-def run_llm(bundle: Bundle, got_embeds: F32, reference_embeds: F32, progress: Progress) -> LlmRun:
+def run_llm(bundle: Bundle, audio_embeds: F32, others: Sequence[F32], progress: Progress) -> LlmRun:
     """Decode greedily with the first decoder that the bundle has weights for; its sessions are freed on return.
+
+    Afterwards the same tokens follow on each of the other embeddings.
 
     PyTorch then scores these tokens in one pass: if its best token after every prefix is the bundle's, its own greedy
     search gives the same tokens.
     """
     ids = prompt_ids(bundle.manifest.prompt, Tokenizer(bundle.path("tokenizer.json")), GOLDEN_PROMPT)
-    with opened(bundle, bundle.manifest.llm.weights.decoders[0], RUNS, progress) as (decoder, pieces):
-        return _run(decoder, ids, got_embeds, reference_embeds, pieces)
+    runs = RUNS + FURTHER_RUNS * len(others)
+    with opened(bundle, bundle.manifest.llm.weights.decoders[0], runs, progress) as (decoder, pieces):
+        return _run(decoder, ids, audio_embeds, others, pieces)
 
 
 @contextmanager
@@ -76,10 +80,10 @@ def native_logits(bundle: Bundle, ran: LlmRun, contexts: Sequence[F32]) -> list[
     return [_logits(decoder, ran.prompt, audio_embeds, ran.tokens) for audio_embeds in contexts]
 
 
-def _run(decoder: Decoder[Any], ids: PromptIds, got_embeds: F32, reference_embeds: F32, pieces: int) -> LlmRun:
+def _run(decoder: Decoder[Any], ids: PromptIds, audio_embeds: F32, others: Sequence[F32], pieces: int) -> LlmRun:
     before, after = decoder.embed(ids.before), decoder.embed(ids.after)
-    tokens, logits = greedy_path(decoder, np.concatenate([before, got_embeds, after]))
-    return LlmRun(tokens, logits, _logits(decoder, ids, reference_embeds, tokens), ids, pieces)
+    tokens, logits = greedy_path(decoder, np.concatenate([before, audio_embeds, after]))
+    return LlmRun(tokens, logits, [_logits(decoder, ids, embeds, tokens) for embeds in others], ids, pieces)
 
 
 def _logits(decoder: Decoder[Any], ids: PromptIds, audio_embeds: F32, tokens: list[int]) -> F32:

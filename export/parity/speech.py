@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from salmonrun.export.options import MOST_RECORDINGS
-from salmonrun.export.parity.encoders import audio_embeds, features, graphs_of, modules_of
+from salmonrun.export.parity.encoders import audio_embeds, bundled, features, modules_of
 from salmonrun.export.parity.greedy import MOST_TOKENS, GreedyAnswer, Question, greedy_answers
 from salmonrun.export.parity.llm import opened
 from salmonrun.export.progress import Progress
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import PromptConfig
 from salmonrun.runtime.decoder import Chunk
+from salmonrun.runtime.manifest import EncoderRuntime
 from salmonrun.runtime.parity import SpeechTokens
 from salmonrun.runtime.prompt import PromptIds, prompt_ids
 from salmonrun.runtime.tokenizer import Tokenizer
@@ -37,7 +38,10 @@ def packaged_speech(config: ModelConfig) -> list[Entry]:
 def compare_tokens(
     source: Checkpoint, bundle: Bundle, speech: Sequence[Entry], progress: Progress
 ) -> dict[str, SpeechTokens]:
-    """How each decoder that the bundle has weights for continues PyTorch's answers; empty without recordings."""
+    """How each decoder that the bundle has weights for continues PyTorch's answers; empty without recordings.
+
+    It is given what the encoders of its own runtime heard; what others heard, too, that are of no decoder's.
+    """
     manifest, entries = bundle.manifest, speech[:MOST_RECORDINGS]
     if not entries:
         return {}
@@ -46,11 +50,31 @@ def compare_tokens(
     tokenizer = Tokenizer(source.tokenizer_file)
     questions = [_question(manifest.prompt, tokenizer, *pair) for pair in zip(entries, embeds, strict=True)]
     answers = greedy_answers(source, questions, frozenset(manifest.prompt.stop_token_ids), progress)
-    own = audio_embeds(graphs_of(bundle), recordings)
-    heard = [replace(question, audio_embeds=each) for question, each in zip(questions, own, strict=True)]
+    heard = {}
+    for runtime in manifest.encoder_runtimes:
+        own = audio_embeds(bundled(bundle, runtime), recordings)
+        heard[runtime] = [replace(question, audio_embeds=each) for question, each in zip(questions, own, strict=True)]
     expected = np.concatenate([answer.logits for answer in answers])
-    found = {name: _continued(bundle, name, heard, answers, progress) for name in manifest.llm.weights.decoders}
-    return {name: SpeechTokens.between(logits, expected, len(recordings)) for name, logits in found.items()}
+    compared = {}
+    for decoder, encoders in pairs(manifest.llm.weights.decoders, manifest.encoder_runtimes).items():
+        asked = [question for runtime in encoders.values() for question in heard[runtime]]
+        logits = _continued(bundle, decoder, asked, answers * len(encoders), progress)
+        for name, found in zip(encoders, np.split(logits, len(encoders)), strict=True):
+            compared[name] = SpeechTokens.between(found, expected, len(recordings))
+    return compared
+
+
+def pairs(decoders: Sequence[str], encoders: Sequence[EncoderRuntime]) -> dict[str, dict[str, EncoderRuntime]]:
+    """Decoder -> what the pair is called -> runtime of the encoders in it.
+
+    Where all runtimes have both, each decoder has the encoders of its own, as on machines with our kernels and without;
+    else all that there are.
+    """
+    found = {}
+    for decoder in decoders:
+        own = [runtime for runtime in encoders if runtime == decoder or set(decoders) != set(encoders)]
+        found[decoder] = {f"{decoder}, {runtime} encoders" if len(own) > 1 else decoder: runtime for runtime in own}
+    return found
 
 
 def _question(config: PromptConfig, tokenizer: Tokenizer, entry: Entry, audio_embeds: F32) -> Question:

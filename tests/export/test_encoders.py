@@ -1,8 +1,8 @@
 """Whole models with each audio encoder, or none: exported exactly, and answering as PyTorch does at any length."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -10,51 +10,56 @@ import torch
 
 from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.graphs.encoders import BUILDERS
+from salmonrun.export.weights.encoders import WRITERS
 from salmonrun.runtime import Engine, GenerationConfig
 from salmonrun.runtime.audio import load_audio
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.config import AudioConfig, WindowConfig
 from salmonrun.training.checkpoint import load, open_checkpoint
 from salmonrun.training.model.config import ModelConfig
-from salmonrun.training.model.encoders import AudioEncoderConfig
-from salmonrun.training.model.encoders.beats import BeatsConfig
-from salmonrun.training.model.encoders.eat import EatConfig
 from salmonrun.training.model.salmonn import SalmonnModel
 from salmonrun.training.starting.assemble import assemble, format_assembly
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
 from tests.helpers import eat as published
 from tests.helpers.answers import noise
+from tests.helpers.encoders import BEATS, EAT, ENCODERS, KINDS, config, stages
+from tests.helpers.exports import parity
 from tests.helpers.losses import Answer, mean_loss
 from tests.helpers.parts import write_llm, write_whisper
 
-EAT = EatConfig(dim=48, layers=2, heads=3, ffn=64, max_patches=200)
-BEATS = BeatsConfig(dim=64, layers=2, heads=2, ffn=128, patch_dim=64)
 GREEDY = GenerationConfig(max_new_tokens=12, stop_token_ids=())
 Pair = tuple[SalmonnModel, Engine]
+Exported = tuple[SalmonnModel, Path]
 
 
-def config(encoder: AudioEncoderConfig | None) -> ModelConfig:
-    return replace(preset("tiny"), audio_encoder=encoder)
-
-
-def make(folder: Path, model: ModelConfig, options: ExportOptions | None = None) -> Pair:
+def make(folder: Path, model: ModelConfig, options: ExportOptions | None = None) -> Exported:
     init_checkpoint(model, folder / "checkpoint", seed=3)
-    return load(folder / "checkpoint"), Engine.load(export_bundle(folder / "checkpoint", folder / "bundle", options))
+    return load(folder / "checkpoint"), export_bundle(folder / "checkpoint", folder / "bundle", options)
 
 
-@pytest.fixture(scope="module", params=["eat", "beats", "none"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    encoders: dict[str, AudioEncoderConfig | None] = {"eat": EAT, "beats": BEATS, "none": None}
-    return make(tmp_path_factory.mktemp(request.param), config(encoders[request.param]))
+@pytest.fixture(scope="module", params=list(KINDS))
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return make(tmp_path_factory.mktemp(request.param), config(KINDS[request.param]))
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def pair(request: pytest.FixtureRequest, exported: Exported) -> Pair:
+    model, bundle = exported
+    return model, Engine.load(bundle, encoder=request.param)
 
 
 @pytest.fixture(scope="module")
-def trimmed(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def exported_trimmed(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """With windows that overlap, EAT's last, padded patch may reach further than Whisper's frames."""
     qformer = replace(preset("tiny").qformer, window=WindowConfig(17, 3, 1))
-    model = replace(config(EAT), qformer=qformer, audio=AudioConfig(window="trimmed"))
-    return make(tmp_path_factory.mktemp("trimmed"), model)
+    return make(tmp_path_factory.mktemp("trimmed"), config(EAT, qformer=qformer, audio=AudioConfig(window="trimmed")))
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def trimmed(request: pytest.FixtureRequest, exported_trimmed: Exported) -> Pair:
+    model, bundle = exported_trimmed
+    return model, Engine.load(bundle, encoder=request.param)
 
 
 @pytest.mark.parametrize("seconds", [1.0, 2.2, 10.0, 12.3])
@@ -95,15 +100,16 @@ def test_the_manifest_has_the_front_end(pair: Pair) -> None:
 
 def test_int8_shows_an_error_within_the_budget(tmp_path: Path) -> None:
     options = ExportOptions(encoder_precision="int8")
-    _, engine = make(tmp_path, config(EAT), options)
-    manifest = engine.bundle.manifest
-    assert manifest.precision.audio_encoder == "int8"
-    error = json.loads((tmp_path / "bundle" / "parity.json").read_text())["stages"]["audio_encoder"]["relative"]
-    assert 1e-4 < error < options.parity_budget
+    _, bundle = make(tmp_path, config(EAT), options)
+    assert open_bundle(bundle).manifest.precision.audio_encoder == "int8"
+    for stage in stages({"audio_encoder"}):
+        assert 1e-4 < parity(bundle)["stages"][stage]["relative"] < options.parity_budget
 
 
-def test_every_kind_has_a_graph() -> None:
+def test_every_kind_has_a_graph_and_native_weights() -> None:
     assert set(BUILDERS) == {BEATS.kind, EAT.kind}
+    native = {get_args(get_type_hints(encoder)["kind"])[0] for encoder in WRITERS}
+    assert native == {"whisper", *BUILDERS}
 
 
 def test_a_published_eat_becomes_a_bundle(tmp_path: Path) -> None:

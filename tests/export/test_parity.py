@@ -20,6 +20,7 @@ from salmonrun.training.model.config import LoraConfig, QFormerConfig, WhisperCo
 from salmonrun.training.model.encoders.beats import BeatsConfig
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import TASKS
+from tests.helpers.encoders import ENCODERS, stages
 from tests.helpers.exports import TINY, TOLERANCE, noise, parity
 
 MAX_NEW_TOKENS = 24
@@ -123,15 +124,15 @@ def test_any_small_model_says_in_a_bundle_what_it_says_in_pytorch(tmp_path: Path
     init_checkpoint(config, tmp_path / "checkpoint", seed)
     bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
     measured = parity(bundle)
-    assert set(measured["stages"]) == {"whisper", "qformer", "llm"} | (
-        {"audio_encoder"} if config.audio_encoder else set()
-    )
+    encoders = {"whisper", "audio_encoder"} if config.audio_encoder else {"whisper"}
+    assert set(measured["stages"]) == stages({*encoders, "qformer", "llm"})
     for name, error in (measured["stages"] | {"end to end": measured["end_to_end"]}).items():
         assert error["max_abs"] <= TOLERANCE * max(1.0, error["scale"]), name
     assert measured["greedy_tokens_equal"]
     assert measured["budget"] is None
     model, engine = load(tmp_path / "checkpoint"), Engine.load(bundle)
     assert check(engine).passed
+    assert check(Engine.load(bundle, encoder="onnx")).passed
     rng = np.random.default_rng(seed)
     audio = noise(rng.uniform(0.4, 6.0), seed)
     prompt = f"Prompt {seed}: what is it?"
@@ -151,9 +152,10 @@ def test_a_quiet_beats(tmp_path: Path) -> None:
             if "norm" in name or name.split(".")[-2] in ("out_proj", "fc2"):
                 parameter.mul_(3e-3)
     save(model, tmp_path / "quiet", tmp_path / "loud" / "tokenizer.json")
-    error = parity(export_bundle(tmp_path / "quiet", tmp_path / "bundle"))["stages"]["audio_encoder"]
-    assert error["scale"] < 0.01
-    assert error["relative"] <= 1e-4
+    measured = parity(export_bundle(tmp_path / "quiet", tmp_path / "bundle"))["stages"]
+    for stage in stages({"audio_encoder"}):
+        assert measured[stage]["scale"] < 0.01
+        assert measured[stage]["relative"] <= 1e-4
 
 
 @torch.inference_mode()
@@ -166,9 +168,9 @@ def test_audio_embeds_of_any_length(tiny_checkpoint: Path, tiny_engine: Engine, 
     assert np.abs(tiny_engine.model.encoder.encode(audio) - expected).max() <= TOLERANCE
 
 
-@pytest.fixture(scope="module")
-def golden_engine(golden_bundle: Path) -> Engine:
-    return Engine.load(golden_bundle)
+@pytest.fixture(scope="module", params=ENCODERS)
+def golden_engine(golden_bundle: Path, request: pytest.FixtureRequest) -> Engine:
+    return Engine.load(golden_bundle, encoder=request.param)
 
 
 def test_golden_audio_embeds(golden: Path, golden_engine: Engine, speech: Path) -> None:

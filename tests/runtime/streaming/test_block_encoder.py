@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export import bundle as export_module
-from salmonrun.export import export_bundle
 from salmonrun.runtime import Engine, GenerationConfig, StreamConfig
 from salmonrun.runtime.audio import F32, load_audio
 from salmonrun.runtime.config import AudioConfig, Block
@@ -18,6 +18,7 @@ from salmonrun.runtime.streaming.block_encoder import FRAME, LOOK_AHEAD, BlockEn
 from salmonrun.training.checkpoint import load
 from salmonrun.training.model.salmonn import SalmonnModel
 from salmonrun.training.starting.init import init_checkpoint
+from tests.helpers.encoders import ENCODERS
 from tests.helpers.streams import VARIED, block_causal, hear, noise, pieces
 
 TOLERANCE = 1e-4
@@ -28,8 +29,15 @@ AT_THE_END_ONLY = 99  # hypotheses, more than a stream has: nothing is stable be
 pytestmark = pytest.mark.filterwarnings("ignore:Passing .* with `inputs_embeds`:UserWarning")
 
 
-@pytest.fixture
-def load_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SalmonnModel, Engine]]:
+@pytest.fixture(scope="module", params=ENCODERS)
+def streaming_engine(streaming_bundle: Path, request: pytest.FixtureRequest) -> Engine:
+    return Engine.load(streaming_bundle, encoder=request.param)
+
+
+@pytest.fixture(params=ENCODERS)
+def load_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Callable[..., tuple[SalmonnModel, Engine]]:
     """A model of random weights in PyTorch, and its bundle. Export's own proof is left out, for time."""
     for name in ("prove", "write_card"):
         monkeypatch.setattr(export_module, name, lambda *args: None)
@@ -37,7 +45,7 @@ def load_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     def make(window: int, beats: bool, seed: int) -> tuple[SalmonnModel, Engine]:
         folder = tmp_path / f"{window}-{beats}-{seed}"
         init_checkpoint(block_causal(window, beats), folder / "checkpoint", seed=seed)
-        bundle = export_bundle(folder / "checkpoint", folder / "bundle")
+        bundle = export_bundle(folder / "checkpoint", folder / "bundle", ExportOptions(encoder=request.param))
         return load(folder / "checkpoint"), Engine.load(bundle, threads=1, verify=False)
 
     return make
