@@ -62,7 +62,7 @@ def _salmonrun(kind: str, precision: str, *options: str) -> tuple[Command, ...]:
     )
     export = ("-m", "salmonrun", "export", "{out}/checkpoint", "{out}/bundle", "--quiet", "--parity-budget", "3")
     llm = ("--llm-precision", precision, "--decoder", "both")
-    stored = llm if kind == "llm" else ("--encoder-precision", precision)
+    stored = llm if kind == "llm" else ("--encoder-precision", precision, "--encoder", "both")
     return (*init, "--no-lora"), (*export, *stored, *options)
 
 
@@ -151,13 +151,29 @@ ENCODERS = (
         commands=_salmonrun("encoder", "int8"),
         out="salmonrun-int8",
         model="bundle",
+        options={"encoder": "native"},
         reference=True,
+    ),
+    Engine(
+        *("salmonrun int8, ONNX Runtime", "salmonrun", "encoder", "salmonrun", "salmonrun_worker", "int8", 2.0),
+        commands=_salmonrun("encoder", "int8"),
+        out="salmonrun-int8",
+        model="bundle",
+        options={"encoder": "onnx"},
     ),
     Engine(
         *("salmonrun fp32", "salmonrun", "encoder", "salmonrun", "salmonrun_worker", "fp32", 6.0),
         commands=_salmonrun("encoder", "fp32"),
         out="salmonrun-fp32",
         model="bundle",
+        options={"encoder": "native"},
+    ),
+    Engine(
+        *("salmonrun fp32, ONNX Runtime", "salmonrun", "encoder", "salmonrun", "salmonrun_worker", "fp32", 6.0),
+        commands=_salmonrun("encoder", "fp32"),
+        out="salmonrun-fp32",
+        model="bundle",
+        options={"encoder": "onnx"},
     ),
     Engine(
         *("OpenVINO int8 weights", "openvino", "encoder", "openvino", "openvino_worker", "fp32", 3.0),

@@ -162,6 +162,15 @@ WHISPER = {
     "decoder_start_token_id": 256,
     "torch_dtype": "float16",
 }
+WHISPER_BASE = WHISPER | {
+    "num_mel_bins": 80,
+    "d_model": 512,
+    "encoder_layers": 6,
+    "encoder_attention_heads": 8,
+    "encoder_ffn_dim": 2048,
+    "decoder_attention_heads": 8,
+    "decoder_ffn_dim": 512,
+}
 TINY_LLAMA = LLAMA | {
     "vocab_size": 512,
     "hidden_size": 128,
@@ -189,8 +198,12 @@ SHAPES: dict[str, Shape] = {
         LanguageShape("Llama-3.2-1B", LLAMA, (32, 128, 512), 32),
         LanguageShape("Qwen2.5-0.5B", QWEN, (32, 128, 512), 32),
         EncoderShape("Whisper-large-v3-turbo", WHISPER, (10, 30)),
+        EncoderShape("Whisper-base", WHISPER_BASE, (10, 30)),
         LanguageShape("tiny-llama", TINY_LLAMA, (4, 16), 4),
         EncoderShape("tiny-whisper", TINY_WHISPER, (10, 30)),
     )
 }
-GROUPS = {"full": ("Llama-3.2-1B", "Qwen2.5-0.5B", "Whisper-large-v3-turbo"), "tiny": ("tiny-llama", "tiny-whisper")}
+GROUPS = {
+    "full": ("Llama-3.2-1B", "Qwen2.5-0.5B", "Whisper-large-v3-turbo", "Whisper-base"),
+    "tiny": ("tiny-llama", "tiny-whisper"),
+}

@@ -37,6 +37,10 @@ Matrix float_matrix(Array<const float> packed, int rows, int columns, const std:
   return Matrix(span(packed), span(bias), rows, columns, keep(packed.cast()));
 }
 
+Matrix brain_float_matrix(Array<const std::uint16_t> packed, int rows, int columns, const std::optional<Floats>& bias) {
+  return Matrix::brain_floats(span(packed), span(bias), rows, columns, keep(packed.cast()));
+}
+
 Matrix nf4_matrix(Array<const std::uint8_t> packed, Array<const float> scales, int rows, int columns, int block,
                   const std::optional<Floats>& bias) {
   return Matrix(span(packed), span(scales), span(bias), rows, columns, block, keep(nb::make_tuple(packed, scales)));
@@ -213,6 +217,7 @@ NB_MODULE(_native, module) {
            "block"_a, "activation_block"_a, "bias"_a = nb::none())
       .def_static("nf4", &nf4_matrix, "packed"_a.noconvert(), "scales"_a.noconvert(), "rows"_a, "columns"_a, "block"_a,
                   "bias"_a = nb::none())
+      .def_static("bfloat16", &brain_float_matrix, "packed"_a.noconvert(), "rows"_a, "columns"_a, "bias"_a = nb::none())
       .def_static("floats", &float_matrix, "packed"_a.noconvert(), "rows"_a, "columns"_a, "bias"_a = nb::none());
   nb::class_<Mlp>(module, "Mlp")
       .def("__init__", [](Mlp* self, const Matrix& gate, const Matrix& up,

@@ -187,7 +187,7 @@ void Encoder::normalize_rows(const LayerNorm& norm, int first, int rows) {
 void Encoder::product(const Matrix& matrix, const float* x, std::ptrdiff_t stride, int rows, float* out, bool gelu) {
   const FloatMode mode;
   const MatrixView view = matrix.view();
-  require(view.floats(), "a matrix of integers; these products are of floats");
+  require(view.floats(), "a matrix that takes quantized inputs; these products are of floats");
   // Rows are read where they lie: they may overlap, as those of a convolution do.
   const ActivationsView inputs{nullptr, nullptr, nullptr, 0, 0, 0, const_cast<float*>(x), stride};
   over_slices(rows, [&](int first, int count) {

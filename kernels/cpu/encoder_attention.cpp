@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "half.h"
+#include "operations/brain_floats.h"
 
 namespace salmonrun {
 namespace {
@@ -66,22 +67,25 @@ EncoderAttention::EncoderAttention(const EncoderWeights& weights, const Operatio
 }
 
 int EncoderAttention::position_bytes() const {
-  return weights_.floats() ? 8 * weights_.dim() : 2 * weights_.dim() + 8 * weights_.heads;
+  return weights_.bytes() ? 2 * weights_.dim() + 8 * weights_.heads : 8 * weights_.dim();
 }
 
-int EncoderAttention::inputs() const { return head_dim_ <= 32 ? 32 : up_to(head_dim_, 64); }
+int EncoderAttention::inputs() const {
+  if (!weights_.bytes()) return brain_floats() ? up_to(head_dim_, 2) : head_dim_;
+  return head_dim_ <= 32 ? 32 : up_to(head_dim_, 64);
+}
 
 int EncoderAttention::outputs() const { return up_to(head_dim_, lanes); }
 
 void EncoderAttention::keep(const float* keys, const float* values, std::uint8_t* kept, int thread) {
   const auto dim = static_cast<std::size_t>(weights_.dim()), width = static_cast<std::size_t>(head_dim_);
-  if (weights_.floats()) {
+  if (!weights_.bytes()) {
     std::memcpy(kept, keys, dim * sizeof(float));
     std::memcpy(kept + dim * sizeof(float), values, dim * sizeof(float));
     return;
   }
   Scratch& scratch = scratch_[static_cast<std::size_t>(thread)];
-  scratch.queries.reserve(size(tile_queries, inputs()));
+  scratch.queries.reserve(size(tile_queries, up_to(inputs(), lanes)));
   scratch.quantized.reserve(size(tile_queries, inputs()));
   float* head = scratch.queries.data();
   std::fill_n(head, inputs(), 0.0f);
@@ -97,16 +101,17 @@ void EncoderAttention::keep(const float* keys, const float* values, std::uint8_t
 
 std::size_t EncoderAttention::panel_bytes(int positions) const {
   const int whole = up_to(positions, whole_positions);
-  if (weights_.floats()) return size(whole, head_dim_ + outputs()) * sizeof(float);
+  if (!weights_.bytes()) return size(whole, inputs() + outputs()) * static_cast<std::size_t>(weights_.bits() / 8);
   return size(whole, inputs() + outputs()) + size(whole, 2 * sizeof(float)) + static_cast<std::size_t>(up_to(outputs(), line)) * sizeof(float);
 }
 
 EncoderAttention::Panel EncoderAttention::panel(std::uint8_t* at, int positions) const {
-  const int whole = up_to(positions, whole_positions), wide = inputs();
-  if (weights_.floats()) {
-    std::uint8_t* values = at + size(whole, head_dim_) * sizeof(float);
-    return {{at, nullptr, nullptr, nullptr, positions, head_dim_, 32, head_dim_, head_dim_},
-            {values, nullptr, nullptr, nullptr, outputs(), positions, 32, positions, positions},
+  const int whole = up_to(positions, whole_positions), wide = inputs(), bits = weights_.bits();
+  if (!weights_.bytes()) {
+    std::uint8_t* values = at + size(whole, wide) * static_cast<std::size_t>(bits / 8);
+    const int summed = brain_floats() ? up_to(positions, 2) : positions;
+    return {{at, nullptr, nullptr, nullptr, positions, wide, bits, wide, wide},
+            {values, nullptr, nullptr, nullptr, outputs(), summed, bits, summed, summed},
             nullptr,
             nullptr};
   }
@@ -121,23 +126,33 @@ EncoderAttention::Panel EncoderAttention::panel(std::uint8_t* at, int positions)
 }
 
 void EncoderAttention::pack(const Recording& recording, int head, const Panel& panel) const {
-  weights_.floats() ? pack_floats(recording, head, panel) : pack_bytes(recording, head, panel);
+  if (weights_.bytes()) return pack_bytes(recording, head, panel);
+  if (brain_floats()) return pack_floats<std::uint16_t>(recording, head, panel, 2, to_brain_float);
+  pack_floats<float>(recording, head, panel, 1, [](float x) { return x; });
 }
 
-void EncoderAttention::pack_floats(const Recording& recording, int head, const Panel& panel) const {
+// `at_once` neighbouring inputs of an output lie together; what fills these up is zero.
+template <class Number, class Convert>
+void EncoderAttention::pack_floats(const Recording& recording, int head, const Panel& panel, int at_once, Convert convert) const {
   const int positions = recording.positions(), stride = position_bytes();
-  auto* keys = reinterpret_cast<float*>(const_cast<std::uint8_t*>(panel.keys.packed));
-  auto* values = reinterpret_cast<float*>(const_cast<std::uint8_t*>(panel.values.packed));
-  std::vector<float> row(static_cast<std::size_t>(outputs()));
-  for (int i = 0; i < positions; ++i) {
+  auto* keys = reinterpret_cast<Number*>(const_cast<std::uint8_t*>(panel.keys.packed));
+  auto* values = reinterpret_cast<Number*>(const_cast<std::uint8_t*>(panel.values.packed));
+  const auto place = [&](int output, int input, int inputs) {
+    return size(output / lanes, inputs * lanes) + size(input / at_once, lanes * at_once) +
+           static_cast<std::size_t>(output % lanes * at_once + input % at_once);
+  };
+  std::vector<float> row(static_cast<std::size_t>(up_to(outputs(), 2)));
+  const auto bytes = static_cast<std::size_t>(head_dim_) * sizeof(float);
+  for (int i = 0; i < panel.values.columns; ++i) {
     const std::uint8_t* from = recording.kept + size(i, stride) + size(head, head_dim_) * sizeof(float);
-    const auto bytes = static_cast<std::size_t>(head_dim_) * sizeof(float);
-    std::memcpy(row.data(), from, bytes);
-    float* key = keys + size(i / lanes, head_dim_ * lanes) + i % lanes;
-    for (int d = 0; d < head_dim_; ++d) key[d * lanes] = row[static_cast<std::size_t>(d)];
-    std::memcpy(row.data(), from + static_cast<std::size_t>(weights_.dim()) * sizeof(float), bytes);
-    for (int d = 0; d < outputs(); d += lanes)
-      std::copy_n(row.data() + d, lanes, values + size(d / lanes * positions + i, lanes));
+    if (i < positions) {
+      std::memcpy(row.data(), from, bytes);
+      for (int d = 0; d < panel.keys.columns; ++d) keys[place(i, d, panel.keys.columns)] = convert(row[static_cast<std::size_t>(d)]);
+      std::memcpy(row.data(), from + static_cast<std::size_t>(weights_.dim()) * sizeof(float), bytes);
+    } else {
+      std::fill(row.begin(), row.end(), 0.0f);
+    }
+    for (int d = 0; d < outputs(); ++d) values[place(d, i, panel.values.columns)] = convert(row[static_cast<std::size_t>(d)]);
   }
 }
 
@@ -203,7 +218,7 @@ void EncoderAttention::attend(std::span<const Recording> recordings, const Gate*
 
 void EncoderAttention::attend_some(const Recording& recording, int head, const Panel& panel, const Gate* gate, int first,
                                    int count, const float* queries, float* out, int stride, Scratch& scratch) const {
-  const int positions = recording.positions(), whole = up_to(positions, whole_positions), wide = inputs();
+  const int whole = up_to(recording.positions(), whole_positions), wide = up_to(inputs(), lanes);
   const float factor = 1.0f / std::sqrt(static_cast<float>(head_dim_));
   const std::size_t offset = size(recording.first + first, stride) + size(head, head_dim_);
   scratch.queries.reserve(size(tile_queries, wide));
@@ -215,42 +230,53 @@ void EncoderAttention::attend_some(const Recording& recording, int head, const P
     for (int d = 0; d < head_dim_; ++d) to[d] = q[d] * factor;
     std::fill(to + head_dim_, to + wide, 0.0f);
   }
-  const ActivationsView x = score(panel, count, scratch, wide);
-  operations_.product(panel.keys, x, count, 0, panel.keys.groups(), scratch.scores.data(), whole, false, nullptr);
-
-  scratch.weights.reserve(size(tile_queries, whole));
-  scratch.weight_scales.reserve(tile_queries);
-  scratch.weight_starts.reserve(tile_queries);
-  for (int i = 0; i < count; ++i) {
-    float* scores = row_of(scratch.scores, i, whole);
-    if (gate) add_bias(recording, head, *gate, first + i, queries + offset + size(i, stride), scores);
-    if (weights_.floats()) {
-      operations_.softmax(scores, positions);
-      continue;
-    }
-    const ByteWeights weights = operations_.weigh(scores, positions, panel.value_scales, scratch.weights.data() + size(i, whole), whole);
-    scratch.weight_scales.data()[i] = weights.scale;
-    scratch.weight_starts.data()[i] = -zero * weights.sum;
-  }
-  const ActivationsView shares{scratch.weights.data(), scratch.weight_scales.data(), scratch.weight_starts.data(), whole, 1, 1,
-                               scratch.scores.data(), whole};
-  operations_.product(panel.values, shares, count, 0, panel.values.groups(), scratch.out.data(), outputs(), false, nullptr);
+  operations_.product(panel.keys, quantized_queries(panel, count, scratch), count, 0, panel.keys.groups(), scratch.scores.data(),
+                      whole, false, nullptr);
+  if (gate)
+    for (int i = 0; i < count; ++i)
+      add_bias(recording, head, *gate, first + i, queries + offset + size(i, stride), row_of(scratch.scores, i, whole));
+  operations_.product(panel.values, shares(panel, count, scratch), count, 0, panel.values.groups(), scratch.out.data(), outputs(),
+                      false, nullptr);
   for (int i = 0; i < count; ++i) {
     float* row = row_of(scratch.out, i, outputs());
-    if (!weights_.floats())  // a byte b stands for b + 127
+    if (weights_.bytes())  // a byte b stands for b + 127
       operations_.add_scaled(row, panel.value_sums, scratch.weight_scales.data()[i], outputs());
     std::copy_n(row, head_dim_, out + offset + size(i, stride));
   }
 }
 
 // The scaled queries as products with keys take them.
-ActivationsView EncoderAttention::score(const Panel& panel, int count, Scratch& scratch, int stride) const {
-  if (weights_.floats()) return {nullptr, nullptr, nullptr, 0, 0, 0, scratch.queries.data(), stride};
-  scratch.quantized.reserve(size(tile_queries, stride));
+ActivationsView EncoderAttention::quantized_queries(const Panel& panel, int count, Scratch& scratch) const {
+  const int wide = up_to(inputs(), lanes), number = weights_.bytes() ? 1 : 2;
+  if (panel.keys.floats()) return {nullptr, nullptr, nullptr, 0, 0, 0, scratch.queries.data(), wide};
+  scratch.quantized.reserve(size(tile_queries, wide * number));
   scratch.query_scales.reserve(tile_queries);
   scratch.query_starts.reserve(tile_queries);
-  const ActivationsView out{scratch.quantized.data(), scratch.query_scales.data(), scratch.query_starts.data(), stride, 1, 1, nullptr, 0};
-  for (int i = 0; i < count; ++i) operations_.quantize(row_of(scratch.queries, i, stride), panel.keys, out, i);
+  const ActivationsView out{scratch.quantized.data(), scratch.query_scales.data(), scratch.query_starts.data(), wide * number, 1, 1,
+                            nullptr, 0};
+  for (int i = 0; i < count; ++i) operations_.quantize(row_of(scratch.queries, i, wide), panel.keys, out, i);
+  return out;
+}
+
+// Scores to shares of one, as products with values take them.
+ActivationsView EncoderAttention::shares(const Panel& panel, int count, Scratch& scratch) const {
+  const int positions = panel.keys.rows, whole = up_to(positions, whole_positions), number = weights_.bytes() ? 1 : 2;
+  scratch.weights.reserve(size(tile_queries, whole * number));
+  scratch.weight_scales.reserve(tile_queries);
+  scratch.weight_starts.reserve(tile_queries);
+  const ActivationsView out{scratch.weights.data(), scratch.weight_scales.data(), scratch.weight_starts.data(), whole * number, 1, 1,
+                            scratch.scores.data(), whole};
+  for (int i = 0; i < count; ++i) {
+    float* scores = row_of(scratch.scores, i, whole);
+    if (weights_.bytes()) {
+      const ByteWeights weights = operations_.weigh(scores, positions, panel.value_scales, out.values + size(i, whole), whole);
+      out.scales[i] = weights.scale;
+      out.starts[i] = -zero * weights.sum;
+      continue;
+    }
+    operations_.softmax(scores, positions);
+    if (brain_floats()) operations_.quantize(scores, panel.values, out, i);
+  }
   return out;
 }
 

@@ -1,6 +1,6 @@
 // Attention of an encoder's layer: every position of a recording sees all of them, and those that were kept of its past.
 //
-// Keys and values are kept as bytes, or as floats where the weights are floats. For a head they are packed as matrices of
+// Keys and values are kept as bytes, or as floats where the weights are floats or bfloat16. For a head they are packed as matrices of
 // layout t16, once, so that scores and sums of values are products like any other, of a few queries at a time: memory grows
 // with the number of positions, not with its square.
 #pragma once
@@ -52,17 +52,20 @@ class EncoderAttention {
     Buffer<std::int32_t> query_starts, weight_starts;
   };
 
-  int inputs() const;  // head_dim, filled up to what products take
+  bool brain_floats() const { return weights_.bits() == 16; }
+  int inputs() const;  // of a key: head_dim, filled up to what products take
   int outputs() const;
   std::size_t panel_bytes(int positions) const;
   Panel panel(std::uint8_t* at, int positions) const;
   void pack(const Recording& recording, int head, const Panel& panel) const;
   void pack_bytes(const Recording& recording, int head, const Panel& panel) const;
-  void pack_floats(const Recording& recording, int head, const Panel& panel) const;
+  template <class Number, class Convert>
+  void pack_floats(const Recording& recording, int head, const Panel& panel, int at_once, Convert convert) const;
   void attend_some(const Recording& recording, int head, const Panel& panel, const Gate* gate, int first, int count,
                    const float* queries, float* out, int stride, Scratch& scratch) const;
   void add_bias(const Recording& recording, int head, const Gate& gate, int query, const float* q, float* scores) const;
-  ActivationsView score(const Panel& panel, int count, Scratch& scratch, int stride) const;
+  ActivationsView quantized_queries(const Panel& panel, int count, Scratch& scratch) const;
+  ActivationsView shares(const Panel& panel, int count, Scratch& scratch) const;
 
   const EncoderWeights& weights_;
   const Operations& operations_;

@@ -8,11 +8,11 @@
 namespace salmonrun {
 namespace {
 
-void check_linear(const Linear& linear, int rows, int columns, bool floats, const std::string& name) {
+void check_linear(const Linear& linear, int rows, int columns, int bits, const std::string& name) {
   require_shape(linear.up, rows, linear.down ? linear.down->rows() : columns, name);
   if (linear.down) require_shape(*linear.down, linear.down->rows(), columns, name + ".down");
   for (const Matrix* matrix : {&linear.up, &linear.first()})
-    require(matrix->view().floats() == floats && !matrix->view().nf4(), name + " is stored in another way than q_proj");
+    require(matrix->view().bits == bits && !matrix->view().nf4(), name + " is stored in another way than q_proj");
 }
 
 void check_norm(const LayerNorm& norm, int dim, const std::string& name) {
@@ -37,12 +37,12 @@ void EncoderWeights::check() const {
           "bias_by_distance: " + std::to_string(bias_by_distance.size()) + " values, expected as many for each head, an odd number");
   for (const EncoderLayer& layer : layers) {
     const int ffn = layer.fc1.rows();
-    check_linear(layer.q, dim(), dim(), floats(), "q_proj");
-    check_linear(layer.k, dim(), dim(), floats(), "k_proj");
-    check_linear(layer.v, dim(), dim(), floats(), "v_proj");
-    check_linear(layer.out, dim(), dim(), floats(), "out_proj");
-    check_linear(layer.fc1, ffn, dim(), floats(), "fc1");
-    check_linear(layer.fc2, dim(), ffn, floats(), "fc2");
+    check_linear(layer.q, dim(), dim(), bits(), "q_proj");
+    check_linear(layer.k, dim(), dim(), bits(), "k_proj");
+    check_linear(layer.v, dim(), dim(), bits(), "v_proj");
+    check_linear(layer.out, dim(), dim(), bits(), "out_proj");
+    check_linear(layer.fc1, ffn, dim(), bits(), "fc1");
+    check_linear(layer.fc2, dim(), ffn, bits(), "fc2");
     require_alike(layer.q.first(), layer.k.first(), "q, k and v");
     require_alike(layer.q.first(), layer.v.first(), "q, k and v");
     check_norm(layer.attention_norm, dim(), "attention_norm");

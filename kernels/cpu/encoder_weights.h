@@ -50,7 +50,8 @@ struct EncoderWeights {
   int dim() const { return layers.front().q.columns(); }
   int head_dim() const { return dim() / heads; }
   int longest() const { return static_cast<int>(bias_by_distance.size() / static_cast<std::size_t>(heads) + 1) / 2; }
-  bool floats() const { return layers.front().q.first().view().floats(); }
+  int bits() const { return layers.front().q.first().view().bits; }  // that matrices have
+  bool bytes() const { return bits() <= 8; }                          // keys and values are kept as bytes, else as floats
 
   // Throws std::invalid_argument where parts do not fit together.
   void check() const;

@@ -29,6 +29,14 @@ bool has_avx_vnni() {
 }
 #endif
 
+#if defined(SALMONRUN_AVX512_BF16)
+// Intel's manual, volume 2, CPUID leaf 7, subleaf 1: bit 5 of EAX.
+bool has_avx512_bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & (1u << 5));
+}
+#endif
+
 #if defined(SALMONRUN_AMX)
 // Intel's manual, volume 1, chapter 18: bits 24 (registers) and 25 (int8) of EDX in CPUID's leaf 7, bits 17 and 18 of XCR0.
 // Linux lets a process use the registers that has asked for them: Documentation/arch/x86/xstate.rst in its sources.
@@ -67,7 +75,10 @@ std::vector<const Operations*> instruction_sets() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
 #if defined(SALMONRUN_AMX)
-    if (has_amx()) found.push_back(&amx_operations);
+    if (has_avx512_bf16() && has_amx()) found.push_back(&amx_operations);
+#endif
+#if defined(SALMONRUN_AVX512_BF16)
+    if (has_avx512_bf16()) found.push_back(&avx512_bf16_operations);
 #endif
     found.push_back(&avx512_vnni_operations);
   }

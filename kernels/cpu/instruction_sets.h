@@ -9,7 +9,8 @@
 namespace salmonrun {
 
 extern const Operations portable_operations;
-extern const Operations avx2_operations, avx2_vnni_operations, avx512_vnni_operations, amx_operations;  // on x86-64 alone
+extern const Operations avx2_operations, avx2_vnni_operations, avx512_vnni_operations;  // on x86-64 alone
+extern const Operations avx512_bf16_operations, amx_operations;
 extern const Operations neon_operations;                                                                 // on AArch64 alone
 
 // Those that can run here, the fastest first.

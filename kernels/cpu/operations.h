@@ -21,15 +21,16 @@ alignas(64) constexpr float nf4_values[lanes] = {
     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
 };
 
-// A matrix in layout t16: see quantize_t16, quantize_nf4_t16 and pack_floats_t16 in kernels/formats.py.
+// A matrix in layout t16: see quantize_t16, quantize_nf4_t16, pack_floats_t16 and pack_bfloat16_t16 in kernels/formats.py.
 struct MatrixView {
-  const std::uint8_t* packed;   // [groups][columns / 32][bits][64]; of floats: [groups][columns][16] in float32
+  const std::uint8_t* packed;   // [groups][columns / 32][bits][64]; of floats: [groups][columns][16] in float32;
+                                // of bfloat16: [groups][columns / 2][16][2]
   const std::uint16_t* scales;  // of integers: [groups][blocks][16], float16; null: floats, or indices of nf4
   const float* nf4_scales;      // of nf4: the same in float32
   const float* bias;            // [16 groups], or null
   int rows;                     // outputs
   int columns;                  // inputs, filled up to whole blocks
-  int bits;                     // 4 or 8; 32: floats
+  int bits;                     // 4 or 8; 16: bfloat16; 32: floats
   int block;                    // inputs that share a scale of the weights
   int activation_block;         // inputs that share a scale of the activations: a multiple of `block`; nf4: not used
 
@@ -38,13 +39,14 @@ struct MatrixView {
   int activation_blocks() const { return (columns + activation_block - 1) / activation_block; }
   bool nf4() const { return nf4_scales != nullptr; }
   bool floats() const { return bits == 32; }
+  bool brain_floats() const { return bits == 16; }
   bool takes_floats() const { return nf4() || floats(); }  // its inputs are not quantized
   std::ptrdiff_t group_bytes() const { return std::ptrdiff_t{2} * columns * bits; }
 };
 
 // Rows that are quantized for a matrix; for one that takes floats, the rows as they are.
 struct ActivationsView {
-  std::int8_t* values;   // [rows][value_stride]
+  std::int8_t* values;   // [rows][value_stride]: bytes, or those of bfloat16
   float* scales;         // [rows][scale_stride]
   std::int32_t* starts;  // [rows][start_stride]: minus the zero point times the sum, of each block of the weights
   std::ptrdiff_t value_stride, scale_stride, start_stride;

@@ -20,6 +20,11 @@ ActivationsView Products::activations(int rows, const MatrixView& matrix) {
     floats_.reserve(size(rows, stride));
     return {nullptr, nullptr, nullptr, 0, 0, 0, floats_.data(), stride};
   }
+  if (matrix.brain_floats()) {
+    const int stride = 2 * matrix.columns + value_gap;
+    values_.reserve(size(rows, stride));
+    return {values_.data(), nullptr, nullptr, stride, 0, 0, nullptr, 0};
+  }
   const int value_stride = matrix.columns + value_gap;
   values_.reserve(size(rows, value_stride));
   value_scales_.reserve(size(rows, matrix.activation_blocks()));

@@ -65,6 +65,15 @@ Matrix::Matrix(std::span<const float> packed, std::span<const float> bias, int r
   set(packed.size_bytes(), static_cast<std::size_t>(view_.groups()) * lanes, bias);
 }
 
+Matrix Matrix::brain_floats(std::span<const std::uint16_t> packed, std::span<const float> bias, int rows, int columns, Owner owner) {
+  check_sizes(rows, columns);
+  const int whole = columns + columns % 2;
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(packed.data());
+  Matrix made({bytes, nullptr, nullptr, nullptr, rows, whole, 16, whole, whole}, columns, std::move(owner));
+  made.set(packed.size_bytes(), static_cast<std::size_t>(made.view_.groups()) * lanes, bias);
+  return made;
+}
+
 void Matrix::set(std::size_t packed, std::size_t scales, std::span<const float> bias) {
   const auto groups = static_cast<std::size_t>(view_.groups());
   require_size(packed, groups * static_cast<std::size_t>(view_.group_bytes()), "packed weights");

@@ -29,6 +29,9 @@ class Matrix {
   // Of floats [groups][columns][16], which stay where they are, too.
   Matrix(std::span<const float> packed, std::span<const float> bias, int rows, int columns, Owner owner);
 
+  // Of bfloat16 [groups][columns / 2][16][2], `columns` filled up to an even number.
+  static Matrix brain_floats(std::span<const std::uint16_t> packed, std::span<const float> bias, int rows, int columns, Owner owner);
+
   // Of nf4; products are of floats.
   Matrix(std::span<const std::uint8_t> packed, std::span<const float> scales, std::span<const float> bias, int rows,
          int columns, int block, Owner owner);
@@ -43,6 +46,7 @@ class Matrix {
   }
 
  private:
+  Matrix(MatrixView view, int columns, Owner owner) : view_(view), columns_(columns), owner_(std::move(owner)) {}
   void set(std::size_t packed, std::size_t scales, std::span<const float> bias);
 
   MatrixView view_;

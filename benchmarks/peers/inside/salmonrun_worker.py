@@ -14,8 +14,11 @@ class Bundle:
     """The engine's own decoder and encoder."""
 
     def __init__(self, request: Json) -> None:
-        decoder = request.get("options", {}).get("decoder", "auto")
-        self.engine = Engine.load(request["model"], threads=request["threads"], verify=False, decoder=decoder)
+        asked = request.get("options", {})
+        decoder, encoder = asked.get("decoder", "auto"), asked.get("encoder", "auto")
+        self.engine = Engine.load(
+            request["model"], threads=request["threads"], verify=False, decoder=decoder, encoder=encoder
+        )
         manifest = self.engine.bundle.manifest
         native, beside = manifest.llm.weights.native, {manifest.llm.embedding.file, *manifest.llm.weights.files}
         graph = {name for name in manifest.files if name.startswith("llm/")} - beside

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "operations.h"
+#include "operations/brain_floats.h"
 
 namespace {
 
@@ -118,6 +119,7 @@ void quantize_row(const float* x, const MatrixView& matrix, const ActivationsVie
     return;
   }
   std::int8_t* values = out.values + row * out.value_stride;
+  if (matrix.brain_floats()) return to_brain_floats(x, reinterpret_cast<std::uint16_t*>(values), matrix.columns);
   float* scales = out.scales + row * out.scale_stride;
   std::int32_t* starts = out.starts + row * out.start_stride;
   for (int begin = 0; begin < matrix.columns; begin += matrix.activation_block) {

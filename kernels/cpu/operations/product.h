@@ -8,6 +8,7 @@
 #pragma once
 
 #include "operations.h"
+#include "operations/brain_floats.h"
 #include "operations/floats.h"
 #include "operations/matrix_unit.h"
 #include "operations/nf4.h"
@@ -107,13 +108,15 @@ void tile(const MatrixView& m, const std::uint8_t* packed, const ActivationsView
     for (int t = 0; t < T; ++t) store_output<V>(m, sum[r][t], group + r, out + (row + t) * stride, add);
 }
 
-constexpr int nf4 = 0, floats = 32;  // "bits" of indices and of floats; of integers they are 4 or 8
+constexpr int nf4 = 0, brain_floats = 16, floats = 32;  // "bits" of what are no integers; of those they are 4 or 8
 
 template <class V, int R, int T, int Bits>
 void any_tile(const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int row, int group, float* out,
               std::ptrdiff_t stride, bool add) {
   if constexpr (Bits == nf4)
     nf4_tile<V, R, T>(m, packed, x, row, group, out, stride, add);
+  else if constexpr (Bits == brain_floats)
+    brain_float_tile<V, R, T>(m, packed, x, row, group, out, stride, add);
   else if constexpr (Bits == floats)
     float_tile<V, R, T>(m, packed, x, row, group, out, stride, add);
   else
@@ -175,6 +178,8 @@ void product(const MatrixView& m, const ActivationsView& x, int rows, int group,
     const std::uint8_t* packed = m.packed + group * m.group_bytes();
     if (m.nf4()) {
       product_rows<V, nf4>(m, packed, x, rows, group, count, out, stride, add);
+    } else if (m.brain_floats()) {
+      product_rows<V, brain_floats>(m, packed, x, rows, group, count, out, stride, add);
     } else if (m.floats()) {
       product_rows<V, floats>(m, packed, x, rows, group, count, out, stride, add);
     } else if (m.bits == 8) {

@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "simd/avx512_vnni.h"
+#include "simd/avx512_bf16.h"
 
 namespace {
 
@@ -51,7 +51,7 @@ struct AmxUnit {
 #define SALMONRUN_MATRIX_UNIT AmxUnit
 #endif
 
-struct Amx : Avx512Vnni {
+struct Amx : Avx512Bf16 {
   using Unit = SALMONRUN_MATRIX_UNIT;
   using Avx512Vnni::add;
 

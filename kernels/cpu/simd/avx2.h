@@ -89,6 +89,14 @@ struct Avx2 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
   }
 
+  // Of each integer the bits from 16 on, or below it, as a bfloat16.
+  static F upper_half(I x) {
+    const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+    return {_mm256_castsi256_ps(_mm256_and_si256(x.low, mask)), _mm256_castsi256_ps(_mm256_and_si256(x.high, mask))};
+  }
+  static F lower_half(I x) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(x.low, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(x.high, 16))};
+  }
   static I load_integers(const std::uint8_t* from) { return load_bytes(from); }
   template <int Shift>
   static F look_up(F table, I indices) {

@@ -57,6 +57,9 @@ struct Avx512Vnni {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
   }
 
+  // Of each integer the bits from 16 on, or below it, as a bfloat16.
+  static F upper_half(I x) { return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))); }
+  static F lower_half(I x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
   static I load_integers(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
   template <int Shift>
   static F look_up(F table, I indices) {  // what is above the four bits of an index is not looked at

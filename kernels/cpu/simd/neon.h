@@ -111,6 +111,14 @@ struct Neon {
     vst1q_s8(to, vcombine_s8(vmovn_s16(words(0)), vmovn_s16(words(2))));
   }
 
+  // Of each integer the bits from 16 on, or below it, as a bfloat16.
+  static F upper_half(I x) {
+    const uint32x4_t mask = vdupq_n_u32(0xffff0000u);
+    return make([&](int i) { return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_s32(x.part[i]), mask)); });
+  }
+  static F lower_half(I x) {
+    return make([&](int i) { return vreinterpretq_f32_s32(vshlq_n_s32(x.part[i], 16)); });
+  }
   static I load_integers(const std::uint8_t* from) {
     const Bytes bytes = load_bytes(from);
     I out;

@@ -112,6 +112,19 @@ struct Portable {
     for (int i = 0; i < 16; ++i) to[i] = static_cast<std::int8_t>(x.lane[i]);
   }
 
+  // Of each integer the bits from 16 on, or below it, as a bfloat16.
+  static F upper_half(I x) { return from_bits(x, [](std::uint32_t bits) { return bits & 0xffff0000u; }); }
+  static F lower_half(I x) { return from_bits(x, [](std::uint32_t bits) { return bits << 16; }); }
+
+  template <class Half>
+  static F from_bits(I x, Half half) {
+    return make([&](int i) {
+      const std::uint32_t bits = half(static_cast<std::uint32_t>(x.lane[i]));
+      float out;
+      std::memcpy(&out, &bits, sizeof out);
+      return out;
+    });
+  }
   static I load_integers(const std::uint8_t* from) {
     I out;
     std::memcpy(out.lane, from, sizeof out.lane);
