@@ -6,7 +6,7 @@ from typing import Literal
 from salmonrun.runtime.checks import check_types
 from salmonrun.runtime.errors import ConfigError
 
-EncoderPrecision = Literal["fp32", "int8"]
+EncoderPrecision = Literal["fp32", "bf16", "int8"]
 LlmPrecision = Literal["fp32", "int8", "int4", "nf4"]
 Target = Literal["cpu", "cuda"]
 AudioWindow = Literal["padded", "trimmed"]
@@ -36,8 +36,15 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.target == "cuda" and self.encoder_precision == "int8":
-            raise ConfigError("int8 encoders run on the CPU only; use --encoder-precision fp32 with --target cuda")
+        if self.target == "cuda" and self.encoder_precision != "fp32":
+            raise ConfigError(
+                f"{self.encoder_precision} encoders run on the CPU only; "
+                "use --encoder-precision fp32 with --target cuda"
+            )
+        if self.encoder_precision == "bf16" and self.encoder in ("onnx", "both"):
+            raise ConfigError(
+                "bf16 encoders run on our own kernels alone; leave out --encoder, or use --encoder-precision int8"
+            )
         if self.target == "cuda" and "native" in self.encoders:
             raise ConfigError(
                 f"encoder is {self.encoder!r} with target 'cuda'; our own kernels run on a CPU: use --encoder onnx"
@@ -68,6 +75,8 @@ class ExportOptions:
     @property
     def encoders(self) -> tuple[Literal["onnx", "native"], ...]:
         """What the bundle has weights of Whisper and the audio encoder for."""
+        if self.encoder is None and self.encoder_precision == "bf16":
+            return ("native",)
         if self.encoder is None:
             return ("onnx", "native") if self.target == "cpu" else ("onnx",)
         return ("onnx", "native") if self.encoder == "both" else (self.encoder,)

@@ -162,6 +162,31 @@ def unpack_floats_t16(packed: F32) -> F32:
     return packed.transpose(0, 2, 1).reshape(GROUP * len(packed), -1)
 
 
+_SMALLEST_BFLOAT16 = np.float32(2.0**-60)  # less is zero: sums of such products would leave the range of float32
+
+
+def pack_bfloat16_t16(weight: F32) -> npt.NDArray[np.uint16]:
+    """A matrix of bfloat16 in the layout of the native kernels: pairs of inputs in order, those of 16 outputs together.
+
+    Args:
+        weight: [out, in].
+
+    Returns:
+        [ceil(out / 16), ceil(in / 2), 16, 2], rounded to nearest, halves to even; what is no output or input is zero.
+    """
+    rows, columns = weight.shape
+    padded = np.pad(weight, ((0, -rows % GROUP), (0, columns % 2)))
+    bits = np.where(np.abs(padded) < _SMALLEST_BFLOAT16, 0, padded).astype(np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return np.ascontiguousarray(rounded.reshape(-1, GROUP, rounded.shape[1] // 2, 2).transpose(0, 2, 1, 3))
+
+
+def unpack_bfloat16_t16(packed: npt.NDArray[np.uint16]) -> F32:
+    """[groups, pairs of inputs, 16, 2] as [out, in], filled up with zeros to whole groups and pairs."""
+    bits = packed.transpose(0, 2, 1, 3).reshape(GROUP * len(packed), -1).astype(np.uint32) << 16
+    return bits.view(np.float32)
+
+
 def quantize_nf4_t16(weight: F32, block: int) -> tuple[Bytes, F32]:
     """The nearest values of NF4 in layout t16; every row begins a block.
 

@@ -16,7 +16,7 @@ MANIFEST = "bundle.json"
 _OWN_HASH = re.compile(rb'("manifest_sha256":\s*)"[0-9a-f]{64}"')
 _NO_HASH = "0" * 64
 
-WeightPrecision = Literal["fp32", "fp16", "int8", "int4", "nf4"]
+WeightPrecision = Literal["fp32", "fp16", "bf16", "int8", "int4", "nf4"]
 EncoderRuntime = Literal["onnx", "native"]  # what can run Whisper and the audio encoder
 BlockSize = Literal[32, 64, 128]  # values that share a scale
 MAX_SIZE = 2**31 - 1  # of a model: what runs it counts in 32 bits
@@ -188,7 +188,7 @@ class NativeEncoder:
     layout: Literal["t16"]
     block: BlockSize  # of int8
     activation_block: Literal[32, 64, 128, 256]  # of what matrices of int8 are multiplied with
-    precision: Literal["fp32", "int8"]  # of the matrices in the layers; those before them are float32
+    precision: Literal["fp32", "bf16", "int8"]  # of the matrices in the layers; those before them are float32
     dim: int
     layers: int
     heads: int

@@ -45,7 +45,7 @@ class MatrixReader:
             name: of its tensors, without `.weight`.
             rows: outputs.
             columns: inputs.
-            precision: what it is stored as: fp32, int8, int4 or nf4.
+            precision: what it is stored as: fp32, bf16, int8, int4 or nf4.
 
         Raises:
             BundleError: it is missing, or not as it should be.
@@ -75,6 +75,8 @@ class MatrixReader:
         groups, blocks = -(-rows // GROUP), -(-columns // self._block)
         if precision == "fp32":
             return (self.file.array(f"{name}.weight", "F32", (*stacked, groups, columns, GROUP)),)
+        if precision == "bf16":
+            return (self.file.array(f"{name}.weight", "BF16", (*stacked, groups, -(-columns // 2), GROUP, 2)),)
         lines = (groups, blocks * self._block // 32, BITS[precision], 64)
         packed = self.file.array(f"{name}.weight", "U8", (*stacked, *lines))
         dtype = "F32" if precision == "nf4" else "F16"
@@ -86,6 +88,8 @@ class MatrixReader:
         made: _native.Matrix
         if precision == "fp32":
             made = self._matrix.floats(*stored, rows, columns, bias)
+        elif precision == "bf16":
+            made = self._matrix.bfloat16(*stored, rows, columns, bias)
         elif precision == "nf4":
             made = self._matrix.nf4(*stored, rows, columns, self._block, bias)
         else:

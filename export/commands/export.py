@@ -23,7 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: %(prog)s checkpoint/ bundle/ --encoder-precision int8 --llm-precision int4"
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder with config.json and model.safetensors")
     parser.add_argument("bundle", metavar="BUNDLE", help="folder to create")
-    parser.add_argument("--encoder-precision", choices=get_args(EncoderPrecision), default=default.encoder_precision)
+    parser.add_argument(
+        "--encoder-precision",
+        choices=get_args(EncoderPrecision),
+        default=default.encoder_precision,
+        help="of Whisper and the audio encoder; bf16 runs on our own kernels alone (default: fp32)",
+    )
     parser.add_argument(
         "--llm-precision",
         choices=get_args(LlmPrecision),

@@ -15,7 +15,7 @@ from salmonrun.export.graphs.encoders import eat as eat_graph
 from salmonrun.export.graphs.linear import F32, to_numpy
 from salmonrun.export.options import EncoderPrecision
 from salmonrun.export.weights.tensor_file import Array, TensorFileWriter
-from salmonrun.kernels.formats import GROUP, pack_floats_t16, quantize_t16
+from salmonrun.kernels.formats import GROUP, pack_bfloat16_t16, pack_floats_t16, quantize_t16
 from salmonrun.runtime.audio import SAMPLE_RATE
 from salmonrun.runtime.manifest import NativeBeats, NativeEat, NativeEncoder, NativeEncoders, NativeWhisper
 from salmonrun.training.checkpoint import Checkpoint
@@ -147,6 +147,10 @@ class _Writer:
         """[out, in], or stacked ones."""
         if self._encoder.precision == "fp32":
             self._store_floats(name, weight)
+            return
+        if self._encoder.precision == "bf16":
+            packed = [pack_bfloat16_t16(part) for part in weight.reshape(-1, *weight.shape[-2:])]
+            self._add_stacked(f"{name}.weight", packed, weight.shape[:-2])
             return
         parts = [quantize_t16(part, 8, self._encoder.block) for part in weight.reshape(-1, *weight.shape[-2:])]
         for key, arrays in zip(("weight", "weight.scale"), zip(*parts, strict=True), strict=True):

@@ -32,6 +32,9 @@ class Matrix:
     @staticmethod
     def floats(packed: F32, rows: int, columns: int, bias: F32 | None = None) -> Matrix:
         """One of float32, [ceil(rows / 16), columns, 16]."""
+    @staticmethod
+    def bfloat16(packed: npt.NDArray[np.uint16], rows: int, columns: int, bias: F32 | None = None) -> Matrix:
+        """One of bfloat16, [ceil(rows / 16), ceil(columns / 2), 16, 2]: the bits."""
 
 class Mlp:
     """SwiGLU between two products."""

@@ -190,12 +190,13 @@ void Encoder::product(const Matrix& matrix, const float* x, std::ptrdiff_t strid
   require(view.floats(), "a matrix that takes quantized inputs; these products are of floats");
   // Rows are read where they lie: they may overlap, as those of a convolution do.
   const ActivationsView inputs{nullptr, nullptr, nullptr, 0, 0, 0, const_cast<float*>(x), stride};
-  over_slices(rows, [&](int first, int count) {
-    products_.over_groups(1, [&](std::size_t) { return view.groups(); },
-                          [&](std::size_t, int group, int groups, int) {
-                            operations_.product(view, inputs.from(first), count, group, groups, out + size(first, view.rows),
-                                                view.rows, false, nullptr);
-                          });
+  // Pieces of rows and of outputs: there may be few of either.
+  constexpr int piece_rows = 96;
+  const int pieces = (rows + piece_rows - 1) / piece_rows, group_pieces = (view.groups() + product_groups - 1) / product_groups;
+  pool_.parallel(pieces * group_pieces, [&](int i, int) {
+    const int first = i % pieces * piece_rows, group = i / pieces * product_groups;
+    operations_.product(view, inputs.from(first), std::min(piece_rows, rows - first), group,
+                        std::min(product_groups, view.groups() - group), out + size(first, view.rows), view.rows, false, nullptr);
   });
   if (gelu) this->gelu({out, size(rows, view.rows)});
 }

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export import bundle as bundle_module
 from salmonrun.export.parity.speech import pairs
-from salmonrun.kernels.formats import dequantize_t16, unpack_floats_t16
+from salmonrun.kernels.formats import dequantize_t16, unpack_bfloat16_t16, unpack_floats_t16
 from salmonrun.runtime import ConfigError, Engine, GenerationConfig
 from salmonrun.runtime.bundle import NATIVE_PAGE, open_bundle
 from salmonrun.runtime.encoders import EncoderName
@@ -60,7 +60,7 @@ def test_the_gate_measures_both(both: Path) -> None:
     assert set(measured["speech"]) == {"onnx", "native"}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_a_bundle_for_our_own_kernels_alone(
     tiny_checkpoint: Path, tmp_path: Path, speech: Path, precision: Any
 ) -> None:
@@ -120,7 +120,7 @@ def test_exporting_twice_gives_the_same_bytes(both: Path, tiny_checkpoint: Path,
 # What is in the files
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_the_files_have_the_checkpoints_tensors(tiny_checkpoint: Path, tmp_path: Path, precision: Any) -> None:
     """Read by safetensors' own library."""
     options = ExportOptions(encoder_precision=precision, encoder="native")
@@ -132,12 +132,15 @@ def test_the_files_have_the_checkpoints_tensors(tiny_checkpoint: Path, tmp_path:
     assert any(name.endswith(".scale") for name in names) == (precision == "int8")
     weight = source["layers.1.fc1.weight"]().numpy()
     packed = stored["layers.1.fc1.weight"]
-    found = (
-        unpack_floats_t16(packed)
-        if precision == "fp32"
-        else dequantize_t16(packed, stored["layers.1.fc1.weight.scale"])
-    )[: weight.shape[0], : weight.shape[1]]
-    assert np.abs(found - weight).max() <= (0 if precision == "fp32" else np.abs(weight).max() / 127)
+    scale = stored.get("layers.1.fc1.weight.scale")
+    unpacked = {
+        "fp32": lambda: unpack_floats_t16(packed),
+        "bf16": lambda: unpack_bfloat16_t16(packed.view(np.uint16)),
+        "int8": lambda: dequantize_t16(packed, scale),
+    }
+    found = unpacked[precision]()[: weight.shape[0], : weight.shape[1]]
+    steps = {"fp32": 0, "bf16": 2**-8, "int8": 1 / 127}  # of the largest weight
+    assert np.abs(found - weight).max() <= steps[precision] * np.abs(weight).max()
     convolution = source["conv2.weight"]().numpy()  # [out, in, 3]
     taps = unpack_floats_t16(stored["conv2.weight"])[: len(convolution)].reshape(len(convolution), 3, -1)
     np.testing.assert_array_equal(taps.transpose(0, 2, 1), convolution)

@@ -123,12 +123,23 @@ void any_tile(const MatrixView& m, const std::uint8_t* packed, const Activations
     tile<V, R, T, Bits>(m, packed, x, row, group, out, stride, add);
 }
 
-// V::tile_groups groups by `count` rows from `row` on.
-template <class V, int Bits, int T = V::tile_rows>
+// R groups by `count` rows from `row` on.
+template <class V, int R, int Bits, int T = V::tile_rows>
 void tile_of(int count, const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int row, int group,
              float* out, std::ptrdiff_t stride, bool add) {
-  if (count == T) return any_tile<V, V::tile_groups, T, Bits>(m, packed, x, row, group, out, stride, add);
-  if constexpr (T > 1) tile_of<V, Bits, T - 1>(count, m, packed, x, row, group, out, stride, add);
+  if (count == T) return any_tile<V, R, T, Bits>(m, packed, x, row, group, out, stride, add);
+  if constexpr (T > 1) tile_of<V, R, Bits, T - 1>(count, m, packed, x, row, group, out, stride, add);
+}
+
+// R groups by all rows, dealt out to tiles of about the same size.
+template <class V, int R, int Bits>
+void tiles_of(const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int rows, int group, float* out,
+              std::ptrdiff_t stride, bool add) {
+  const int tiles = (rows + V::tile_rows - 1) / V::tile_rows;
+  for (int i = 0; i < tiles; ++i) {
+    const int row = rows * i / tiles, end = rows * (i + 1) / tiles;
+    tile_of<V, R, Bits>(end - row, m, packed, x, row, group, out, stride, add);
+  }
 }
 
 // Nibbles as bytes, in the order of 8-bit lines: unpacked once, where many rows use them.
@@ -149,14 +160,9 @@ void product_rows(const MatrixView& m, const std::uint8_t* packed, const Activat
   if (rows == 1 && count == 4)  // four independent chains of sums
     return any_tile<V, 4, 1, Bits>(m, packed, x, 0, group, out, stride, add);
   constexpr int at_once = V::tile_groups;
-  const int tiles = (rows + V::tile_rows - 1) / V::tile_rows;  // of rows / tiles each, or one more
   for (; count >= at_once; count -= at_once, group += at_once, packed += at_once * group_bytes)
-    for (int i = 0; i < tiles; ++i) {
-      const int row = rows * i / tiles, end = rows * (i + 1) / tiles;
-      tile_of<V, Bits>(end - row, m, packed, x, row, group, out, stride, add);
-    }
-  if (count)  // a last group by itself, which few matrices have
-    for (int row = 0; row < rows; ++row) any_tile<V, 1, 1, Bits>(m, packed, x, row, group, out, stride, add);
+    tiles_of<V, at_once, Bits>(m, packed, x, rows, group, out, stride, add);
+  if (count) tiles_of<V, 1, Bits>(m, packed, x, rows, group, out, stride, add);
 }
 
 constexpr int unpack_from = 16;  // rows; with fewer, unpacking again for each tile costs less than writing bytes
