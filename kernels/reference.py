@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from salmonrun.kernels.formats import F16, F32, Bytes, unpack_nf4_t16, unpack_t16
+from salmonrun.kernels.formats import F16, F32, Bytes, unpack_floats_t16, unpack_nf4_t16, unpack_t16
 
 LANES = 16
 ACTIVATION_BLOCKS = (32, 64, 128, 256)
@@ -32,7 +32,7 @@ _EXP_TERMS = tuple(np.float32(term) for term in (
     1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
 ))  # fmt: skip
 
-_SMALLEST = np.float32(1e-30)  # a block of activations that has no more than this counts as zeros
+SMALLEST = np.float32(1e-30)  # a block of activations that has no more than this counts as zeros
 
 
 def fma(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> F32:
@@ -107,13 +107,18 @@ def silu_mul(gate: F32, up: F32) -> F32:
     return gate / sigmoid_inverse * up
 
 
-def rms_norm(x: F32, weight: F32, eps: float) -> F32:
-    """Rows [..., n] over their root mean square, times `weight` [n]."""
+def sum_squares(x: F32) -> F32:
+    """The sums of the squares of rows [..., n]."""
     lanes = _to_lanes(x)
     squares = np.zeros_like(lanes[..., 0, :])
     for i in range(lanes.shape[-2]):
         squares = fma(lanes[..., i, :], lanes[..., i, :], squares)
-    mean = sum_lanes(squares) / np.float32(x.shape[-1])
+    return sum_lanes(squares)
+
+
+def rms_norm(x: F32, weight: F32, eps: float) -> F32:
+    """Rows [..., n] over their root mean square, times `weight` [n]."""
+    mean = sum_squares(x) / np.float32(x.shape[-1])
     inverse: F32 = np.float32(1) / np.sqrt(mean + np.float32(eps))
     return x * inverse[..., None] * weight
 
@@ -143,13 +148,13 @@ def quantize_activations(x: F32, block: int) -> tuple[npt.NDArray[np.int8], F32]
     """
     blocks = np.pad(x, ((0, 0), (0, -x.shape[1] % block))).reshape(len(x), -1, block)
     largest = np.abs(blocks).max(axis=2, keepdims=True)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > _SMALLEST)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > SMALLEST)
     values = np.clip(np.rint(blocks * inverse), -127, 127).astype(np.int8)
     return values.reshape(len(x), -1), (largest / np.float32(127))[..., 0]
 
 
 class Product(Protocol):
-    """What a layer does with a matrix: `Linear`, `Nf4Linear`, or a test's own."""
+    """What a layer does with a matrix: `Linear`, `Nf4Linear`, `FloatLinear`, or a test's own."""
 
     def __call__(self, x: F32, /) -> F32:
         """[n, columns] to [n, rows]."""
@@ -217,6 +222,24 @@ class Nf4Linear:
                 part = fma(inputs[:, column, None], weight[:, column], part)
             out = fma(part, scale, out)
         out = out[:, : self.rows]
+        return out if self.bias is None else out + self.bias
+
+
+@dataclass(frozen=True, eq=False)
+class FloatLinear:
+    """A matrix of float32 in layout t16. Its inputs are added one by one."""
+
+    packed: F32  # [groups of 16 outputs, columns, 16]
+    rows: int  # outputs
+    columns: int  # inputs
+    bias: F32 | None = None  # [rows]
+
+    def __call__(self, x: F32) -> F32:
+        """[n, columns] to [n, rows]."""
+        weight = unpack_floats_t16(self.packed)[: self.rows]
+        out = np.zeros((len(x), self.rows), np.float32)
+        for column in range(self.columns):
+            out = fma(x[:, column, None], weight[:, column], out)
         return out if self.bias is None else out + self.bias
 
 

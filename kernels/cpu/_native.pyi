@@ -1,10 +1,14 @@
-"""The extension's types; binding.cpp defines them. Arrays must be contiguous and of exactly these dtypes."""
+"""The extension's types; binding.cpp and binding_encoder.cpp define them.
+
+Arrays must be contiguous and of exactly these dtypes (TypeError); what does not fit together is refused (ValueError).
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+Bytes = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
 def instruction_sets() -> list[str]:
@@ -15,7 +19,7 @@ class Matrix:
 
     def __init__(
         self,
-        packed: npt.NDArray[np.uint8],
+        packed: Bytes,
         scales: npt.NDArray[np.uint16],
         rows: int,
         columns: int,
@@ -25,16 +29,16 @@ class Matrix:
         bias: F32 | None = None,
     ) -> None: ...
     @staticmethod
-    def nf4(
-        packed: npt.NDArray[np.uint8], scales: F32, rows: int, columns: int, block: int, bias: F32 | None = None
-    ) -> Matrix:
+    def nf4(packed: Bytes, scales: F32, rows: int, columns: int, block: int, bias: F32 | None = None) -> Matrix:
         """One of nf4, in the same layout; its products are of floats."""
+
     @staticmethod
     def floats(packed: F32, rows: int, columns: int, bias: F32 | None = None) -> Matrix:
-        """One of float32, [ceil(rows / 16), columns, 16]."""
+        """One that is not quantized: `packed` [ceil(rows / 16), columns, 16], as pack_floats_t16 makes it."""
+
     @staticmethod
     def bfloat16(packed: npt.NDArray[np.uint16], rows: int, columns: int, bias: F32 | None = None) -> Matrix:
-        """One of bfloat16, [ceil(rows / 16), ceil(columns / 2), 16, 2]: the bits."""
+        """One of bfloat16: `packed` [ceil(rows / 16), ceil(columns / 2), 16, 2], as pack_bfloat16_t16 makes it."""
 
 class Mlp:
     """SwiGLU between two products."""
@@ -111,22 +115,26 @@ class Model:
         """Memory that the pages of the cache have, used or not."""
 
 class Linear:
-    """A matrix, or with `down` one of low rank: up(down(x))."""
+    """One matrix, or two thin ones in its place: up(down(x))."""
 
     def __init__(self, up: Matrix, down: Matrix | None = None) -> None: ...
 
 class LayerNorm:
-    """Its vectors are copied, as those of all that follows."""
+    """`weight` and `bias` [dim], which are copied."""
 
     def __init__(self, weight: F32, bias: F32, eps: float) -> None: ...
 
 class Gate:
-    """Of BEATs' relative position bias: `weight` [2, head_dim], `bias` [2], `scale` [heads]."""
+    """How much of BEATs' relative position bias each query takes; its vectors are copied.
+
+    Of a head's query q, with its bias and not yet scaled: a = sigmoid(weight[0] q + bias[0]), b = sigmoid(weight[1] q +
+    bias[1]), and the gate a * (b * scale[head] - 1) + 2. `weight` [2, head_dim], `bias` [2], `scale` [heads].
+    """
 
     def __init__(self, weight: F32, bias: F32, scale: F32) -> None: ...
 
 class EncoderLayer:
-    """A layer of an encoder."""
+    """Attention, and an MLP with GELU. With `dim` inputs, all but fc1 have as many outputs, and fc2 takes fc1's."""
 
     def __init__(
         self,
@@ -143,7 +151,10 @@ class EncoderLayer:
     ) -> None: ...
 
 class Encoder:
-    """The layers of an encoder of audio. Calls must not overlap; they let other Python threads run."""
+    """The transformer of an encoder of audio. It keeps nothing between two calls, which must not overlap.
+
+    `forward`, `product`, `normalize` and `gelu` let other Python threads run.
+    """
 
     def __init__(
         self,
@@ -155,25 +166,58 @@ class Encoder:
         bias_by_distance: F32 | None = None,
         instruction_set: str,
         threads: int,
-    ) -> None: ...
+    ) -> None:
+        """Matrices are all of floats, or all of integers; attention is then, too.
+
+        Args:
+            layers: at least one; with gates where there is a bias by distance, else without.
+            heads: which share `dim` evenly.
+            norm_first: x + f(norm(x)), as Whisper has it; else norm(x + f(x)), as BEATs and EAT do.
+            norm: behind the last layer.
+            bias_by_distance: [heads, 2 * longest - 1], of key - query; recordings have at most `longest` positions.
+            instruction_set: one of `instruction_sets()`.
+            threads: at least 1.
+
+        Raises:
+            ValueError: what does not fit together.
+            RuntimeError: the system has not so many threads.
+        """
+
     def forward(
         self,
         x: F32,
         counts: npt.NDArray[np.int32],
-        past: Sequence[npt.NDArray[np.uint8]],
-        present: Sequence[npt.NDArray[np.uint8]],
+        past: Sequence[Bytes],
+        present: Sequence[Bytes],
     ) -> None:
-        """All layers over `x` [positions, dim] in place: `counts` of several recordings, one behind the other.
+        """States of the positions of some recordings, which do not see each other.
 
-        `past`: of each recording, keys and values [layers, positions, position_bytes] of what was before; `present`:
-        arrays of the same that have room for the new ones, too, and are filled; empty: nothing is kept.
+        Args:
+            x: [positions, dim], recording behind recording; states take their place.
+            counts: positions of each recording, at least 1, with its past at most 65535.
+            past: of each recording what was kept before, [layers, P, position_bytes]; P may be 0.
+            present: filled with what is kept of each recording, [layers, P + count, position_bytes]; empty: nothing is.
+                None of it may overlap another array.
+
+        Raises:
+            ValueError: sizes that do not fit; nothing has changed then.
         """
+
     def product(self, matrix: Matrix, x: F32, out: F32, gelu: bool = False) -> None:
-        """Rows of `x` [n, columns], which may overlap, to `out` [n, rows]; of matrices of floats."""
+        """Rows of `x` [n, columns] times a matrix of floats, through GELU if asked for, to `out` [n, rows].
+
+        Only what is in a row of `x` must be contiguous: rows may overlap, as those of a convolution over time do.
+
+        Raises:
+            ValueError: another kind of matrix, or sizes that do not fit.
+        """
+
     def normalize(self, norm: LayerNorm, x: F32) -> None:
-        """Rows [n, dim], in place."""
+        """Rows [n, dim of the norm] in place; ValueError where `x` is no whole rows."""
+
     def gelu(self, x: F32) -> None:
-        """In place."""
+        """In place, of any shape; with the error function, not tanh."""
+
     @property
     def instruction_set(self) -> str: ...
     @property
@@ -181,7 +225,8 @@ class Encoder:
     @property
     def dim(self) -> int: ...
     @property
-    def position_bytes(self) -> int: ...
+    def position_bytes(self) -> int:
+        """What is kept of a position in a layer: keys and values as bytes and their scales, or as floats."""
 
 class Operations:
     """Single operations of an instruction set, for tests. Most change their first array, a row of whole 16 values."""
@@ -196,8 +241,14 @@ class Operations:
     def dot(self, x: F32, rows: F32, out: F32) -> None: ...
     def softmax(self, scores: F32) -> None: ...
     def add_scaled(self, out: F32, x: F32, factor: float) -> None: ...
-    def layer_norm(self, x: F32, weight: F32, bias: F32, eps: float) -> None: ...
+    def layer_norm(self, x: F32, weight: F32, bias: F32, eps: float) -> None:
+        """Of any size."""
+
     def gelu(self, x: F32) -> None: ...
-    def weigh(self, scores: F32, count: int, value_scales: F32, out: npt.NDArray[np.int8]) -> tuple[float, int]: ...
+    def weigh(self, scores: F32, count: int, value_scales: F32, out: npt.NDArray[np.int8]) -> tuple[float, int]:
+        """Of `count` scores bytes, and -127 behind them in `out`: what a step stands for, and the sum of all bytes.
+
+        `scores` are lost; `value_scales` are as many.
+        """
     def to_half(self, x: F32, out: npt.NDArray[np.uint16]) -> None: ...
     def to_bytes(self, x: F32, out: npt.NDArray[np.int8]) -> float: ...

@@ -107,7 +107,9 @@ def random_model(shape: Shape, seed: int = 0) -> reference.Model:
     )
 
 
-def native_matrix(linear: reference.Linear | reference.Nf4Linear) -> Any:
+def native_matrix(linear: reference.Linear | reference.Nf4Linear | reference.FloatLinear) -> Any:
+    if isinstance(linear, reference.FloatLinear):
+        return load_native().Matrix.floats(linear.packed, linear.rows, linear.columns, linear.bias)
     if isinstance(linear, reference.Nf4Linear):
         sizes = (linear.rows, linear.columns, linear.block)
         return load_native().Matrix.nf4(linear.packed, linear.scales, *sizes, linear.bias)
