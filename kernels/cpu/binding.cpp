@@ -116,9 +116,10 @@ void product(const Operations& operations, const Matrix& matrix, const Floats& x
   std::vector<std::int8_t> values(rows * static_cast<std::size_t>(view.columns));
   std::vector<float> scales(rows * static_cast<std::size_t>(view.activation_blocks()));
   std::vector<std::int32_t> starts(rows * static_cast<std::size_t>(view.blocks()));
-  std::vector<float> floats(rows * static_cast<std::size_t>(view.columns));
+  const int whole = (view.columns + lanes - 1) / lanes * lanes;
+  std::vector<float> floats(rows * static_cast<std::size_t>(whole));
   const ActivationsView to{values.data(), scales.data(), starts.data(),  view.columns, view.activation_blocks(),
-                           view.blocks(), floats.data(), view.columns};
+                           view.blocks(), floats.data(), whole};
   for (std::size_t row = 0; row < rows; ++row)
     operations.quantize(padded(std::span(x.data() + row * columns, columns)).data(), view, to, static_cast<int>(row));
   std::vector<std::uint8_t> scratch(unpack_bytes(view));

@@ -34,7 +34,7 @@ Gate make_gate(const Floats& weight, const Floats& bias, const Floats& scale) {
   const std::size_t width = weight.shape(1), whole = (width + lanes - 1) / lanes * lanes;
   std::vector<float> rows(2 * whole);
   for (std::size_t i = 0; i < 2; ++i) std::copy_n(weight.data() + i * width, width, rows.data() + i * whole);
-  return {std::move(rows), copy(span(bias)), copy(span(scale))};
+  return {std::move(rows), copy(span(bias)), copy(span(scale)), static_cast<int>(width)};
 }
 
 void make_encoder(Encoder* self, const std::vector<EncoderLayer>& layers, int heads, bool norm_first,
@@ -79,6 +79,11 @@ void normalize(Encoder& encoder, const LayerNorm& norm, const Array<float>& x) {
   encoder.normalize(norm, span(x));
 }
 
+void gelu(Encoder& encoder, const Array<float>& x) {
+  const nb::gil_scoped_release unlocked;
+  encoder.gelu(span(x));
+}
+
 }  // namespace
 
 void bind_encoder(nb::module_& module) {
@@ -101,10 +106,10 @@ void bind_encoder(nb::module_& module) {
   nb::class_<Encoder>(module, "Encoder")
       .def("__init__", &make_encoder, nb::kw_only(), "layers"_a, "heads"_a, "norm_first"_a, "norm"_a = nb::none(),
            "bias_by_distance"_a = nb::none(), "instruction_set"_a, "threads"_a)
-      .def("forward", &forward, "x"_a.noconvert(), "counts"_a, "past"_a, "present"_a)
+      .def("forward", &forward, "x"_a.noconvert(), "counts"_a.noconvert(), "past"_a, "present"_a.noconvert())
       .def("product", &product, "matrix"_a, "x"_a.noconvert(), "out"_a.noconvert(), "gelu"_a = false)
       .def("normalize", &normalize, "norm"_a, "x"_a.noconvert())
-      .def("gelu", [](Encoder& encoder, const Array<float>& x) { encoder.gelu(span(x)); }, "x"_a.noconvert())
+      .def("gelu", &gelu, "x"_a.noconvert())
       .def_prop_ro("dim", [](const Encoder& encoder) { return encoder.weights().dim(); })
       .def_prop_ro("position_bytes", &Encoder::position_bytes)
       .def_prop_ro("instruction_set", [](const Encoder& encoder) { return encoder.operations().name; })

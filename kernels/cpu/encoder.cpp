@@ -50,7 +50,7 @@ Encoder::Encoder(EncoderWeights weights, const Operations& operations, int threa
 void Encoder::forward(std::span<const Part> parts, std::span<float> x) {
   std::vector<Recording> recordings = recordings_of(parts, x.size());
   const FloatMode mode;
-  const int dim = weights_.dim(), rows = static_cast<int>(x.size()) / dim;
+  const int dim = weights_.dim(), rows = static_cast<int>(x.size() / static_cast<std::size_t>(dim));
   if (!rows) return;
   for (Buffer<float>* buffer : {&x_, &q_, &attended_}) buffer->reserve(size(rows, dim_));
   for (int i = 0; i < rows; ++i) std::copy_n(x.data() + size(i, dim), dim, row_of(x_, i, dim_));

@@ -21,8 +21,7 @@ void check_norm(const LayerNorm& norm, int dim, const std::string& name) {
 }
 
 void check_gate(const EncoderWeights& weights, const Gate& gate) {
-  const auto width = static_cast<std::size_t>((weights.head_dim() + lanes - 1) / lanes * lanes);
-  require_size(gate.weight.size(), 2 * width, "gate.weight");
+  require_size(static_cast<std::size_t>(2 * gate.head_dim), static_cast<std::size_t>(2 * weights.head_dim()), "gate.weight");
   require_size(gate.bias.size(), 2, "gate.bias");
   require_size(gate.scale.size(), static_cast<std::size_t>(weights.heads), "gate.scale");
 }

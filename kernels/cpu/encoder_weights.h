@@ -32,6 +32,7 @@ struct Gate {
   std::vector<float> weight;  // [2][head_dim, filled up to whole lanes]
   std::vector<float> bias;    // [2]
   std::vector<float> scale;   // [heads]
+  int head_dim;
 };
 
 struct EncoderLayer {
