@@ -1,6 +1,6 @@
 """Small encoders of random weights: the reference's, and the extension's of the same bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ from salmonrun.kernels.cpu import load_native
 from salmonrun.kernels.formats import F32, Bytes, pack_floats_t16
 from salmonrun.kernels.reference import FloatLinear, Product
 from tests.helpers.native_llms import native_matrix, random_linear
+
+Encoded = tuple[F32, Bytes]  # states [n, dim], and what is kept [layers, positions, position_bytes]
 
 
 @dataclass(frozen=True)
@@ -134,31 +136,39 @@ class NativeEncoder:
         self.native.forward(states, np.array(counts, np.int32), past, present)
         return states
 
-    def __call__(
-        self, *recordings: F32, past: Sequence[Bytes] | None = None, keep: bool = True
-    ) -> list[tuple[F32, Bytes]]:
-        """States of each recording's new positions, and what is kept of it: nothing of them, without `keep`."""
-        before = [self.nothing for _ in recordings] if past is None else list(past)
-        counts = [len(recording) for recording in recordings]
-        sizes = [before.shape[1] + count for before, count in zip(before, counts, strict=True)] if keep else []
-        present = [np.zeros((self.layers, size, self.native.position_bytes), np.uint8) for size in sizes]
-        states = self.forward(np.concatenate(recordings), counts, before, present)
-        return list(zip(np.split(states, np.cumsum(counts)[:-1]), present or before, strict=True))
+    def encode(self, *recordings: tuple[F32, Bytes | None]) -> list[Encoded]:
+        """New positions of each recording, behind what was kept of it."""
+        counts = [len(x) for x, _ in recordings]
+        past = [self.room(0) if before is None else before for _, before in recordings]
+        present = [self.room(one.shape[1] + count) for one, count in zip(past, counts, strict=True)]
+        states = self.forward(np.concatenate([x for x, _ in recordings]), counts, past, present)
+        return list(zip(np.split(states, np.cumsum(counts)[:-1]), present, strict=True))
 
-    @property
-    def nothing(self) -> Bytes:
-        """What is kept at the beginning."""
-        return np.zeros((self.layers, 0, self.native.position_bytes), np.uint8)
+    def __call__(self, x: F32, past: Bytes | None = None) -> Encoded:
+        """One recording's, as the reference has it."""
+        return self.encode((x, past))[0]
 
-    def in_blocks(self, x: F32, *cuts: int) -> tuple[F32, Bytes]:
-        """One recording, block by block: each sees what was kept of those before, and its own positions."""
-        return in_blocks(lambda block, past: self(block, past=[past])[0], x, self.nothing, *cuts)
+    def room(self, positions: int) -> Bytes:
+        """For what is kept of a recording."""
+        return np.zeros((self.layers, positions, self.native.position_bytes), np.uint8)
 
 
-def in_blocks(encode: Any, x: F32, past: Bytes, *cuts: int) -> tuple[F32, Bytes]:
-    """`encode` [n, dim] and past to states and present, block by block."""
-    states = []
+def in_blocks(encoder: Callable[[F32, Bytes | None], Encoded], x: F32, *cuts: int) -> Encoded:
+    """One recording, block by block: each sees what was kept of those before, and its own positions."""
+    states, kept = [], None
     for block in np.split(x, cuts):
-        found, past = encode(block, past)
+        found, kept = encoder(block, kept)
         states.append(found)
-    return np.concatenate(states), past
+    assert kept is not None
+    return np.concatenate(states), kept
+
+
+def same_bits(found: Any, expected: Any) -> None:
+    """Of arrays, or of lists and tuples of them."""
+    if isinstance(found, list | tuple):
+        for one, other in zip(found, expected, strict=True):
+            same_bits(one, other)
+        return
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    integers = np.dtype(f"u{found.itemsize}")
+    np.testing.assert_array_equal(found.view(integers), expected.view(integers))
