@@ -12,6 +12,7 @@ import numpy as np
 
 from salmonrun.kernels.cpu import load_native
 from salmonrun.kernels.formats import F32
+from tests.helpers import guarded_encoders
 from tests.helpers.guard_pages import EDGES, PAGE, Edge, GuardedModel, guarded, guarded_parts
 from tests.helpers.native_build import use
 from tests.helpers.native_llms import NativeModel, Shape, native_matrix, random_linear, random_model
@@ -104,6 +105,9 @@ def main() -> None:
     products(operations, chosen)
     rows(operations, chosen)
     models(instruction_set, chosen)
+    guarded_encoders.rows(instruction_set, chosen)
+    guarded_encoders.products(instruction_set, chosen)
+    guarded_encoders.encoders(instruction_set, chosen)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ void compare_elementwise(const Operations& own, const Operations& portable) {
     both("exp", [&](const Operations& set, Floats& to) { set.exp(to.data(), n); });
     both("silu_mul", [&](const Operations& set, Floats& to) { set.silu_mul(to.data(), y.data(), n); });
     both("add_scaled", [&](const Operations& set, Floats& to) { set.add_scaled(to.data(), y.data(), 0.3f, n); });
+    x[0] = 14.5f, x[1] = -14.5f, x[2] = 1e30f;
+    both("gelu", [&](const Operations& set, Floats& to) { set.gelu(to.data(), n); });
     x = floats(n, 3.0f);
     both("rms_norm", [&](const Operations& set, Floats& to) {
       Floats out(n);
@@ -78,16 +80,48 @@ void compare_elementwise(const Operations& own, const Operations& portable) {
   }
 }
 
+void compare_layer_norms(const Operations& own, const Operations& portable) {
+  for (const int n : {1, 15, 16, 17, 100}) {
+    const Floats x = floats(n, 3.0f), weight = floats(n), bias = floats(n);
+    Floats a(n), b(n);
+    own.layer_norm(x.data(), weight.data(), bias.data(), n, 1e-5f, a.data());
+    portable.layer_norm(x.data(), weight.data(), bias.data(), n, 1e-5f, b.data());
+    same(own.name, "layer_norm", a, b);
+  }
+}
+
+void compare_attention_weights(const Operations& own, const Operations& portable) {
+  for (const int n : {1, 15, 16, 17, 100})
+    for (const float spread : {1.0f, 30.0f}) {
+      constexpr int whole = 112, padded = 128;
+      const Floats scores = floats(whole, spread);
+      Floats scales = floats(whole);
+      for (float& scale : scales) scale = std::fabs(scale);
+      scales[0] = 0.0f;
+      const auto run = [&](const Operations& set, std::vector<std::int8_t>& out) {
+        Floats lost = scores;
+        const ByteWeights found = set.weigh(lost.data(), n, scales.data(), out.data(), padded);
+        return Floats{found.scale, static_cast<float>(found.sum)};
+      };
+      std::vector<std::int8_t> a(padded), b(padded);
+      const Floats found = run(own, a);
+      same(own.name, "weigh", found, run(portable, b));
+      same(own.name, "weigh", a, b);
+    }
+}
+
 void compare_products(const Operations& own, const Operations& portable, int bits, int block, int activation_block,
                       int outputs, int inputs, int rows) {
   const int columns = (inputs + block - 1) / block * block, padded = (columns + padding - 1) / padding * padding;
   const int groups = (outputs + lanes - 1) / lanes;
-  const std::vector<std::uint8_t> packed = bytes(std::size_t{2} * columns * (bits ? bits : 4) * groups);
+  const Floats numbers = floats(bits == 32 ? std::size_t(groups) * columns * lanes : 0);
+  const std::vector<std::uint8_t> integers = bytes(bits == 32 ? 0 : std::size_t{2} * columns * (bits ? bits : 4) * groups);
+  const auto* packed = bits == 32 ? reinterpret_cast<const std::uint8_t*>(numbers.data()) : integers.data();
   std::vector<std::uint16_t> scales(std::size_t(groups) * (columns / block) * lanes);
   for (auto& scale : scales) scale = static_cast<std::uint16_t>(generator() % 0x3c00);
   const Floats nf4_scales = floats(scales.size()), bias = floats(std::size_t(groups) * lanes);
-  const MatrixView matrix{packed.data(), bits ? scales.data() : nullptr, bits ? nullptr : nf4_scales.data(), bias.data(),
-                          outputs,       columns, bits ? bits : 4, block, activation_block};
+  const MatrixView matrix{packed,  bits && bits < 32 ? scales.data() : nullptr, bits ? nullptr : nf4_scales.data(), bias.data(),
+                          outputs, columns, bits ? bits : 4, block, activation_block};
   const Floats x = floats(std::size_t(rows) * padded);
   const auto run = [&](const Operations& set) {
     std::vector<std::int8_t> values(std::size_t(rows) * padded);
@@ -149,6 +183,8 @@ int main() {
     if (own == &portable_operations) continue;
     compared = 0;
     compare_elementwise(*own, portable_operations);
+    compare_layer_norms(*own, portable_operations);
+    compare_attention_weights(*own, portable_operations);
     for (const int bits : {4, 8, 0})  // 0: nf4
       for (const int block : {32, 64, 128})
         for (const int scaled : {1, 2})
@@ -156,6 +192,12 @@ int main() {
             compare_products(*own, portable_operations, bits, block, block * scaled, 100, 300, rows);
             compare_products(*own, portable_operations, bits, block, block * scaled, 1, 32, rows);
           }
+    for (const int rows : {1, 2, 3, 5, 7, 16, 17, 33, 48}) {
+      for (const int inputs : {1, 100, 300}) compare_products(*own, portable_operations, 32, inputs, inputs, 100, inputs, rows);
+      // Keys and values of a head: one block each, as wide as a head, or as a recording is long.
+      for (const int block : {32, 64, 128, 192, 1536})
+        for (const int outputs : {16, 80, 100}) compare_products(*own, portable_operations, 8, block, block, outputs, block, rows);
+    }
     for (const int group : {1, 2, 3, 7})
       for (const int head_dim : {16, 48, 64, 128})
         for (const CacheNumber number : {CacheNumber::half, CacheNumber::byte}) {

@@ -186,7 +186,8 @@ def test_encoders_whose_parts_do_not_fit_are_refused() -> None:
     wide, floats = random_encoder(Shape(heads=4)), random_encoder(Shape(floats=True))
     (layer, _), (other, _) = encoder.layers, wide.layers
     (gates, _), by_distance = gated.layers, gated.bias_by_distance
-    assert gates.gate
+    gate = gates.gate
+    assert gate
     assert by_distance is not None
     blocks = random_encoder(Shape(block=64)).layers[0]
     thin = random_encoder(Shape(rank=17)).layers[0].out
@@ -197,7 +198,7 @@ def test_encoders_whose_parts_do_not_fit_are_refused() -> None:
         return replace(encoder, layers=[replace(layer, **changes)])
 
     def with_gate(**changes: Any) -> reference.Encoder:
-        return replace(gated, layers=[replace(gates, gate=replace(gates.gate, **changes))])
+        return replace(gated, layers=[replace(gates, gate=replace(gate, **changes))])
 
     refusals: list[tuple[reference.Encoder, str]] = [
         (replace(encoder, layers=[]), "no layers"),
@@ -217,12 +218,12 @@ def test_encoders_whose_parts_do_not_fit_are_refused() -> None:
          "out_proj is stored in another way than q_proj"),
         (with_layer(mlp_norm=other.mlp_norm), "mlp_norm.weight: 96 values, expected 72"),
         (replace(encoder, norm=wide.norm), "norm.weight: 96 values, expected 72"),
-        (with_layer(gate=gates.gate), "gates are there without a bias, or a bias without them"),
+        (with_layer(gate=gate), "gates are there without a bias, or a bias without them"),
         (replace(encoder, bias_by_distance=by_distance), "gates are there without a bias, or a bias without them"),
-        (with_gate(weight=gates.gate.weight[:, 1:].copy()), "gate.weight: 46 values, expected 48"),
-        (with_gate(weight=gates.gate.weight[:1].copy()), r"gate.weight: expected \[2, head_dim\]"),
-        (with_gate(bias=gates.gate.scale), "gate.bias: 3 values, expected 2"),
-        (with_gate(scale=gates.gate.bias), "gate.scale: 2 values, expected 3"),
+        (with_gate(weight=gate.weight[:, 1:].copy()), "gate.weight: 46 values, expected 48"),
+        (with_gate(weight=gate.weight[:1].copy()), r"gate.weight: expected \[2, head_dim\]"),
+        (with_gate(bias=gate.scale), "gate.bias: 3 values, expected 2"),
+        (with_gate(scale=gate.bias), "gate.scale: 2 values, expected 3"),
         (replace(gated, bias_by_distance=by_distance[:, 1:].copy()), "bias_by_distance: 174 values, expected"),
         (replace(gated, bias_by_distance=by_distance[:2].copy()), "bias_by_distance: 118 values, expected"),
     ]  # fmt: skip

@@ -159,9 +159,9 @@ def test_products_that_do_not_fit_are_refused() -> None:
     for product, rows, to, message in refusals:
         with pytest.raises(ValueError, match=message):
             encoder.product(native_matrix(product), rows, to)
-    for rows in (x.astype(np.float64), x[0]):
+    for wrong in (x.astype(np.float64), x[0]):
         with pytest.raises(TypeError):
-            encoder.product(native_matrix(matrix), rows, out)
+            encoder.product(native_matrix(matrix), wrong, out)
     with pytest.raises(TypeError):
         encoder.product(native_matrix(matrix), x, normal(3, 10)[:, ::2])
     same_bits(out, before)

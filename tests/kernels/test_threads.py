@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from salmonrun.kernels.formats import F32
+from salmonrun.kernels.formats import F32, Bytes
+from tests.helpers.native_encoders import (
+    Encoded,
+    NativeEncoder,
+    in_blocks,
+    random_encoder,
+    random_positions,
+    same_bits,
+)
+from tests.helpers.native_encoders import Shape as EncoderShape
 from tests.helpers.native_llms import NativeModel, Shape, random_model
 
 native: Any = pytest.importorskip("salmonrun.kernels.cpu._native")
@@ -84,6 +93,48 @@ def test_models_compute_beside_each_other(instruction_set: str, threads: int) ->
             follow(NativeModel(model, instruction_set, threads), threading.Lock(), cuts)
 
     at_once([partial(ask, cuts) for cuts in CUTS])
+
+
+ENCODERS = (EncoderShape(layers=1), EncoderShape(layers=1, floats=True, gated=True, norm_first=False))
+RECORDING = 99  # positions: two tiles of queries, and some
+
+
+@cache
+def encoded(shape: EncoderShape) -> tuple[F32, Encoded]:
+    """A recording of two blocks, and what becomes of it."""
+    x = random_positions(RECORDING, shape.dim)
+    return x, in_blocks(random_encoder(shape), x, RECORDING - 20)
+
+
+def listen(encoder: NativeEncoder, turn: threading.Lock, shape: EncoderShape) -> None:
+    """A stream: block behind block, what was kept of one going into the next, while others have theirs encoded."""
+    x, expected = encoded(shape)
+
+    def encode(block: F32, past: Bytes | None) -> Encoded:
+        with turn:
+            return encoder(block, past)
+
+    for _ in range(ROUNDS):
+        same_bits(in_blocks(encode, x, RECORDING - 20), expected)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("shape", ENCODERS, ids=["bytes", "floats"])
+def test_streams_take_turns_at_one_encoder(instruction_set: str, shape: EncoderShape, threads: int) -> None:
+    encoder, turn = NativeEncoder(random_encoder(shape), instruction_set, threads), threading.Lock()
+    at_once([partial(listen, encoder, turn, shape) for _ in range(3)])
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_encoders_compute_beside_each_other(instruction_set: str, threads: int) -> None:
+    """As Whisper and BEATs may; two of them share their weights."""
+    encoders = {shape: random_encoder(shape) for shape in ENCODERS}
+
+    def ask(shape: EncoderShape) -> None:
+        for _ in range(ROUNDS):
+            listen(NativeEncoder(encoders[shape], instruction_set, threads), threading.Lock(), shape)
+
+    at_once([partial(ask, shape) for shape in (*ENCODERS, ENCODERS[0])])
 
 
 SANITIZED = any(name in Path("/proc/self/maps").read_text() for name in ("libasan", "libtsan"))
