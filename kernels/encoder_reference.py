@@ -14,8 +14,19 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from salmonrun.kernels.formats import F32, Bytes
-from salmonrun.kernels.reference import SMALLEST, Product, dot, exp, fma, quantize_activations, sum_rows, sum_squares
+from salmonrun.kernels.formats import F32, Bytes, round_bfloat16
+from salmonrun.kernels.reference import (
+    SMALLEST,
+    Bfloat16Linear,
+    Product,
+    dot,
+    exp,
+    fma,
+    quantize_activations,
+    sum_pairs,
+    sum_rows,
+    sum_squares,
+)
 
 _BYTE_STEPS = 254  # of attention weights: bytes from -127 to 127
 _ONE, _ZERO = np.float32(1), np.float32(0)
@@ -148,8 +159,11 @@ class KeptBytes:
         return fma(sums[:, None], steps[..., None], out)
 
 
+@dataclass(frozen=True)
 class KeptFloats:
-    """As they are: of a position keys [dim], then values [dim], in float32."""
+    """As they are: of a position keys [dim], then values [dim], in float32; products may be of bfloat16."""
+
+    bfloat16: bool = False
 
     def keep(self, keys: F32, values: F32) -> Bytes:
         """[n, dim] to [n, 8 dim]."""
@@ -160,6 +174,10 @@ class KeptFloats:
         heads, _, head_dim = q.shape
         numbers = np.ascontiguousarray(kept).view(np.float32).reshape(len(kept), 2, heads, head_dim)
         keys, values = numbers.transpose(1, 2, 0, 3)  # [heads, positions, head_dim]
+        if self.bfloat16:
+            scores = sum_pairs(round_bfloat16(q), round_bfloat16(keys))
+            shares = softmax(_biased(scores, bias))
+            return sum_pairs(round_bfloat16(shares), round_bfloat16(values).transpose(0, 2, 1))
         scores = np.zeros((*q.shape[:2], len(kept)), np.float32)
         for d in range(head_dim):
             scores = fma(q[:, :, d, None], keys[:, None, :, d], scores)
@@ -253,7 +271,8 @@ class Encoder:
 
     def _attention(self, layer: EncoderLayer, x: F32, past: Bytes | None, index: int) -> tuple[F32, Bytes]:
         """[n, dim] to [n, dim], and the keys and values [positions, position_bytes] that it has seen."""
-        keeping: Kept = KeptBytes(self.heads) if self.cache_dtype is np.int8 else KeptFloats()
+        floats = KeptFloats(isinstance(layer.k, Bfloat16Linear))
+        keeping: Kept = KeptBytes(self.heads) if self.cache_dtype is np.int8 else floats
         kept = keeping.keep(layer.k(x), layer.v(x))
         if past is not None:
             kept = np.concatenate([past[index], kept])

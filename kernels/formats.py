@@ -165,6 +165,12 @@ def unpack_floats_t16(packed: F32) -> F32:
 _SMALLEST_BFLOAT16 = np.float32(2.0**-60)  # less is zero: sums of such products would leave the range of float32
 
 
+def round_bfloat16(x: F32) -> F32:
+    """The nearest bfloat16, halves to even; zero below 2 ** -60."""
+    bits = np.where(np.abs(x) < _SMALLEST_BFLOAT16, np.float32(0), x).astype(np.float32).view(np.uint32)
+    return (bits + (0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
 def pack_bfloat16_t16(weight: F32) -> npt.NDArray[np.uint16]:
     """A matrix of bfloat16 in the layout of the native kernels: pairs of inputs in order, those of 16 outputs together.
 
@@ -176,8 +182,7 @@ def pack_bfloat16_t16(weight: F32) -> npt.NDArray[np.uint16]:
     """
     rows, columns = weight.shape
     padded = np.pad(weight, ((0, -rows % GROUP), (0, columns % 2)))
-    bits = np.where(np.abs(padded) < _SMALLEST_BFLOAT16, 0, padded).astype(np.float32).view(np.uint32)
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    rounded = (round_bfloat16(padded).view(np.uint32) >> 16).astype(np.uint16)
     return np.ascontiguousarray(rounded.reshape(-1, GROUP, rounded.shape[1] // 2, 2).transpose(0, 2, 1, 3))
 
 

@@ -17,7 +17,16 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from salmonrun.kernels.formats import F16, F32, Bytes, unpack_floats_t16, unpack_nf4_t16, unpack_t16
+from salmonrun.kernels.formats import (
+    F16,
+    F32,
+    Bytes,
+    round_bfloat16,
+    unpack_bfloat16_t16,
+    unpack_floats_t16,
+    unpack_nf4_t16,
+    unpack_t16,
+)
 
 LANES = 16
 ACTIVATION_BLOCKS = (32, 64, 128, 256)
@@ -241,6 +250,35 @@ class FloatLinear:
         for column in range(self.columns):
             out = fma(x[:, column, None], weight[:, column], out)
         return out if self.bias is None else out + self.bias
+
+
+@dataclass(frozen=True, eq=False)
+class Bfloat16Linear:
+    """A matrix of bfloat16 in layout t16. Its inputs are rounded, and added pair by pair, the second of a pair first.
+
+    Processors have an instruction for this (Intel's manual, volume 2, VDPBF16PS).
+    """
+
+    packed: npt.NDArray[np.uint16]  # [groups of 16 outputs, pairs of columns, 16, 2]
+    rows: int  # outputs
+    columns: int  # inputs
+    bias: F32 | None = None  # [rows]
+
+    def __call__(self, x: F32) -> F32:
+        """[n, columns] to [n, rows]."""
+        out = sum_pairs(round_bfloat16(x), unpack_bfloat16_t16(self.packed)[: self.rows, : self.columns])
+        return out if self.bias is None else out + self.bias
+
+
+def sum_pairs(x: F32, weight: F32) -> F32:
+    """Products of rows [..., n, inputs] with those of a matrix [..., m, inputs], in the order of VDPBF16PS."""
+    inputs = x.shape[-1]
+    out = np.zeros((*x.shape[:-1], weight.shape[-2]), np.float32)
+    for pair in range(0, inputs, 2):
+        for i in (pair + 1, pair):
+            if i < inputs:
+                out = fma(x[..., i, None], weight[..., None, :, i], out)
+    return out
 
 
 def cached(x: F32, dtype: type[np.float16 | np.int8 | np.float32]) -> F32:

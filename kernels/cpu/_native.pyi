@@ -195,8 +195,8 @@ class Encoder:
         Args:
             x: [positions, dim], recording behind recording; states take their place.
             counts: positions of each recording, at least 1, with its past at most 65535.
-            past: of each recording what was kept before, [layers, P, position_bytes]; P may be 0. It is copied where it is
-                not contiguous.
+            past: of each recording what was kept before, [layers, P, position_bytes]; P may be 0. It is copied where it
+                is not contiguous.
             present: filled with what is kept of each recording, [layers, P + count, position_bytes]; empty: nothing is.
                 None of it may overlap another array.
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from salmonrun.kernels import encoder_reference as reference
 from salmonrun.kernels.cpu import load_native
-from salmonrun.kernels.formats import F32, Bytes, pack_floats_t16
-from salmonrun.kernels.reference import FloatLinear, Product
+from salmonrun.kernels.formats import F32, Bytes, pack_bfloat16_t16, pack_floats_t16
+from salmonrun.kernels.reference import Bfloat16Linear, FloatLinear, Product
 from tests.helpers.native_llms import native_matrix, random_linear
 
 Encoded = tuple[F32, Bytes]  # states [n, dim], and what is kept [layers, positions, position_bytes]
@@ -29,6 +29,7 @@ class Shape:
     longest: int = 400  # positions, with gates
     rank: int | None = None  # of fc1 and out
     floats: bool = False
+    bfloat16: bool = False
     bits: Literal[4, 8] = 8
     block: int = 32
     activation_block: int = 64
@@ -37,6 +38,12 @@ class Shape:
     @property
     def dim(self) -> int:
         return self.heads * self.head_dim
+
+
+def random_bfloat16(rng: np.random.Generator, rows: int, columns: int, bias: bool) -> Bfloat16Linear:
+    floats = random_floats(rng, rows, columns, bias)
+    weight = floats.packed.transpose(0, 2, 1).reshape(-1, columns)[:rows]
+    return Bfloat16Linear(pack_bfloat16_t16(weight), rows, columns, floats.bias)
 
 
 def random_floats(rng: np.random.Generator, rows: int, columns: int, bias: bool) -> FloatLinear:
@@ -49,6 +56,8 @@ def random_encoder(shape: Shape, seed: int = 0) -> reference.Encoder:
     rng = np.random.default_rng(seed)
 
     def matrix(rows: int, columns: int, bias: bool = True) -> Product:
+        if shape.bfloat16:
+            return random_bfloat16(rng, rows, columns, bias)
         if shape.floats:
             return random_floats(rng, rows, columns, bias)
         return random_linear(rng, rows, columns, shape.bits, shape.block, shape.activation_block, bias)
@@ -88,7 +97,7 @@ def random_encoder(shape: Shape, seed: int = 0) -> reference.Encoder:
         norm_first=shape.norm_first,
         norm=norm() if shape.norm else None,
         bias_by_distance=by_distance if shape.gated else None,
-        cache_dtype=np.float32 if shape.floats else np.int8,
+        cache_dtype=np.float32 if shape.floats or shape.bfloat16 else np.int8,
     )
 
 

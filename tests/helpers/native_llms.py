@@ -107,7 +107,11 @@ def random_model(shape: Shape, seed: int = 0) -> reference.Model:
     )
 
 
-def native_matrix(linear: reference.Linear | reference.Nf4Linear | reference.FloatLinear) -> Any:
+def native_matrix(
+    linear: reference.Linear | reference.Nf4Linear | reference.FloatLinear | reference.Bfloat16Linear,
+) -> Any:
+    if isinstance(linear, reference.Bfloat16Linear):
+        return load_native().Matrix.bfloat16(linear.packed, linear.rows, linear.columns, linear.bias)
     if isinstance(linear, reference.FloatLinear):
         return load_native().Matrix.floats(linear.packed, linear.rows, linear.columns, linear.bias)
     if isinstance(linear, reference.Nf4Linear):

@@ -26,6 +26,9 @@ POST = Shape(norm_first=False, norm=False, key_bias=True)
 SHAPES = {
     "pre-norm": Shape(),
     "pre-norm, floats": Shape(floats=True),
+    "pre-norm, bfloat16": Shape(bfloat16=True),
+    "gates, bfloat16": replace(POST, gated=True, bfloat16=True),
+    "low rank, bfloat16": Shape(rank=17, head_dim=15, bfloat16=True),
     "post-norm": POST,
     "post-norm, floats": replace(POST, floats=True),
     "gates": replace(POST, gated=True),
