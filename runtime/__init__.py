@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from salmonrun.runtime.engine import Engine as Engine
     from salmonrun.runtime.errors import AudioError as AudioError
     from salmonrun.runtime.errors import BundleError as BundleError
+    from salmonrun.runtime.errors import BusyError as BusyError
     from salmonrun.runtime.errors import CapacityError as CapacityError
     from salmonrun.runtime.errors import ConfigError as ConfigError
+    from salmonrun.runtime.errors import DeadlineError as DeadlineError
     from salmonrun.runtime.errors import DeviceError as DeviceError
     from salmonrun.runtime.errors import PromptError as PromptError
     from salmonrun.runtime.errors import SalmonrunError as SalmonrunError
@@ -39,8 +41,10 @@ else:
             "errors": [
                 "AudioError",
                 "BundleError",
+                "BusyError",
                 "CapacityError",
                 "ConfigError",
+                "DeadlineError",
                 "DeviceError",
                 "PromptError",
                 "SalmonrunError",

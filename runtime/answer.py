@@ -1,6 +1,5 @@
 """From a prompt's embeddings to text: search, detokenize, measure."""
 
-import threading
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -8,11 +7,12 @@ from typing import Any
 
 from salmonrun.runtime.beam_search import beam_search
 from salmonrun.runtime.config import PromptConfig
-from salmonrun.runtime.decoder import Chunk
+from salmonrun.runtime.decoder import Chunk, Lease
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.search import FinishReason, Search, decode
 from salmonrun.runtime.stopwatch import Stopwatch
+from salmonrun.runtime.terms import Terms
 from salmonrun.runtime.tokenizer import StreamingDetokenizer, Tokenizer
 
 
@@ -44,11 +44,11 @@ def choose_search(request: Request, prompt: Chunk[Any], slots: Sequence[Any], st
 
 
 def answer(
-    model: Model, request: Request, search: Search[Any], watch: Stopwatch, cancel: threading.Event | None
+    model: Model, request: Request, search: Search[Any], watch: Stopwatch, terms: Terms, lease: Lease[Any]
 ) -> Generator[str, None, Answer]:
-    """Decode; yields text as it becomes certain."""
+    """Decode; yields text as it becomes certain. The search's slots are given back when it has ended."""
     text = _GrowingText(model.tokenizer, request.config.stop_strings, model.bundle.manifest.prompt)
-    tokens = model.rounds.tokens(search, cancel)
+    tokens = model.rounds.tokens(search, terms, lease)
     while True:
         try:
             piece = text.add(next(tokens))

@@ -30,14 +30,20 @@ class Lease(Generic[S]):
 
     def __init__(self, slots: Sequence[S], give_back: Callable[[Sequence[S]], None]) -> None:
         self.slots = tuple(slots)
-        self._give_back = give_back
-        self.closed = False
+        self._pending = [give_back]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the slots are somebody else's."""
+        return not self._pending
 
     def close(self) -> None:
-        """Give the slots back; a second time does nothing."""
-        if not self.closed:
-            self.closed = True
-            self._give_back(self.slots)
+        """Give the slots back; a second time does nothing, also if two threads do it at once."""
+        try:
+            give_back = self._pending.pop()
+        except IndexError:
+            return
+        give_back(self.slots)
 
     def __enter__(self) -> tuple[S, ...]:
         return self.slots
@@ -57,6 +63,7 @@ class DecoderReport:
     providers: tuple[str, ...]  # of ONNX Runtime, first choice first; empty elsewhere
     threads: int
     cache_bytes: int = 0  # reserved for keys and values, now
+    cache_usage: float = 0.0  # share of `Limits.max_cache_mib` that is promised; 0 without that limit
     instruction_set: str | None = None  # of the native decoder's kernels, chosen at run time
     huge_page_bytes: int | None = None  # of its weights, that lie in huge pages; None: not known, or another decoder
 
@@ -77,8 +84,8 @@ class Decoder(Protocol[S]):
         """`count` empty slots with room for `capacity` positions each.
 
         Raises:
-            CapacityError: `capacity` is more than `max_length`, or all slots together may take more memory than
-                `Limits.max_cache_mib` allows.
+            BusyError: with those that are open, they might take more memory than `Limits.max_cache_mib` allows.
+            CapacityError: they might take more than that alone, or `capacity` is more than `max_length`.
         """
         ...
 

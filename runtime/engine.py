@@ -32,6 +32,7 @@ from salmonrun.runtime.segment import Segment
 from salmonrun.runtime.stopwatch import Stopwatch
 from salmonrun.runtime.streaming.config import StreamConfig
 from salmonrun.runtime.streaming.stream import Stream
+from salmonrun.runtime.terms import NORMAL, CancelledEarlyError, Terms
 from salmonrun.runtime.vad import load_vad
 
 
@@ -135,6 +136,8 @@ class Engine:
         channel: Channel = "first",
         strict: bool = False,
         cancel: threading.Event | None = None,
+        priority: int = NORMAL,
+        deadline_s: float | None = None,
     ) -> Result:
         """Answer a prompt about a recording.
 
@@ -148,12 +151,16 @@ class Engine:
             channel: "first" (or the loudest if that is silent), "mix" or a number: see `load_audio`.
             strict: refuse a file that ends before its header says, instead of noting it.
             cancel: set it from another thread to stop: within one token while decoding, before that at the next stage.
+            priority: 0 or more; who has less goes first, live streams before all. Nobody waits for ever.
+            deadline_s: from the call, how long an answer is worth waiting for; None: as long as it takes.
 
         Raises:
             AudioError: unusable or too long audio.
+            BusyError: memory is full of what does not end by itself: kept recordings and live streams.
             PromptError: no such task, or not exactly one of task and prompt.
             CapacityError: prompt and answer do not fit the KV cache.
             ConfigError: an argument of another type than it says, or settings that the limits do not allow.
+            DeadlineError: the deadline passed; while decoding, this is known within one round.
         """
         return drain(
             self.generate_iter(
@@ -166,6 +173,8 @@ class Engine:
                 channel=channel,
                 strict=strict,
                 cancel=cancel,
+                priority=priority,
+                deadline_s=deadline_s,
             )
         )
 
@@ -182,19 +191,21 @@ class Engine:
         channel: Channel = "first",
         strict: bool = False,
         cancel: threading.Event | None = None,
+        priority: int = NORMAL,
+        deadline_s: float | None = None,
     ) -> Generator[str, None, Result]:
         """Like `generate`, but yields pieces of text as they are decoded, and returns the Result.
 
         Bad input is refused here, before the first piece is asked for. Closing the generator frees its memory. Beam
         search yields its text at the end.
         """
-        watch, model = Stopwatch(), self.model
+        watch, model, terms = Stopwatch(), self.model, Terms.of(priority, deadline_s, cancel)
         request = model.request(task, prompt, question, config)
         watch.lap("prompt")
         recording = model.load_audio(audio, sample_rate, channel, strict)
         watch.lap("audio")
         model.check_capacity(request, len(recording.pcm))
-        return _answer(model, recording, request, cancel, watch)
+        return _answer(model, recording, request, terms, watch)
 
     async def agenerate(
         self,
@@ -207,6 +218,8 @@ class Engine:
         sample_rate: int | None = None,
         channel: Channel = "first",
         strict: bool = False,
+        priority: int = NORMAL,
+        deadline_s: float | None = None,
     ) -> Result:
         """`generate` for asyncio: it runs in a thread of the loop's executor, and the loop goes on.
 
@@ -225,6 +238,8 @@ class Engine:
                 channel=channel,
                 strict=strict,
                 cancel=cancel,
+                priority=priority,
+                deadline_s=deadline_s,
             )
         finally:
             cancel.set()
@@ -257,6 +272,8 @@ class Engine:
         channel: Channel = "first",
         strict: bool = False,
         cancel: threading.Event | None = None,
+        priority: int = NORMAL,
+        deadline_s: float | None = None,
     ) -> tuple[Iterator[Segment], TranscriptInfo]:
         """Answer a prompt about a recording of any length, window by window: cut at pauses, decoded in batches.
 
@@ -273,8 +290,9 @@ class Engine:
             Segments in order, as they are decoded; and what is known of the recording, complete when they are taken.
         """
         reader = PcmReader(audio, sample_rate, channel, strict)
-        answerer = BatchAnswerer(self.model, self.model.request(task, prompt, question, generation), cancel)
-        return transcribe(reader, answerer, config or TranscribeConfig(), cancel)
+        terms = Terms.of(priority, deadline_s, cancel)
+        answerer = BatchAnswerer(self.model, self.model.request(task, prompt, question, generation), terms)
+        return transcribe(reader, answerer, config or TranscribeConfig())
 
     @checked()
     def stream(
@@ -301,6 +319,7 @@ class Engine:
 
         Raises:
             AudioError: no usable rate.
+            BusyError: memory is full, and will not be given back by itself.
             CapacityError: prompt and answer about the longest utterance do not fit the KV cache.
             ConfigError: the bundle cannot be streamed so.
             MissingExtraError: the voice detection asked for is not installed.
@@ -316,20 +335,19 @@ class Engine:
 
 
 def _answer(
-    model: Model, recording: Audio, request: Request, cancel: threading.Event | None, watch: Stopwatch
+    model: Model, recording: Audio, request: Request, terms: Terms, watch: Stopwatch
 ) -> Generator[str, None, Result]:
     """The data path behind the features: encoders, prompt, LLM, search, text."""
     config = request.config
     if note := model.silence(recording):
         return empty_result(recording, "stop", note, watch)
-    if cancel and cancel.is_set():
-        return empty_result(recording, "cancelled", "cancelled before encoding", watch)
-    audio_embeds = model.encoder.encode(recording, watch)
-    if cancel and cancel.is_set():
-        return empty_result(recording, "cancelled", "cancelled before decoding", watch)
-    inputs_embeds = model.inputs_embeds(request.prompt, audio_embeds)
-    with model.decoder.open(config.num_beams, len(inputs_embeds) + config.max_new_tokens) as slots:
+    try:
+        inputs_embeds = model.inputs_embeds(request.prompt, model.encode(recording, terms, watch))
+        lease = model.rounds.open(config.num_beams, len(inputs_embeds) + config.max_new_tokens, terms)
+    except CancelledEarlyError as early:
+        return empty_result(recording, "cancelled", str(early), watch)
+    with lease as slots:
         search = choose_search(request, Chunk(slots[0], inputs_embeds), slots, len(inputs_embeds))
         watch.lap("prompt")
-        answered = yield from answer(model, request, search, watch, cancel)
+        answered = yield from answer(model, request, search, watch, terms, lease)
     return make_result(model, answered, recording, watch)

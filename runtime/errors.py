@@ -8,6 +8,8 @@
     │   └── UnknownTaskError (KeyError)
     ├── CapacityError (ValueError)          prompt + answer do not fit the KV cache
     ├── ConfigError (ValueError)            an option or a config key with a wrong value
+    ├── BusyError (RuntimeError)            no room now; ask again later
+    ├── DeadlineError (TimeoutError)        the deadline of a request passed
     ├── BundleError (ValueError)            a bundle that must not be run
     │   ├── BundleVersionError              written by a newer salmonrun
     │   └── BundleIntegrityError            a file is missing, changed, linked or outside the folder
@@ -52,7 +54,15 @@ class UnknownTaskError(PromptError, KeyError):
 
 
 class CapacityError(SalmonrunError, ValueError):
-    """Prompt and answer do not fit into the KV cache."""
+    """Prompt and answer will never fit into the KV cache."""
+
+
+class BusyError(SalmonrunError, RuntimeError):
+    """There is no room for it now, since others have it; later there will be."""
+
+
+class DeadlineError(SalmonrunError, TimeoutError):
+    """The deadline of a request has passed."""
 
 
 class ConfigError(SalmonrunError, ValueError):

@@ -19,16 +19,17 @@ from salmonrun.runtime.prompt import SPEECH_MARK
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.result import Result, drain, empty_result, make_result
 from salmonrun.runtime.stopwatch import Stopwatch
+from salmonrun.runtime.terms import NORMAL, WHENEVER, CancelledEarlyError, Terms
 
 
 @contextmanager
-def listen(model: Model, audio: Audio) -> Iterator["Heard"]:
+def listen(model: Model, audio: Audio, terms: Terms = WHENEVER) -> Iterator["Heard"]:
     """Encode a recording once and keep its KV until the context ends."""
-    embeds = model.encoder.encode(audio)
+    embeds = model.encode(audio, terms)
     opening = model.request(prompt=SPEECH_MARK).prompt.before  # as in every prompt with nothing before the audio
-    lease = model.decoder.open(1, len(opening) + len(embeds))
+    lease = model.rounds.open(1, len(opening) + len(embeds), terms, stays=True)
     with lease as (slot,):
-        model.rounds.append(Chunk(slot, np.concatenate([model.decoder.embed(opening), embeds]), wanted=0))
+        model.rounds.append(Chunk(slot, np.concatenate([model.decoder.embed(opening), embeds]), wanted=0), terms)
         yield Heard(model, audio, embeds, opening, lease)
 
 
@@ -51,9 +52,12 @@ class Heard:
         question: str | None = None,
         config: GenerationConfig | None = None,
         cancel: threading.Event | None = None,
+        priority: int = NORMAL,
+        deadline_s: float | None = None,
     ) -> Result:
         """Answer a prompt about the recording, as `Engine.generate` would; only the prompt's text is computed."""
-        return drain(self.ask_iter(prompt, task=task, question=question, config=config, cancel=cancel))
+        terms = Terms.of(priority, deadline_s, cancel)
+        return drain(self.asked(terms, prompt, task, question, config))
 
     @checked()
     def ask_iter(
@@ -64,19 +68,30 @@ class Heard:
         question: str | None = None,
         config: GenerationConfig | None = None,
         cancel: threading.Event | None = None,
+        priority: int = NORMAL,
+        deadline_s: float | None = None,
     ) -> Generator[str, None, Result]:
         """Like `ask`, but yields pieces of text as they are decoded. Bad input is refused here."""
+        return self.asked(Terms.of(priority, deadline_s, cancel), prompt, task, question, config)
+
+    def asked(
+        self,
+        terms: Terms,
+        prompt: str | None,
+        task: str | None,
+        question: str | None,
+        config: GenerationConfig | None,
+    ) -> Generator[str, None, Result]:
+        """`ask_iter` on any terms, also those of a live stream."""
         watch = Stopwatch()
         self._check_open()
-        return self._answer(self._model.request(task, prompt, question, config), cancel, watch)
+        return self._answer(self._model.request(task, prompt, question, config), terms, watch)
 
     def _check_open(self) -> None:
         if self._lease.closed:
             raise ClosedError("this recording is closed: ask inside the `with engine.listen(...)` block")
 
-    def _answer(
-        self, request: Request, cancel: threading.Event | None, watch: Stopwatch
-    ) -> Generator[str, None, Result]:
+    def _answer(self, request: Request, terms: Terms, watch: Stopwatch) -> Generator[str, None, Result]:
         model, decoder = self._model, self._model.decoder
         self._check_open()
         if note := model.silence(self._audio):
@@ -87,9 +102,13 @@ class Heard:
         else:  # text in front of the audio: its KV cannot be reused, its embeddings can
             kept, embeds = 0, model.inputs_embeds(request.prompt, self._embeds)
         start = kept + len(embeds)
-        with decoder.open(request.config.num_beams, start + request.config.max_new_tokens) as slots:
+        try:
+            lease = model.rounds.open(request.config.num_beams, start + request.config.max_new_tokens, terms)
+        except CancelledEarlyError as early:
+            return empty_result(self._audio, "cancelled", str(early), watch)
+        with lease as slots:
             prompt = Chunk(slots[0], embeds, keep=kept, source=self._lease.slots[0])
             watch.lap("prompt")
             search = choose_search(request, prompt, slots, start)
-            answered = yield from answer(model, request, search, watch, cancel)
+            answered = yield from answer(model, request, search, watch, terms, lease)
         return make_result(model, answered, self._audio, watch)

@@ -22,14 +22,17 @@ from salmonrun.runtime.request import Request
 from salmonrun.runtime.rounds import Rounds
 from salmonrun.runtime.search import StopRules
 from salmonrun.runtime.session import resolve_device
+from salmonrun.runtime.stopwatch import Stopwatch
+from salmonrun.runtime.terms import Terms
 from salmonrun.runtime.tokenizer import Tokenizer
+from salmonrun.runtime.turns import Turns
 
 DEFAULT_TASK = "asr"
 NOTHING_HEARD = "no speech: the model heard nothing to transcribe"
 
 
 class Model:
-    """Encoders, decoder and its rounds, tokenizer, prompts and limits. It does not change."""
+    """Encoders and whose turn they are, decoder and its rounds, tokenizer, prompts and limits. It does not change."""
 
     def __init__(self, bundle: Bundle, encoder: AudioEncoder, decoder: Decoder[Any], limits: Limits) -> None:
         self.bundle = bundle
@@ -37,6 +40,7 @@ class Model:
         self.encoder = encoder
         self.decoder = decoder
         self.rounds = Rounds(decoder)
+        self.encoding = Turns()
         self.limits = limits
 
     @classmethod
@@ -105,6 +109,18 @@ class Model:
         """Positions of a slot that a prompt about so many samples and its answer need at most."""
         prompt = len(request.prompt.before) + len(request.prompt.after)
         return prompt + self.encoder.count(samples) + request.config.max_new_tokens
+
+    def encode(self, audio: Audio, terms: Terms, watch: Stopwatch | None = None) -> F32:
+        """Embed one recording, when it is its turn: [N, dim of the LLM].
+
+        Raises:
+            CancelledEarlyError: cancelled before.
+            DeadlineError: the deadline passed before.
+        """
+        with self.encoding.turn(terms, "encoding") as waited:
+            if watch and waited:
+                watch.lap("wait")
+            return self.encoder.encode(audio, watch)
 
     def inputs_embeds(self, prompt: PromptIds, audio_embeds: F32) -> F32:
         """The prompt around the audio [N, dim]: [P, dim]."""

@@ -22,7 +22,8 @@ class Timings:
 
     audio_s: float = 0.0  # length of the recording
     # All of the time: prompt (text to embeddings), audio (read, resampled), features, a stage for each graph of the
-    # encoder, prefill, decode. A stream that is finished has one stage, finish.
+    # encoder, prefill, decode; wait, where the encoders were another's turn. A stream that is finished has one stage,
+    # finish.
     stages: dict[str, float] = field(default_factory=dict)
     # From the call to each token; with beams to the end of the prefill and of the answer.
     token_s: tuple[float, ...] = ()

@@ -2,185 +2,216 @@
 
 import itertools
 import threading
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Generic, TypeVar
 
-from salmonrun.runtime.arrays import F32
-from salmonrun.runtime.decoder import Chunk, Decoder
+from salmonrun.runtime.decoder import Chunk, Decoder, Lease
+from salmonrun.runtime.errors import BusyError
+from salmonrun.runtime.running import Group, Running
+from salmonrun.runtime.schedule import Round, plan, size
 from salmonrun.runtime.search import Hypothesis, Need, Search
+from salmonrun.runtime.slot_queue import SlotQueue
+from salmonrun.runtime.terms import POLL_S, WHENEVER, Terms
 
 S = TypeVar("S")
 
 
-class Running(Generic[S]):
-    """A search on its way: what it needs next, the tokens it has and when it had them."""
-
-    def __init__(self, search: Search[S], cancel: threading.Event | None = None) -> None:
-        self._search = search
-        self._cancel = cancel
-        self.need: Need[S] | None = None  # None: it has come to its end
-        self.hypothesis: Hypothesis | None = None
-        self.error: BaseException | None = None
-        self.tokens: list[int] = []
-        self.token_at: list[float] = []  # time.perf_counter() of each
-        self.prefilled_at: float | None = None  # time.perf_counter() of its first logits
-        self._go_on(lambda: next(search))
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more will come."""
-        return self.need is None
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether it was asked to stop."""
-        return self._cancel is not None and self._cancel.is_set()
-
-    def has(self, count: int) -> bool:
-        """Whether there are so many tokens, or will never be."""
-        return self.done or len(self.tokens) >= count
-
-    def send(self, logits: Sequence[F32] | None) -> None:
-        """Go on with the logits of its chunks, or end: None, or cancelled meanwhile."""
-        if self.prefilled_at is None:
-            self.prefilled_at = time.perf_counter()
-        self._go_on(lambda: self._search.send(None if self.cancelled else logits))
-
-    def fail(self, error: BaseException) -> None:
-        """End with an error, which `result` raises."""
-        self.need, self.error = None, error
-        self._search.close()
-
-    def result(self) -> Hypothesis:
-        """What it has come to."""
-        if self.error:
-            raise self.error
-        assert self.hypothesis
-        return self.hypothesis
-
-    def _go_on(self, advance: Callable[[], Need[S]]) -> None:
-        try:
-            self.need = advance()
-            known = self.need.tokens
-        except StopIteration as end:
-            self.need, self.hypothesis = None, end.value
-            known = end.value.tokens
-        except Exception as error:
-            self.fail(error)
-            return
-        new = known[len(self.tokens) :]
-        self.tokens += new
-        self.token_at += [time.perf_counter()] * len(new)
-
-
-def run_round(decoder: Decoder[S], searches: Sequence[Running[S]]) -> None:
-    """What all of them need, in one pass of the decoder. An error is the own one of the search that causes it."""
+def run_round(decoder: Decoder[S], searches: Sequence[Running[S]], number: int) -> Round:
+    """What it is the turn of, in one pass of the decoder. An error is the own one of the search that causes it."""
     for search in searches:
-        if search.cancelled and not search.done:
-            search.send(None)
-    needs = [(search, search.need.chunks) for search in searches if search.need]
+        search.stop_if_over()
+    taking_part = plan(searches, number)
+    shares = [(search, search.share()) for search in taking_part]
+    steps = sum(size(search) for search in taking_part if search.is_step)
+    report = Round(len(shares), steps, sum(map(size, taking_part)) - steps)
     try:
-        logits = decoder.forward([chunk for _, chunks in needs for chunk in chunks]) if needs else []
+        logits = decoder.forward([chunk for _, chunks in shares for chunk in chunks]) if shares else []
     except Exception as error:
-        if len(needs) == 1:
-            needs[0][0].fail(error)
+        if len(shares) == 1:
+            shares[0][0].fail(error)
         else:  # nothing was appended: each on its own, to see whose it is
-            for search, _ in needs:
-                run_round(decoder, [search])
-        return
+            for search, _ in shares:
+                run_round(decoder, [search], number)
+        return report
     sent = first = 0
     try:
-        for search, chunks in needs:
-            search.send(logits[first : first + len(chunks)])
+        for search, chunks in shares:
+            search.served = number
+            search.receive(logits[first : first + len(chunks)])
             sent, first = sent + 1, first + len(chunks)
     except BaseException as error:  # interrupted: the slots of the others are ahead of what they know
-        for search, _ in needs[sent:]:
+        for search, _ in shares[sent:]:
             search.fail(error)
         raise
+    return report
 
 
 def run_together(decoder: Decoder[S], searches: Sequence[Search[S]]) -> list[Hypothesis]:
-    """The answers of searches that take every round together."""
+    """The answers of searches that take rounds together."""
     running = [Running(search) for search in searches]
-    while not all(search.done for search in running):
-        run_round(decoder, running)
+    for number in itertools.count():
+        if all(search.done for search in running):
+            break
+        run_round(decoder, running, number)
     return [search.result() for search in running]
 
 
 class Rounds(Generic[S]):
-    """One decoder's rounds, for any number of threads.
+    """One decoder's rounds, for any number of threads: who may have slots, and who takes part when.
 
-    There is no thread of its own: whoever waits for a token runs the next round, for everybody. A round has the chunks
-    of all open searches, also of those whose next token nobody has asked for yet.
+    There is no thread of its own: whoever waits, for a token or for slots, runs the next round, for everybody. A round
+    is for all open searches, also for those whose next token nobody has asked for yet.
     """
 
     def __init__(self, decoder: Decoder[S]) -> None:
         self._decoder = decoder
-        self._changed = threading.Condition()
-        self._open: list[Running[S]] = []
+        self._changed = threading.Condition()  # no call of the decoder while it is held: that would wait for a round
+        self._open: list[Group[S]] = []
         self._in_round: list[Running[S]] = []
         self._runner: int | None = None  # the thread that runs a round
+        self._number = 0  # of the next round
+        self._slots = SlotQueue()
+        self.watchers: list[Callable[[Round], object]] = []  # told of each round
 
-    def tokens(self, search: Search[S], cancel: threading.Event | None = None) -> Generator[int, None, Running[S]]:
-        """The tokens of a search, as they come. Closing the generator ends the search."""
-        running = Running(search, cancel)
-        self._enter([running])
+    @property
+    def open_searches(self) -> int:
+        """Searches that have not ended."""
+        return sum(not search.done for group in self._open for search in group.members)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for slots."""
+        return len(self._slots)
+
+    def open(self, count: int, capacity: int, terms: Terms = WHENEVER, stays: bool = False) -> Lease[S]:
+        """`count` slots with room for `capacity` positions each, as soon as there is memory for them.
+
+        Args:
+            count: of slots.
+            capacity: positions that each may have.
+            terms: on which they are waited for.
+            stays: whether they are kept beyond the searches that they are given to: nobody is made to wait for those.
+
+        Raises:
+            BusyError: memory is full, and none will be given back by itself; or too many wait.
+            CancelledEarlyError: cancelled meanwhile.
+            CapacityError: they will never fit.
+            DeadlineError: the deadline passed meanwhile.
+        """
+        with self._changed:
+            place = self._slots.enter(terms)
         try:
-            for count in itertools.count(1):
-                self._wait(partial(running.has, count))
-                if len(running.tokens) < count:
-                    break
-                yield running.tokens[count - 1]
+            while True:
+                self._wait(lambda: terms.cancelled or terms.expired or self._slots.may_try(place), POLL_S)
+                terms.check("decoding")
+                place.tried = self._slots.given_back
+                try:
+                    return self._counted(self._decoder.open(count, capacity), stays)
+                except BusyError:
+                    with self._changed:
+                        if self._slots.hopeless(place):
+                            raise
+        finally:
+            with self._changed:
+                self._slots.leave(place)
+                self._changed.notify_all()
+
+    def tokens(
+        self, search: Search[S], terms: Terms = WHENEVER, lease: Lease[S] | None = None
+    ) -> Generator[int, None, Running[S]]:
+        """The tokens of a search, as they come. Closing the generator ends the search."""
+        with self.entered([search], terms, lease) as (running,):
+            yield from self.follow(running)
             running.result()
             return running
-        finally:
-            self._leave([running])
 
-    def run(self, searches: Sequence[Search[S]], cancel: threading.Event | None = None) -> list[Hypothesis]:
+    def run(
+        self, searches: Sequence[Search[S]], terms: Terms = WHENEVER, lease: Lease[S] | None = None
+    ) -> list[Hypothesis]:
         """The answers of some searches."""
-        running = [Running(search, cancel) for search in searches]
-        self._enter(running)
-        try:
+        with self.entered(searches, terms, lease) as running:
             self._wait(lambda: all(search.done for search in running))
-        finally:
-            self._leave(running)
-        return [search.result() for search in running]
+            return [search.result() for search in running]
 
-    def append(self, chunk: Chunk[S]) -> None:
+    def append(self, chunk: Chunk[S], terms: Terms = WHENEVER) -> None:
         """Append to one slot; no logits are wanted."""
-        self.run([_append(chunk)])
+        self.run([_append(chunk)], terms)
 
-    def _enter(self, searches: list[Running[S]]) -> None:
+    @contextmanager
+    def entered(
+        self, searches: Sequence[Search[S]], terms: Terms = WHENEVER, lease: Lease[S] | None = None
+    ) -> Iterator[Sequence[Running[S]]]:
+        """Until the context ends, searches take part in rounds, whether they are followed or not.
+
+        Args:
+            searches: their slots may be given back behind it.
+            terms: of all of them.
+            lease: of their slots; it is closed when the last of them has ended.
+        """
+        group = Group([Running(search, terms, self._number) for search in searches], lease)
         with self._changed:
-            self._open += searches
+            self._open.append(group)
+        try:
+            yield group.members
+        finally:
+            self._leave(group)
 
-    def _leave(self, searches: list[Running[S]]) -> None:
+    def follow(self, running: Running[S]) -> Generator[int, None, None]:
+        """The tokens of a search that takes part, as they come."""
+        for count in itertools.count(1):
+            self._wait(partial(running.has, count))
+            if len(running.tokens) < count:
+                return
+            yield running.tokens[count - 1]
+
+    def _leave(self, group: Group[S]) -> None:
         """Take part no longer; the slots may be given back then."""
         with self._changed:
-            self._open = [search for search in self._open if search not in searches]
+            self._open = [one for one in self._open if one is not group]
             # The collector may close a generator in the middle of its own thread's round, which then goes on.
-            while self._runner not in (None, threading.get_ident()) and any(s in self._in_round for s in searches):
+            while self._runner not in (None, threading.get_ident()) and any(s in self._in_round for s in group.members):
                 self._changed.wait()
 
-    def _wait(self, satisfied: Callable[[], bool]) -> None:
-        """Until it is so; if nobody else runs a round, run them."""
+    def _wait(self, satisfied: Callable[[], bool], poll_s: float | None = None) -> None:
+        """Until it is so; if nobody else runs a round, and there is one to run, run it."""
         while True:
             with self._changed:
-                while self._runner is not None and not satisfied():
-                    self._changed.wait()
+                while not satisfied() and (self._runner is not None or not self.open_searches):
+                    self._changed.wait(poll_s)
                 if satisfied():
                     return
                 self._runner = threading.get_ident()
-                self._open = [search for search in self._open if not search.done]
-                self._in_round = list(self._open)
+                groups = list(self._open)
+                self._in_round = [search for group in groups for search in group.members if not search.done]
+                self._number += 1
             try:
-                run_round(self._decoder, self._in_round)
+                report = run_round(self._decoder, self._in_round, self._number)
+                for group in groups:
+                    group.give_back()
             finally:
                 with self._changed:
                     self._runner, self._in_round = None, []
+                    self._open = [group for group in self._open if not group.done]
                     self._changed.notify_all()
+            if report.searches:
+                for watcher in self.watchers:
+                    watcher(report)
+
+    def _counted(self, lease: Lease[S], stays: bool) -> Lease[S]:
+        """The same lease, of which it is known when it ends."""
+        with self._changed:
+            self._slots.ending += not stays
+
+        def give_back(_: Sequence[S]) -> None:
+            lease.close()
+            with self._changed:
+                self._slots.ending -= not stays
+                self._slots.given_back += 1
+                self._changed.notify_all()
+
+        return Lease(lease.slots, give_back)
 
 
 def _append(chunk: Chunk[S]) -> Search[S]:

@@ -3,7 +3,7 @@
 import threading
 
 from salmonrun.runtime.config import Limits
-from salmonrun.runtime.errors import CapacityError
+from salmonrun.runtime.errors import BusyError, CapacityError
 from salmonrun.runtime.manifest import LlmSpec
 
 
@@ -29,18 +29,22 @@ class CacheBudget:
         """Reserve memory of so many positions.
 
         Raises:
-            CapacityError: there is not so much left.
+            BusyError: there is not so much left.
+            CapacityError: there is not so much at all.
         """
         size = positions * self._position_bytes
         with self._lock:
-            if self._limit is not None and self._taken + size > self._limit:
-                needed, free, all_there_is = (
-                    f"{count / 2**20:.1f}" for count in (size, self._limit - self._taken, self._limit)
-                )
+            if self._limit is not None and size > self._limit:
                 raise CapacityError(
-                    f"prompt and answer may need {needed} MiB of keys and values, {free} of {all_there_is} MiB are "
-                    "free: lower max_new_tokens or num_beams, wait for other requests, or load the engine with a "
-                    "larger Limits(max_cache_mib=...)"
+                    f"prompt and answer may need {_mib(size)} MiB of keys and values, the limit is "
+                    f"{_mib(self._limit)} MiB: lower max_new_tokens or num_beams, or load the engine with a larger "
+                    "Limits(max_cache_mib=...)"
+                )
+            if self._limit is not None and self._taken + size > self._limit:
+                free = f"{_mib(self._limit - self._taken)} of {_mib(self._limit)} MiB are free"
+                raise BusyError(
+                    f"prompt and answer may need {_mib(size)} MiB of keys and values, {free}: end what is open, ask "
+                    "again later, or load the engine with a larger Limits(max_cache_mib=...)"
                 )
             self._taken += size
 
@@ -48,3 +52,12 @@ class CacheBudget:
         """What was taken before."""
         with self._lock:
             self._taken -= positions * self._position_bytes
+
+    @property
+    def usage(self) -> float:
+        """The share of the limit that is reserved; 0 without one."""
+        return self._taken / self._limit if self._limit else 0.0
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f}"

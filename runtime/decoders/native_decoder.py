@@ -87,7 +87,8 @@ class NativeDecoder:
         """`count` empty slots with room for `capacity` positions each; memory is taken as they grow.
 
         Raises:
-            CapacityError: no slot has so many positions, or the limits so much memory left.
+            BusyError: the limits have not so much memory left.
+            CapacityError: no slot has so many positions, or the limits so much memory at all.
         """
         check_capacity(self.max_length, capacity)
         with self._round:
@@ -130,7 +131,16 @@ class NativeDecoder:
         """What the extension runs with."""
         model = self._model
         huge = huge_page_bytes(self._weights) if self._weights else None
-        return DecoderReport("native", "cpu", (), model.threads, model.cache_bytes, model.instruction_set, huge)
+        return DecoderReport(
+            name="native",
+            device="cpu",
+            providers=(),
+            threads=model.threads,
+            cache_bytes=model.cache_bytes,
+            cache_usage=self._budget.usage,
+            instruction_set=model.instruction_set,
+            huge_page_bytes=huge,
+        )
 
     def _run(self, chunks: Sequence[Chunk[NativeSlot]], embeds: Sequence[F32]) -> list[F32]:
         if not chunks:

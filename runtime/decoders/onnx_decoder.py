@@ -111,7 +111,8 @@ class OnnxDecoder:
         """`count` neighbouring empty slots with room for `capacity` positions each.
 
         Raises:
-            CapacityError: no slot has so many positions, or the limits so much memory left.
+            BusyError: the limits have not so much memory left.
+            CapacityError: no slot has so many positions, or the limits so much memory at all.
         """
         check_capacity(self.max_length, capacity)
         positions = count * (capacity + 1)  # one to spare
@@ -153,7 +154,7 @@ class OnnxDecoder:
 
     def describe(self) -> DecoderReport:
         """What runs the graph."""
-        return replace(self._graph.describe(), cache_bytes=self._pool.bytes)
+        return replace(self._graph.describe(), cache_bytes=self._pool.bytes, cache_usage=self._budget.usage)
 
     def _run_all(self, chunks: Sequence[Chunk[Slot]], embeds: Sequence[F32]) -> list[F32]:
         logits: list[F32] = [np.empty((0, self._spec.vocab_size), np.float32)] * len(chunks)

@@ -1,12 +1,10 @@
 """One prompt about several windows at once."""
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from salmonrun.runtime.answer import choose_search
-from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.log import LOGGER
@@ -14,6 +12,7 @@ from salmonrun.runtime.longform.windows import Window
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.search import Hypothesis
+from salmonrun.runtime.terms import CancelledEarlyError, Terms
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,10 @@ class WindowAnswer:
 class BatchAnswerer:
     """Asks one prompt about many windows, together. Answers are, token for token, those of `Engine.generate`."""
 
-    def __init__(self, model: Model, request: Request, cancel: threading.Event | None) -> None:
+    def __init__(self, model: Model, request: Request, terms: Terms) -> None:
         self.model = model
         self.request = request
-        self._cancel = cancel or threading.Event()
+        self.terms = terms
 
     def answer(self, windows: Sequence[Window]) -> list[WindowAnswer]:
         """One answer for each window; those that a cancellation met have what was decoded until then."""
@@ -58,16 +57,16 @@ class BatchAnswerer:
     def _decode(self, recordings: Sequence[Audio]) -> list[Hypothesis]:
         if not recordings:
             return []
-        prompts: list[F32] = []
-        for audio in recordings:
-            if self._cancel.is_set():
-                return [Hypothesis([], "cancelled", [])] * len(recordings)
-            prompts.append(self.model.inputs_embeds(self.request.prompt, self.model.encoder.encode(audio)))
-        config = self.request.config
-        longest = max(map(len, prompts)) + config.max_new_tokens
-        with self.model.decoder.open(len(prompts) * config.num_beams, longest) as slots:
+        model, request, config = self.model, self.request, self.request.config
+        try:
+            prompts = [model.inputs_embeds(request.prompt, model.encode(audio, self.terms)) for audio in recordings]
+            longest = max(map(len, prompts)) + config.max_new_tokens
+            lease = model.rounds.open(len(prompts) * config.num_beams, longest, self.terms)
+        except CancelledEarlyError:
+            return [Hypothesis([], "cancelled", [])] * len(recordings)
+        with lease as slots:
             searches = []
             for first, embeds in zip(range(0, len(slots), config.num_beams), prompts, strict=True):
                 own = slots[first : first + config.num_beams]
-                searches.append(choose_search(self.request, Chunk(own[0], embeds), own, len(embeds)))
-            return self.model.rounds.run(searches, self._cancel)
+                searches.append(choose_search(request, Chunk(own[0], embeds), own, len(embeds)))
+            return model.rounds.run(searches, self.terms, lease)

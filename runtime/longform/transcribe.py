@@ -1,6 +1,5 @@
 """`Engine.transcribe`: a recording of any length, read bit by bit, cut at pauses, answered in batches of windows."""
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -45,7 +44,7 @@ class TranscriptInfo:
 
 
 def transcribe(
-    reader: PcmReader, answerer: BatchAnswerer, config: TranscribeConfig, cancel: threading.Event | None
+    reader: PcmReader, answerer: BatchAnswerer, config: TranscribeConfig
 ) -> tuple[Iterator[Segment], TranscriptInfo]:
     """See `Engine.transcribe`."""
     longest = answerer.model.bundle.manifest.audio.max_s
@@ -58,7 +57,7 @@ def transcribe(
     answerer.model.check_capacity(answerer.request, int(config.window_s * SAMPLE_RATE))
     vad = load_vad(config.vad)
     info = TranscriptInfo(reader.rate, reader.channels, reader.duration_s, vad.name, config, notes=notes)
-    return _Transcription(reader, answerer, vad, info, cancel).segments(), info
+    return _Transcription(reader, answerer, vad, info).segments(), info
 
 
 @dataclass
@@ -84,13 +83,11 @@ class _Transcription:
         answerer: BatchAnswerer,
         vad: Vad,
         info: TranscriptInfo,
-        cancel: threading.Event | None,
     ) -> None:
         self._reader = reader
         self._answerer = answerer
         self._splitter = Splitter(vad.open(), info.config)
         self._info = info
-        self._cancel = cancel
         self._covered = 0  # sample after the last that a window has
         self._complete = True
 
@@ -224,7 +221,7 @@ class _Transcription:
 
     def _stopped(self) -> bool:
         """Whether to stop here, with something missing."""
-        if self._cancel is None or not self._cancel.is_set():
+        if not self._answerer.terms.cancelled:
             return False
         self._complete = False
         return True

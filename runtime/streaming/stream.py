@@ -17,7 +17,7 @@ from salmonrun.runtime.heard import listen
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.repetition import repeated
 from salmonrun.runtime.request import Request
-from salmonrun.runtime.result import Result, Timings
+from salmonrun.runtime.result import Result, Timings, drain
 from salmonrun.runtime.search import FinishReason, Hypothesis, mean
 from salmonrun.runtime.segment import Segment
 from salmonrun.runtime.streaming.agreement import LocalAgreement
@@ -28,6 +28,7 @@ from salmonrun.runtime.streaming.endpoint import Endpointer
 from salmonrun.runtime.streaming.pcm import PcmInput
 from salmonrun.runtime.streaming.transcript import Transcript
 from salmonrun.runtime.streaming.utterance import Utterance
+from salmonrun.runtime.terms import LIVE
 from salmonrun.runtime.vad import VAD_HOP, Vad
 
 
@@ -85,7 +86,7 @@ class Stream:
         self._rejected = 0  # of them
         self._last: F32 | None = None  # audio of the utterance before
         self._result: Result | None = None
-        self._lease = model.decoder.open(1, model.positions(request, len(self._buffer)))
+        self._lease = model.rounds.open(1, model.positions(request, len(self._buffer)), LIVE, stays=True)
 
     def __enter__(self) -> "Stream":
         return self
@@ -162,8 +163,8 @@ class Stream:
                 return self._utterance.ask(self._input.waiting, prompt, task, question, config)
             if self._last is None:
                 raise AudioError(f"no speech has been heard yet (vad {self._vad_name}); there is nothing to ask about")
-            with listen(self._model, self._model.load_audio(self._last, SAMPLE_RATE)) as heard:
-                return heard.ask(prompt, task=task, question=question, config=config)
+            with listen(self._model, self._model.load_audio(self._last, SAMPLE_RATE), LIVE) as heard:
+                return drain(heard.asked(LIVE, prompt, task, question, config))
 
     def cancel(self) -> None:
         """Stop, from any thread: at once, or within one token; `finish` then says "cancelled"."""

@@ -1,6 +1,7 @@
 """One utterance of a stream: its audio in the LLM's KV, and an answer that grows with it."""
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from salmonrun.runtime.heard import Heard, listen
 from salmonrun.runtime.model import NOTHING_HEARD, Model
 from salmonrun.runtime.repetition import repeated
 from salmonrun.runtime.request import Request
-from salmonrun.runtime.result import Result
+from salmonrun.runtime.result import Result, drain
 from salmonrun.runtime.search import Hypothesis, decode_drafted
 from salmonrun.runtime.streaming.agreement import LocalAgreement
 from salmonrun.runtime.streaming.block_encoder import BlockEncoder
+from salmonrun.runtime.terms import LIVE
 
 
 class Utterance:
@@ -51,7 +53,7 @@ class Utterance:
         self._blocks = BlockEncoder(model.encoder, block) if block else None
         self._agreement = agreement
         self._reject = reject
-        self._cancelled = cancelled
+        self._terms = replace(LIVE, cancel=cancelled)
         self._embeds = np.zeros((0, model.bundle.manifest.llm.dim), np.float32)  # of the audio encoded so far
         self._hypothesis = Hypothesis([], "stop", [])  # the latest
         self._says_nothing = False  # whether that says that there is nothing to be transcribed
@@ -140,27 +142,30 @@ class Utterance:
         model, before = self._model, self._request.prompt.before
         audio = self._padded(np.concatenate([self.pcm, more])[: len(self._buffer)])
         if self._blocks is None:
-            with listen(model, audio) as heard:
-                return heard.ask(prompt, task=task, question=question, config=config)
-        embeds = np.concatenate([self._embeds, *self._blocks.fork().finish(audio.pcm)])
+            with listen(model, audio, LIVE) as heard:
+                return drain(heard.asked(LIVE, prompt, task, question, config))
+        with model.encoding.turn(LIVE, "encoding"):
+            embeds = np.concatenate([self._embeds, *self._blocks.fork().finish(audio.pcm)])
         new = np.concatenate([model.decoder.embed(before), embeds])[self._kept :]
-        lease = model.decoder.open(1, self._kept + len(new))
+        lease = model.rounds.open(1, self._kept + len(new), LIVE, stays=True)
         with lease as (slot,):
             if len(new):
-                model.rounds.append(Chunk(slot, new, wanted=0, keep=self._kept, source=self._slot))
+                model.rounds.append(Chunk(slot, new, wanted=0, keep=self._kept, source=self._slot), LIVE)
             else:
                 model.decoder.fork(self._slot, slot, self._kept)
-            return Heard(model, audio, embeds, before, lease).ask(prompt, task=task, question=question, config=config)
+            heard = Heard(model, audio, embeds, before, lease)
+            return drain(heard.asked(LIVE, prompt, task, question, config))
 
     def _encode(self, pcm: F32, final: bool) -> None:
         """Bring the audio embeddings up to date."""
         if self._blocks is None:
             if final and len(pcm) == self._encoded:
                 return
-            self._embeds = self._model.encoder.encode(self._padded(pcm))
+            self._embeds = self._model.encode(self._padded(pcm), LIVE)
             self._kept = min(self._kept, len(self._request.prompt.before))
         else:
-            new = self._blocks.finish(self._padded(pcm).pcm) if final else self._blocks.encode(pcm)
+            with self._model.encoding.turn(LIVE, "encoding"):
+                new = self._blocks.finish(self._padded(pcm).pcm) if final else self._blocks.encode(pcm)
             self._embeds = np.concatenate([self._embeds, *new])
         self._encoded = len(pcm)
 
@@ -179,7 +184,7 @@ class Utterance:
         start = len(audio) + len(request.prompt.after)
         prompt = Chunk(self._slot, np.concatenate([audio[self._kept :], text]), 1 + len(draft), keep=self._kept)
         search = decode_drafted(prompt, start, certain, self.certain_logprobs, draft, request.config, request.stop)
-        (answer,) = model.rounds.run([search], self._cancelled)
+        (answer,) = model.rounds.run([search], self._terms)
         self._kept = min(len(audio), model.decoder.length(self._slot))
         return answer
 

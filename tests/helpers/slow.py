@@ -35,7 +35,8 @@ def _slow_rounds(decoder: Any, stage: str, sleep: Callable[[], None]) -> None:
     plain = decoder.forward
 
     def slowed(chunks: Sequence[Chunk[Any]]) -> list[F32]:
-        if (stage == "prefill") == any(len(chunk.inputs) > 1 for chunk in chunks):
+        last = any(len(chunk.inputs) > 1 and chunk.wanted for chunk in chunks)  # piece of a prompt: once for each
+        if last if stage == "prefill" else all(len(chunk.inputs) == 1 for chunk in chunks):
             sleep()
         logits: list[F32] = plain(chunks)
         return logits

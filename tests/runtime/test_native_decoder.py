@@ -22,7 +22,7 @@ from salmonrun.runtime.config import KvCacheType, Limits
 from salmonrun.runtime.decoder import Chunk, prefill, step, verify
 from salmonrun.runtime.decoders import choose
 from salmonrun.runtime.decoders.native_decoder import NativeDecoder
-from salmonrun.runtime.errors import BundleError, CapacityError, ClosedError, ConfigError
+from salmonrun.runtime.errors import BundleError, BusyError, CapacityError, ClosedError, ConfigError
 from salmonrun.runtime.tensor_file import TensorFile
 from tests.helpers.llms import BASE, LLMS, random_llm, write_native_llm
 from tests.helpers.native_llms import stored_model
@@ -202,7 +202,7 @@ def test_memory_for_keys_and_values_is_bounded(base: Native, kv_cache: KvCacheTy
     decoder = NativeDecoder.load(base.bundle, 1, limits=Limits(max_cache_mib=1), kv_cache=kv_cache)
     count = 2**20 // page
     leases = [decoder.open(1, 1 + 63 * (i % 2)) for i in range(count)]
-    with pytest.raises(CapacityError, match=r"0\.\d of 1\.0 MiB are free"):
+    with pytest.raises(BusyError, match=r"0\.\d of 1\.0 MiB are free"):
         decoder.open(1, 1)
     for lease in leases:
         step(decoder, lease.slots, [1])

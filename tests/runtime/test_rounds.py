@@ -22,6 +22,7 @@ from salmonrun.runtime.prompt import PromptIds
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.rounds import Rounds, run_together
 from salmonrun.runtime.search import FinishReason, Hypothesis, Need, Search, StopRules, decode, decode_drafted
+from salmonrun.runtime.terms import Terms
 from tests.helpers import oracle
 from tests.helpers.fakes import FakeDecoder, random_logits
 
@@ -325,7 +326,7 @@ def test_cancelled_before_a_round(at: int, beams: int) -> None:
     decoder = Cancelling(logits)
     case = Case([1, 2], replace(PLAIN, num_beams=beams), NO_STOP)
     with decoder.open(beams, LONGEST) as slots:
-        (answer,) = Rounds(decoder).run([case.search(slots)], cancel)
+        (answer,) = Rounds(decoder).run([case.search(slots)], Terms(cancel=cancel))
     assert answer.finish_reason == "cancelled"
     assert len(decoder.rounds) == at + 1
     assert len(answer.tokens) == at
@@ -347,7 +348,7 @@ def test_cancelling_some_leaves_the_others() -> None:
     with decoder.open(2, LONGEST) as (first, second):
         kept = rounds.tokens(decode(Chunk(first, [1]), long, NO_STOP))
         next(kept)
-        (stopped,) = rounds.run([decode(Chunk(second, [2]), long, NO_STOP)], cancel)
+        (stopped,) = rounds.run([decode(Chunk(second, [2]), long, NO_STOP)], Terms(cancel=cancel))
         assert stopped.finish_reason == "cancelled"
         assert 0 < len(stopped.tokens) <= 20
         assert len(list(kept)) == 49

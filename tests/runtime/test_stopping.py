@@ -27,6 +27,7 @@ from salmonrun.runtime.request import Request
 from salmonrun.runtime.rounds import Rounds
 from salmonrun.runtime.search import StopRules, decode
 from salmonrun.runtime.stopwatch import Stopwatch
+from salmonrun.runtime.terms import Terms
 from salmonrun.runtime.tokenizer import Tokenizer
 from tests.helpers.fakes import FakeDecoder, random_logits, scripted
 from tests.helpers.searches import TorchDecoder, our_tokens, prompt_embeds, their_tokens, tiny_llama
@@ -107,9 +108,10 @@ def drained(
     bundle = SimpleNamespace(manifest=SimpleNamespace(prompt=PromptConfig(nothing=nothing)))
     model: Any = SimpleNamespace(tokenizer=tokenizer, rounds=Rounds(decoder), bundle=bundle)
     shown: list[str] = []
-    with decoder.open(config.num_beams, 2 + config.max_new_tokens) as slots:
+    lease = decoder.open(config.num_beams, 2 + config.max_new_tokens)
+    with lease as slots:
         search = choose_search(request, Chunk(slots[0], np.ones((2, 1), np.float32)), slots, 2)
-        pieces = answer(model, request, search, Stopwatch(), cancel)
+        pieces = answer(model, request, search, Stopwatch(), Terms(cancel=cancel), lease)
         return shown, drained_pieces(pieces, shown)
 
 
@@ -261,7 +263,7 @@ def test_cancelling_between_tokens_yields_no_further_one() -> None:
     decoder = FakeDecoder(random_logits(30, 0))
     with decoder.open(1, 40) as (slot,):
         search = decode(Chunk(slot, [1, 1]), GenerationConfig(max_new_tokens=30), StopRules(frozenset()))
-        tokens = Rounds(decoder).tokens(search, cancel)
+        tokens = Rounds(decoder).tokens(search, Terms(cancel=cancel))
         assert len([next(tokens), next(tokens), next(tokens)]) == 3
         cancel.set()
         assert list(tokens) == []

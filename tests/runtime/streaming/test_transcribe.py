@@ -32,6 +32,7 @@ from salmonrun.runtime.longform.windows import Window
 from salmonrun.runtime.prompt import PromptIds
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.search import Hypothesis, StopRules
+from salmonrun.runtime.terms import WHENEVER
 from salmonrun.runtime.vad import VAD_HOP, Vad
 from tests.helpers.streams import VARIED, cut_at
 
@@ -312,18 +313,15 @@ def test_nothing_is_encoded_after_cancelling(tiny_engine: Engine, monkeypatch: p
     encoded = []
     plain = tiny_engine.model.encoder.encode
 
-    def encode(audio: Audio) -> F32:
+    def encode(audio: Audio, *_: object) -> F32:
         encoded.append(audio)
         cancel.set()
         return plain(audio)
 
     monkeypatch.setattr(tiny_engine.model.encoder, "encode", encode)
-    segments, info = tiny_engine.transcribe(
-        bursts(1.0, 1.0, 1.0), sample_rate=16000, generation=VARIED, cancel=cancel, config=cut_at()
-    )
-    assert list(segments) == []
-    assert len(encoded) == 1
-    assert not info.finished
+    arguments = {"sample_rate": 16000, "generation": VARIED, "cancel": cancel, "config": cut_at()}
+    segments, info = tiny_engine.transcribe(bursts(1.0, 1.0, 1.0), **arguments)  # type: ignore[arg-type]
+    assert (list(segments), len(encoded), info.finished) == ([], 1, False)
 
 
 # Speech without a pause
@@ -340,6 +338,7 @@ class Listener:
     """Hears words that are numbered from the beginning of the recording, whole ones only; spoils what it hears."""
 
     request = Request(PromptIds((), ()), GenerationConfig(max_new_tokens=100), StopRules(frozenset({-1})))
+    terms = WHENEVER
 
     def __init__(self, spoil: Callable[[list[int]], list[int]]) -> None:
         tokenizer = SimpleNamespace(decode=self.text)
@@ -368,7 +367,7 @@ class Listener:
 
 def listen(spoil: Callable[[list[int]], list[int]], options: TranscribeConfig) -> tuple[list[Segment], TranscriptInfo]:
     reader = PcmReader(noise(60), 16000)
-    segments, info = transcribe(reader, Listener(spoil), options, None)  # type: ignore[arg-type]
+    segments, info = transcribe(reader, Listener(spoil), options)  # type: ignore[arg-type]
     return list(segments), info
 
 
