@@ -47,7 +47,7 @@ def answer(
     model: Model, request: Request, search: Search[Any], watch: Stopwatch, terms: Terms, lease: Lease[Any]
 ) -> Generator[str, None, Answer]:
     """Decode; yields text as it becomes certain. The search's slots are given back when it has ended."""
-    text = _GrowingText(model.tokenizer, request.config.stop_strings, model.bundle.manifest.prompt)
+    text = GrowingText(model.tokenizer, request.config.stop_strings, model.bundle.manifest.prompt)
     tokens = model.rounds.tokens(search, terms, lease)
     while True:
         try:
@@ -75,7 +75,7 @@ def answer(
     )
 
 
-class _GrowingText:
+class GrowingText:
     """Text that is handed out piece by piece and cut before the first stop string; none if it says "nothing"."""
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: tuple[str, ...], prompt: PromptConfig) -> None:

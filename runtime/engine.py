@@ -23,7 +23,7 @@ from salmonrun.runtime.log import LOGGER
 from salmonrun.runtime.longform.batch import BatchAnswerer
 from salmonrun.runtime.longform.config import TranscribeConfig
 from salmonrun.runtime.longform.reader import PcmReader
-from salmonrun.runtime.longform.transcribe import TranscriptInfo, transcribe
+from salmonrun.runtime.longform.transcribe import TranscriptInfo, transcribe_iter
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.report import Report, describe
 from salmonrun.runtime.request import Request
@@ -289,10 +289,48 @@ class Engine:
         Returns:
             Segments in order, as they are decoded; and what is known of the recording, complete when they are taken.
         """
+        items, info = self.transcribe_iter(
+            audio,
+            task=task,
+            prompt=prompt,
+            question=question,
+            generation=generation,
+            config=config,
+            sample_rate=sample_rate,
+            channel=channel,
+            strict=strict,
+            cancel=cancel,
+            priority=priority,
+            deadline_s=deadline_s,
+        )
+        return (item for item in items if isinstance(item, Segment)), info
+
+    @checked("audio")
+    def transcribe_iter(
+        self,
+        audio: AudioSource | Audio,
+        *,
+        task: str | None = None,
+        prompt: str | None = None,
+        question: str | None = None,
+        generation: GenerationConfig | None = None,
+        config: TranscribeConfig | None = None,
+        sample_rate: int | None = None,
+        channel: Channel = "first",
+        strict: bool = False,
+        cancel: threading.Event | None = None,
+        priority: int = NORMAL,
+        deadline_s: float | None = None,
+    ) -> tuple[Iterator[str | Segment], TranscriptInfo]:
+        """Like `transcribe`, but also yields pieces of text as they are decoded.
+
+        They add up to the texts of all segments, a line for each. Text that a segment might have to leave to the next,
+        or that might be rejected, comes right before its segment; so does that of a beam search.
+        """
         reader = PcmReader(audio, sample_rate, channel, strict)
         terms = Terms.of(priority, deadline_s, cancel)
         answerer = BatchAnswerer(self.model, self.model.request(task, prompt, question, generation), terms)
-        return transcribe(reader, answerer, config or TranscribeConfig())
+        return transcribe_iter(reader, answerer, config or TranscribeConfig())
 
     @checked()
     def stream(

@@ -6,6 +6,8 @@ from typing import Any
 from salmonrun.runtime.audio import SAMPLE_RATE
 from salmonrun.runtime.search import FinishReason
 
+BETWEEN_UTTERANCES = "\n"  # texts, in that of a whole recording or stream
+
 
 @dataclass(frozen=True)
 class Segment:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from salmonrun.runtime.errors import SalmonrunError
-from salmonrun.runtime.streaming.transcript import BETWEEN_UTTERANCES
+from salmonrun.runtime.segment import BETWEEN_UTTERANCES
 
 if TYPE_CHECKING:
     from salmonrun.runtime import Result, Segment, TranscriptInfo

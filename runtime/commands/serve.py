@@ -4,6 +4,7 @@ import argparse
 import os
 
 from salmonrun.runtime.commands.options import add_engine_arguments, check_engine_arguments
+from salmonrun.runtime.config import Limits
 from salmonrun.runtime.server.config import ServerConfig
 
 KEYS = "SALMONRUN_API_KEYS"  # environment variable: on a command line, other users of the machine may read keys
@@ -64,10 +65,17 @@ def _add_limits(parser: argparse.ArgumentParser, default: ServerConfig) -> None:
     limits.add_argument(
         "--max-streams", type=int, metavar="N", help="live streams at once (default: measured at the start)"
     )
+    limits.add_argument(
+        "--max-cache-mib",
+        type=int,
+        metavar="N",
+        help="MiB of keys and values of all that is answered; what finds no room waits (default: any)",
+    )
 
 
 def _settings(arguments: argparse.Namespace) -> ServerConfig:
     check_engine_arguments(arguments)
+    Limits(max_cache_mib=arguments.max_cache_mib)  # refuses, if there is no such limit
     keys = [*(arguments.api_keys or ()), *filter(None, os.environ.get(KEYS, "").split(","))]
     return ServerConfig(
         host=arguments.host,
@@ -88,7 +96,8 @@ def _run(arguments: argparse.Namespace, config: ServerConfig) -> int:
     show_json_log(arguments.verbose)
 
     def load() -> Engine:
-        return Engine.load(arguments.bundle, device=arguments.device, threads=arguments.threads)
+        limits = Limits(max_cache_mib=arguments.max_cache_mib)
+        return Engine.load(arguments.bundle, device=arguments.device, threads=arguments.threads, limits=limits)
 
     Server(load, config, lambda address: print(f"ready: {address}/v1", flush=True)).run()
     return 0

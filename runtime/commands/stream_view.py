@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from salmonrun.runtime.commands.tally import Tally
-from salmonrun.runtime.streaming.transcript import BETWEEN_UTTERANCES
+from salmonrun.runtime.segment import BETWEEN_UTTERANCES
 from salmonrun.runtime.transcript import one_line
 
 if TYPE_CHECKING:

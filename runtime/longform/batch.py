@@ -1,7 +1,7 @@
 """One prompt about several windows at once."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from salmonrun.runtime.answer import choose_search
@@ -32,41 +32,49 @@ class BatchAnswerer:
         self.request = request
         self.terms = terms
 
-    def answer(self, windows: Sequence[Window]) -> list[WindowAnswer]:
-        """One answer for each window; those that a cancellation met have what was decoded until then."""
-        started = time.perf_counter()
+    def answer(self, windows: Sequence[Window]) -> Iterator[int | WindowAnswer]:
+        """One answer for each window, behind its tokens as they come; one that a cancellation met has those alone."""
+        started, tokens = time.perf_counter(), 0
         recordings = [self.model.load_audio(window.pcm, SAMPLE_RATE) for window in windows]
         silences = [self.model.silence(audio) for audio in recordings]
-        hypotheses = self._decode([audio for audio, note in zip(recordings, silences, strict=True) if not note])
-        seconds, tokens = sum(audio.source_s for audio in recordings), sum(len(one.tokens) for one in hypotheses)
+        decoded = self._decode([audio for audio, note in zip(recordings, silences, strict=True) if not note])
+        for window, audio, note in zip(windows, recordings, silences, strict=True):
+            if note:
+                yield WindowAnswer(window, Hypothesis([], "stop", []), (*audio.notes, note))
+                continue
+            for item in decoded:
+                if isinstance(item, Hypothesis):
+                    tokens += len(item.tokens)
+                    yield WindowAnswer(window, item, audio.notes)
+                    break
+                yield item
+        seconds = sum(audio.source_s for audio in recordings)
         took_ms = 1000 * (time.perf_counter() - started)
         LOGGER.debug("%d windows, %.1f s of audio: %d tokens; ms: %.1f", len(windows), seconds, tokens, took_ms)
-        decoded = iter(hypotheses)
-        return [
-            WindowAnswer(window, Hypothesis([], "stop", []), (*audio.notes, note))
-            if note
-            else WindowAnswer(window, next(decoded), audio.notes)
-            for window, audio, note in zip(windows, recordings, silences, strict=True)
-        ]
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of an answer's tokens, cut before the first stop string."""
         text = self.model.tokenizer.decode(token_ids)
         return text[: min((at for string in self.request.stop.strings if (at := text.find(string)) >= 0), default=None)]
 
-    def _decode(self, recordings: Sequence[Audio]) -> list[Hypothesis]:
+    def _decode(self, recordings: Sequence[Audio]) -> Iterator[int | Hypothesis]:
+        """The tokens of each recording's answer, and the answer; all of them are decoded meanwhile."""
         if not recordings:
-            return []
+            return
         model, request, config = self.model, self.request, self.request.config
         try:
             prompts = [model.inputs_embeds(request.prompt, model.encode(audio, self.terms)) for audio in recordings]
             longest = max(map(len, prompts)) + config.max_new_tokens
             lease = model.rounds.open(len(prompts) * config.num_beams, longest, self.terms)
         except CancelledEarlyError:
-            return [Hypothesis([], "cancelled", [])] * len(recordings)
+            yield from [Hypothesis([], "cancelled", [])] * len(recordings)
+            return
         with lease as slots:
             searches = []
             for first, embeds in zip(range(0, len(slots), config.num_beams), prompts, strict=True):
                 own = slots[first : first + config.num_beams]
                 searches.append(choose_search(request, Chunk(own[0], embeds), own, len(embeds)))
-            return model.rounds.run(searches, self.terms, lease)
+            with model.rounds.entered(searches, self.terms, lease) as all_running:
+                for running in all_running:
+                    yield from model.rounds.follow(running)
+                    yield running.result()

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from salmonrun.runtime.answer import GrowingText
 from salmonrun.runtime.audio import SAMPLE_RATE
 from salmonrun.runtime.longform.batch import BatchAnswerer, WindowAnswer
 from salmonrun.runtime.longform.config import TranscribeConfig
 from salmonrun.runtime.longform.reader import PcmReader
 from salmonrun.runtime.longform.stitch import common_run, seam
+from salmonrun.runtime.longform.told import ToldText
 from salmonrun.runtime.longform.windows import Splitter, Window
 from salmonrun.runtime.model import NOTHING_HEARD
 from salmonrun.runtime.repetition import repeated
@@ -47,6 +49,14 @@ def transcribe(
     reader: PcmReader, answerer: BatchAnswerer, config: TranscribeConfig
 ) -> tuple[Iterator[Segment], TranscriptInfo]:
     """See `Engine.transcribe`."""
+    items, info = transcribe_iter(reader, answerer, config)
+    return (item for item in items if isinstance(item, Segment)), info
+
+
+def transcribe_iter(
+    reader: PcmReader, answerer: BatchAnswerer, config: TranscribeConfig
+) -> tuple[Iterator[str | Segment], TranscriptInfo]:
+    """See `Engine.transcribe_iter`."""
     longest = answerer.model.bundle.manifest.audio.max_s
     notes = reader.notes
     if config.window_s > longest:
@@ -57,7 +67,7 @@ def transcribe(
     answerer.model.check_capacity(answerer.request, int(config.window_s * SAMPLE_RATE))
     vad = load_vad(config.vad)
     info = TranscriptInfo(reader.rate, reader.channels, reader.duration_s, vad.name, config, notes=notes)
-    return _Transcription(reader, answerer, vad, info).segments(), info
+    return _Transcription(reader, answerer, vad, info).items(), info
 
 
 @dataclass
@@ -88,10 +98,21 @@ class _Transcription:
         self._answerer = answerer
         self._splitter = Splitter(vad.open(), info.config)
         self._info = info
+        model, stop = answerer.model, answerer.request.config.stop_strings
+        self._told = ToldText(lambda: GrowingText(model.tokenizer, stop, model.bundle.manifest.prompt))
         self._covered = 0  # sample after the last that a window has
         self._complete = True
 
-    def segments(self) -> Iterator[Segment]:
+    def items(self) -> Iterator[str | Segment]:
+        """Text as it becomes certain, and segments, each behind all of its text."""
+        for item in self._segments():
+            piece = self._told.segment(item) if isinstance(item, Segment) else item
+            if piece:
+                yield piece
+            if isinstance(item, Segment):
+                yield item
+
+    def _segments(self) -> Iterator[str | Segment]:
         """Segments, each as soon as it is certain: one that overlaps the next waits for it.
 
         Where windows overlap, one segment ends and the next begins in the middle: there their samples meet. Their texts
@@ -99,10 +120,14 @@ class _Transcription:
         """
         waiting: _Answered | None = None
         for answered in self._answers():
+            if isinstance(answered, str):
+                yield answered
+                continue
             if self._drops(answered):  # its neighbours keep all that they say
                 if waiting:
                     yield self._segment(waiting)
                 waiting = None
+                self._told.next()
                 continue
             if waiting:
                 self._join(waiting, answered)
@@ -116,18 +141,28 @@ class _Transcription:
         self._conclude()
         self._note_left_out()
 
-    def _answers(self) -> Iterator[_Answered]:
+    def _answers(self) -> Iterator[str | _Answered]:
         windows = self._windows()
         while batch := list(islice(windows, self._info.config.batch_size)):
             if self._stopped():
                 return
+            place = 0
             for answer in self._answerer.answer(batch):
+                if isinstance(answer, int):
+                    if self._keeps_all(batch[place]):
+                        yield self._told.token(answer)
+                    continue
+                place += 1
                 hypothesis = answer.hypothesis
                 if hypothesis.finish_reason == "cancelled":
                     self._complete = False
                     if not hypothesis.tokens:
                         continue
                 yield _Answered(answer, hypothesis.tokens, [*answer.notes, *self._doubts(hypothesis)])
+
+    def _keeps_all(self, window: Window) -> bool:
+        """Whether its segment will have all tokens of its answer: neighbours share none, and it is not rejected."""
+        return not (window.overlap or window.overlap_after or self._info.config.reject)
 
     def _windows(self) -> Iterator[Window]:
         for pcm in self._reader.blocks():

@@ -9,6 +9,7 @@ from salmonrun.runtime.server.api_error import ApiError
 # Of real time that streams may take: what is left is for requests beside them, and for speech that is harder to decode.
 SHARE = 0.8
 LATE_S = 1.0  # behind real time, from which a stream counts as late
+LOST_S = 30.0  # behind real time, from which a stream is given up, so that the others are kept
 RETRY_S = 10
 
 

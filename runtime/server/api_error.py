@@ -7,14 +7,17 @@ from fastapi.responses import JSONResponse
 from salmonrun.runtime.errors import (
     AudioError,
     AudioTooLongError,
+    BusyError,
     CapacityError,
     ConfigError,
+    DeadlineError,
     PromptError,
     SalmonrunError,
     UnknownTaskError,
 )
 
 GONE = 499  # nginx's status of a client that went away; it is logged and counted, there is nobody to send it to
+RETRY_S = 5  # until memory may be free that others keep
 # What a client may have asked for wrongly -> its code; the first that fits. Any other error of ours is the server's.
 _CODES: tuple[tuple[type[SalmonrunError], str], ...] = (
     (AudioTooLongError, "audio_too_long"),
@@ -68,6 +71,10 @@ def as_api_error(error: Exception) -> ApiError:
     """What a client is told of an error; of a bug, nothing but that there was one."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, BusyError):
+        return ApiError(503, "engine_overloaded", str(error), retry_after_s=RETRY_S)
+    if isinstance(error, DeadlineError):
+        return ApiError(504, "timeout", str(error))
     for kind, code in _CODES:
         if isinstance(error, kind):
             return ApiError(400, code, str(error))

@@ -84,6 +84,7 @@ class ChatRequest(_Strict):
     user: str | None = None
     task: str | None = None  # instead of text
     num_beams: int = 1
+    priority: int = Field(0, ge=0)  # who has less goes first
 
     def generation(self) -> GenerationConfig:
         """How tokens are chosen; a temperature of 0 is greedy."""
@@ -129,7 +130,7 @@ def chat(service: Service) -> APIRouter:
     async def complete(request: Request, body: ChatRequest) -> Response:
         """The answer."""
         service.check_model(body.model)
-        job = service.job(request, _work(service.engine, body, body.recording()))
+        job = service.job(request, _work(service.engine, body, body.recording()), body.priority)
         prompt_tokens = await anext(job)  # an error up to here is a status
         assert isinstance(prompt_tokens, int)
         completion = _Completion(service, request, body, prompt_tokens)
@@ -147,7 +148,9 @@ def _work(engine: Engine, body: ChatRequest, recording: bytes) -> Work[int | str
         prompt, config = body.prompt(), body.generation()
         asked = engine.model.request(body.task, prompt, None, config)
         audio = engine.model.load_audio(recording, None)
-        pieces = engine.generate_iter(audio, task=body.task, prompt=prompt, config=config, cancel=cancel)
+        pieces = engine.generate_iter(
+            audio, task=body.task, prompt=prompt, config=config, cancel=cancel, priority=body.priority
+        )
         yield engine.model.positions(asked, len(audio.pcm)) - config.max_new_tokens
         result = yield from pieces
         yield result

@@ -5,7 +5,7 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,7 +43,7 @@ class Gate:
             async with asyncio.timeout(config.timeout_s):
                 if scope["path"].startswith(GUARDED):
                     check_key(config.api_keys, sent_key(scope))
-                body = _Body(scope, receive, config.max_body_mib * 2**20)
+                body = _Body(scope, receive, config.max_body_mib * 2**20, answer.left)
                 await self._app(scope, body, answer)
         except TimeoutError:
             slow = ApiError(504, "timeout", f"the request took longer than {config.timeout_s:g} s: send less at once")
@@ -58,7 +58,7 @@ class Gate:
     def _note(self, scope: Scope, answer: "_Answer", took_s: float) -> None:
         route = scope.get("route")
         endpoint = getattr(route, "path", "other")  # not what was asked for: that could be anything
-        metrics, status = self._service.metrics, answer.status or GONE
+        metrics, status = self._service.metrics, GONE if answer.gone else answer.status or GONE
         metrics.requests.labels(endpoint, status).inc()
         metrics.latency.labels(endpoint).observe(took_s)
         if REQUESTS.isEnabledFor(logging.INFO):
@@ -81,6 +81,7 @@ class _Answer:
         self.request_id = f"req_{uuid.uuid4().hex}"
         self.status: int | None = None
         self._complete = False
+        self.gone = False  # whether the client went away before it had all
 
     async def __call__(self, message: Message) -> None:
         """A part of the answer."""
@@ -90,6 +91,10 @@ class _Answer:
         elif message["type"] == "http.response.body":
             self._complete = not message.get("more_body", False)
         await self._send(message)
+
+    def left(self) -> None:
+        """The client is not there any more; behind a whole answer that is no news."""
+        self.gone |= not self._complete
 
     async def fail(self, error: ApiError, scope: Scope, receive: Receive) -> None:
         """Answer with an error. An answer that has begun is cut off, which its reader can tell."""
@@ -103,14 +108,15 @@ class _Answer:
 
 
 class _Body:
-    """Passes a body on, up to its limit.
+    """Passes a body on, up to its limit, and says when the client goes away.
 
     Raises:
         ApiError: 413, the body is larger; at once, where its header says so.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, limit: int, left: Callable[[], object]) -> None:
         self._receive = receive
+        self._left = left
         self._limit = limit
         self._read = 0
         claimed = dict(scope["headers"]).get(b"content-length", b"0")
@@ -119,6 +125,8 @@ class _Body:
     async def __call__(self) -> Message:
         """A part of the body."""
         message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._left()
         self._read += len(message.get("body", b""))
         self._check(self._read)
         return message

@@ -29,10 +29,11 @@ class Job(Generic[T]):
     text.
     """
 
-    def __init__(self, queue: RequestQueue, threads: Executor, request: Request, work: Work[T]) -> None:
+    def __init__(self, queue: RequestQueue, threads: Executor, request: Request, work: Work[T], priority: int) -> None:
         self._queue = queue
         self._threads = threads
         self._work = work
+        self._priority = priority
         self._cancel = threading.Event()
         self._items: asyncio.Queue[T | _End] = asyncio.Queue()
         self._running = False
@@ -64,7 +65,7 @@ class Job(Generic[T]):
     async def _take_turn(self) -> None:
         started = time.perf_counter()
         try:
-            async with self._queue.turn():
+            async with self._queue.turn(self._priority):
                 self.queued_s = time.perf_counter() - started
                 self._running = True
                 loop = asyncio.get_running_loop()

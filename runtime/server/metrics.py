@@ -4,8 +4,11 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from salmonrun.runtime.schedule import Round
+
 _SHORT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _LONG_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _FACTOR = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 5)
 
 
@@ -29,7 +32,7 @@ class Metrics:
         )
         self.first_token = self._histogram(
             "time_to_first_token_seconds",
-            "From a request's turn to its first text; of a transcription, to its first segment.",
+            "From a request's turn to its first text.",
             _SHORT_S,
         )
         self.per_token = self._histogram(
@@ -46,9 +49,35 @@ class Metrics:
         self.refused = Counter(
             "salmonrun_streams_refused", "Live streams that were refused, since others would suffer.", registry=registry
         )
+        self.given_up = Counter(
+            "salmonrun_streams_given_up", "Live streams that could not be kept, and were closed.", registry=registry
+        )
+        self.rounds = Counter("salmonrun_iterations", "Rounds of the decoder.", registry=registry)
+        self.round_tokens = self._histogram("iteration_tokens", "Positions that a round appended.", _SIZES)
+        self.round_searches = self._histogram(
+            "iteration_batch_size", "Searches that took part in a round: answers, windows, updates.", _SIZES
+        )
+        self.prompt_tokens = Counter(
+            "salmonrun_prompt_tokens",
+            "Positions of prompts, audio and drafts in the LLM.",
+            registry=registry,
+        )
+        self.decode_tokens = Counter(
+            "salmonrun_decode_tokens",
+            "Positions of answers in the LLM, of beams each.",
+            registry=registry,
+        )
         self.left_out = Counter(
             "salmonrun_stream_updates_left_out", "Updates of live streams that were late.", registry=registry
         )
+
+    def round(self, done: Round) -> None:
+        """Of the decoder; in the thread that ran it."""
+        self.rounds.inc()
+        self.round_searches.observe(done.searches)
+        self.round_tokens.observe(done.positions)
+        self.prompt_tokens.inc(done.prompts)
+        self.decode_tokens.inc(done.steps)
 
     def watch(self, name: str, what: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is asked for."""

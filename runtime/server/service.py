@@ -10,6 +10,7 @@ from fastapi import Request
 
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.log import LOGGER
+from salmonrun.runtime.model import Model
 from salmonrun.runtime.server.admission import StreamAdmission, capacity
 from salmonrun.runtime.server.api_error import ApiError, unknown_model
 from salmonrun.runtime.server.config import ServerConfig
@@ -67,6 +68,7 @@ class Service:
             most = capacity(factor)
             LOGGER.info("a live stream takes %.3f of real time: at most %d at once", factor, most)
         self.streams = StreamAdmission(most)
+        engine.model.rounds.watchers.append(self.metrics.round)
         self._engine = engine
 
     def check_model(self, name: str | None) -> None:
@@ -78,9 +80,9 @@ class Service:
         if name and name not in self.model_names:
             raise unknown_model(name, self.model_names)
 
-    def job(self, request: Request, work: Work[T]) -> Job[T]:
+    def job(self, request: Request, work: Work[T], priority: int) -> Job[T]:
         """Have the engine work for a request, when it is its turn."""
-        return Job(self.queue, self._threads, request, work)
+        return Job(self.queue, self._threads, request, work, priority)
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         """The result of a call that takes its time; the event loop goes on."""
@@ -89,6 +91,8 @@ class Service:
     def close(self) -> None:
         """Wait for the threads."""
         self._threads.shutdown()
+        if self._engine:
+            self._engine.model.rounds.watchers.remove(self.metrics.round)
 
     def _watch(self) -> None:
         watch = self.metrics.watch
@@ -97,7 +101,19 @@ class Service:
         watch("num_realtime_streams", "Live streams that are open.", lambda: self.streams.open)
         watch("max_realtime_streams", "Live streams that there may be.", lambda: self.streams.capacity)
         watch("realtime_lag_max_seconds", "Of the live stream that is furthest behind.", lambda: self.streams.lag_s)
-        watch("kv_cache_bytes", "Reserved for keys and values.", self._cache_bytes)
+        self._watch_model("kv_cache_bytes", "Reserved for keys and values.", _cache_bytes)
+        self._watch_model("kv_cache_usage_perc", "Share of --max-cache-mib that is promised, 1 is all.", _cache_usage)
+        self._watch_model("num_searches_running", "Answers that are decoded.", lambda model: model.rounds.open_searches)
+        self._watch_model("num_waiting_for_kv_cache", "Who waits for memory.", lambda model: model.rounds.waiting)
+        self._watch_model("num_waiting_for_encoder", "Who waits to be encoded.", lambda model: model.encoding.waiting)
 
-    def _cache_bytes(self) -> int:
-        return self._engine.model.decoder.describe().cache_bytes if self._engine else 0
+    def _watch_model(self, name: str, what: str, value: Callable[[Model], float]) -> None:
+        self.metrics.watch(name, what, lambda: value(self._engine.model) if self._engine else 0)
+
+
+def _cache_bytes(model: Model) -> float:
+    return model.decoder.describe().cache_bytes
+
+
+def _cache_usage(model: Model) -> float:
+    return model.decoder.describe().cache_usage

@@ -18,10 +18,10 @@ from salmonrun.runtime.server.api_error import ApiError
 from salmonrun.runtime.server.job import Job, Work
 from salmonrun.runtime.server.service import Service
 from salmonrun.runtime.server.sse import sse
-from salmonrun.runtime.streaming.transcript import BETWEEN_UTTERANCES
 from salmonrun.runtime.transcript import FORMATS, Transcript, of_segments
 
 TRANSLATION = "translation"  # the task of a bundle that translates into English
+_Item = TranscriptInfo | str | Segment  # of a job: what is known at first, then text and segments
 _TEXTS = {"text": "txt", "srt": "srt", "vtt": "vtt"}  # response_format -> format of a transcript
 
 
@@ -43,6 +43,7 @@ class TranscriptionForm(BaseModel):
     num_beams: int = 1
     max_new_tokens: int = GenerationConfig.max_new_tokens  # of each window
     seed: int | None = None
+    priority: int = Field(0, ge=0)  # who has less goes first
 
     def generation(self) -> GenerationConfig:
         """How tokens are chosen; a temperature of 0 is greedy."""
@@ -77,26 +78,28 @@ def transcriptions(service: Service) -> APIRouter:
 async def _answer(service: Service, request: Request, form: TranscriptionForm) -> Response:
     service.check_model(form.model)
     started = time.perf_counter()
-    job: Job[TranscriptInfo | Segment] = service.job(request, _work(service.engine, form, service.config.max_audio_s))
+    work = _work(service.engine, form, service.config.max_audio_s)
+    job: Job[_Item] = service.job(request, work, form.priority)
     info = await anext(job)  # an error up to here is a status
     assert isinstance(info, TranscriptInfo)
-    parts = _noted(service, request, job, info)
+    items = _noted(service, request, job, info)
     if form.stream:
-        return sse(_events(parts))
-    segments = [segment async for segment in parts]
+        return sse(_events(items))
+    segments = [item async for item in items if isinstance(item, Segment)]
     transcript = of_segments("", segments, info, time.perf_counter() - started, None)
     return _formatted(transcript, segments, form)
 
 
-def _work(engine: Engine, form: TranscriptionForm, max_audio_s: float) -> Work[TranscriptInfo | Segment]:
-    def work(cancel: threading.Event) -> Iterator[TranscriptInfo | Segment]:
-        segments, info = engine.transcribe(
+def _work(engine: Engine, form: TranscriptionForm, max_audio_s: float) -> Work[_Item]:
+    def work(cancel: threading.Event) -> Iterator[_Item]:
+        items, info = engine.transcribe_iter(
             form.file.file,
             task=form.task,
             prompt=form.prompt,
             question=form.question,
             generation=form.generation(),
             cancel=cancel,
+            priority=form.priority,
         )
         if info.duration_s > max_audio_s:
             raise ApiError(
@@ -106,23 +109,24 @@ def _work(engine: Engine, form: TranscriptionForm, max_audio_s: float) -> Work[T
                 "file",
             )
         yield info
-        yield from segments
+        yield from items
 
     return work
 
 
 async def _noted(
-    service: Service, request: Request, job: Job[TranscriptInfo | Segment], info: TranscriptInfo
-) -> AsyncIterator[Segment]:
-    """The segments; what they cost goes into metrics and the log."""
-    metrics, started, tokens = service.metrics, time.perf_counter(), 0
+    service: Service, request: Request, job: Job[_Item], info: TranscriptInfo
+) -> AsyncIterator[str | Segment]:
+    """Text and segments; what they cost goes into metrics and the log."""
+    metrics, started, tokens, any_text = service.metrics, time.perf_counter(), 0, False
     metrics.queue_time.observe(job.queued_s)
-    async for segment in job:
-        assert isinstance(segment, Segment)
-        if not tokens:
+    async for item in job:
+        assert isinstance(item, str | Segment)
+        if not any_text:
             metrics.first_token.observe(time.perf_counter() - started)
-        tokens += len(segment.token_ids)
-        yield segment
+            any_text = True
+        tokens += len(item.token_ids) if isinstance(item, Segment) else 0
+        yield item
     took_s = time.perf_counter() - started
     metrics.tokens.inc(tokens)
     metrics.audio.inc(info.duration_s)
@@ -130,14 +134,13 @@ async def _noted(
     request.state.log = {"audio_s": round(info.duration_s, 3), "tokens": tokens, "queued_s": round(job.queued_s, 4)}
 
 
-async def _events(segments: AsyncIterator[Segment]) -> AsyncIterator[dict[str, Any]]:
-    """Deltas, which add up to the text that ends them."""
+async def _events(items: AsyncIterator[str | Segment]) -> AsyncIterator[dict[str, Any]]:
+    """Deltas, as text becomes certain, which add up to the text that ends them."""
     text = ""
-    async for segment in segments:
-        if said := segment.text.strip():
-            delta = BETWEEN_UTTERANCES + said if text else said
-            text += delta
-            yield {"type": "transcript.text.delta", "delta": delta}
+    async for item in items:
+        if isinstance(item, str):
+            text += item
+            yield {"type": "transcript.text.delta", "delta": item}
     yield {"type": "transcript.text.done", "text": text}
 
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
+from salmonrun.runtime.segment import BETWEEN_UTTERANCES
 from salmonrun.runtime.tokenizer import StreamingDetokenizer, Tokenizer
-
-BETWEEN_UTTERANCES = "\n"
 
 
 class Transcript:

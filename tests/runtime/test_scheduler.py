@@ -1,6 +1,7 @@
 """Whatever joins, leaves, is cancelled or late: small rounds, nobody starves, no slot is lost, the same answers."""
 
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from salmonrun.runtime.prompt import PromptIds
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.rounds import Rounds, run_together
 from salmonrun.runtime.running import Running
-from salmonrun.runtime.search import Hypothesis, Search, StopRules, decode
+from salmonrun.runtime.search import Hypothesis, Need, Search, StopRules, decode
 from salmonrun.runtime.terms import Terms
 from tests.helpers.fakes import FakeDecoder, random_logits
 
@@ -94,7 +95,7 @@ class Scheduling(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.clock = 0.0
-        self.patch.setattr(terms.time, "monotonic", lambda: self.clock)
+        self.patch.setattr(time, "monotonic", lambda: self.clock)
         for module, name, value in (
             (running, "PIECE", PIECE),
             (schedule, "PROMPTS", PIECE),
@@ -318,7 +319,7 @@ def test_the_pieces_of_a_prompt_are_the_whole() -> None:
             found: list[F32] = []
 
             def ask(chunk: Chunk[Slot] = chunk, found: list[F32] = found) -> Search[Slot]:
-                logits = yield running.Need([chunk])
+                logits = yield Need([chunk])
                 assert logits
                 found.append(logits[0])
                 return Hypothesis([], "stop", [])

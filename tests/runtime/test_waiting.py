@@ -15,6 +15,7 @@ from tests.helpers.streams import before_steps
 def most_of(engine: Engine, speech: Path) -> GenerationConfig:
     """A request that may need all the memory there is, and ends after a few tokens all the same."""
     position = engine.model.decoder._budget._position_bytes  # type: ignore[attr-defined]
+    assert engine.model.limits.max_cache_mib
     positions = engine.model.limits.max_cache_mib * 2**20 // position
     samples = len(engine.model.load_audio(speech, None).pcm)
     beams = 1 + positions // 2000
@@ -65,5 +66,5 @@ def test_a_deadline_that_passes(tiny_engine: Engine, speech: Path, monkeypatch: 
     monkeypatch.undo()
     for unusable in ({"deadline_s": 0.0}, {"priority": -1}):
         with pytest.raises(ConfigError, match=next(iter(unusable))):
-            tiny_engine.generate(speech, task="asr", **unusable)  # type: ignore[arg-type]
+            tiny_engine.generate(speech, task="asr", **unusable)
     assert tiny_engine.generate(speech, task="asr", priority=3, deadline_s=60).token_ids

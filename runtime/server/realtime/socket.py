@@ -11,8 +11,8 @@ import numpy as np
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
-from salmonrun.runtime.errors import SalmonrunError
-from salmonrun.runtime.server.admission import Pace
+from salmonrun.runtime.errors import BusyError, SalmonrunError
+from salmonrun.runtime.server.admission import LOST_S, Pace
 from salmonrun.runtime.server.api_error import ApiError, as_api_error
 from salmonrun.runtime.server.gate import check_key, sent_key
 from salmonrun.runtime.server.log import REQUESTS, log_fields
@@ -29,7 +29,7 @@ SEND_S = 30.0  # for a client to take an event
 PROTOCOL = "realtime"  # that browsers name, which cannot send headers; their key comes as one more
 KEY_PREFIX = "openai-insecure-api-key."
 DRAIN = {"type": "drain"}  # the server's own word, behind all that has come
-_NORMAL, _GOING_AWAY, _BUG = 1000, 1001, 1011  # RFC 6455, 7.4.1
+_NORMAL, _GOING_AWAY, _BUG, _TRY_AGAIN = 1000, 1001, 1011, 1013  # RFC 6455, 7.4.1, and IANA's registry
 
 
 def realtime(service: Service) -> APIRouter:
@@ -74,6 +74,7 @@ class _Connection:
         self._inbox = Inbox()
         self._id = new_id("sess")
         self._busy_s = 0.0
+        self._given_up = False  # there is no room for it, or it will never catch up
         self._call: asyncio.Future[list[Event]] | None = None  # what a thread does
 
     async def run(self) -> None:
@@ -126,8 +127,8 @@ class _Connection:
             batch = await self._inbox.take()
             for told in await self._answer(batch):
                 await self._send(told)
-            if batch[0].event is DRAIN:
-                await self._close(_GOING_AWAY)
+            if batch[0].event is DRAIN or self._given_up:
+                await self._close(_TRY_AGAIN if self._given_up else _GOING_AWAY)
                 return
             if self._turns.seconds > self._service.config.max_stream_s:
                 for told in await self._expire():
@@ -156,13 +157,27 @@ class _Connection:
             told += await self._hear_samples(np.concatenate(pieces))
         lag_s = self._pace.heard(sum(received.seconds for received in batch), time.monotonic())
         self._service.metrics.lag.observe(lag_s)
+        if lag_s > LOST_S:
+            told += await self._give_up(lag_s)
         return told
+
+    async def _give_up(self, lag_s: float) -> list[Event]:
+        """The text of what was heard; what was not is lost."""
+        self._given_up = True
+        self._service.metrics.given_up.inc()
+        told = await self._commit() if self._turns.pending else []
+        what = f"this stream is {lag_s:.0f} s behind real time, more than it would catch up with: open another later"
+        return [*told, events.error(ApiError(503, "realtime_capacity_exceeded", what))]
 
     async def _hear_samples(self, pcm: I16) -> list[Event]:
         turns, metrics, started = self._turns, self._service.metrics, time.perf_counter()
         left_out = turns.left_out
         try:
             return await self._in_thread(lambda: turns.hear(pcm))
+        except BusyError as error:
+            self._given_up = True
+            metrics.given_up.inc()
+            return turns.fail(as_api_error(error))
         except SalmonrunError as error:
             return turns.fail(as_api_error(error))
         finally:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 from salmonrun.runtime.audio import SAMPLE_RATE
 from salmonrun.runtime.engine import Engine
-from salmonrun.runtime.segment import Segment
+from salmonrun.runtime.segment import BETWEEN_UTTERANCES, Segment
 from salmonrun.runtime.server.api_error import ApiError
 from salmonrun.runtime.server.realtime import events
 from salmonrun.runtime.server.realtime.audio import I16
 from salmonrun.runtime.server.realtime.events import Event, event, new_id
 from salmonrun.runtime.server.realtime.session import Session
 from salmonrun.runtime.streaming.stream import Stream, Update
-from salmonrun.runtime.streaming.transcript import BETWEEN_UTTERANCES
 
 
 class _Item:

@@ -195,7 +195,8 @@ def test_who_goes_away_stops_within_one_token(
         client.sendall(head.encode() + body)
         until(lambda: len(steps) == 3)
         client.close()
-        until(lambda: metric(running, 'requests_total{endpoint="/v1/audio/transcriptions"') == 1)
+        gone = 'requests_total{endpoint="/v1/audio/transcriptions",status="499"}'
+        until(lambda: metric(running, gone) == 1)
         go.set()
         until(lambda: metric(running, "num_requests_running") == 0)
     assert len(steps) == 3

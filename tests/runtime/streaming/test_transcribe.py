@@ -342,7 +342,7 @@ class Listener:
 
     def __init__(self, spoil: Callable[[list[int]], list[int]]) -> None:
         tokenizer = SimpleNamespace(decode=self.text)
-        manifest = SimpleNamespace(audio=SimpleNamespace(max_s=30.0))
+        manifest = SimpleNamespace(audio=SimpleNamespace(max_s=30.0), prompt=None)
         self.model = SimpleNamespace(
             tokenizer=tokenizer,
             bundle=SimpleNamespace(manifest=manifest),
