@@ -40,9 +40,9 @@ def delta(item_id: str, text: str) -> Event:
     return event(f"{_TRANSCRIPTION}.delta", item_id=item_id, content_index=0, delta=text)
 
 
-def partial(item_id: str, text: str) -> Event:
-    """What follows the item's text for now: an extension of ours, sent where it is asked for."""
-    return event(f"{_TRANSCRIPTION}.partial", item_id=item_id, content_index=0, text=text)
+def partial(item_id: str, text: str, heard_ms: int) -> Event:
+    """What follows the item's text for now, and how much of the session that is: ours, sent where it is asked for."""
+    return event(f"{_TRANSCRIPTION}.partial", item_id=item_id, content_index=0, text=text, audio_end_ms=heard_ms)
 
 
 def completed(item_id: str, transcript: str, seconds: float) -> Event:

@@ -164,7 +164,8 @@ class Turns:
             self._told += 1
             return told + self._finish(update.segment)
         if self.session.partial:
-            told.append(events.partial(self._item.id, update.partial))
+            heard = self._before + round(update.audio_s * SAMPLE_RATE)
+            told.append(events.partial(self._item.id, update.partial, _ms(heard)))
         return told
 
     def _begin(self, start: int, spoken: bool = True) -> list[Event]:

@@ -180,6 +180,9 @@ def test_the_unstable_tail_is_told_on_request(server: Running, pcm: Any) -> None
         events = receive(client, 1)
     partial = of(events, ".partial")
     assert any(event["text"] for event in partial)
+    heard = [event["audio_end_ms"] for event in partial]
+    assert heard == sorted(heard)
+    assert 0 < heard[-1] <= 1000 * len(pcm) / 16_000
     agreed = of(events, "session.updated")[0]["session"]
     assert agreed.pop("include") == update["session"]["include"]  # which OpenAI's types do not know
     check([event for event in events if event not in partial])

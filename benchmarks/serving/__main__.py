@@ -1,0 +1,109 @@
+"""What a server carries, for docs/performance.md: python -m benchmarks.serving BUNDLE [--docs docs]
+
+Live streams, paced as people speak: more and more of them, until they are not in real time any more. Then recordings:
+one client, several at once, and the same several at a server that answers one after the other.
+"""
+
+import argparse
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.peers.machine import machine
+from benchmarks.quiet import add_busy_option, refuse_busy
+from benchmarks.serving import requests, streams
+from benchmarks.serving.page import best, requests_table, streams_table
+from benchmarks.serving.server import serving
+from benchmarks.tables import place_marked
+
+Run = tuple[int, float, streams.Told]
+MANY = "100000"  # streams and requests: nothing is refused, so that it is seen where real time ends
+
+
+def main() -> None:
+    """Measure, print, and write into the page."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    busy = refuse_busy(parser, arguments)
+    limits = ("--max-streams", MANY, "--max-waiting", MANY)
+    running = ("--max-running", str(arguments.clients))
+    if arguments.url:
+        runs = climb(lambda count: _streams(arguments, arguments.url, count), arguments.most)
+        asked = [_asked(arguments, arguments.url, "as it serves", count) for count in (1, arguments.clients)]
+    else:
+        with serving(arguments.bundle, arguments.threads, *limits, *running) as url:
+            runs = climb(lambda count: _streams(arguments, url, count), arguments.most)
+            asked = [_asked(arguments, url, "together", count) for count in (1, arguments.clients)]
+        with serving(arguments.bundle, arguments.threads, *limits, "--max-running", "1") as url:
+            asked.append(_asked(arguments, url, "one after the other", arguments.clients))
+    where = _where(arguments, busy)
+    made = {
+        "serving-streams": f"{where}\n\n{streams_table(runs)}\n\nIn real time: {best(runs)} streams.",
+        "serving-requests": f"{where}\n\n{requests_table(asked)}",
+    }
+    print("\n\n".join(made.values()))
+    if arguments.docs:
+        page, kind = arguments.docs / "performance.md", machine()["kind"]
+        page.write_text(place_marked(page.read_text(), {f"{name}, {kind}": text for name, text in made.items()}))
+
+
+def climb(measure: Callable[[int], Run], most: int) -> list[Run]:
+    """Twice as many streams each time, until they are late; then between, to the most that are not."""
+    runs, count = [measure(1)], 1
+    while runs[-1][2].real_time and count < most:
+        count = min(2 * count, most)
+        runs.append(measure(count))
+    if runs[-1][2].real_time:
+        return runs
+    good, bad = best(runs), count
+    while bad - good > max(1, good // 8):
+        middle = (good + bad) // 2
+        runs.append(measure(middle))
+        good, bad = (middle, bad) if runs[-1][2].real_time else (good, middle)
+    return sorted(runs, key=lambda run: run[0])
+
+
+def _streams(arguments: argparse.Namespace, url: str, count: int) -> Run:
+    tqdm.write(f"{count} streams ...")
+    return count, arguments.seconds, streams.measure(url, count, arguments.seconds, arguments.utterance)
+
+
+def _asked(arguments: argparse.Namespace, url: str, how: str, clients: int) -> tuple[str, int, requests.Answered]:
+    tqdm.write(f"{clients} clients, {how} ...")
+    return how, clients, requests.measure(url, clients, arguments.requests, arguments.length)
+
+
+def _where(arguments: argparse.Namespace, busy: str) -> str:
+    found = machine()
+    what = arguments.bundle.name if arguments.bundle else arguments.url
+    text = (
+        f"{what}; {found['cpu']} ({', '.join(found['instructions'])}), {arguments.threads or found['cores']} threads, "
+    )
+    text += f"{datetime.date.today().isoformat()}; streams of {arguments.seconds:g} s that end an utterance every "
+    text += f"{arguments.utterance:g} s, {arguments.requests} recordings of {arguments.length:g} s."
+    return text + (f" {busy.capitalize()}." if busy else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("bundle", type=Path, nargs="?", help="served by servers of its own")
+    what.add_argument("--url", help="of a server that runs, e.g. http://127.0.0.1:8000; its limits hold")
+    parser.add_argument("--threads", type=int, help="of the servers (default: all cores)")
+    parser.add_argument("--most", type=int, default=256, help="streams that are tried (default: 256)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of a stream (default: 30)")
+    parser.add_argument("--utterance", type=float, default=6.0, help="seconds of an utterance (default: 6)")
+    parser.add_argument("--clients", type=int, default=8, help="that ask at once (default: 8)")
+    parser.add_argument("--requests", type=int, default=48, help="of each run (default: 48)")
+    parser.add_argument("--length", type=float, default=10.0, help="seconds of a recording (default: 10)")
+    parser.add_argument(
+        "--docs", type=Path, help="folder of performance.md, whose tables of such machines are replaced"
+    )
+    add_busy_option(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

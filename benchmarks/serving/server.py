@@ -1,0 +1,26 @@
+"""A server to measure: one of our own for a bundle, or one that runs already."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+END_S = 60
+
+
+@contextmanager
+def serving(bundle: Path, threads: int | None, *options: str) -> Iterator[str]:
+    """`salmonrun serve` in a process of its own, on any free port of loopback; its address, until the context ends."""
+    own = [] if threads is None else ["--threads", str(threads)]
+    command = [sys.executable, "-m", "salmonrun", "serve", str(bundle), "--port", "0", *own, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout
+        said = process.stdout.readline().strip()
+        if not said:
+            raise SystemExit(f"the server did not start: {' '.join(command)} says why")
+        yield said.removeprefix("ready: ").removesuffix("/v1")
+    finally:
+        process.terminate()
+        process.wait(END_S)

@@ -1,0 +1,54 @@
+"""The load tool: what it tries, what it counts, and that a real server is measured by it."""
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+pytest.importorskip("openai", reason="OpenAI's client is not installed")
+
+from benchmarks.serving import page, requests, streams
+from benchmarks.serving.__main__ import climb
+from benchmarks.serving.streams import Told
+from salmonrun.runtime import Engine
+from tests.helpers.servers import serving
+
+
+def run(count: int, capacity: int) -> tuple[int, float, Told]:
+    """As if so many were in real time."""
+    late = 0.1 if count <= capacity else 3.0
+    return count, 10.0, Told([0.05, late], [0.02, late], took_s=10.0 + late)
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 2, 3, 5, 8, 11, 100])
+def test_it_climbs_to_where_real_time_ends(capacity: int) -> None:
+    """To one stream of few, and to an eighth of many; no further than it may."""
+    runs = climb(lambda count: run(count, capacity), most=64)
+    counts = [count for count, _, _ in runs]
+    assert counts == sorted(set(counts))
+    assert counts[-1] <= 64
+    found = page.best(runs)
+    assert found <= capacity
+    assert min(capacity, 64) - found <= max(0, found // 8)
+
+
+def test_who_is_lost_or_late_is_not_in_real_time() -> None:
+    assert run(1, 1)[2].real_time
+    assert not run(2, 1)[2].real_time
+    assert not Told([0.1], [0.1], lost=1).real_time
+    assert not Told([0.1], []).real_time
+    row = page.streams_table([(2, 10.0, Told([0.1], [0.2], lost=1, took_s=10.0))]).splitlines()[-1]
+    assert row.startswith("| 2 | 100 ms |")
+    assert row.endswith("| 2.0 | no: 1 lost |")
+
+
+def test_a_server_is_measured(demo_engine: Engine) -> None:
+    with serving(demo_engine, max_streams=2) as running:
+        told = streams.measure(running.url, streams=2, seconds=4.0, utterance_s=2.0)
+        assert (told.lost, len(told.final_s)) == (0, 4)
+        assert told.took_s > 4.0  # at the pace of speech
+        assert told.lag_s
+        assert min(told.lag_s) >= 0
+        assert streams.measure(running.url, streams=3, seconds=0.5, utterance_s=0.5).lost == 1
+        answered = requests.measure(running.url, clients=2, requests=3, seconds=2.0)
+        assert len(answered.request_s) == 3
+        assert answered.audio_s == 6.0
+        assert "| one | 2 |" in page.requests_table([("one", 2, answered)])
