@@ -68,3 +68,21 @@ def test_a_deadline_that_passes(tiny_engine: Engine, speech: Path, monkeypatch: 
         with pytest.raises(ConfigError, match=next(iter(unusable))):
             tiny_engine.generate(speech, task="asr", **unusable)
     assert tiny_engine.generate(speech, task="asr", priority=3, deadline_s=60).token_ids
+
+
+def test_deadlines_of_every_way_to_ask(tiny_engine: Engine, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the call on, whenever the answer is taken."""
+    segments, info = tiny_engine.transcribe(speech, task="asr", deadline_s=60)
+    pieces = tiny_engine.generate_iter(speech, task="asr", deadline_s=60)
+    with tiny_engine.listen(speech) as heard:
+        asked = heard.ask_iter(task="asr", deadline_s=60)
+        assert heard.ask(task="asr", deadline_s=60, priority=1).token_ids
+        monkeypatch.setattr(time, "monotonic", lambda: math.inf)
+        with pytest.raises(DeadlineError, match="before encoding"):
+            next(pieces)
+        with pytest.raises(DeadlineError, match="before encoding"):
+            next(segments)
+        with pytest.raises(DeadlineError, match="before decoding"):
+            next(asked)
+    assert not info.finished
+    assert tiny_engine.model.rounds.open_searches == 0
