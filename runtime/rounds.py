@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from salmonrun.runtime.decoder import Chunk, Decoder, Lease
 from salmonrun.runtime.errors import BusyError
 from salmonrun.runtime.running import Group, Running
-from salmonrun.runtime.schedule import Round, plan, size
+from salmonrun.runtime.schedule import Round, plan
 from salmonrun.runtime.search import Hypothesis, Need, Search
 from salmonrun.runtime.slot_queue import SlotQueue
 from salmonrun.runtime.terms import POLL_S, WHENEVER, Terms
@@ -22,10 +22,10 @@ def run_round(decoder: Decoder[S], searches: Sequence[Running[S]], number: int) 
     """What it is the turn of, in one pass of the decoder. An error is the own one of the search that causes it."""
     for search in searches:
         search.stop_if_over()
-    taking_part = plan(searches, number)
-    shares = [(search, search.share()) for search in taking_part]
-    steps = sum(size(search) for search in taking_part if search.is_step)
-    report = Round(len(shares), steps, sum(map(size, taking_part)) - steps)
+    shares = [(search, search.share()) for search in plan(searches, number)]
+    steps = sum(len(chunks) for search, chunks in shares if search.is_step)
+    prompts = sum(len(chunk.inputs) for search, chunks in shares if not search.is_step for chunk in chunks)
+    report = Round(len(shares), steps, prompts)
     try:
         logits = decoder.forward([chunk for _, chunks in shares for chunk in chunks]) if shares else []
     except Exception as error:
@@ -178,7 +178,7 @@ class Rounds(Generic[S]):
         """Until it is so; if nobody else runs a round, and there is one to run, run it."""
         while True:
             with self._changed:
-                while not satisfied() and (self._runner is not None or not self.open_searches):
+                while not satisfied() and (self._runner is not None or all(group.done for group in self._open)):
                     self._changed.wait(poll_s)
                 if satisfied():
                     return

@@ -32,6 +32,7 @@ class Running(Generic[S]):
         self.terms = terms
         self.served = joined  # the round that it last had a place in
         self.need: Need[S] | None = None  # None: it has come to its end
+        self.is_step = False  # whether it needs one position of each slot: it is in the middle of an answer
         self.hypothesis: Hypothesis | None = None
         self.error: BaseException | None = None
         self.tokens: list[int] = []
@@ -46,11 +47,6 @@ class Running(Generic[S]):
         """Whether nothing more will come."""
         return self.need is None
 
-    @property
-    def is_step(self) -> bool:
-        """Whether it needs one position of each slot: it is in the middle of an answer."""
-        return self.need is not None and all(len(chunk.inputs) == 1 for chunk in self.need.chunks)
-
     def has(self, count: int) -> bool:
         """Whether there are so many tokens, or will never be."""
         return self.done or len(self.tokens) >= count
@@ -58,16 +54,16 @@ class Running(Generic[S]):
     def share(self) -> Sequence[Chunk[S]]:
         """What its next round appends: what it needs, of a long chunk a piece. Several chunks stay together."""
         assert self.need
-        (chunk, *more) = self.need.chunks
-        if more or len(chunk.inputs) <= PIECE:
+        chunk = self.need.chunks[0]
+        if self.is_step or len(self.need.chunks) > 1 or len(chunk.inputs) <= PIECE:
             return self.need.chunks
         return [_piece(chunk, self._appended, min(self._appended + PIECE, len(chunk.inputs)))]
 
     def receive(self, logits: Sequence[F32]) -> None:
         """Go on with the logits of its share."""
         assert self.need
-        (chunk, *more) = self.need.chunks
-        if not more and len(chunk.inputs) > PIECE:
+        chunk = self.need.chunks[0]
+        if not self.is_step and len(self.need.chunks) == 1 and len(chunk.inputs) > PIECE:
             self._appended += min(PIECE, len(chunk.inputs) - self._appended)
             self._logits += [rows for rows in logits if len(rows)]
             if self._appended < len(chunk.inputs) and not self.terms.cancelled:
@@ -107,6 +103,7 @@ class Running(Generic[S]):
     def _go_on(self, advance: Callable[[], Need[S]]) -> None:
         try:
             self.need = advance()
+            self.is_step = all(len(chunk.inputs) == 1 for chunk in self.need.chunks)
             known = self.need.tokens
         except StopIteration as end:
             self.need, self.hypothesis = None, end.value

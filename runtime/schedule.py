@@ -33,14 +33,17 @@ def plan(searches: Sequence[Running[S]], number: int) -> list[Running[S]]:
     By priority, and among equals who has waited longest; who has waited for `PATIENCE` rounds, before all others. So of
     n searches none waits for more than PATIENCE + n rounds.
     """
-    waiting = sorted((search for search in searches if not search.done), key=lambda search: _rank(search, number))
+    waiting = [search for search in searches if not search.done]
+    if len(waiting) < 2:
+        return waiting
+    waiting.sort(key=lambda search: _rank(search, number))
     steps = _fitting([search for search in waiting if search.is_step], STEPS)
     return steps + _fitting([search for search in waiting if not search.is_step], PROMPTS)
 
 
 def size(search: Running[S]) -> int:
     """Positions that its share of a round has."""
-    return sum(len(chunk.inputs) for chunk in search.share())
+    return len(search.share()) if search.is_step else sum(len(chunk.inputs) for chunk in search.share())
 
 
 def _rank(search: Running[S], number: int) -> tuple[bool, int, int]:
