@@ -154,7 +154,7 @@ def test_products_that_do_not_fit_are_refused() -> None:
         (matrix, normal(3, 7), out, "x has 7 columns, expected 8"),
         (matrix, normal(8, 3).T, out, "the rows of x: expected contiguous values"),
         (matrix, normal(2, 8), out, "out: 15 values, expected 10"),
-        (integers, normal(3, 72), normal(3, 72), "a matrix of integers; these products are of floats"),
+        (integers, normal(3, 72), normal(3, 72), "a matrix that takes quantized inputs; these products are of floats"),
     ]
     for product, rows, to, message in refusals:
         with pytest.raises(ValueError, match=message):

@@ -315,7 +315,7 @@ def test_fuzzed_values_of_a_sealed_manifest(spare: Path, data: st.DataObject) ->
         (lambda data: data.update(fbank=None), "fbank and the inputs of qformer"),
         (lambda data: data["fbank"].update(scale=0.0), "scale 0.0 and waveform_scale"),
         (lambda data: data["fbank"].update(window="hamming"), "'povey', 'hanning'"),
-        (lambda data: data["precision"].update(whisper="banana"), "'fp32', 'fp16', 'int8', 'int4', 'nf4'"),
+        (lambda data: data["precision"].update(whisper="banana"), "'fp32', 'fp16', 'bf16', 'int8', 'int4', 'nf4'"),
         (lambda data: data["audio"].pop("max_s"), "'max_s' is missing"),
         (lambda data: data["files"].update({"./golden.npz": data["files"].pop("golden.npz")}), "expected it as"),
     ],
