@@ -27,10 +27,13 @@ SHAPES = (
     Shape(rank=17, bits=4),
     GATED,
     replace(GATED, floats=True, head_dim=33),
+    replace(GATED, bfloat16=True, head_dim=33),
     Shape(heads=2, head_dim=64, ffn=256, block=128, activation_block=128),  # nothing is filled up
     Shape(heads=2, head_dim=64, ffn=256, floats=True),
+    Shape(heads=2, head_dim=64, ffn=256, bfloat16=True),
     Shape(heads=1, head_dim=1, ffn=1, layers=1),
     Shape(heads=1, head_dim=1, ffn=1, layers=1, rank=1, floats=True),
+    Shape(heads=1, head_dim=1, ffn=1, layers=1, rank=1, bfloat16=True),
 )
 POSITIONS = 70
 

@@ -110,24 +110,42 @@ void compare_attention_weights(const Operations& own, const Operations& portable
     }
 }
 
+// Bytes, or such floats as are not too small to be what they are on every processor.
+std::vector<std::uint8_t> weights(int bits, std::size_t count) {
+  if (bits <= 8) return bytes(count * (bits ? bits : 4) / 8);
+  const Floats numbers = floats(count);
+  std::vector<std::uint8_t> out(count * bits / 8);
+  for (std::size_t i = 0; i < count; ++i)  // the upper half of a float is a bfloat16
+    std::memcpy(out.data() + i * bits / 8, reinterpret_cast<const std::uint8_t*>(&numbers[i]) + (bits == 16 ? 2 : 0), bits / 8);
+  return out;
+}
+
+// The unit in software runs where its set's other instructions may not.
+bool has_brain_floats(const Operations& own) {
+#if defined(__x86_64__)
+  return std::strcmp(own.name, "amx") || __builtin_cpu_supports("avx512bf16");
+#else
+  return own.name != nullptr;
+#endif
+}
+
 void compare_products(const Operations& own, const Operations& portable, int bits, int block, int activation_block,
                       int outputs, int inputs, int rows) {
   const int columns = (inputs + block - 1) / block * block, padded = (columns + padding - 1) / padding * padding;
   const int groups = (outputs + lanes - 1) / lanes;
-  const Floats numbers = floats(bits == 32 ? std::size_t(groups) * columns * lanes : 0);
-  const std::vector<std::uint8_t> integers = bytes(bits == 32 ? 0 : std::size_t{2} * columns * (bits ? bits : 4) * groups);
-  const auto* packed = bits == 32 ? reinterpret_cast<const std::uint8_t*>(numbers.data()) : integers.data();
+  const std::vector<std::uint8_t> packed = weights(bits, std::size_t(groups) * columns * lanes);
   std::vector<std::uint16_t> scales(std::size_t(groups) * (columns / block) * lanes);
   for (auto& scale : scales) scale = static_cast<std::uint16_t>(generator() % 0x3c00);
   const Floats nf4_scales = floats(scales.size()), bias = floats(std::size_t(groups) * lanes);
-  const MatrixView matrix{packed,  bits && bits < 32 ? scales.data() : nullptr, bits ? nullptr : nf4_scales.data(), bias.data(),
-                          outputs, columns, bits ? bits : 4, block, activation_block};
+  const bool integers = bits == 4 || bits == 8;
+  const MatrixView matrix{packed.data(), integers ? scales.data() : nullptr, bits ? nullptr : nf4_scales.data(), bias.data(),
+                          outputs,       columns, bits ? bits : 4, block, activation_block};
   const Floats x = floats(std::size_t(rows) * padded);
   const auto run = [&](const Operations& set) {
-    std::vector<std::int8_t> values(std::size_t(rows) * padded);
+    std::vector<std::int8_t> values(std::size_t(rows) * padded * 2);  // bytes, or bfloat16
     Floats x_scales(std::size_t(rows) * (padded / 32)), as_they_are(std::size_t(rows) * padded);
     std::vector<std::int32_t> starts(std::size_t(rows) * (padded / 32));
-    const ActivationsView view{values.data(), x_scales.data(), starts.data(),       padded, padded / 32,
+    const ActivationsView view{values.data(), x_scales.data(), starts.data(),       2 * padded, padded / 32,
                                padded / 32,   as_they_are.data(), padded};
     for (int row = 0; row < rows; ++row) set.quantize(x.data() + std::ptrdiff_t{row} * padded, matrix, view, row);
     Floats out(std::size_t(rows) * outputs, 1.0f);
@@ -194,6 +212,8 @@ int main() {
           }
     for (const int rows : {1, 2, 3, 5, 7, 16, 17, 33, 48}) {
       for (const int inputs : {1, 100, 300}) compare_products(*own, portable_operations, 32, inputs, inputs, 100, inputs, rows);
+      for (const int inputs : {2, 100, 300})
+        if (has_brain_floats(*own)) compare_products(*own, portable_operations, 16, inputs, inputs, 100, inputs, rows);
       // Keys and values of a head: one block each, as wide as a head, or as a recording is long.
       for (const int block : {32, 64, 128, 192, 1536})
         for (const int outputs : {16, 80, 100}) compare_products(*own, portable_operations, 8, block, block, outputs, block, rows);

@@ -26,8 +26,10 @@ BEATS = Shape(norm_first=False, norm=False, key_bias=True, gated=True, longest=1
 SHAPES = {
     "whisper": Shape(),
     "whisper, floats, low rank": Shape(floats=True, rank=17),
+    "whisper, bfloat16": Shape(bfloat16=True),
     "beats": BEATS,
     "beats, floats": replace(BEATS, floats=True),
+    "beats, bfloat16, low rank": replace(BEATS, bfloat16=True, rank=17),
 }
 LENGTHS = (1, 2, 15, 16, 17, 40, 47, 49, 64, 70)
 
@@ -114,7 +116,7 @@ def test_slices_are_cut_across_recordings(instruction_set: str) -> None:
     for name in SHAPES:
         mine = [known(name, *one) for one in KNOWN]
         for shift in range(0, 6, 2):
-            chosen = (mine[shift:] + mine[:shift]) * 5  # 685 positions
+            chosen = (mine[shift:] + mine[:shift]) * 5  # 825 positions
             found = native_of(name, instruction_set, 3).encode(*((one.x, one.past) for one in chosen))
             for one, encoded in zip(chosen, found, strict=True):
                 same_bits(encoded, one.expected)

@@ -32,6 +32,7 @@ SIZES = {
     "ranks beyond a block": Shape(heads=2, head_dim=20, ffn=17, layers=1, rank=130),
 }  # fmt: skip
 POSITIONS = 67
+NUMBERS: dict[str, dict[str, Any]] = {"bytes": {}, "bfloat16": {"bfloat16": True}, "floats": {"floats": True}}
 
 
 @cache
@@ -41,55 +42,59 @@ def specified(shape: Shape, positions: int) -> tuple[Any, F32, Encoded]:
     return encoder, x, encoder(x)
 
 
-@pytest.mark.parametrize("floats", [False, True])
+@pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("name", HEADS | SIZES)
-def test_encoders_of_odd_shapes(instruction_set: str, name: str, floats: bool) -> None:
-    encoder, x, expected = specified(replace((HEADS | SIZES)[name], floats=floats), POSITIONS)
+def test_encoders_of_odd_shapes(instruction_set: str, name: str, numbers: str) -> None:
+    encoder, x, expected = specified(replace((HEADS | SIZES)[name], **NUMBERS[numbers]), POSITIONS)
     for threads in (1, 3):
         same_bits(NativeEncoder(encoder, instruction_set, threads)(x), expected)
 
 
 # Around lanes, panels, tiles of queries, and slices of rows, which are each cut another way.
-LENGTHS = (1, 2, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65, 96, 97, 127, 129, 239, 240, 241, 289, 481)
+LENGTHS = (1, 2, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65, 96, 97, 127, 129, 287, 288, 289, 577)
 SHORT = replace(ONE, head_dim=8, ffn=17)
 
 
 @pytest.mark.parametrize("positions", LENGTHS)
 def test_recordings_of_any_length(instruction_set: str, positions: int) -> None:
-    for floats in (False, True) if positions < 300 else (False,):
-        encoder, x, expected = specified(replace(SHORT, floats=floats), positions)
+    for numbers in NUMBERS if positions < 300 else ("bytes",):
+        encoder, x, expected = specified(replace(SHORT, **NUMBERS[numbers]), positions)
         same_bits(NativeEncoder(encoder, instruction_set, 2)(x), expected)
 
 
-@pytest.mark.parametrize("floats", [False, True])
-def test_a_past_of_any_length(instruction_set: str, floats: bool) -> None:
-    encoder, x, _ = specified(replace(SHORT, floats=floats), 129)
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_a_past_of_any_length(instruction_set: str, numbers: str) -> None:
+    encoder, x, _ = specified(replace(SHORT, **NUMBERS[numbers]), 129)
     for past, count in ((1, 1), (15, 1), (15, 2), (16, 16), (17, 47), (47, 17), (48, 48), (63, 2), (64, 65), (128, 1)):
-        expected = specified_in_two(floats, past, count)
+        expected = specified_in_two(numbers, past, count)
         same_bits(in_blocks(NativeEncoder(encoder, instruction_set, 2), x[: past + count], past), expected)
 
 
 @cache
-def specified_in_two(floats: bool, past: int, count: int) -> Encoded:
-    encoder, x, _ = specified(replace(SHORT, floats=floats), 129)
+def specified_in_two(numbers: str, past: int, count: int) -> Encoded:
+    encoder, x, _ = specified(replace(SHORT, **NUMBERS[numbers]), 129)
     return in_blocks(encoder, x[: past + count], past)
 
 
-@pytest.mark.parametrize("floats", [False, True])
-def test_layers_of_other_widths(instruction_set: str, floats: bool) -> None:
-    """What one layer has left behind does not reach the next, whichever is wider; nor does a longer recording."""
-    wide, narrow = (
-        random_encoder(Shape(ffn=ffn, layers=1, rank=rank, floats=floats)) for ffn, rank in ((300, 33), (41, 15))
-    )
-    layers = [*wide.layers, *narrow.layers, *wide.layers]
-    encoder = replace(wide, layers=layers)
+@cache
+def specified_of_other_widths(numbers: str) -> tuple[Any, list[tuple[F32, Encoded]]]:
+    """An encoder, and what becomes of recordings."""
+    ranks = {300: 33, 41: 15}
+    wide, narrow = (random_encoder(Shape(ffn=ffn, layers=1, rank=ranks[ffn], **NUMBERS[numbers])) for ffn in ranks)
+    encoder = replace(wide, layers=[*wide.layers, *narrow.layers, *wide.layers])
+    recordings = [random_positions(count, 72) for count in (70, 3, 20)]
+    return encoder, [(x, encoder(x)) for x in recordings]
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_layers_of_other_widths(instruction_set: str, numbers: str) -> None:
+    """What a layer has left behind does not reach the next, whichever is wider; nor does a longer recording."""
+    encoder, recordings = specified_of_other_widths(numbers)
     tested = NativeEncoder(encoder, instruction_set, 2)
-    for positions in (70, 3, 20):
-        x = random_positions(positions, 72)
-        same_bits(tested(x), encoder(x))
-        tested.forward(
-            np.full_like(x, np.nan), [positions], [tested.room(0)], []
-        )  # what is no number stays no longer, either
+    for x, expected in recordings:
+        same_bits(tested(x), expected)
+        nothing = np.full_like(x, np.nan)  # what is no number stays no longer, either
+        tested.forward(nothing, [len(x)], [tested.room(0)], [])
 
 
 def test_sums_over_a_past_that_floats_do_not_hold(instruction_set: str) -> None:

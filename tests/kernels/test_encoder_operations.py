@@ -149,11 +149,12 @@ def test_products_that_do_not_fit_are_refused() -> None:
     matrix = random_floats(np.random.default_rng(0), 5, 8, bias=True)
     x, out = normal(3, 8), normal(3, 5)
     before = out.copy()
-    integers = random_encoder(Shape(layers=1)).layers[0].v
+    integers, brain_floats = (random_encoder(Shape(layers=1, bfloat16=one)).layers[0].v for one in (False, True))
     refusals: list[tuple[Any, F32, F32, str]] = [
         (matrix, normal(3, 7), out, "x has 7 columns, expected 8"),
         (matrix, normal(8, 3).T, out, "the rows of x: expected contiguous values"),
         (matrix, normal(2, 8), out, "out: 15 values, expected 10"),
+        (brain_floats, normal(3, 72), normal(3, 72), "a matrix that takes quantized inputs"),
         (integers, normal(3, 72), normal(3, 72), "a matrix that takes quantized inputs; these products are of floats"),
     ]
     for product, rows, to, message in refusals:
