@@ -14,12 +14,19 @@ from salmonrun.runtime.stopwatch import Stopwatch
 class AudioEncoder:
     """The encoders of a bundle: Whisper, the audio encoder if there is one, the Q-Former."""
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int, encoder: EncoderName = "auto") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        threads: int,
+        encoder: EncoderName = "auto",
+        release_weights: bool = False,
+    ) -> None:
         self.audio = bundle.manifest.audio
         self.fbank = bundle.manifest.fbank
         self.window = bundle.manifest.window
-        self.runtime = choose(bundle, encoder, device)
-        self.parts = load_encoders(bundle, self.runtime, device, threads)
+        self.runtime = choose(bundle, encoder, device, release_weights)
+        self.parts = load_encoders(bundle, self.runtime, device, threads, release_weights)
         self.qformer_graph = load_graph(bundle, "qformer", device, threads)
 
     def encode(self, audio: Audio, watch: Stopwatch | None = None) -> F32:

@@ -57,6 +57,7 @@ class Engine:
         limits: Limits | None = None,
         kv_cache: KvCacheType = "fp16",
         encoder: EncoderName = "auto",
+        release_weights: bool = False,
     ) -> "Engine":
         """Open, check and load a bundle.
 
@@ -71,15 +72,19 @@ class Engine:
                 for an error that docs/performance.md has. The onnx decoder's are as its graph has them.
             encoder: what runs Whisper and the audio encoder; "auto" takes our own kernels where the bundle has weights
                 for them, on a CPU.
+            release_weights: give each part's memory back to the system when a request has done with it: no more than
+                one part's weights are resident at once, for the time it takes to map them again. Native parts alone.
 
         Raises:
             BundleError: the bundle is damaged, of a newer format, or cannot be loaded.
             ConfigError: an argument of another type, no such decoder or encoder, threads that there are no cores for,
-                or `kv_cache="int8"` where the native decoder does not run.
+                or `kv_cache="int8"` or `release_weights` where our own kernels do not run.
             DeviceError: the device is not there; nothing falls back in silence.
         """
         started = time.perf_counter()
-        model = Model.load(path, device, decoder, threads, verify, limits or Limits(), kv_cache, encoder)
+        model = Model.load(
+            path, device, decoder, threads, verify, limits or Limits(), kv_cache, encoder, release_weights
+        )
         what = describe(model)
         LOGGER.info(
             "loaded %s (%s) in %.2f s: encoders %s, decoder %s on %s, %d threads, onnxruntime %s",

@@ -54,13 +54,14 @@ class Model:
         limits: Limits,
         kv_cache: KvCacheType,
         encoder: EncoderName,
+        release_weights: bool,
     ) -> "Model":
         """Open, check and load a bundle; see `Engine.load`."""
         count = thread_count(threads)
         bundle = open_bundle(path, verify)
         where = resolve_device(device, bundle.manifest.target)
-        chosen = choose(bundle, decoder, where, count, limits, kv_cache)
-        return cls(bundle, AudioEncoder(bundle, where, count, encoder), chosen, limits)
+        chosen = choose(bundle, decoder, where, count, limits, kv_cache, release_weights)
+        return cls(bundle, AudioEncoder(bundle, where, count, encoder, release_weights), chosen, limits)
 
     @property
     def tasks(self) -> tuple[str, ...]:

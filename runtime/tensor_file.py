@@ -70,6 +70,10 @@ class TensorFile:
         offset = self._place(name, found.get("data_offsets"), count * DTYPES[dtype].itemsize)
         return np.frombuffer(self._map, DTYPES[dtype], count, offset).reshape(shape)
 
+    def release(self) -> None:
+        """Give its memory back to the system; what is read again comes out of the page cache, or off the disk."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
     def _place(self, name: str, offsets: Any, size: int) -> int:
         """Where in the file a tensor begins."""
         fine = isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)

@@ -15,6 +15,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--threads", type=int, help="at most, and by default, all usable cores")
     parser.add_argument(
+        "--release-weights",
+        action="store_true",
+        help="give each part's memory back when a request has done with it: less at once, a little slower",
+    )
+    parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="say what is loaded; -vv: and where each request's time goes"
     )
 
@@ -35,7 +40,12 @@ def load_engine(arguments: argparse.Namespace) -> "Engine":
 
     if arguments.verbose:
         show_log(arguments.verbose)
-    return Engine.load(arguments.bundle, device=arguments.device, threads=arguments.threads)
+    return Engine.load(
+        arguments.bundle,
+        device=arguments.device,
+        threads=arguments.threads,
+        release_weights=arguments.release_weights,
+    )
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:

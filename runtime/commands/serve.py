@@ -97,7 +97,13 @@ def _run(arguments: argparse.Namespace, config: ServerConfig) -> int:
 
     def load() -> Engine:
         limits = Limits(max_cache_mib=arguments.max_cache_mib)
-        return Engine.load(arguments.bundle, device=arguments.device, threads=arguments.threads, limits=limits)
+        return Engine.load(
+            arguments.bundle,
+            device=arguments.device,
+            threads=arguments.threads,
+            limits=limits,
+            release_weights=arguments.release_weights,
+        )
 
     Server(load, config, lambda address: print(f"ready: {address}/v1", flush=True)).run()
     return 0

@@ -22,12 +22,13 @@ def choose(
     threads: int,
     limits: Limits | None = None,
     kv_cache: KvCacheType = "fp16",
+    release_weights: bool = False,
 ) -> Decoder[Any]:
     """Load what runs this bundle's LLM; "auto" takes the fastest there is, and logs why if that is not the native one.
 
     Raises:
         BundleError: the bundle has no weights for it, or they cannot be used.
-        ConfigError: there is no such decoder, or it has no such cache.
+        ConfigError: there is no such decoder, or it has no such cache, or cannot release its weights.
         DeviceError: it does not run on this device.
         MissingExtraError: the native kernels were not built.
     """
@@ -38,9 +39,11 @@ def choose(
     if name == "native" and device != "cpu":
         raise DeviceError(f"the native decoder runs on a CPU, not on {device}; choose device='cpu' or decoder='onnx'")
     if name == "native" or (name == "auto" and device == "cpu" and _native_runs(bundle)):
-        return NativeDecoder.load(bundle, threads, limits=limits, kv_cache=kv_cache)
+        return NativeDecoder.load(bundle, threads, None, limits, kv_cache, release_weights)
     if kv_cache == "int8":
         raise ConfigError("kv_cache is 'int8', but this bundle runs on the onnx decoder, which has none; leave it out")
+    if release_weights:
+        raise ConfigError("release_weights is True, but this bundle runs on the onnx decoder, which keeps a copy")
     return OnnxDecoder.load(bundle, device, threads, limits)
 
 

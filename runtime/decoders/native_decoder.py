@@ -20,7 +20,7 @@ from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.native_weights import load_model
 from salmonrun.runtime.errors import ClosedError
 from salmonrun.runtime.matrices import kernels
-from salmonrun.runtime.tensor_file import huge_page_bytes
+from salmonrun.runtime.tensor_file import TensorFile, huge_page_bytes
 
 if TYPE_CHECKING:
     from salmonrun.kernels.cpu import _native
@@ -40,7 +40,14 @@ class NativeSlot:
 class NativeDecoder:
     """Satisfies `runtime.decoder.Decoder`. Rounds do not overlap."""
 
-    def __init__(self, bundle: Bundle, model: "_native.Model", limits: Limits | None, kv_cache: KvCacheType) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: "_native.Model",
+        limits: Limits | None,
+        kv_cache: KvCacheType,
+        released: TensorFile | None,
+    ) -> None:
         spec = bundle.manifest.llm
         self.embed = EmbeddingTable(bundle, spec.embedding)
         native = spec.weights.native
@@ -48,6 +55,7 @@ class NativeDecoder:
         self._vocab_size = spec.vocab_size
         self._max_length = spec.max_length
         self._model = model
+        self._released = released  # its weights, if their memory is given back when no slot is open
         self._open: set[int] = set()  # sequences
         self._budget = CacheBudget.of(spec, spec.head_dim + SCALE if kv_cache == "int8" else 2 * spec.head_dim, limits)
         # The extension takes one call at a time; the collector may close a lease while this thread is about to call it.
@@ -61,6 +69,7 @@ class NativeDecoder:
         instruction_set: str | None = None,
         limits: Limits | None = None,
         kv_cache: KvCacheType = "fp16",
+        release_weights: bool = False,
     ) -> "NativeDecoder":
         """The decoder of a bundle.
 
@@ -70,13 +79,15 @@ class NativeDecoder:
             instruction_set: one that the processor has; None: the fastest.
             limits: the engine's; None: keys and values may take any memory.
             kv_cache: what keys and values are kept as.
+            release_weights: give the memory of the weights back to the system whenever the last slot is closed.
 
         Raises:
             BundleError: it has no weights for the native decoder, or they are not as the manifest says.
             MissingExtraError: the kernels were not built.
         """
         name = instruction_set or kernels().instruction_sets()[0]
-        return cls(bundle, load_model(bundle, name, threads, 8 if kv_cache == "int8" else 16), limits, kv_cache)
+        model, file = load_model(bundle, name, threads, 8 if kv_cache == "int8" else 16)
+        return cls(bundle, model, limits, kv_cache, file if release_weights else None)
 
     @property
     def max_length(self) -> int:
@@ -163,6 +174,8 @@ class NativeDecoder:
                 self._open.discard(slot.sequence)
                 self._model.close(slot.sequence)
             self._budget.give_back(sum(_whole_pages(slot.capacity) for slot in slots))
+            if self._released and not self._open:
+                self._released.release()
 
 
 def _whole_pages(positions: int) -> int:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from salmonrun.kernels.cpu import _native
 
 
-def load_model(bundle: Bundle, instruction_set: str, threads: int, cache_bits: int) -> "_native.Model":
-    """The extension's model, its matrices where the file is mapped.
+def load_model(
+    bundle: Bundle, instruction_set: str, threads: int, cache_bits: int
+) -> "tuple[_native.Model, TensorFile]":
+    """The extension's model, and the file where its matrices are mapped.
 
     Raises:
         BundleError: there are no weights for it, or they do not fit the manifest or together.
@@ -28,7 +30,8 @@ def load_model(bundle: Bundle, instruction_set: str, threads: int, cache_bits: i
             f"{bundle.folder} has no weights for the native decoder, only for {', '.join(llm.weights.decoders)}: "
             "choose another decoder, or export with --decoder native"
         )
-    reader = _Reader(TensorFile(bundle.path(weights.file)), llm, weights)
+    file = TensorFile(bundle.path(weights.file))
+    reader = _Reader(file, llm, weights)
     try:
         model: _native.Model = native.Model(
             layers=[reader.layer(i) for i in range(llm.layers)],
@@ -48,7 +51,7 @@ def load_model(bundle: Bundle, instruction_set: str, threads: int, cache_bits: i
         raise
     except ValueError as error:
         raise BundleError(f"{bundle.folder}/{weights.file}: {error}") from error
-    return model
+    return model, file
 
 
 class _Reader:

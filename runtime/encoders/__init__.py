@@ -14,11 +14,11 @@ from salmonrun.runtime.session import Device, load_graph
 EncoderName = Literal["auto", "onnx", "native"]
 
 
-def choose(bundle: Bundle, name: EncoderName, device: Device) -> EncoderRuntime:
+def choose(bundle: Bundle, name: EncoderName, device: Device, release_weights: bool = False) -> EncoderRuntime:
     """What runs this bundle's encoders; "auto" takes our own kernels, and logs why if they cannot run its weights.
 
     Raises:
-        ConfigError: there is nothing of this name.
+        ConfigError: there is nothing of this name, or it cannot release its weights.
         DeviceError: it does not run on this device.
         MissingExtraError: the bundle has weights for our own kernels alone, and these were not built.
     """
@@ -28,20 +28,26 @@ def choose(bundle: Bundle, name: EncoderName, device: Device) -> EncoderRuntime:
         raise DeviceError(f"native encoders run on a CPU, not on {device}; choose device='cpu' or encoder='onnx'")
     if name == "native" or (name == "auto" and device == "cpu" and _native_runs(bundle)):
         return "native"
+    if release_weights:
+        raise ConfigError("release_weights is True, but this bundle's encoders run on ONNX Runtime, which keeps copies")
     return "onnx"
 
 
-def load_encoders(bundle: Bundle, runtime: EncoderRuntime, device: Device, threads: int) -> dict[str, EncoderPart]:
+def load_encoders(
+    bundle: Bundle, runtime: EncoderRuntime, device: Device, threads: int, release_weights: bool = False
+) -> dict[str, EncoderPart]:
     """Whisper and, if there is one, the audio encoder, by the names of their graphs.
 
     Raises:
         SalmonrunError: as `load_encoder` does.
     """
     parts = ("whisper", "audio_encoder") if bundle.manifest.fbank else ("whisper",)
-    return {part: load_encoder(bundle, part, runtime, device, threads) for part in parts}
+    return {part: load_encoder(bundle, part, runtime, device, threads, release_weights) for part in parts}
 
 
-def load_encoder(bundle: Bundle, part: str, runtime: EncoderRuntime, device: Device, threads: int) -> EncoderPart:
+def load_encoder(
+    bundle: Bundle, part: str, runtime: EncoderRuntime, device: Device, threads: int, release_weights: bool = False
+) -> EncoderPart:
     """One of them.
 
     Raises:
@@ -50,7 +56,7 @@ def load_encoder(bundle: Bundle, part: str, runtime: EncoderRuntime, device: Dev
         MissingExtraError: the native kernels were not built.
     """
     if runtime == "native":
-        return load_native_encoder(bundle, part, threads)
+        return load_native_encoder(bundle, part, threads, release_weights)
     return load_graph(bundle, part, device, threads)
 
 

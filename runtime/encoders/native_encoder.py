@@ -14,6 +14,7 @@ from salmonrun.runtime.encoders.native_weights import EncoderReader
 from salmonrun.runtime.encoders.part import Past
 from salmonrun.runtime.errors import BundleError
 from salmonrun.runtime.manifest import NativeBeats, NativeEat, NativeEncoder, NativeWhisper
+from salmonrun.runtime.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     from salmonrun.kernels.cpu import _native
@@ -29,11 +30,19 @@ class NativePart:
 
     providers: tuple[str, ...] = ()
 
-    def __init__(self, front: FrontEnd, encoder: "_native.Encoder", layers: int, hears_blocks: bool) -> None:
+    def __init__(
+        self,
+        front: FrontEnd,
+        encoder: "_native.Encoder",
+        layers: int,
+        hears_blocks: bool,
+        released: TensorFile | None = None,
+    ) -> None:
         self._front = front
         self._encoder = encoder
         self._layers = layers
         self._hears_blocks = hears_blocks
+        self._released = released  # its weights, if whole recordings give their memory back
         self._running = threading.Lock()  # the extension takes one call at a time
 
     @property
@@ -56,6 +65,8 @@ class NativePart:
         with self._running:
             x, _ = self._front(self._encoder, inputs, self._front.nothing_past())
             self._forward(x, self._no_keys(), [])
+            if self._released:
+                self._released.release()
         return x[None, self._front.leading :]
 
     def run_on(self, past: Past, **inputs: Array) -> tuple[F32, Past]:
@@ -81,13 +92,14 @@ class NativePart:
             self._encoder.forward(x, np.array([len(x)], np.int32), [past], present)
 
 
-def load_native_encoder(bundle: Bundle, name: str, threads: int) -> NativePart:
+def load_native_encoder(bundle: Bundle, name: str, threads: int, release_weights: bool = False) -> NativePart:
     """One of the encoders of a bundle, on the fastest instruction set there is.
 
     Args:
         bundle: one that has weights for it.
         name: "whisper" or "audio_encoder".
         threads: to compute with.
+        release_weights: give the memory of its weights back to the system after every whole recording.
 
     Raises:
         BundleError: it has no weights for our own kernels, or they are not as the manifest says.
@@ -101,16 +113,20 @@ def load_native_encoder(bundle: Bundle, name: str, threads: int) -> NativePart:
         )
     spec = manifest.encoders.parts[name]
     try:
-        front, encoder = _load(bundle, spec, threads)
+        reader = EncoderReader(bundle, spec)
+        front, encoder = _load(bundle, reader, spec, threads)
     except BundleError:  # a ValueError, too, and complete
         raise
     except ValueError as error:
         raise BundleError(f"{bundle.folder}/{spec.file}: {error}") from error
-    return NativePart(front, encoder, spec.layers, manifest.streaming is not None)
+    released = reader.file if release_weights else None
+    return NativePart(front, encoder, spec.layers, manifest.streaming is not None, released)
 
 
-def _load(bundle: Bundle, spec: NativeEncoder, threads: int) -> "tuple[FrontEnd, _native.Encoder]":
-    manifest, reader = bundle.manifest, EncoderReader(bundle, spec)
+def _load(
+    bundle: Bundle, reader: EncoderReader, spec: NativeEncoder, threads: int
+) -> "tuple[FrontEnd, _native.Encoder]":
+    manifest = bundle.manifest
     if isinstance(spec, NativeWhisper):
         return whisper.load(reader, spec, manifest.audio.n_mels, manifest.streaming is not None, threads)
     assert manifest.fbank is not None, "check_signatures has compared them"

@@ -25,8 +25,8 @@ class EncoderReader:
     def __init__(self, bundle: Bundle, encoder: NativeEncoder) -> None:
         self._native = kernels()
         self._encoder = encoder
-        file = TensorFile(bundle.path(encoder.file))
-        self._matrices = MatrixReader(file, encoder.block, encoder.activation_block)
+        self.file = TensorFile(bundle.path(encoder.file))
+        self._matrices = MatrixReader(self.file, encoder.block, encoder.activation_block)
 
     def encoder(
         self, layers: "list[_native.EncoderLayer]", threads: int, norm_first: bool, **others: Any
