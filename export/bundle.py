@@ -185,8 +185,8 @@ def _write(
         manifest = make_manifest(source, options, graphs, folder, block, calibrated)
         write_manifest(manifest, folder)
         parity = prove(source, folder, golden_audio, speech, options, progress)
-    write_card(source, manifest, parity, folder)
     manifest = replace(manifest, files=list_files(folder))
+    write_card(source, manifest, parity, folder)
     write_manifest(manifest, folder)
     return manifest
 

@@ -1,13 +1,21 @@
 """README.md of a bundle: what it is, what it was checked for, and how to run it, for whoever is handed the folder."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from salmonrun.export.licences import licences
+import yaml
+
+from salmonrun.export.licences import licence_of_all, licences
 from salmonrun.runtime.manifest import Manifest
 from salmonrun.runtime.parity import Parity
-from salmonrun.training.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from salmonrun.training.checkpoint import Checkpoint
 
 CARD = "README.md"
+TAGS = ("salmonrun", "salmonn", "audio", "speech", "onnx")
+
+_SMALL = 2**17  # bytes
 
 RUNNING = """## Run it
 
@@ -26,10 +34,30 @@ print(Engine.load(".").generate("talk.wav", {argument}).text)
 """
 
 
-def write_card(source: Checkpoint, manifest: Manifest, parity: Parity, folder: Path) -> None:
+def write_card(source: "Checkpoint", manifest: Manifest, parity: Parity, folder: Path) -> None:
     """Write it. The manifest does not list it: people may edit it."""
-    sections = (_head(manifest), _running(manifest), _parts(source, manifest), _checked(parity))
-    (folder / CARD).write_text("\n".join((*sections, _origin(manifest))))
+    (folder / CARD).write_text(make_card(manifest, parity, source))
+
+
+def make_card(manifest: Manifest, parity: Parity, source: "Checkpoint | None" = None) -> str:
+    """It, with its header for the Hub; without its checkpoint, nothing is known of the parts' licences."""
+    parts = [_parts(source, manifest)] if source else []
+    header = yaml.safe_dump(_metadata(manifest, source), sort_keys=False)
+    sections = (f"---\n{header}---\n", _head(manifest), _running(manifest), _files(manifest), *parts, _checked(parity))
+    return "\n".join((*sections, _origin(manifest)))
+
+
+def _metadata(manifest: Manifest, source: "Checkpoint | None") -> dict[str, object]:
+    """What the Hub reads: https://huggingface.co/docs/hub/model-cards."""
+    metadata: dict[str, object] = {"library_name": "salmonrun", "pipeline_tag": "audio-text-to-text"}
+    if source:
+        stored = manifest.precisions(manifest.llm.weights.decoders[0])
+        metadata |= licence_of_all([licence for part, licence in licences(source).items() if part in stored])
+        hubs = [part.hub.partition("@")[0].split("/") for _, part in source.config.sources.items() if part.hub]
+        if hubs:
+            metadata["base_model"] = list(dict.fromkeys("/".join(names[:2]) for names in hubs))
+    tasks = {"asr": "automatic-speech-recognition", "caption": "audio-captioning"}
+    return {**metadata, "tags": [*TAGS, *(tag for task, tag in tasks.items() if task in manifest.prompt.tasks)]}
 
 
 def _head(manifest: Manifest) -> str:
@@ -39,7 +67,6 @@ def _head(manifest: Manifest) -> str:
     )
     tasks = "\n".join(f"| `{task}` | {_cell(prompts[0])} |" for task, prompts in manifest.prompt.tasks.items())
     return (
-        "---\nlibrary_name: salmonrun\npipeline_tag: audio-text-to-text\n---\n\n"
         f"# {manifest.provenance.model}\n\n"
         f"An audio language model as a bundle of salmonrun (format {manifest.format_version}, target "
         f"{manifest.target}): ONNX graphs and weights, no pickles and no code. It answers prompts about recordings of "
@@ -54,7 +81,24 @@ def _running(manifest: Manifest) -> str:
     return RUNNING.format(option=' --prompt "Describe the recording."', argument='prompt="Describe the recording."')
 
 
-def _parts(source: Checkpoint, manifest: Manifest) -> str:
+def _files(manifest: Manifest) -> str:
+    """Sizes, the largest first; what is small stands together."""
+    runs = {graph.weights: "ONNX Runtime" for graph in manifest.graphs.values()}
+    runs |= {graph.file: "ONNX Runtime" for graph in manifest.graphs.values()}
+    runs |= dict.fromkeys(manifest.native_files, "our own kernels for CPUs")
+    sizes = {name: spec.size for name, spec in manifest.files.items()}
+    large = sorted((name for name in sizes if sizes[name] >= _SMALL), key=lambda name: -sizes[name])
+    rows = [f"| `{name}` | {sizes[name] / 2**20:.1f} | {runs.get(name, '')} |" for name in large]
+    rest = [size for name, size in sizes.items() if name not in large]
+    rows.append(f"| {len(rest)} more | {sum(rest) / 2**20:.1f} | |")
+    head = (
+        f"## What is in it\n\n{sum(sizes.values()) / 2**20:.1f} MiB in {len(sizes)} files. What is there for both runs "
+        "on our own kernels where these were built, and else on ONNX Runtime.\n"
+    )
+    return "\n".join((head, "| file | MiB | run by |", "|---|---|---|", *rows, ""))
+
+
+def _parts(source: "Checkpoint", manifest: Manifest) -> str:
     config, llm, named = source.config, manifest.llm, licences(source)
     decoder = manifest.llm.weights.decoders[0]
     stored = manifest.precisions(decoder)

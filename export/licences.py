@@ -1,19 +1,37 @@
 """The licences of a checkpoint's parts, as far as the files beside their weights name them."""
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
-from salmonrun.training.checkpoint import Checkpoint
+if TYPE_CHECKING:
+    from salmonrun.training.checkpoint import Checkpoint
 
 NOT_NAMED = "not named"
 PARTS = ("whisper", "audio_encoder", "qformer", "llm")
+# Of the names that the Hub knows, those that models have; it refuses a card with another one.
+KNOWN = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0"),
+    *("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma", "openrail"),
+)
 
 
-def licences(source: Checkpoint) -> dict[str, str]:
+def licences(source: "Checkpoint") -> dict[str, str]:
     """Part -> its licence: of the folder that the checkpoint refers to, else of the checkpoint's own."""
     referred = {part: Path(found.path) for part, found in source.config.sources.items()}
     return {part: named_licence(referred.get(part, source.folder)) for part in PARTS}
+
+
+def licence_of_all(named: Collection[str]) -> dict[str, str]:
+    """How a card on the Hub names the licence of what has so many; empty where one is not known."""
+    if not named or NOT_NAMED in named:
+        return {}
+    if len(set(named)) > 1:
+        return {"license": "other", "license_name": "several-see-below"}
+    (one,) = set(named)
+    return {"license": one} if one in KNOWN else {"license": "other", "license_name": one}
 
 
 def named_licence(folder: Path) -> str:

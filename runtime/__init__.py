@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from salmonrun.runtime.errors import ConfigError as ConfigError
     from salmonrun.runtime.errors import DeadlineError as DeadlineError
     from salmonrun.runtime.errors import DeviceError as DeviceError
+    from salmonrun.runtime.errors import HubError as HubError
     from salmonrun.runtime.errors import PromptError as PromptError
     from salmonrun.runtime.errors import SalmonrunError as SalmonrunError
     from salmonrun.runtime.heard import Heard as Heard
@@ -46,6 +47,7 @@ else:
                 "ConfigError",
                 "DeadlineError",
                 "DeviceError",
+                "HubError",
                 "PromptError",
                 "SalmonrunError",
             ],

@@ -85,7 +85,7 @@ def open_bundle(folder: str | os.PathLike[str], verify: bool = True) -> Bundle:
         BundleError: not a bundle, a manifest that does not follow the specification, or a graph that is not as it says.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder, verify)
+    manifest = read_manifest(folder, verify)
     for name, spec in manifest.files.items():
         _check_file(folder, name, spec, verify)
     if verify:
@@ -98,7 +98,12 @@ def open_bundle(folder: str | os.PathLike[str], verify: bool = True) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def _read_manifest(folder: Path, verify: bool) -> Manifest:
+def read_manifest(folder: Path, verify: bool = True) -> Manifest:
+    """The manifest alone, as it was written; whether the files are as it says is for `open_bundle`.
+
+    Raises:
+        BundleError: as of `open_bundle`.
+    """
     path = folder / MANIFEST
     if folder.is_file():
         raise BundleError(f"bundle {folder} is a file; expected the folder that salmonrun export has made")

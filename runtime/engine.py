@@ -19,6 +19,7 @@ from salmonrun.runtime.decoders import DecoderName
 from salmonrun.runtime.encoders import EncoderName
 from salmonrun.runtime.errors import ClosedError
 from salmonrun.runtime.heard import Heard, listen
+from salmonrun.runtime.hub import locate_bundle
 from salmonrun.runtime.log import LOGGER
 from salmonrun.runtime.longform.batch import BatchAnswerer
 from salmonrun.runtime.longform.config import TranscribeConfig
@@ -92,6 +93,47 @@ class Engine:
             *(what.encoder, what.decoder, what.device, what.threads, what.onnxruntime),
         )
         return cls(model)
+
+    @classmethod
+    @checked("device")
+    def from_pretrained(
+        cls,
+        repo_id: str | os.PathLike[str],
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        decoder: DecoderName = "auto",
+        threads: int | None = None,
+        limits: Limits | None = None,
+        kv_cache: KvCacheType = "fp16",
+        encoder: EncoderName = "auto",
+        release_weights: bool = False,
+    ) -> "Engine":
+        """Load a bundle of the Hugging Face Hub, by the extra `hub`: what the cache lacks of it is downloaded.
+
+        Every file is hashed, as what comes from elsewhere has to be. Without a network the cache does, which is logged.
+        The other arguments are as in `load`, and so is what else is raised.
+
+        Args:
+            repo_id: `org/name`; a folder of that name here wins.
+            revision: a branch, a tag or a commit; None: the default branch.
+            cache_dir: None: where HF_HUB_CACHE says.
+            token: None: the one that was logged in with, if any.
+            local_files_only: take what the cache has, and ask nobody, as with HF_HUB_OFFLINE.
+
+        Raises:
+            BundleError: the repository holds no bundle.
+            HubError: no such repository or revision, no access, or neither network nor all of it in the cache.
+            MissingExtraError: huggingface_hub is not installed.
+        """
+        located = locate_bundle(repo_id, revision, cache_dir, token, local_files_only)
+        if located.hub:
+            LOGGER.info("%s", located)
+        return cls.load(
+            located.folder, device, decoder, threads, True, limits, kv_cache, encoder, release_weights=release_weights
+        )
 
     def close(self) -> None:
         """Let go of the model. What is being answered, and streams and recordings that are open, keep it to their end.

@@ -16,6 +16,7 @@
     ├── CheckpointError (ValueError)        a checkpoint with missing, extra or misshapen tensors
     ├── ClosedError (RuntimeError)          a recording asked about after its `with` block
     ├── DeviceError (RuntimeError)          the device asked for is not there
+    ├── HubError (OSError)                  a repository that cannot be had from the Hugging Face Hub, or written to it
     ├── MissingExtraError (ImportError)     an optional dependency is not installed
     └── ParityError (RuntimeError)          an exported bundle does not compute what the checkpoint does
 
@@ -91,6 +92,10 @@ class ClosedError(SalmonrunError, RuntimeError):
 
 class DeviceError(SalmonrunError, RuntimeError):
     """The device asked for is not there."""
+
+
+class HubError(SalmonrunError, OSError):
+    """A repository of the Hugging Face Hub is not there, not open to this user, or cannot be reached."""
 
 
 class MissingExtraError(SalmonrunError, ImportError):

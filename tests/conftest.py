@@ -1,7 +1,7 @@
 """Models that many tests share, each made once."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from salmonrun.training.model.salmonn import SalmonnModel
 from salmonrun.training.starting.convert import convert_salmonn
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
+from tests.helpers.hub import Hub, hub_server, point_client_at
 from tests.helpers.streams import block_causal, scripted
 
 # The same examples every time, and no limit on how long a busy machine takes for one.
@@ -124,3 +125,11 @@ def demo_engine(demo_bundle: Path) -> Engine:
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Have voice detection follow a script: so many hops of silence, then of speech, and so on."""
     return lambda *hops: monkeypatch.setattr(engine_module, "load_vad", lambda kind: scripted(*hops))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on loopback, which huggingface_hub in this process speaks with; its cache is `tmp_path / "hub"`."""
+    with hub_server() as served:
+        point_client_at(served, tmp_path / "hub", monkeypatch)
+        yield served

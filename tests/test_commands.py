@@ -18,7 +18,7 @@ GROUPS = {"training": TRAINING, "export": EXPORTING, "runtime": RUNNING}
 COMMANDS = {command.name: command for group in GROUPS.values() for command in group.commands}
 EXTRAS = (
     *("torch", "transformers", "onnx", "peft", "safetensors", "onnxruntime", "jiwer", "whisper_normalizer", "yaml"),
-    *("fastapi", "uvicorn", "prometheus_client"),
+    *("fastapi", "uvicorn", "prometheus_client", "huggingface_hub"),
 )
 ROOT = Path(__file__).parents[1]
 
@@ -60,7 +60,19 @@ def test_all_commands_are_listed_in_groups(capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "usage: salmonrun [-h] [--version] COMMAND ..."
     assert set(COMMANDS) == {
-        *("transcribe", "stream", "serve", "latency", "check", "export", "convert", "init", "inspect", "synthesize"),
+        *(
+            "transcribe",
+            "stream",
+            "serve",
+            "latency",
+            "check",
+            "export",
+            "push",
+            "convert",
+            "init",
+            "inspect",
+            "synthesize",
+        ),
         *("data", "finetune", "prune", "evaluate", "baseline"),
     }
     for group in GROUPS.values():

@@ -28,7 +28,7 @@ def resume(path: Path, settings: Settings, make: Callable[..., T], what: str) ->
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if not path.is_file() or not path.stat().st_size:
         path.write_text(json.dumps({"settings": settings}, ensure_ascii=False) + "\n", encoding="utf-8")
-    made_with, rows = _read(path, make, what)
+    made_with, rows = read(path, make, what)
     for name in sorted({*settings, *made_with}):
         if settings.get(name) != made_with.get(name):
             raise CheckpointError(
@@ -47,7 +47,8 @@ def append(file: TextIO, row: dict[str, Any]) -> None:
     file.flush()
 
 
-def _read(path: Path, make: Callable[..., T], what: str) -> tuple[Settings, list[T]]:
+def read(path: Path, make: Callable[..., T], what: str) -> tuple[Settings, list[T]]:
+    """The settings and the results in a file; arguments and errors as of `resume`."""
     # Not splitlines, which also splits at characters that JSON leaves as they are. A whole line ends with a newline.
     first, *others = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] or [""]
     try:

@@ -1,6 +1,9 @@
-"""The command that makes a bundle, as a table like those of the other packages."""
+"""The commands that make a bundle and hand it on, and the table of them."""
 
 from salmonrun.runtime.commands.main import Command, Group
 
 EXPORT = Command("export", "salmonrun.export.commands.export", "a checkpoint becomes a verified bundle", extra="export")
-EXPORTING = Group("make a bundle of it", (EXPORT,))
+PUSH = Command(
+    "push", "salmonrun.export.commands.push", "a bundle becomes a repository of the Hugging Face Hub", extra="hub"
+)
+EXPORTING = Group("make a bundle of it", (EXPORT, PUSH))

@@ -1,6 +1,7 @@
 """Options that several commands have."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from salmonrun.runtime.cores import thread_count
@@ -11,7 +12,12 @@ if TYPE_CHECKING:
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """What to load, and where to run it: see `load_engine`."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder made by salmonrun export")
+    parser.add_argument(
+        "bundle",
+        metavar="BUNDLE",
+        help="folder made by salmonrun export; or, where there is none, a repository of the Hugging Face Hub: "
+        "org/name or org/name@revision",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--threads", type=int, help="at most, and by default, all usable cores")
     parser.add_argument(
@@ -34,14 +40,18 @@ def check_engine_arguments(arguments: argparse.Namespace) -> None:
 
 
 def load_engine(arguments: argparse.Namespace) -> "Engine":
-    """The engine asked for."""
+    """The engine asked for; where its bundle comes from the hub, what was downloaded is said."""
     from salmonrun.runtime.engine import Engine
+    from salmonrun.runtime.hub import locate_bundle
     from salmonrun.runtime.log import show_log
 
     if arguments.verbose:
         show_log(arguments.verbose)
+    located = locate_bundle(arguments.bundle)
+    if located.hub:
+        print(located, file=sys.stderr, flush=True)
     return Engine.load(
-        arguments.bundle,
+        located.folder,
         device=arguments.device,
         threads=arguments.threads,
         release_weights=arguments.release_weights,

@@ -11,12 +11,12 @@ class ProgressLine:
 
     def __init__(self, out: TextIO = sys.stderr) -> None:
         self._out = out
-        self._shown = out.isatty() and os.environ.get("TERM") != "dumb"
+        self.shown = out.isatty() and os.environ.get("TERM") != "dumb"
         self._started = time.perf_counter()
 
     def show(self, text: str, share: float) -> None:
         """A bar of so large a share, how long it has taken, and what is done."""
-        if self._shown:
+        if self.shown:
             filled = round(24 * min(1.0, share))
             elapsed = time.perf_counter() - self._started
             self._out.write(f"\r\x1b[K{'█' * filled}{'░' * (24 - filled)} {elapsed:4.0f} s  {text}")
@@ -24,6 +24,6 @@ class ProgressLine:
 
     def close(self) -> None:
         """Erase it."""
-        if self._shown:
+        if self.shown:
             self._out.write("\r\x1b[K")
             self._out.flush()

@@ -97,7 +97,7 @@ def _run(arguments: argparse.Namespace, config: ServerConfig) -> int:
 
     def load() -> Engine:
         limits = Limits(max_cache_mib=arguments.max_cache_mib)
-        return Engine.load(
+        return Engine.from_pretrained(
             arguments.bundle,
             device=arguments.device,
             threads=arguments.threads,

@@ -16,7 +16,7 @@ import soundfile
 from salmonrun.runtime import Engine, GenerationConfig
 from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.audio import SAMPLE_RATE
-from salmonrun.runtime.commands.transcript_view import FolderView
+from salmonrun.runtime.commands.transcript_files import write_transcript
 from salmonrun.runtime.errors import AudioError
 from salmonrun.runtime.latency.recording import STORY
 from salmonrun.runtime.transcript import FORMATS, Transcript
@@ -228,7 +228,7 @@ def test_a_file_for_each_recording(
     assert code == 1
     expected = {f"{speech.stem}.{form}", f"{long.stem}.{form}"}
     assert {path.name for path in folder.iterdir()} == expected  # nothing of the broken one, nothing half
-    assert out == [f"{path}: {folder / path.stem}.{form}" for path in (speech, long)]
+    assert sorted(out) == sorted(f"{path}: {folder / path.stem}.{form}" for path in (speech, long))
     assert len([line for line in err if "s of audio in" in line]) == 2
     assert f"error: {broken}: " in "\n".join(err)
     content = (folder / f"{long.stem}.{form}").read_text()
@@ -246,10 +246,9 @@ def test_files_that_are_there_are_replaced_on_request(
     (tmp_path / "w1.srt").write_text("corrected by hand")
     (tmp_path / "other.srt").write_text("mine")
     options = ["--format", "srt", "--output-dir", str(tmp_path), *FEW]
-    with pytest.raises(SystemExit) as stopped:
-        main(["transcribe", str(tiny_bundle), str(speech), *options])
-    assert stopped.value.code == 2
-    assert f"{tmp_path / 'w1.srt'} exists; choose another --output-dir, or" in capsys.readouterr().err
+    code, out, err = run(capsys, "transcribe", tiny_bundle, speech, *options)
+    assert (code, out) == (0, [])
+    assert err == ["1 of 1 recordings have their files; --overwrite does them again"]
     assert (tmp_path / "w1.srt").read_text() == "corrected by hand"
     code, _, _ = run(capsys, "transcribe", tiny_bundle, speech, *options, "--overwrite")
     assert code == 0
@@ -260,23 +259,33 @@ def test_files_that_are_there_are_replaced_on_request(
 
 def test_names_that_are_not_text(tmp_path: Path) -> None:
     name, target = "caf\udce9.wav", tmp_path / "a.json"
-    view = FolderView({name: target}, "json", io.StringIO(), io.StringIO())
-    view.transcript(replace(MARKS, file=name))
+    write_transcript(replace(MARKS, file=name), {"json": target})
     assert json.loads(target.read_text())["file"] == name
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a.wav", "b.wav", "--format", "srt"], "--format srt of 2 recordings needs --output-dir: a file for each"),
-        (["a.wav", "--overwrite"], "--overwrite replaces files of --output-dir, which is not given"),
-        (["x/a.wav", "y/a.flac", "--output-dir", "out"], "x/a.wav, y/a.flac would all be written to out/a.txt"),
-        (["a.wav", "a.wav", "--output-dir", "out"], "a.wav, a.wav would all be written to out/a.txt"),
+        (["a.wav", "b.wav", "--format", "srt"], "format srt of 2 recordings is written to a file each; say where with"),
+        (["a.wav", "--format", "srt,json"], "formats srt,json are written to a file each; say where with --output-dir"),
+        (["a.wav", "--overwrite"], "--overwrite replaces files, and none are written; say where with --output-dir DIR"),
+        (["a.wav", "--workers", "2"], "--workers 2 is for transcripts in files; say where with --output-dir DIR"),
+        (["a.wav", "-o", "out", "--workers", "0"], "--workers is 0; it must be at least 1"),
+        (["-", "--beside"], "standard input (-) has no folder to write beside it; say where with --output-dir DIR"),
+        (["a.wav", "--beside", "-o", "out"], "argument -o/--output-dir: not allowed with argument --beside"),
+        (["x/a.wav", "y/a.flac", "--output-dir", "out"], "x/a.wav, y/a.flac would both be written to out/a.txt"),
+        (["a.wav", "a.wav", "--output-dir", "out"], "a.wav, a.wav would both be written to out/a.txt"),
+        (["twins", "-o", "out"], "twins/b.flac, twins/b.wav would both be written to out/b.txt"),
+        (["folder.txt", "-o", "out"], "folder.txt has no recordings; expected some that end with .wav, .flac"),
+        (["*.flac", "-o", "out"], "*.flac has no recordings; expected some that end with .wav, .flac"),
         (["a.txt", "--output-dir", ".", "--overwrite"], "a.txt would be written, and is one of the recordings"),
         (["a.wav", "--output-dir", "file"], "--output-dir is 'file', which is a file; expected a folder"),
         (["folder.wav", "--output-dir", ".", "--overwrite"], "folder.txt would be written, and is a folder"),
-        (["a.wav", "--format", "ass"], "argument --format: invalid choice: 'ass'"),
-        (["a.wav", "--format", "srt", "--json"], "argument --json: not allowed with argument --format"),
+        (["a.wav", "--format", "srt,ass"], "'ass' is no format; expected txt, json, srt, vtt, tsv, or all"),
+        (
+            ["a.wav", "--format", "srt", "--json"],
+            "argument --json: not allowed with argument -f/--output-format/--format",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -291,6 +300,9 @@ def test_what_cannot_be_written_is_refused_before_any_work(
     Path("file").touch()
     Path("a.txt").touch()
     Path("folder.txt").mkdir()
+    Path("twins").mkdir()
+    for name in ("b.wav", "b.flac"):
+        (Path("twins") / name).touch()
     with pytest.raises(SystemExit) as stopped:
         main(["transcribe", "no-bundle", *arguments])
     assert stopped.value.code == 2

@@ -8,7 +8,9 @@ from typing import TextIO
 
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.journal import Settings as Settings
-from salmonrun.training.journal import append, resume
+from salmonrun.training.journal import append, read, resume
+
+_WHAT = "answers of `salmonrun evaluate`"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,16 @@ def resume_answers(path: Path, settings: Settings) -> list[Answered]:
     Raises:
         CheckpointError: the file was made with other settings, or is something else.
     """
-    return resume(path, settings, Answered, "answers of `salmonrun evaluate`")
+    return resume(path, settings, Answered, _WHAT)
+
+
+def read_answers(path: Path) -> tuple[Settings, list[Answered]]:
+    """What a run was made with, and its answers.
+
+    Raises:
+        CheckpointError: the file is something else.
+    """
+    return read(path, Answered, _WHAT)
 
 
 def append_answer(file: TextIO, row: Answered) -> None:

@@ -1,0 +1,89 @@
+"""Files of transcripts: which are to be written, and how they are, so that each is whole or not there."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from salmonrun.runtime.commands.recordings import Recording
+from salmonrun.runtime.commands.source import STDIN
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.transcript import FORMATS, Transcript
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recording, and the files that get its transcript."""
+
+    file: str
+    targets: dict[str, Path]  # by format
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run over many recordings has to do."""
+
+    jobs: tuple[Job, ...]
+    done: int  # further recordings, all files of which are there
+
+
+def plan_files(recordings: Sequence[Recording], formats: Sequence[str], folder: str | None, overwrite: bool) -> Plan:
+    """The files of each recording, in a folder as the recordings lie in theirs, or, without one, beside the recording.
+
+    Files that are there are kept, and only those that are not are to be written; with `overwrite`, all.
+
+    Raises:
+        ConfigError: two recordings would be written to one file, or one over a recording or a folder; or standard
+            input has nothing beside it.
+    """
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise ConfigError(f"output_dir is {folder!r}, which is a file; expected a folder, which is made if need be")
+    all_targets = {form: [_target(recording, form, folder) for recording in recordings] for form in formats}
+    _check_clashes(recordings, all_targets)
+    jobs = []
+    for number, recording in enumerate(recordings):
+        targets = {form: targets[number] for form, targets in all_targets.items()}
+        missing = {form: target for form, target in targets.items() if overwrite or not os.path.lexists(target)}
+        if missing:
+            jobs.append(Job(recording.file, missing))
+    return Plan(tuple(jobs), len(recordings) - len(jobs))
+
+
+def write_transcript(transcript: Transcript, targets: dict[str, Path]) -> None:
+    """Each format into its file: written aside and renamed, so that a run that is killed leaves none half-written.
+
+    What such a run leaves aside is written anew by the next.
+    """
+    for form, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.partial")
+        try:
+            # A file name in JSON need not be valid text.
+            aside.write_text(FORMATS[form](transcript), "utf-8", "backslashreplace", newline="\n")
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _target(recording: Recording, form: str, folder: str | None) -> Path:
+    if folder is not None:
+        return Path(folder) / f"{recording.place}.{form}"
+    if recording.file == STDIN:
+        raise ConfigError("standard input (-) has no folder to write beside it; say where with --output-dir DIR")
+    return Path(recording.file).parent / f"{recording.place.name}.{form}"
+
+
+def _check_clashes(recordings: Sequence[Recording], all_targets: dict[str, list[Path]]) -> None:
+    files = {Path(recording.file).resolve() for recording in recordings}
+    for targets in all_targets.values():
+        first: dict[Path, str] = {}
+        for recording, target in zip(recordings, targets, strict=True):
+            if target in first:
+                raise ConfigError(
+                    f"{first[target]}, {recording.file} would both be written to {target}; give them other names, or "
+                    "in several calls"
+                )
+            first[target] = recording.file
+            if target.resolve() in files or target.is_dir():
+                what = "a folder" if target.is_dir() else "one of the recordings"
+                raise ConfigError(f"{target} would be written, and is {what}; choose another --output-dir")
