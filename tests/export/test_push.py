@@ -34,7 +34,7 @@ def test_one_commit_of_the_bundle_and_its_card(hub: Hub, tiny_bundle: Path) -> N
     large = {spec.sha256 for spec in manifest.files.values() if spec.size >= LARGE}
     assert large
     assert hub.large.keys() == large  # by LFS, and all else in the commit
-    assert hub.repositories[REPO].messages == [f"Bundle of random, by {manifest.provenance.exporter}"]
+    assert hub.repositories[REPO].messages == [f"Bundle of tiny, by {manifest.provenance.exporter}"]
     assert (pushed.commit, pushed.files, pushed.removed) == (hub.repositories[REPO].branches["main"], len(there), 0)
     assert pushed.url == f"{hub.url}/{REPO}/commit/{pushed.commit}"
 
@@ -144,7 +144,7 @@ def test_how_good_it_is(hub: Hub, demo_bundle: Path, tmp_path: Path, monkeypatch
     assert results["wer"].task_type == "automatic-speech-recognition"
     assert results["wer"].dataset_name == "annotation"
     assert results["wer"].metric_value == 0  # the demo has all of its own recordings right
-    assert "| annotation | asr | 5 | WER 0%, exact matches 1 |" in card
+    assert "| annotation | asr | 6 | WER 0%, exact matches 1 |" in card
     text = answers.read_text()
     digest = open_bundle(demo_bundle).manifest.manifest_sha256
     assert digest in text

@@ -22,7 +22,7 @@ from salmonrun.runtime.commands.recordings import find_recordings
 from salmonrun.runtime.commands.transcript_files import Job
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.latency.recording import STORY
-from salmonrun.runtime.transcript import FORMATS
+from salmonrun.runtime.transcript import FORMATS, one_line
 from tests.helpers.commands import run
 
 FEW = ["--max-new-tokens", "8"]
@@ -113,7 +113,7 @@ def test_all_formats_as_the_recordings_lie(
     config = GenerationConfig(max_new_tokens=8)
     alone = {str(place): tiny_engine.generate(talks / f"{place}.wav", config=config) for place in places}
     assert answers(out) == {place: result.token_ids for place, result in alone.items()}
-    assert all((out / f"{place}.txt").read_text().strip() == " ".join(r.text.split()) for place, r in alone.items())
+    assert all((out / f"{place}.txt").read_text().strip() == one_line(r.text) for place, r in alone.items())
 
 
 @pytest.mark.parametrize("workers", [1, 3, 8])
@@ -303,7 +303,7 @@ def test_a_bar_on_a_terminal(
     shown = capsys.readouterr().err.split("\r\x1b[K")
     counts = [int(count) for line in shown if (count := "".join(re.findall(r"(\d+) of 30 files", line)))]
     assert counts == list(range(1, 31))
-    assert "░" in shown[1]
+    assert any("░" in line for line in shown)
     assert shown[-1].startswith("30 of 30 recordings written")
 
 
