@@ -65,7 +65,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("what is written, and where", "docs/output.md says what the formats hold")
     form = out.add_mutually_exclusive_group()
     form.add_argument(
-        *("-f", "--output-format", "--format"),
+        *("--output-format", "-f", "--format"),
         dest="formats",
         type=_formats,
         default=("txt",),
@@ -76,7 +76,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--json", dest="formats", action="store_const", const=("json",), help="the same as -f json")
     place = out.add_mutually_exclusive_group()
     place.add_argument(
-        *("-o", "--output-dir"),
+        *("--output-dir", "-o"),
         metavar="DIR",
         help="write a file NAME.FORMAT for each recording, below DIR as the recordings lie in their folder "
         "(default: to standard output)",

@@ -272,7 +272,7 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
         (["a.wav", "--workers", "2"], "--workers 2 is for transcripts in files; say where with --output-dir DIR"),
         (["a.wav", "-o", "out", "--workers", "0"], "--workers is 0; it must be at least 1"),
         (["-", "--beside"], "standard input (-) has no folder to write beside it; say where with --output-dir DIR"),
-        (["a.wav", "--beside", "-o", "out"], "argument -o/--output-dir: not allowed with argument --beside"),
+        (["a.wav", "--beside", "-o", "out"], "argument --output-dir/-o: not allowed with argument --beside"),
         (["x/a.wav", "y/a.flac", "--output-dir", "out"], "x/a.wav, y/a.flac would both be written to out/a.txt"),
         (["a.wav", "a.wav", "--output-dir", "out"], "a.wav, a.wav would both be written to out/a.txt"),
         (["twins", "-o", "out"], "twins/b.flac, twins/b.wav would both be written to out/b.txt"),
@@ -284,7 +284,7 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
         (["a.wav", "--format", "srt,ass"], "'ass' is no format; expected txt, json, srt, vtt, tsv, or all"),
         (
             ["a.wav", "--format", "srt", "--json"],
-            "argument --json: not allowed with argument -f/--output-format/--format",
+            "argument --json: not allowed with argument --output-format/-f/--format",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
