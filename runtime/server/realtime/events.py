@@ -8,6 +8,7 @@ from salmonrun.runtime.server.api_error import ApiError
 Event = dict[str, Any]
 
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
+DELTA, PARTIAL, COMPLETED, FAILED = (f"{_TRANSCRIPTION}.{what}" for what in ("delta", "partial", "completed", "failed"))
 
 
 def new_id(kind: str) -> str:
@@ -37,23 +38,23 @@ def done(item_id: str, previous: str | None, transcript: str) -> Event:
 
 def delta(item_id: str, text: str) -> Event:
     """Text of an item that will not change."""
-    return event(f"{_TRANSCRIPTION}.delta", item_id=item_id, content_index=0, delta=text)
+    return event(DELTA, item_id=item_id, content_index=0, delta=text)
 
 
 def partial(item_id: str, text: str, heard_ms: int) -> Event:
     """What follows the item's text for now, and how much of the session that is: ours, sent where it is asked for."""
-    return event(f"{_TRANSCRIPTION}.partial", item_id=item_id, content_index=0, text=text, audio_end_ms=heard_ms)
+    return event(PARTIAL, item_id=item_id, content_index=0, text=text, audio_end_ms=heard_ms)
 
 
 def completed(item_id: str, transcript: str, seconds: float) -> Event:
     """An item's text: its deltas, joined."""
     usage = {"type": "duration", "seconds": seconds}
-    return event(f"{_TRANSCRIPTION}.completed", item_id=item_id, content_index=0, transcript=transcript, usage=usage)
+    return event(COMPLETED, item_id=item_id, content_index=0, transcript=transcript, usage=usage)
 
 
 def failed(item_id: str, problem: ApiError) -> Event:
     """An item whose text could not be told."""
-    return event(f"{_TRANSCRIPTION}.failed", item_id=item_id, content_index=0, error=problem.as_dict())
+    return event(FAILED, item_id=item_id, content_index=0, error=problem.as_dict())
 
 
 def _item(item_id: str, status: str, transcript: str | None) -> dict[str, Any]:

@@ -119,7 +119,8 @@ class Session:
             "noise_reduction": None,
         }
         include = [PARTIAL] if self.partial else None
-        return {"type": "transcription", "id": session_id, "audio": {"input": heard}, "include": include}
+        what = {"type": "transcription", "object": "realtime.transcription_session", "id": session_id}
+        return {**what, "audio": {"input": heard}, "include": include}
 
 
 def _turn_detection(given: _TurnDetection | None) -> TurnDetection | None:

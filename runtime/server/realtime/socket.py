@@ -16,7 +16,7 @@ from salmonrun.runtime.server.admission import LOST_S, Pace
 from salmonrun.runtime.server.api_error import ApiError, as_api_error
 from salmonrun.runtime.server.gate import check_key, sent_key
 from salmonrun.runtime.server.log import REQUESTS, log_fields
-from salmonrun.runtime.server.realtime import events
+from salmonrun.runtime.server.realtime import events, vllm
 from salmonrun.runtime.server.realtime.audio import I16
 from salmonrun.runtime.server.realtime.events import Event, event, new_id
 from salmonrun.runtime.server.realtime.inbox import APPEND, Inbox, Received
@@ -75,6 +75,7 @@ class _Connection:
         self._id = new_id("sess")
         self._busy_s = 0.0
         self._given_up = False  # there is no room for it, or it will never catch up
+        self._vllm = False  # whether its client speaks vLLM's dialect
         self._call: asyncio.Future[list[Event]] | None = None  # what a thread does
 
     async def run(self) -> None:
@@ -122,7 +123,10 @@ class _Connection:
         return Received(given, len(text), seconds)
 
     async def _work(self) -> None:
-        await self._send(event("session.created", session=self._turns.session.as_dict(self._id)))
+        created = event("session.created", session=self._turns.session.as_dict(self._id))
+        scope = self._socket.scope
+        speaks_openai = scope["query_string"] or PROTOCOL in scope.get("subprotocols", [])
+        await self._send(created if speaks_openai else vllm.greeting(created))
         while True:
             batch = await self._inbox.take()
             for told in await self._answer(batch):
@@ -141,7 +145,7 @@ class _Connection:
             return await self._hear(batch)
         given = batch[0].event
         try:
-            return await self._obey(given)
+            return await (self._obey_vllm(given) if self._vllm or vllm.is_update(given) else self._obey(given))
         except (ApiError, SalmonrunError) as error:
             return [events.error(as_api_error(error), _id(given))]
 
@@ -198,6 +202,18 @@ class _Connection:
         what = "no event that is answered here; expected JSON of type input_audio_buffer.append, .commit or .clear, or"
         raise ApiError(400, "unknown_event", f"{given['type']!r} is {what} session.update", "type")
 
+    async def _obey_vllm(self, given: dict[str, Any]) -> list[Event]:
+        match given["type"]:
+            case "session.update":
+                self._vllm = True
+                await self._agree(vllm.updated(self._turns.session, given))
+                return []
+            case "input_audio_buffer.commit" if vllm.begins(given):
+                return []  # audio is heard as it comes
+            case "input_audio_buffer.commit" if not self._turns.pending:
+                return [events.completed(new_id("item"), "", 0.0)]  # of nothing
+        return await self._obey(given)
+
     async def _commit(self) -> list[Event]:
         try:
             return await self._in_thread(self._turns.commit)
@@ -206,11 +222,14 @@ class _Connection:
 
     async def _update(self, given: Any) -> list[Event]:
         session = self._turns.session.updated(given)
+        await self._agree(session)
+        return [event("session.updated", session=session.as_dict(self._id))]
+
+    async def _agree(self, session: Session) -> None:
         self._service.check_model(session.model)
         if session.prompt != self._turns.session.prompt:
             self._service.engine.model.request(prompt=session.prompt)  # refuses, if it cannot be asked
         await self._service.in_thread(lambda: self._turns.update(session))
-        return [event("session.updated", session=session.as_dict(self._id))]
 
     async def _expire(self) -> list[Event]:
         limit = self._service.config.max_stream_s
@@ -227,8 +246,10 @@ class _Connection:
         return await asyncio.shield(self._call)
 
     async def _send(self, told: Event) -> None:
-        async with asyncio.timeout(SEND_S):
-            await self._socket.send_text(json.dumps(told, ensure_ascii=False))
+        said = vllm.translated(told) if self._vllm else told
+        if said is not None:
+            async with asyncio.timeout(SEND_S):
+                await self._socket.send_text(json.dumps(said, ensure_ascii=False))
 
     async def _close(self, code: int) -> None:
         states = {self._socket.client_state, self._socket.application_state}

@@ -13,6 +13,7 @@ from openai import OpenAI  # noqa: E402
 from openai.types.chat import ChatCompletion, ChatCompletionChunk  # noqa: E402
 
 from salmonrun.runtime import Engine, GenerationConfig  # noqa: E402
+from tests.helpers.openai_shapes import whole  # noqa: E402
 
 RECORDINGS = Path(__file__).parents[3] / "demo" / "recordings"
 SHOPPING = RECORDINGS / "shopping.flac"
@@ -28,7 +29,7 @@ def messages(recording: bytes, *texts: str) -> Any:
 def test_an_answer(client: OpenAI, demo_engine: Engine) -> None:
     expected = demo_engine.generate(SHOPPING, prompt=PROMPT)
     answer = client.chat.completions.create(model="demo", messages=messages(SHOPPING.read_bytes(), PROMPT))
-    ChatCompletion.model_validate(answer.to_dict(), strict=True)
+    whole(ChatCompletion, answer)
     assert answer.choices[0].message.content == expected.text
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage
@@ -51,7 +52,7 @@ def test_it_grows(client: OpenAI, demo_engine: Engine) -> None:
         )
     )
     for chunk in chunks:
-        ChatCompletionChunk.model_validate(chunk.to_dict(), strict=True)
+        whole(ChatCompletionChunk, chunk)
     first, *middle, end, usage = chunks
     assert first.choices[0].delta.role == "assistant"
     assert [chunk.choices[0].delta.content for chunk in middle] == pieces

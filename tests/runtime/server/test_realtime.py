@@ -17,18 +17,16 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
 
 from openai import OpenAI  # noqa: E402
-from openai.types.realtime import RealtimeServerEvent  # noqa: E402
-from pydantic import TypeAdapter  # noqa: E402
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 from websockets.sync.client import ClientConnection, connect  # noqa: E402
 
 from salmonrun.runtime import EndpointConfig, Engine, StreamConfig  # noqa: E402
+from tests.helpers.openai_shapes import parsed  # noqa: E402
 from tests.helpers.servers import Running, serving  # noqa: E402
 
 RECORDINGS = Path(__file__).parents[3] / "demo" / "recordings"
 SAID = ["add paper and candles to the list", "make the living room nine degrees warmer", "wake me at twenty on friday"]
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
-EVENTS: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
 Event = dict[str, Any]
 
 
@@ -55,8 +53,8 @@ def session(**heard: Any) -> Event:
     return {"type": "session.update", "session": {"type": "transcription", "audio": {"input": heard}}}
 
 
-def socket(server: Running, **options: Any) -> ClientConnection:
-    return connect(f"ws://127.0.0.1:{server.port}/v1/realtime", **options)
+def socket(server: Running, query: str = "?intent=transcription", **options: Any) -> ClientConnection:
+    return connect(f"ws://127.0.0.1:{server.port}/v1/realtime{query}", **options)
 
 
 def send(client: ClientConnection, *events: Event) -> None:
@@ -79,7 +77,7 @@ def of(events: list[Event], kind: str) -> list[Event]:
 def check(events: list[Event]) -> None:
     """Each is an event of OpenAI's, ids differ, deltas add up, items follow each other."""
     for event in events:
-        EVENTS.validate_python(event, strict=True)
+        parsed(event)
     assert len({event["event_id"] for event in events}) == len(events)
     previous = None
     for end in of(events, ".completed"):

@@ -22,6 +22,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
 
 from openai import OpenAI  # noqa: E402
+from openai.types import Model  # noqa: E402
 from websockets.exceptions import ConnectionClosed  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
@@ -29,6 +30,7 @@ from salmonrun.runtime import Engine  # noqa: E402
 from salmonrun.runtime.decoder import Chunk  # noqa: E402
 from salmonrun.runtime.errors import BundleError, ConfigError  # noqa: E402
 from salmonrun.runtime.server import patience  # noqa: E402
+from tests.helpers.openai_shapes import whole  # noqa: E402
 from tests.helpers.servers import Running, serving  # noqa: E402
 from tests.helpers.streams import before_steps  # noqa: E402
 from tests.runtime.server.test_realtime import appends, of, pcm16, receive, send, session  # noqa: E402
@@ -110,7 +112,7 @@ def test_a_port_that_is_taken(server: Running, demo_engine: Engine) -> None:
 
 def test_models(client: OpenAI, demo_engine: Engine) -> None:
     assert [model.id for model in client.models.list()] == ["demo"]
-    assert client.models.retrieve("demo").owned_by == "salmonrun"
+    assert whole(Model, client.models.retrieve("demo")).owned_by == "salmonrun"
     with pytest.raises(openai.NotFoundError, match="'other' is not served here"):
         client.models.retrieve("other")
     with serving(demo_engine, model_names=("mine", "whisper-1")) as running:
