@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving hearing kernels emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest install-test docs docs-test clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving hearing kernels conformance emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest install-test docs docs-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -150,6 +150,10 @@ wheel: $(VENV)/.dev ## the sdist, and the wheel built out of it, in build/dist
 
 pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest -n logical --dist worksteal
+
+conformance: $(VENV)/.dev ## the server's protocols asked at length: Schemathesis with 200 examples of each route, frames, OpenAI's types (minutes)
+	EXAMPLES=200 $(BIN)/python -m pytest -o timeout=3600 tests/runtime/server/test_openapi.py tests/runtime/server/test_frames.py \
+		tests/runtime/server/test_realtime_events.py tests/runtime/server/test_vllm_dialect.py
 
 install-test: wheel ## the wheel in fresh environments of every Python there is, and beside PyPI's kernels (needs the network)
 	$(BIN)/python -m pytest -m install -rs tests/packaging

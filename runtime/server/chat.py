@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.result import Result
+from salmonrun.runtime.server.answers import COMPLETIONS
 from salmonrun.runtime.server.api_error import ApiError
 from salmonrun.runtime.server.job import Job, Work
 from salmonrun.runtime.server.service import Service
@@ -76,14 +77,14 @@ class ChatRequest(_Strict):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     temperature: float = Field(0.0, ge=0, le=2)
-    top_p: float = 1.0
+    top_p: float = Field(1.0, json_schema_extra={"exclusiveMinimum": 0, "maximum": 1})
     stop: str | list[str] | None = None
     seed: int | None = None
     n: Literal[1] = 1
     modalities: list[Literal["text"]] = Field(default=["text"])
     user: str | None = None
     task: str | None = None  # instead of text
-    num_beams: int = 1
+    num_beams: int = Field(1, json_schema_extra={"minimum": 1})
     priority: int = Field(0, ge=0)  # who has less goes first
 
     def generation(self) -> GenerationConfig:
@@ -126,7 +127,7 @@ def chat(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=COMPLETIONS)
     async def complete(request: Request, body: ChatRequest) -> Response:
         """The answer."""
         service.check_model(body.model)

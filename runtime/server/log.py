@@ -32,6 +32,12 @@ def show_json_log(verbosity: int) -> None:
         logger.propagate = False
     LOGGER.setLevel(logging.DEBUG if verbosity else logging.INFO)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    handler.addFilter(client_faults)
+
+
+def client_faults(record: logging.LogRecord) -> bool:
+    """A filter: what is told of a text that is no UTF-8 is the client's fault, whose socket is closed for it."""
+    return not (record.name == "uvicorn.error" and record.exc_info and record.exc_info[0] is UnicodeDecodeError)
 
 
 def log_fields(message: str, **fields: Any) -> None:

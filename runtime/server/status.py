@@ -1,10 +1,9 @@
 """GET /v1/models, /health and /metrics."""
 
-from typing import Any
-
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
+from salmonrun.runtime.server.answers import HEALTH, KNOWING, METRICS, Model, ModelList
 from salmonrun.runtime.server.service import Service
 
 
@@ -12,30 +11,30 @@ def status(service: Service) -> APIRouter:
     """What is served, and how it is doing."""
     router = APIRouter()
 
-    def model(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": service.created, "owned_by": "salmonrun"}
+    def model(name: str) -> Model:
+        return Model(id=name, object="model", created=service.created, owned_by="salmonrun")
 
-    @router.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    @router.get("/v1/models", responses=KNOWING)
+    async def models() -> ModelList:
         """The names of the bundle."""
         assert service.engine
-        return {"object": "list", "data": [model(name) for name in service.model_names]}
+        return ModelList(object="list", data=[model(name) for name in service.model_names])
 
-    @router.get("/v1/models/{name:path}")
-    async def one_model(name: str) -> dict[str, Any]:
+    @router.get("/v1/models/{name:path}", responses=KNOWING)
+    async def one_model(name: str) -> Model:
         """One of them."""
         assert service.engine
         service.check_model(name)
         return model(name)
 
-    @router.get("/health")
+    @router.get("/health", responses=HEALTH)
     async def health() -> JSONResponse:
         """200 where a request would be answered; 503 while the engine is being loaded, and at the end."""
         return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)
 
-    @router.get("/metrics")
+    @router.get("/metrics", responses=METRICS, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

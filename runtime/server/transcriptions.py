@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.longform.transcribe import TranscriptInfo
 from salmonrun.runtime.segment import Segment
+from salmonrun.runtime.server.answers import TRANSCRIPTIONS
 from salmonrun.runtime.server.api_error import ApiError
 from salmonrun.runtime.server.job import Job, Work
 from salmonrun.runtime.server.service import Service
@@ -22,6 +24,7 @@ from salmonrun.runtime.transcript import FORMATS, Transcript, of_segments
 
 TRANSLATION = "translation"  # the task of a bundle that translates into English
 _Item = TranscriptInfo | str | Segment  # of a job: what is known at first, then text and segments
+_Text = str | SkipJsonSchema[None]  # a form has no null: a field is left out
 _TEXTS = {"text": "txt", "srt": "srt", "vtt": "vtt"}  # response_format -> format of a transcript
 
 
@@ -31,18 +34,19 @@ class TranscriptionForm(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     file: UploadFile
-    model: str | None = None
-    language: str | None = None  # what the client knows: it is told again, the model hears for itself
-    prompt: str | None = None  # an instruction, instead of the task's
+    model: _Text = None
+    language: _Text = None  # what the client knows: it is told again, the model hears for itself
+    prompt: _Text = None  # an instruction, instead of the task's
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     temperature: float = Field(0.0, ge=0, le=2)
     stream: bool = False
     granularities: list[Literal["segment"]] = Field(default=["segment"], alias="timestamp_granularities[]")
-    task: str | None = None
-    question: str | None = None
-    num_beams: int = 1
-    max_new_tokens: int = GenerationConfig.max_new_tokens  # of each window
-    seed: int | None = None
+    task: _Text = None
+    question: _Text = None
+    num_beams: int = Field(1, json_schema_extra={"minimum": 1})
+    # Of each window.
+    max_new_tokens: int = Field(GenerationConfig.max_new_tokens, json_schema_extra={"minimum": 1})
+    seed: int | SkipJsonSchema[None] = None
     priority: int = Field(0, ge=0)  # who has less goes first
 
     def generation(self) -> GenerationConfig:
@@ -60,13 +64,17 @@ def transcriptions(service: Service) -> APIRouter:
     """The two routes."""
     router = APIRouter(prefix="/v1/audio")
 
-    @router.post("/transcriptions")
-    async def transcribe(request: Request, form: Annotated[TranscriptionForm, Form()]) -> Response:
+    @router.post("/transcriptions", responses=TRANSCRIPTIONS)
+    async def transcribe(
+        request: Request, form: Annotated[TranscriptionForm, Form(media_type="multipart/form-data")]
+    ) -> Response:
         """What is said."""
         return await _answer(service, request, form)
 
-    @router.post("/translations")
-    async def translate(request: Request, form: Annotated[TranscriptionForm, Form()]) -> Response:
+    @router.post("/translations", responses=TRANSCRIPTIONS)
+    async def translate(
+        request: Request, form: Annotated[TranscriptionForm, Form(media_type="multipart/form-data")]
+    ) -> Response:
         """The same, by the bundle's task for translations, or by an instruction."""
         if form.task is None and form.prompt is None:
             form.task = TRANSLATION
