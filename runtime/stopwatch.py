@@ -1,6 +1,22 @@
 """Where the time of a request goes."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+Lap = Callable[[str, float, float], object]  # a stage, and time.perf_counter() of its begin and end
+_listener: ContextVar[Lap | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def telling_laps(listener: Lap) -> Iterator[None]:
+    """Within it, laps of all requests of this thread are told, while they are on their way."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 class Stopwatch:
@@ -14,6 +30,8 @@ class Stopwatch:
         """What was done since the lap before, or since the start, was this stage; it was over `at`, or is now."""
         now = time.perf_counter() if at is None else at
         self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
+        if listener := _listener.get():
+            listener(stage, self._last, now)
         self._last = now
 
     @property

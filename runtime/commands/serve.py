@@ -90,10 +90,12 @@ def _settings(arguments: argparse.Namespace) -> ServerConfig:
 def _run(arguments: argparse.Namespace, config: ServerConfig) -> int:
     """Serve until it is told to end."""
     from salmonrun.runtime.engine import Engine
+    from salmonrun.runtime.server.exporting import tracer_provider
     from salmonrun.runtime.server.log import show_json_log
     from salmonrun.runtime.server.server import Server
 
     show_json_log(arguments.verbose)
+    spans = tracer_provider(os.environ)
 
     def load() -> Engine:
         limits = Limits(max_cache_mib=arguments.max_cache_mib)
@@ -105,5 +107,5 @@ def _run(arguments: argparse.Namespace, config: ServerConfig) -> int:
             release_weights=arguments.release_weights,
         )
 
-    Server(load, config, lambda address: print(f"ready: {address}/v1", flush=True)).run()
+    Server(load, config, lambda address: print(f"ready: {address}/v1", flush=True), spans).run()
     return 0

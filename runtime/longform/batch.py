@@ -1,17 +1,17 @@
 """One prompt about several windows at once."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from salmonrun.runtime.answer import choose_search
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio
 from salmonrun.runtime.decoder import Chunk
-from salmonrun.runtime.log import LOGGER
+from salmonrun.runtime.log import LOGGER, stages_ms
 from salmonrun.runtime.longform.windows import Window
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.search import Hypothesis
+from salmonrun.runtime.stopwatch import Stopwatch
 from salmonrun.runtime.terms import CancelledEarlyError, Terms
 
 
@@ -31,11 +31,13 @@ class BatchAnswerer:
         self.model = model
         self.request = request
         self.terms = terms
+        self._watch = Stopwatch()
 
     def answer(self, windows: Sequence[Window]) -> Iterator[int | WindowAnswer]:
         """One answer for each window, behind its tokens as they come; one that a cancellation met has those alone."""
-        started, tokens = time.perf_counter(), 0
+        self._watch.stages, tokens = {}, 0  # audio: what was read since the windows before
         recordings = [self.model.load_audio(window.pcm, SAMPLE_RATE) for window in windows]
+        self._watch.lap("audio")
         silences = [self.model.silence(audio) for audio in recordings]
         decoded = self._decode([audio for audio, note in zip(recordings, silences, strict=True) if not note])
         for window, audio, note in zip(windows, recordings, silences, strict=True):
@@ -48,9 +50,9 @@ class BatchAnswerer:
                     yield WindowAnswer(window, item, audio.notes)
                     break
                 yield item
-        seconds = sum(audio.source_s for audio in recordings)
-        took_ms = 1000 * (time.perf_counter() - started)
-        LOGGER.debug("%d windows, %.1f s of audio: %d tokens; ms: %.1f", len(windows), seconds, tokens, took_ms)
+        self._watch.lap("decode")
+        seconds, spent = sum(audio.source_s for audio in recordings), stages_ms(self._watch.stages)
+        LOGGER.debug("%d windows, %.1f s of audio: %d tokens; ms: %s", len(windows), seconds, tokens, spent)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of an answer's tokens, cut before the first stop string."""
@@ -63,7 +65,10 @@ class BatchAnswerer:
             return
         model, request, config = self.model, self.request, self.request.config
         try:
-            prompts = [model.inputs_embeds(request.prompt, model.encode(audio, self.terms)) for audio in recordings]
+            prompts = [
+                model.inputs_embeds(request.prompt, model.encode(audio, self.terms, self._watch))
+                for audio in recordings
+            ]
             longest = max(map(len, prompts)) + config.max_new_tokens
             lease = model.rounds.open(len(prompts) * config.num_beams, longest, self.terms)
         except CancelledEarlyError:

@@ -20,6 +20,7 @@ from salmonrun.runtime.server.api_error import ApiError
 from salmonrun.runtime.server.job import Job, Work
 from salmonrun.runtime.server.service import Service
 from salmonrun.runtime.server.sse import sse
+from salmonrun.runtime.server.tracing import AUDIO_S, FIRST_CHUNK, OUTPUT_TOKENS, answered, asked
 
 Usage = dict[str, int]
 
@@ -131,6 +132,7 @@ def chat(service: Service) -> APIRouter:
     async def complete(request: Request, body: ChatRequest) -> Response:
         """The answer."""
         service.check_model(body.model)
+        asked("chat", body.model, body.generation(), body.stream)
         job = service.job(request, _work(service.engine, body, body.recording()), body.priority)
         prompt_tokens = await anext(job)  # an error up to here is a status
         assert isinstance(prompt_tokens, int)
@@ -167,7 +169,7 @@ class _Completion:
         self._request = request
         self._body = body
         self._prompt_tokens = prompt_tokens
-        self._common = {
+        self._common: dict[str, Any] = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": body.model or service.model_names[0],
@@ -211,6 +213,17 @@ class _Completion:
             metrics.first_token.observe(timings.ttft_s)
         if timings.tokens > 1:
             metrics.per_token.observe(timings.tpot_s)
+        answered(
+            {
+                "gen_ai.response.id": self._common["id"],
+                "gen_ai.response.model": self._common["model"],
+                "gen_ai.response.finish_reasons": [_finish_reason(result)],
+                "gen_ai.usage.input_tokens": self._prompt_tokens,
+                OUTPUT_TOKENS: timings.tokens,
+                FIRST_CHUNK: timings.ttft_s,
+                AUDIO_S: timings.audio_s,
+            }
+        )
         self._request.state.log = {
             "audio_s": round(timings.audio_s, 3),
             "tokens": timings.tokens,

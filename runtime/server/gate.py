@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from salmonrun.runtime.server.api_error import GONE, ApiError
 from salmonrun.runtime.server.log import REQUESTS, log_fields
 from salmonrun.runtime.server.service import Service
+from salmonrun.runtime.server.tracing import finished
 
 GUARDED = "/v1/"  # what needs a key, and is refused while the server cannot answer
 
@@ -32,7 +33,14 @@ class Gate:
         started = time.perf_counter()
         self._service.active += 1
         try:
-            await self._answer(scope, receive, answer)
+            if scope["path"].startswith(GUARDED):
+                with self._service.tracing.request(scope) as span:
+                    try:
+                        await self._answer(scope, receive, answer)
+                    finally:
+                        finished(span, scope["method"], _route(scope), None if answer.gone else answer.status)
+            else:
+                await self._answer(scope, receive, answer)
         finally:
             self._service.active -= 1
             self._note(scope, answer, time.perf_counter() - started)
@@ -56,8 +64,7 @@ class Gate:
             await answer.fail(failed, scope, receive)
 
     def _note(self, scope: Scope, answer: "_Answer", took_s: float) -> None:
-        route = scope.get("route")
-        endpoint = getattr(route, "path", "other")  # not what was asked for: that could be anything
+        endpoint = _route(scope) or "other"  # not what was asked for: that could be anything
         metrics, status = self._service.metrics, GONE if answer.gone else answer.status or GONE
         metrics.requests.labels(endpoint, status).inc()
         metrics.latency.labels(endpoint).observe(took_s)
@@ -71,6 +78,11 @@ class Gate:
                 took_s=round(took_s, 4),
                 **scope.get("state", {}).get("log", {}),
             )
+
+
+def _route(scope: Scope) -> str | None:
+    """The path, as the app has it."""
+    return getattr(scope.get("route"), "path", None)
 
 
 class _Answer:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from fastapi import Request
+from opentelemetry.context import get_current
 
 from salmonrun.runtime.server.api_error import ClientGoneError
 from salmonrun.runtime.server.request_queue import RequestQueue
+from salmonrun.runtime.server.tracing import Tracing
 
 T = TypeVar("T")
 Work = Callable[[threading.Event], Iterator[T]]  # ends soon after the event is set
@@ -29,8 +31,18 @@ class Job(Generic[T]):
     text.
     """
 
-    def __init__(self, queue: RequestQueue, threads: Executor, request: Request, work: Work[T], priority: int) -> None:
+    def __init__(
+        self,
+        queue: RequestQueue,
+        threads: Executor,
+        tracing: Tracing,
+        request: Request,
+        work: Work[T],
+        priority: int,
+    ) -> None:
         self._queue = queue
+        self._tracing = tracing
+        self._context = get_current()  # with the request's span
         self._threads = threads
         self._work = work
         self._priority = priority
@@ -63,21 +75,26 @@ class Job(Generic[T]):
             self._task.cancel()
 
     async def _take_turn(self) -> None:
-        started = time.perf_counter()
+        started, waiting = time.perf_counter(), self._tracing.begin("queue")
         try:
             async with self._queue.turn(self._priority):
+                waiting.end()
                 self.queued_s = time.perf_counter() - started
                 self._running = True
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(self._threads, self._run, loop)
         except Exception as error:
             self._items.put_nowait(_End(error))
+        finally:
+            if waiting.is_recording():  # it never was its turn
+                waiting.end()
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         end = _End()
         try:
-            for item in self._work(self._cancel):
-                loop.call_soon_threadsafe(self._items.put_nowait, item)
+            with self._tracing.stages(self._context):
+                for item in self._work(self._cancel):
+                    loop.call_soon_threadsafe(self._items.put_nowait, item)
         except Exception as error:
             end = _End(error)
         loop.call_soon_threadsafe(self._items.put_nowait, end)

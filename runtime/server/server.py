@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
 import uvicorn
+from opentelemetry.trace import TracerProvider
 
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.errors import ConfigError
@@ -16,6 +17,7 @@ from salmonrun.runtime.server.app import make_app
 from salmonrun.runtime.server.config import ServerConfig
 from salmonrun.runtime.server.patience import ImpatientProtocol
 from salmonrun.runtime.server.service import Service
+from salmonrun.runtime.server.tracing import Tracing
 
 CLOSE_S = 1  # for connections to close, after all was answered or the time is up
 LARGEST_FRAME = 4 * 2**20  # bytes of a message on a websocket: a minute of audio
@@ -28,9 +30,17 @@ class Server:
         load: makes the engine; it is called when the server listens already.
         config: where, for whom, how much.
         ready: called with the address once requests are answered.
+        spans: where OpenTelemetry's spans go; None: there are none.
     """
 
-    def __init__(self, load: Callable[[], Engine], config: ServerConfig, ready: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        config: ServerConfig,
+        ready: Callable[[str], object],
+        spans: TracerProvider | None = None,
+    ) -> None:
+        self._tracing = Tracing(spans)
         self._load = load
         self._config = config
         self._ready = ready
@@ -59,7 +69,7 @@ class Server:
         self._service.draining.set()
 
     async def _serve(self) -> None:
-        self._loop, self._service = asyncio.get_running_loop(), Service(self._config)
+        self._loop, self._service = asyncio.get_running_loop(), Service(self._config, self._tracing)
         listening = _listen(self._config)
         address = "http://{}:{}".format(*listening.getsockname()[:2])
         self._uvicorn = _Uvicorn(_uvicorn_config(self._service))

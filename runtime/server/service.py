@@ -18,6 +18,7 @@ from salmonrun.runtime.server.job import Job, Work
 from salmonrun.runtime.server.metrics import Metrics
 from salmonrun.runtime.server.realtime_factor import real_time_factor
 from salmonrun.runtime.server.request_queue import RequestQueue
+from salmonrun.runtime.server.tracing import Tracing
 
 T = TypeVar("T")
 State = Literal["loading", "ready", "draining"]
@@ -26,8 +27,9 @@ State = Literal["loading", "ready", "draining"]
 class Service:
     """Made before the engine is loaded, in the event loop that it serves."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, tracing: Tracing) -> None:
         self.config = config
+        self.tracing = tracing
         self.created = int(time.time())
         self.metrics = Metrics()
         self.streams = StreamAdmission(0)
@@ -82,7 +84,7 @@ class Service:
 
     def job(self, request: Request, work: Work[T], priority: int) -> Job[T]:
         """Have the engine work for a request, when it is its turn."""
-        return Job(self.queue, self._threads, request, work, priority)
+        return Job(self.queue, self._threads, self.tracing, request, work, priority)
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         """The result of a call that takes its time; the event loop goes on."""

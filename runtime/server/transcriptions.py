@@ -20,6 +20,7 @@ from salmonrun.runtime.server.api_error import ApiError
 from salmonrun.runtime.server.job import Job, Work
 from salmonrun.runtime.server.service import Service
 from salmonrun.runtime.server.sse import sse
+from salmonrun.runtime.server.tracing import AUDIO_S, FIRST_CHUNK, OUTPUT_TOKENS, answered, asked
 from salmonrun.runtime.transcript import FORMATS, Transcript, of_segments
 
 TRANSLATION = "translation"  # the task of a bundle that translates into English
@@ -85,6 +86,7 @@ def transcriptions(service: Service) -> APIRouter:
 
 async def _answer(service: Service, request: Request, form: TranscriptionForm) -> Response:
     service.check_model(form.model)
+    asked("transcribe", form.model, form.generation(), form.stream)
     started = time.perf_counter()
     work = _work(service.engine, form, service.config.max_audio_s)
     job: Job[_Item] = service.job(request, work, form.priority)
@@ -126,19 +128,20 @@ async def _noted(
     service: Service, request: Request, job: Job[_Item], info: TranscriptInfo
 ) -> AsyncIterator[str | Segment]:
     """Text and segments; what they cost goes into metrics and the log."""
-    metrics, started, tokens, any_text = service.metrics, time.perf_counter(), 0, False
+    metrics, started, tokens, first_s = service.metrics, time.perf_counter(), 0, 0.0
     metrics.queue_time.observe(job.queued_s)
     async for item in job:
         assert isinstance(item, str | Segment)
-        if not any_text:
-            metrics.first_token.observe(time.perf_counter() - started)
-            any_text = True
+        if not first_s:
+            first_s = time.perf_counter() - started
+            metrics.first_token.observe(first_s)
         tokens += len(item.token_ids) if isinstance(item, Segment) else 0
         yield item
     took_s = time.perf_counter() - started
     metrics.tokens.inc(tokens)
     metrics.audio.inc(info.duration_s)
     metrics.factor.observe(took_s / info.duration_s)
+    answered({OUTPUT_TOKENS: tokens, AUDIO_S: info.duration_s, FIRST_CHUNK: first_s})
     request.state.log = {"audio_s": round(info.duration_s, 3), "tokens": tokens, "queued_s": round(job.queued_s, 4)}
 
 

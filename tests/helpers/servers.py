@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Queue
+from typing import Any
 
 from salmonrun.runtime import Engine
 from salmonrun.runtime.server.config import ServerConfig
@@ -26,12 +27,12 @@ class Running:
 
 
 @contextmanager
-def serving(load: Engine | Callable[[], Engine], **config: object) -> Iterator[Running]:
+def serving(load: Engine | Callable[[], Engine], spans: Any = None, **config: object) -> Iterator[Running]:
     """Serve an engine until the context ends; streams are not measured, unless `max_streams` is None."""
     settings = ServerConfig(**{"port": 0, "max_streams": 8, "drain_s": 10.0, **config})  # type: ignore[arg-type]
     ready: Queue[str | BaseException] = Queue()
     make: Callable[[], Engine] = (lambda: load) if isinstance(load, Engine) else load
-    server = Server(make, settings, ready.put)
+    server = Server(make, settings, ready.put, spans)
 
     def run() -> None:
         try:

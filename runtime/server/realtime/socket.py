@@ -21,14 +21,17 @@ from salmonrun.runtime.server.realtime.audio import I16
 from salmonrun.runtime.server.realtime.events import Event, event, new_id
 from salmonrun.runtime.server.realtime.inbox import APPEND, Inbox, Received
 from salmonrun.runtime.server.realtime.session import Session
+from salmonrun.runtime.server.realtime.spans import ItemSpans
 from salmonrun.runtime.server.realtime.turns import Turns
 from salmonrun.runtime.server.service import Service
+from salmonrun.runtime.server.tracing import AUDIO_S, OUTPUT_TOKENS, answered, finished
 
 IDLE_S = 60.0  # without an event, after which a socket makes room for others
 SEND_S = 30.0  # for a client to take an event
 PROTOCOL = "realtime"  # that browsers name, which cannot send headers; their key comes as one more
 KEY_PREFIX = "openai-insecure-api-key."
 DRAIN = {"type": "drain"}  # the server's own word, behind all that has come
+_SWITCHED = 101  # status of a handshake
 _NORMAL, _GOING_AWAY, _BUG, _TRY_AGAIN = 1000, 1001, 1011, 1013  # RFC 6455, 7.4.1, and IANA's registry
 
 
@@ -38,6 +41,11 @@ def realtime(service: Service) -> APIRouter:
 
     @router.websocket("/v1/realtime")
     async def connect(socket: WebSocket, model: str | None = None) -> None:
+        with service.tracing.request(socket.scope) as span:
+            status = await serve(socket, model)
+            finished(span, "GET", "/v1/realtime", status)
+
+    async def serve(socket: WebSocket, model: str | None) -> int:
         try:
             check_key(service.config.api_keys, sent_key(socket.scope) or _offered_key(socket))
             engine = service.engine
@@ -46,7 +54,7 @@ def realtime(service: Service) -> APIRouter:
         except ApiError as error:
             service.metrics.refused.inc(error.status == 429)
             await socket.send_denial_response(error.response())
-            return
+            return error.status
         service.active += 1
         try:
             turns = Turns(engine, Session(model or service.model_names[0]))
@@ -54,6 +62,7 @@ def realtime(service: Service) -> APIRouter:
         finally:
             service.streams.leave(pace)
             service.active -= 1
+        return _SWITCHED
 
     return router
 
@@ -75,6 +84,7 @@ class _Connection:
         self._id = new_id("sess")
         self._busy_s = 0.0
         self._given_up = False  # there is no room for it, or it will never catch up
+        self._spans = ItemSpans(service.tracing)
         self._vllm = False  # whether its client speaks vLLM's dialect
         self._call: asyncio.Future[list[Event]] | None = None  # what a thread does
 
@@ -93,6 +103,7 @@ class _Connection:
             if self._call:
                 await asyncio.wait([self._call])  # within one token
             await self._service.in_thread(self._turns.close)
+            self._spans.close()
             self._note(ended)
         await self._close(_NORMAL if not any(isinstance(one, Exception) for one in ended) else _BUG)
 
@@ -246,6 +257,7 @@ class _Connection:
         return await asyncio.shield(self._call)
 
     async def _send(self, told: Event) -> None:
+        self._spans.told(told)
         said = vllm.translated(told) if self._vllm else told
         if said is not None:
             async with asyncio.timeout(SEND_S):
@@ -262,6 +274,9 @@ class _Connection:
     def _note(self, ended: list[Any]) -> None:
         metrics, seconds = self._service.metrics, self._turns.seconds
         metrics.tokens.inc(self._turns.tokens)
+        answered(
+            {AUDIO_S: seconds, OUTPUT_TOKENS: self._turns.tokens, "salmonrun.updates_left_out": self._turns.left_out}
+        )
         if seconds:
             metrics.factor.observe(self._busy_s / seconds)
         gone = (WebSocketDisconnect, TimeoutError, asyncio.CancelledError)
