@@ -1,4 +1,4 @@
-"""Connections that say nothing: closed after a while. Uvicorn itself waits for a request's head as long as it takes."""
+"""Connections that say nothing, or take nothing: closed after a while. Uvicorn itself waits as long as it takes."""
 
 import asyncio
 from typing import Any
@@ -7,16 +7,36 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 10.0  # for a request's first line and headers to be complete
+TAKE_S = 60.0  # for a client to take what is left for it, when its connection is closed
+
+
+class _Impatient:
+    """A transport whose `close` is not kept open for ever by a client that does not read."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._closing = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """Send what was written, but not for ever."""
+        self._transport.close()
+        if not self._closing:
+            self._closing = True
+            self._loop.call_later(TAKE_S, self._transport.abort)
 
 
 class ImpatientProtocol(H11Protocol):
-    """HTTP/1.1 with a limit on the time for a request's head."""
+    """HTTP/1.1, and what it is upgraded to, with limits on a client's time to say and to take something."""
 
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """A client has come."""
-        super().connection_made(transport)
+        super().connection_made(_Impatient(transport, self.loop))  # type: ignore[arg-type]
         self._deadline = self.loop.call_later(HEAD_S, self._give_up)
 
     def data_received(self, data: bytes) -> None:

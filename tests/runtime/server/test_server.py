@@ -29,7 +29,6 @@ from websockets.sync.client import connect  # noqa: E402
 from salmonrun.runtime import Engine  # noqa: E402
 from salmonrun.runtime.decoder import Chunk  # noqa: E402
 from salmonrun.runtime.errors import BundleError, ConfigError  # noqa: E402
-from salmonrun.runtime.server import patience  # noqa: E402
 from tests.helpers.openai_shapes import whole  # noqa: E402
 from tests.helpers.servers import Running, serving  # noqa: E402
 from tests.helpers.streams import before_steps  # noqa: E402
@@ -288,46 +287,6 @@ def test_the_log_has_no_text(server: Running, caplog: pytest.LogCaptureFixture) 
     fields = next(vars(record)["fields"] for record in caplog.records if record.name == "salmonrun.requests")
     assert (fields["endpoint"], fields["status"], fields["tokens"]) == ("/v1/audio/transcriptions", 200, 11)
     assert not any(SAID in str(vars(record)) or "Write down" in str(vars(record)) for record in caplog.records)
-
-
-def hostile(server: Running, kind: int) -> socket.socket:
-    """A client that means no good."""
-    client = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-    upload = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-    live = (
-        b"GET /v1/realtime HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
-    said: Sequence[bytes] = (
-        b"",  # nothing
-        os.urandom(1000),
-        b"GET /health HTTP/1.1\r\nHost: ",  # half a head
-        upload + b"Content-Length: 1000000\r\n\r\n--b\r\n",  # a body that never comes
-        upload + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-        upload + b"Content-Length: 99999999999\r\n\r\n",
-        b"GET /" + b"a" * 100_000,
-        live + os.urandom(1000),  # frames that are none
-        live,  # a stream that says nothing
-        upload + b"Content-Length: 5\r\n\r\n--b--",
-    )
-    client.sendall(said[kind % len(said)])
-    return client
-
-
-def test_fifty_hostile_clients(demo_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They connect, send garbage, stall and vanish; others are answered, and nothing is left of them."""
-    monkeypatch.setattr(patience, "HEAD_S", 0.5)
-    with serving(demo_engine, max_running=2, max_streams=6) as running:
-        clients = [hostile(running, kind) for kind in range(50)]
-        assert transcribe(running) == SAID
-        assert clients[0].recv(1) == b""  # who says nothing is left alone after a while
-        assert clients[2].recv(1) == b""
-        for client in clients:
-            client.close()
-        until(lambda: metric(running, "num_realtime_streams") == 0)
-        until(lambda: metric(running, "num_requests_running") == metric(running, "num_requests_waiting") == 0)
-        assert metric(running, "kv_cache_bytes") == 0
-        assert transcribe(running) == SAID
 
 
 def test_a_reader_that_does_not_read_holds_nothing(demo_engine: Engine) -> None:
