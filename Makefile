@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving hearing kernels conformance emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest install-test docs docs-test clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak hearing kernels conformance emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest install-test docs docs-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -86,6 +86,9 @@ bench-smoke: $(VENV)/.dev ## the comparison in seconds: tiny models, PyTorch alo
 
 bench-serving: $(VENV)/.dev ## how many live streams and requests a server carries, for docs/performance.md (minutes; make demo first)
 	$(BIN)/python -m benchmarks.serving build/demo/bundle --docs docs $(SERVING)
+
+soak: $(VENV)/.dev ## half an hour of streams and requests at one server: does it last? (make demo first; SOAK='--minutes 5')
+	$(BIN)/python -m benchmarks.serving.soak build/demo/bundle $(SOAK)
 
 hearing: $(VENV)/.dev ## is everybody heard? joined recordings, pauses, sounds, telephones; needs espeak-ng and flite (HEARING=--quick: minutes)
 	$(BIN)/python -m benchmarks.hearing.measure --docs docs $(HEARING)

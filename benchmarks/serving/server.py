@@ -11,7 +11,14 @@ END_S = 60
 
 @contextmanager
 def serving(bundle: Path, threads: int | None, *options: str) -> Iterator[str]:
-    """`salmonrun serve` in a process of its own, on any free port of loopback; its address, until the context ends."""
+    """The address of a server, until the context ends."""
+    with launched(bundle, threads, *options) as (url, _):
+        yield url
+
+
+@contextmanager
+def launched(bundle: Path, threads: int | None, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`salmonrun serve` in a process of its own, on any free port of loopback: its address and process."""
     own = [] if threads is None else ["--threads", str(threads)]
     command = [sys.executable, "-m", "salmonrun", "serve", str(bundle), "--port", "0", *own, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -20,7 +27,7 @@ def serving(bundle: Path, threads: int | None, *options: str) -> Iterator[str]:
         said = process.stdout.readline().strip()
         if not said:
             raise SystemExit(f"the server did not start: {' '.join(command)} says why")
-        yield said.removeprefix("ready: ").removesuffix("/v1")
+        yield said.removeprefix("ready: ").removesuffix("/v1"), process
     finally:
         process.terminate()
         process.wait(END_S)

@@ -1,11 +1,17 @@
 """The load tool: what it tries, what it counts, and that a real server is measured by it."""
 
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("openai", reason="OpenAI's client is not installed")
 
-from benchmarks.serving import page, requests, streams
+from benchmarks.serving import page, requests, soak, streams
 from benchmarks.serving.__main__ import climb
 from benchmarks.serving.streams import Told
 from salmonrun.runtime import Engine
@@ -52,3 +58,46 @@ def test_a_server_is_measured(demo_engine: Engine) -> None:
         assert len(answered.request_s) == 3
         assert answered.audio_s == 6.0
         assert "| one | 2 |" in page.requests_table([("one", 2, answered)])
+
+
+def minutes(**changed: Sequence[float]) -> list[soak.Minute]:
+    """Twelve good ones, but for what changes from minute to minute."""
+    fine = soak.Minute(0, 0.1, 0.1, True, 0, 10, 0.5, 0, 0, 300.0, 20, 15, dict.fromkeys(soak.LEFT, 0.0))
+    return [
+        replace(fine, minute=at, **{name: values[at] for name, values in changed.items()})  # type: ignore[arg-type]
+        for at in range(12)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "wrong"),
+    [
+        ({}, None),
+        ({"resident_mib": [200.0] + [300.0] * 11}, None),  # what is loaded at first
+        ({"resident_mib": [300.0 + 5 * at for at in range(12)]}, "resident_mib grew from 322.5 to 350"),
+        ({"files": range(15, 27)}, "files grew"),
+        ({"lost": [0] * 11 + [1]}, "1 lost"),
+        ({"failed": [2] + [0] * 11}, "2 failed"),
+        ({"different": [0, 1] * 6}, "6 different"),
+        ({"real_time": [True] * 9 + [False] * 3}, r"not in real time in 3 of 12 minutes: \[9, 10, 11\]"),
+        ({"left": [{}] * 11 + [{"kv_cache_bytes": 8.0}]}, "something is left behind: {11:"),
+    ],
+)
+def test_what_a_soak_says(changed: dict[str, Sequence[float]], wrong: str | None) -> None:
+    said = soak.verdict(minutes(**changed))
+    assert [bool(re.match(wrong or "", one)) for one in said] == ([True] if wrong else [])
+
+
+def test_a_minute_of_a_soak(demo_engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of two seconds, at a server that runs in this process."""
+    monkeypatch.setattr(soak, "MINUTE_S", 7.0)
+    monkeypatch.setattr(soak, "SPOKEN_S", 1.0)
+    with serving(demo_engine) as running:
+        asker = soak.Asker(running.url, 1.0)
+        one = soak.measure(running.url, os.getpid(), 1, 1, asker)
+    assert one.requests
+    assert (one.lost, one.failed, one.different) == (0, 0, 0)
+    assert not any(one.left.values())
+    assert min(one.resident_mib / 100, one.threads, one.files / 3) > 1
+    soak.draw([one], tmp_path / "soak.png")
+    assert (tmp_path / "soak.png").stat().st_size > 10_000
