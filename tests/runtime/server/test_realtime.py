@@ -259,7 +259,8 @@ def accepted(running: Running) -> bool:
 def test_keys(demo_engine: Engine) -> None:
     """In a header, or, from a browser, in a protocol's name."""
     with serving(demo_engine, api_keys=("secret", "other")) as running:
-        for options in ({}, {"additional_headers": {"Authorization": "Bearer no"}}):
+        refused_options: tuple[dict[str, Any], ...] = ({}, {"additional_headers": {"Authorization": "Bearer no"}})
+        for options in refused_options:
             with pytest.raises(InvalidStatus) as refused, socket(running, **options):
                 pass
             assert refused.value.response.status_code == 401
