@@ -21,6 +21,7 @@ from salmonrun.runtime.server.job import Job, Work
 from salmonrun.runtime.server.service import Service
 from salmonrun.runtime.server.sse import sse
 from salmonrun.runtime.server.tracing import AUDIO_S, FIRST_CHUNK, OUTPUT_TOKENS, answered, asked
+from salmonrun.runtime.server.vllm_chunks import chunks
 from salmonrun.runtime.transcript import FORMATS, Transcript, of_segments
 
 TRANSLATION = "translation"  # the task of a bundle that translates into English
@@ -50,10 +51,20 @@ class TranscriptionForm(BaseModel):
     seed: int | SkipJsonSchema[None] = None
     priority: int = Field(0, ge=0)  # who has less goes first
 
+    # vLLM's names, which its clients send.
+    max_completion_tokens: int | SkipJsonSchema[None] = Field(None, json_schema_extra={"minimum": 1})
+    stream_include_usage: bool | SkipJsonSchema[None] = None
+    stream_continuous_usage_stats: bool | SkipJsonSchema[None] = None
+
+    @property
+    def speaks_vllm(self) -> bool:
+        """Whether the client knows options that are vLLM's alone: then it expects chunks as vLLM sends them."""
+        return self.stream_include_usage is not None or self.stream_continuous_usage_stats is not None
+
     def generation(self) -> GenerationConfig:
         """How tokens are chosen; a temperature of 0 is greedy."""
         return GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.max_new_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
             num_beams=self.num_beams,
             seed=self.seed,
             do_sample=self.temperature > 0,
@@ -93,6 +104,8 @@ async def _answer(service: Service, request: Request, form: TranscriptionForm) -
     info = await anext(job)  # an error up to here is a status
     assert isinstance(info, TranscriptInfo)
     items = _noted(service, request, job, info)
+    if form.stream and form.speaks_vllm:
+        return sse(chunks(items, form.model or service.model_names[0], bool(form.stream_include_usage)))
     if form.stream:
         return sse(_events(items))
     segments = [item async for item in items if isinstance(item, Segment)]

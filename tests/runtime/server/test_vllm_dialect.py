@@ -11,6 +11,7 @@ import soundfile
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("openai", reason="OpenAI's client is not installed")
 
+import httpx2
 from websockets.sync.client import ClientConnection
 
 from salmonrun.runtime import Engine
@@ -47,6 +48,23 @@ def test_what_its_client_does(server: Running, demo_engine: Engine) -> None:
             assert {event["type"] for event in deltas} == {"transcription.delta"}
             assert "".join(event["delta"] for event in deltas) == done["text"] == SAID
             assert set(done) == {"type", "text", "usage"}
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_a_transcription_that_its_benchmark_asks_for(server: Running, usage: bool) -> None:
+    """`vllm bench serve --backend openai-audio` reads chunks with choices, and the tokens of the answer."""
+    form = {"model": "demo", "stream": "True", "language": "en", "max_completion_tokens": "50"}
+    form |= {"stream_include_usage": str(usage), "stream_continuous_usage_stats": "True"}
+    answer = httpx2.post(
+        f"{server.url}/v1/audio/transcriptions", data=form, files={"file": SHOPPING.read_bytes()}, timeout=60
+    )
+    assert answer.text.endswith("data: [DONE]\n\n")
+    told = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line.startswith("data: {")]
+    assert {event["object"] for event in told} == {"transcription.chunk"}
+    choices = [event["choices"][0] for event in told if event["choices"]]
+    assert "".join(choice["delta"]["content"] for choice in choices) == SAID
+    assert [choice["finish_reason"] for choice in choices][-2:] == [None, "stop"]
+    assert [event["usage"] for event in told if not event["choices"]] == [{"completion_tokens": 11}] * usage
 
 
 def test_errors_in_its_words(server: Running) -> None:
