@@ -1,5 +1,7 @@
 """Checkpoint folders: config.json, model.safetensors (what was trained), tokenizer.json, and references to the rest."""
 
+import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -60,6 +62,10 @@ class Checkpoint:
             for hashed in (source, source.adapter) if source.adapter else (source,):
                 own |= {f"{part}/{name}": digest for name, digest in hashed.sha256.items()}
         return own
+
+    def sha256(self) -> str:
+        """One hash of all of them."""
+        return hashlib.sha256(json.dumps(self.hashes(), sort_keys=True).encode()).hexdigest()
 
 
 def open_checkpoint(folder: str | Path, verify: bool = True) -> Checkpoint:

@@ -34,7 +34,6 @@ from salmonrun.training.pruning.sensitivity import (
     JOURNAL,
     RESULT,
     Criterion,
-    checkpoint_sha256,
     measure_sensitivity,
     read_sensitivity,
 )
@@ -259,7 +258,7 @@ def test_pruned_twice_the_numbers_are_still_those_of_the_whole_model(
     assert one in (1, 2)
     assert second.gone == {"llm": (1,)}
     assert [step.kept for step in config.pruning] == [(0, 3 - one, 3), (0, 3)]
-    assert config.pruning[1].source == checkpoint_sha256(open_checkpoint(tmp_path / "once"))
+    assert config.pruning[1].source == open_checkpoint(tmp_path / "once").sha256()
 
 
 def test_merged_layers_are_the_mean_of_what_they_computed_with(adapted: Path, speech: Path, tmp_path: Path) -> None:

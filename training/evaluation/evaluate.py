@@ -1,7 +1,5 @@
 """How well a checkpoint or a bundle answers: one code path over both, resumable, an answer a line."""
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -79,8 +77,7 @@ class CheckpointSubject:
         self.device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
         self._model = load(path).to(self.device)
         self.prompts, self.audio = self._model.prompts, self._model.config.audio
-        hashes = open_checkpoint(path, verify=False).hashes()  # load has verified the files it refers to
-        self.sha256 = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+        self.sha256 = open_checkpoint(path, verify=False).sha256()  # load has verified the files it refers to
         self.threshold: float | None = None  # which only a bundle has
 
     @torch.inference_mode()

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.schema import from_dict, to_dict
-from salmonrun.training.checkpoint import Checkpoint, open_checkpoint
+from salmonrun.training.checkpoint import open_checkpoint
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.evaluation.answers import asked
 from salmonrun.training.journal import append, resume
@@ -106,7 +106,7 @@ def measure_sensitivity(
     model, out = load_measured(checkpoint), Path(out)
     entries = read_calibration(annotation, model, limit)
     out.mkdir(parents=True, exist_ok=True)
-    settings = {"checkpoint sha256": checkpoint_sha256(source), "data sha256": _data_sha256(entries)}
+    settings = {"checkpoint sha256": source.sha256(), "data sha256": _data_sha256(entries)}
     known = {line.key: line for line in resume(out / JOURNAL, settings, _Line, "what `prune sensitivity` measured")}
     calibration = Calibration(model, entries, out / STATES, progress)
     wanted = [_Line()]
@@ -136,11 +136,6 @@ def measure_sensitivity(
     )
     write_sensitivity(result, out / RESULT)
     return result
-
-
-def checkpoint_sha256(source: Checkpoint) -> str:
-    """One hash of a checkpoint's own files and of those it refers to."""
-    return hashlib.sha256(json.dumps(source.hashes(), sort_keys=True).encode()).hexdigest()
 
 
 def read_sensitivity(path: str | Path) -> Sensitivity:

@@ -1,0 +1,94 @@
+"""What shrinking costs, as a curve: python -m benchmarks.pruning CHECKPOINT DATA --train ANNOTATION --out FOLDER
+
+Layers of the LLM and of Whisper are left out, dropped or merged, or Whisper's matrices made of low rank; each point is
+exported and measured before and behind a short training, which is the same for all, and for the whole model. Every
+step that is done is kept in FOLDER, so that a run that was cut goes on. The curve is a table, results.json and
+curve.png.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.pruning.page import curve_table, recommendation
+from benchmarks.pruning.points import WHOLE, points_of
+from benchmarks.pruning.steps import Curve, Found
+from salmonrun.training.checkpoint import open_checkpoint
+from salmonrun.training.data.annotation import read_annotation
+from salmonrun.training.evaluation.report.picture import draw_trade_off
+from salmonrun.training.evaluation.report.report import Report, ReportOptions, first_of_each_task
+
+
+def main() -> None:
+    """Make what is missing, measure, and print."""
+    arguments = _parser().parse_args()
+    entries, problems = read_annotation(arguments.data)
+    chosen = [entry for entry in entries if not arguments.tasks or entry.task in arguments.tasks]
+    if problems or not chosen:
+        raise SystemExit("\n".join(map(str, problems)) or f"{arguments.data} has no entry of {arguments.tasks}")
+    points = points_of(open_checkpoint(arguments.checkpoint).config, arguments.shares)
+    if arguments.only:
+        points = [point for point in points if point.name in (WHOLE, *arguments.only)]
+    options = ReportOptions(threads=arguments.threads, time_limit_s=arguments.time_limit)
+    report = Report(arguments.out / "report", first_of_each_task(chosen, arguments.limit), options)
+    curve = Curve(
+        root=arguments.out,
+        checkpoint=arguments.checkpoint,
+        calibration=arguments.calibration or arguments.train,
+        recipe=arguments.recipe,
+        options=(f"data.train.0.annotation={arguments.train}", *arguments.options),
+        export=tuple(arguments.export.split()),
+        threads=arguments.threads,
+    )
+    found: list[Found] = []
+    for point in (bar := tqdm(points, unit="point")):
+        bar.set_postfix_str(point.name)
+        found.append(curve.measure(point, report))
+        _write(arguments.out, found)
+    task = next(iter({entry.task: None for entry in chosen}))
+    print(f"{curve_table(found, task)}\n\n{recommendation(found, task, arguments.slack)}")
+    drawn = [(one.after, one.before) for one in found if one.after]
+    if drawn:
+        after, before = zip(*drawn, strict=True)
+        draw_trade_off(arguments.out / "curve.png", after, [task], before=before)
+
+
+def _write(out: Path, found: list[Found]) -> None:
+    rows = [asdict(one) for one in found]
+    for row in rows:
+        for measured in filter(None, (row["before"], row["after"])):
+            del measured["answers"]
+    (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("data", type=Path, help="annotation that is measured on")
+    parser.add_argument("--train", type=Path, required=True, help="annotation that is healed on")
+    parser.add_argument("--calibration", type=Path, help="annotation that layers are chosen on (default: --train)")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/heal.yaml"), help="default: recipes/heal.yaml")
+    parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the recipe")
+    parser.add_argument(
+        "--export",
+        default="--encoder-precision int8 --llm-precision int8 --encoder native --decoder native",
+        help="options of salmonrun export, in one argument (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4], help="of the layers (default: 0.1 to 0.4)"
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="points by their names, and the whole model")
+    parser.add_argument("--tasks", nargs="+", help="that are measured (default: all); the first makes the curve")
+    parser.add_argument("--limit", type=int, help="only the first so many entries of each task")
+    parser.add_argument("--slack", type=float, default=0.01, help="WER that may be lost (default: 0.01)")
+    parser.add_argument("--threads", type=int, default=1, help="default: 1")
+    parser.add_argument("--time-limit", type=float, default=10.0, help="seconds of each latency (default: 10)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

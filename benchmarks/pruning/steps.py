@@ -1,0 +1,107 @@
+"""One point after the other: pruned, exported, measured, healed, exported, measured. What is there is not made again.
+
+Each step is the command of the command line, in a process of its own.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.pruning.points import Point
+from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.evaluation.report.measured import Measured
+from salmonrun.training.evaluation.report.models import Model
+from salmonrun.training.evaluation.report.report import Report
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A point before and after it was healed; None: the export refused it, and why is in `refused`."""
+
+    point: Point
+    before: Measured | None
+    after: Measured | None
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Where it is made, and of what."""
+
+    root: Path
+    checkpoint: Path
+    calibration: Path  # annotation that layers are chosen on
+    recipe: Path  # that heals
+    options: tuple[str, ...]  # of `salmonrun finetune --options`
+    export: tuple[str, ...]  # options of `salmonrun export`
+    threads: int
+
+    def run(self, *command: str) -> None:
+        """A command of salmonrun; what it prints goes to a log.
+
+        Raises:
+            CheckpointError: it failed, with its last line.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "log").open("a") as log:
+            log.write(f"\n$ salmonrun {shlex.join(command)}\n")
+            log.flush()
+            start = log.tell()
+            variables = os.environ | dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+            line = (sys.executable, "-m", "salmonrun", *command)
+            code = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env=variables, check=False).returncode
+        if code:
+            said = (self.root / "log").read_bytes()[start:].decode(errors="replace").strip().splitlines()
+            raise CheckpointError(f"salmonrun {command[0]} ended with {code}: {said[-1] if said else 'no word'}")
+
+    def measure(self, point: Point, report: Report) -> Found:
+        """Make what is not there of a point, and measure it."""
+        folder = self.root / point.name.replace(" ", "-").replace(",", "").replace("%", "")
+        pruned = self._pruned(point, folder) if point.options else self.checkpoint
+        try:
+            before = self._measured(point.name, pruned, folder / "before", report)
+            refused = ""
+        except CheckpointError as error:
+            before, refused = None, str(error)
+        healed = self._healed(pruned, folder / "healed")
+        try:
+            after = self._measured(f"{point.name}, healed", healed, folder / "after", report)
+        except CheckpointError as error:
+            after, refused = None, str(error)
+        return Found(point, before, after, refused)
+
+    def sensitivity(self) -> Path:
+        """How much each layer is needed, measured once for all points."""
+        out = self.root / "sensitivity"
+        if not (out / "sensitivity.json").is_file():
+            parts = ("--part", "llm", "--part", "whisper")
+            data = ("--data", str(self.calibration), "--out", str(out))
+            self.run("prune", "sensitivity", str(self.checkpoint), *data, *parts)
+        return out
+
+    def _pruned(self, point: Point, folder: Path) -> Path:
+        out = folder / "pruned"
+        if not out.is_dir():
+            chosen = ("--measured", str(self.sensitivity()), "--data", str(self.calibration))
+            self.run("prune", "apply", str(self.checkpoint), str(out), *point.options, *chosen)
+        return out
+
+    def _healed(self, pruned: Path, out: Path) -> Path:
+        if not (out / "final").is_dir():
+            resume = ("--resume",) if any(out.glob("checkpoint-*")) else ()
+            options = (f"checkpoint={pruned}", f"run.out={out}", *self.options)
+            self.run("finetune", "--cfg-path", str(self.recipe), *resume, "--options", *options)
+            for snapshot in out.glob("checkpoint-*"):  # with the optimizer's state, several times the model
+                shutil.rmtree(snapshot)
+        return out / "final"
+
+    def _measured(self, name: str, checkpoint: Path, bundle: Path, report: Report) -> Measured:
+        if not bundle.is_dir():
+            self.run("export", str(checkpoint), str(bundle), *self.export, "--quiet")
+        return report.measure(Model(name, bundle))
