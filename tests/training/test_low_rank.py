@@ -14,15 +14,18 @@ from torch import Tensor
 from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.runtime import Engine, GenerationConfig
 from salmonrun.runtime.audio import load_audio
+from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.training.__main__ import main
 from salmonrun.training.checkpoint import load_whisper, open_checkpoint
 from salmonrun.training.model.config import WhisperConfig
 from salmonrun.training.model.whisper import build_whisper
 from salmonrun.training.pruning import low_rank
+from salmonrun.training.pruning.choose import Plan
 from salmonrun.training.pruning.low_rank import ranks
 from salmonrun.training.pruning.predict import cost
 from salmonrun.training.pruning.prune import PruneOptions, prune
+from tests.helpers.planted import plant
 
 SIZES = WhisperConfig(d_model=64, layers=2, heads=2, ffn=128)
 
@@ -42,6 +45,20 @@ def thin(tiny_checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("thin") / "checkpoint"
     prune(tiny_checkpoint, out, PruneOptions({}, low_rank=0.5, data=data))
     return out
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo with a layer more in Whisper and in the LLM, which changes nothing."""
+    folder = tmp_path_factory.mktemp("planted") / "checkpoint"
+    plant(Path(__file__).parents[2] / "demo" / "checkpoint", folder, {"llm": 2, "whisper": 3})
+    return folder
+
+
+def speech_data(speech: Path, folder: Path) -> Path:
+    path = folder / "speech.json"
+    path.write_text(json.dumps({"annotation": [{"path": str(speech), "text": "seven", "task": "asr"}]}))
+    return path
 
 
 def whisper_states(checkpoint: Path, log_mel: Tensor) -> Tensor:
@@ -116,6 +133,32 @@ def test_layers_of_it_can_still_be_dropped(thin: Path, data: Path, tmp_path: Pat
         prune(thin, tmp_path / "merged", replace(options, merge=True))
     with pytest.raises(ConfigError, match="are of low rank already"):
         prune(thin, tmp_path / "again", PruneOptions({}, low_rank=0.5, data=data))
+
+
+def test_depth_and_rank_in_one_go_are_those_one_after_the_other(planted: Path, speech: Path, tmp_path: Path) -> None:
+    """Layers first, and the ranks are of what is left: the recordings are heard without the layers that are gone."""
+    one = speech_data(speech, tmp_path)
+    plan = Plan("influence")
+    depth = PruneOptions({"whisper": 0.2, "llm": 0.2}, plan, data=one)
+    both = prune(planted, tmp_path / "both", replace(depth, low_rank=0.5))
+    prune(planted, tmp_path / "first", depth)
+    second = prune(tmp_path / "first", tmp_path / "second", PruneOptions({}, low_rank=0.5, data=one))
+    assert both.gone == {"llm": (2,), "whisper": (3,)}
+    assert both.explained == second.explained
+    found, expected = open_checkpoint(tmp_path / "both"), open_checkpoint(tmp_path / "second")
+    assert found.config.whisper == expected.config.whisper
+    assert found.config.whisper.layers == 4
+    assert set(found.config.whisper.ranks or {}) == set(both.explained)
+    for part, tensors in expected.parts.items():
+        assert set(found.parts[part]) == set(tensors)
+        assert all(torch.equal(found.parts[part][name](), get()) for name, get in tensors.items())
+    steps = [(step.part, step.method, step.left_out) for step in found.config.pruning]
+    assert steps == [("llm", "dropped", (2,)), ("whisper", "dropped", (3,)), ("whisper", "low-rank", (3,))]
+    bundle = export_bundle(tmp_path / "both", tmp_path / "bundle", ExportOptions(encoder_precision="int8"))
+    manifest = open_bundle(bundle).manifest
+    assert manifest.provenance.whisper_pruned_layers == (3,)
+    assert manifest.llm.layers == 4
+    assert Engine.load(bundle).generate(speech, config=GenerationConfig(max_new_tokens=4)).token_ids
 
 
 def test_the_command(tiny_checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

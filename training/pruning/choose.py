@@ -6,7 +6,14 @@ from typing import Literal, get_args
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.training.pruning.calibration import Calibration, score
 from salmonrun.training.pruning.layers import Part, count_layers
-from salmonrun.training.pruning.sensitivity import Criterion, PartSensitivity, Sensitivity, measure_part
+from salmonrun.training.pruning.sensitivity import (
+    OBSERVED,
+    Criterion,
+    PartSensitivity,
+    Sensitivity,
+    score_layers,
+    score_runs,
+)
 
 Search = Literal["one-shot", "greedy", "contiguous"]
 SEARCHES: tuple[Search, ...] = get_args(Search)
@@ -72,12 +79,22 @@ def choose(
     if measured is not None and part not in measured.parts:
         raise ConfigError(f"{part} was not measured, only {', '.join(measured.parts)}; measure it, or give recordings")
     found = measured.parts[part] if measured else None
-    if found is None:
-        found = measure_part(_needed(calibration, "nothing was measured"), part, gone)
     if plan.search == "contiguous":
         return _contiguous(part, count, plan, found, calibration, gone)
+    if found is None:
+        return _least(part, count, plan, _needed(calibration, "nothing was measured"), gone)
     scores = found.of(plan.criterion)
     free = range(plan.protect, len(scores) - plan.protect)
+    return tuple(sorted(sorted(free, key=lambda layer: scores[layer])[:count]))
+
+
+def _least(
+    part: Part, count: int, plan: Plan, calibration: Calibration, gone: dict[Part, frozenset[int]]
+) -> tuple[int, ...]:
+    """The least needed of those that are left and not protected."""
+    layers, before = count_layers(calibration.model.config, part), gone.get(part, frozenset())
+    free = [layer for layer in range(plan.protect, layers - plan.protect) if layer not in before]
+    scores = score_layers(calibration, part, plan.criterion, gone, free)
     return tuple(sorted(sorted(free, key=lambda layer: scores[layer])[:count]))
 
 
@@ -85,13 +102,9 @@ def _greedy(
     part: Part, count: int, plan: Plan, calibration: Calibration, gone: dict[Part, frozenset[int]]
 ) -> tuple[int, ...]:
     """The least needed of those that are left, measured again after every one."""
-    layers = count_layers(calibration.model.config, part)
     chosen: frozenset[int] = frozenset()
     for _ in range(count):
-        left = [layer for layer in range(layers) if layer not in chosen]
-        scores = dict(zip(left, measure_part(calibration, part, gone | {part: chosen}).of(plan.criterion), strict=True))
-        free = [layer for layer in left if plan.protect <= layer < layers - plan.protect]
-        chosen |= {min(free, key=lambda layer: scores[layer])}
+        chosen |= frozenset(_least(part, 1, plan, calibration, gone | {part: chosen}))
     return tuple(sorted(chosen))
 
 
@@ -99,22 +112,24 @@ def _contiguous(
     part: Part,
     count: int,
     plan: Plan,
-    found: PartSensitivity,
+    found: PartSensitivity | None,
     calibration: Calibration | None,
     gone: dict[Part, frozenset[int]],
 ) -> tuple[int, ...]:
     """The run of layers that is needed least as a whole."""
-    starts = range(plan.protect, len(found.loss) - plan.protect - count + 1)
-    scores = found.of_runs(plan.criterion, count)
-    if scores is None:
+    if plan.criterion not in OBSERVED:
         runs = _needed(calibration, f"criterion is {plan.criterion!r}, which of runs of layers is measured")
-        scores = tuple(
-            getattr(score(runs.losses(gone | {part: frozenset(range(i, i + count))})), plan.criterion)
-            if i in starts
-            else float("inf")
-            for i in range(len(found.loss))
+        last = count_layers(runs.model.config, part) - plan.protect - count
+        removed = {i: gone | {part: frozenset(range(i, i + count))} for i in range(plan.protect, last + 1)}
+        scores = {i: getattr(score(runs.losses(each)), plan.criterion) for i, each in removed.items()}
+    else:
+        values = (
+            found.of_runs(plan.criterion, count)
+            if found is not None
+            else score_runs(_needed(calibration, "nothing was measured"), part, plan.criterion, gone, count)
         )
-    start = min(starts, key=lambda i: scores[i])
+        scores = dict(list(enumerate(values))[plan.protect : len(values) - plan.protect])
+    start = min(scores, key=lambda i: scores[i])
     return tuple(range(start, start + count))
 
 

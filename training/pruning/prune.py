@@ -15,7 +15,7 @@ from salmonrun.training.pruning.calibration import Calibration, load_measured, r
 from salmonrun.training.pruning.choose import Plan, choose, count_to_go
 from salmonrun.training.pruning.layers import PARTS, Part, count_layers
 from salmonrun.training.pruning.low_rank import ranks, thin_whisper
-from salmonrun.training.pruning.removal import remove_layers, whole_layers
+from salmonrun.training.pruning.removal import check_mergeable, remove_layers, whole_layers
 from salmonrun.training.pruning.sensitivity import Sensitivity, read_sensitivity, tool
 
 Method = Literal["dropped", "merged", "low-rank"]
@@ -75,6 +75,8 @@ def prune(
         for part in PARTS
         if part in options.shares
     }
+    for part in counts if options.merge else ():
+        check_mergeable(source.config, part)
     sha256 = source.sha256()
     measured = _measured(sha256, source, options)
     if dry_run and measured is None and options.data is None:

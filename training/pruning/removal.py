@@ -11,6 +11,7 @@ from salmonrun.runtime.errors import ConfigError
 from salmonrun.training.checkpoint import Checkpoint
 from salmonrun.training.foreign.layers import renumbered, shortened
 from salmonrun.training.model.config import ModelConfig, PartSource
+from salmonrun.training.model.experts import EXPERTS
 from salmonrun.training.pruning.layers import Part, count_layers, layer_prefix
 from salmonrun.training.tensors import LazyTensors
 
@@ -38,11 +39,11 @@ def remove_layers(source: Checkpoint, part: Part, gone: Sequence[int], step: Pru
 
     Raises:
         CheckpointError: what a layer of this LLM is depends on its number.
-        ConfigError: layers of low rank are to be merged.
+        ConfigError: see `check_mergeable`.
     """
     config, merged = source.config, step.method == "merged"
-    if merged and part == "whisper" and config.whisper.ranks:
-        raise ConfigError("merge averages matrices, and Whisper's are of low rank here: prune before low rank, or drop")
+    if merged:
+        check_mergeable(config, part)
     left = [layer for layer in range(count_layers(config, part)) if layer not in set(gone)]
     prefix = layer_prefix(config, part)
     tensors = _merged(source, part, prefix, left) if merged else source.parts[part]
@@ -60,6 +61,21 @@ def remove_layers(source: Checkpoint, part: Part, gone: Sequence[int], step: Pru
         pruning=(*config.pruning, step),
     )
     return replace(source, config=config, parts=parts)
+
+
+def check_mergeable(config: ModelConfig, part: Part) -> None:
+    """Whether the mean of two layers of a part says anything.
+
+    Raises:
+        ConfigError: layers of low rank, or of experts, are to be merged.
+    """
+    if part == "whisper" and config.whisper.ranks:
+        raise ConfigError("merge averages matrices, and Whisper's are of low rank here: prune before low rank, or drop")
+    if part == "llm" and config.llm["model_type"] in EXPERTS:
+        raise ConfigError(
+            f"merge averages layers, and those of {config.llm['model_type']!r} are mixtures of experts: the experts of "
+            "one layer have nothing to do with those of another. Leave out --merge, and layers are dropped"
+        )
 
 
 def _in_files(source: PartSource, gone: Sequence[int]) -> tuple[int, ...]:

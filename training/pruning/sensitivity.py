@@ -23,6 +23,7 @@ from salmonrun.version import __version__
 
 Criterion = Literal["loss", "perplexity", "influence", "angular", "taylor"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+OBSERVED: tuple[Criterion, ...] = ("influence", "angular", "taylor")  # of all layers in one pass, and of runs of layers
 JOURNAL, RESULT, STATES = "measured.jsonl", "sensitivity.json", "features"
 
 
@@ -41,13 +42,9 @@ class PartSensitivity:
         values = getattr(self, criterion)
         return values[0] if criterion in ("influence", "angular") else values
 
-    def of_runs(self, criterion: Criterion, length: int) -> tuple[float, ...] | None:
-        """The score of the runs of so many layers from each layer on; None where they have to be measured."""
-        if criterion in ("influence", "angular"):
-            return getattr(self, criterion)[length - 1]
-        if criterion == "taylor":  # to first order, effects add up
-            return tuple(sum(self.taylor[i : i + length]) for i in range(len(self.taylor) - length + 1))
-        return None
+    def of_runs(self, criterion: Criterion, length: int) -> tuple[float, ...]:
+        """The score of the runs of so many layers from each layer on, by a criterion of `OBSERVED`."""
+        return _of_runs(self, criterion, length)
 
 
 @dataclass(frozen=True)
@@ -158,13 +155,39 @@ def write_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
     temporary.replace(path)
 
 
-def measure_part(calibration: Calibration, part: Part, gone: dict[Part, frozenset[int]]) -> PartSensitivity:
-    """Of the layers that a part still has beside those that are gone already, in their order."""
-    count, before = count_layers(calibration.model.config, part), gone.get(part, frozenset())
-    left = [layer for layer in range(count) if layer not in before]
-    bar = tqdm(left, desc=f"{part} without {len(before)}", unit="layer", disable=not calibration.progress)
-    scores = [score(calibration.losses(gone | {part: before | {layer}})) for layer in bar]
-    return _part(scores, observe(calibration, part, gone))
+def score_layers(
+    calibration: Calibration, part: Part, criterion: Criterion, gone: dict[Part, frozenset[int]], layers: Sequence[int]
+) -> dict[int, float]:
+    """Score of each of these layers by one criterion; nothing is measured that it does not need.
+
+    Args:
+        calibration: model and recordings.
+        part: whose layers.
+        criterion: by which: a pass over the recordings for each layer, or one for all where it is of `OBSERVED`.
+        gone: layers that the model goes without already, those of this part with them.
+        layers: numbers of layers that are left.
+    """
+    before = gone.get(part, frozenset())
+    if criterion in OBSERVED:
+        left = [layer for layer in range(count_layers(calibration.model.config, part)) if layer not in before]
+        scores = dict(zip(left, _of_runs(observe(calibration, part, gone), criterion, 1), strict=True))
+        return {layer: scores[layer] for layer in layers}
+    bar = tqdm(layers, desc=f"{part} without {len(before)}", unit="layer", disable=not calibration.progress)
+    return {layer: getattr(score(calibration.losses(gone | {part: before | {layer}})), criterion) for layer in bar}
+
+
+def score_runs(
+    calibration: Calibration, part: Part, criterion: Criterion, gone: dict[Part, frozenset[int]], length: int
+) -> tuple[float, ...]:
+    """Score of the runs of so many layers from each layer of a whole part on, by a criterion of `OBSERVED`."""
+    return _of_runs(observe(calibration, part, gone), criterion, length)
+
+
+def _of_runs(observed: Observation | PartSensitivity, criterion: Criterion, length: int) -> tuple[float, ...]:
+    assert criterion in OBSERVED, "the others are of single layers"
+    if criterion == "taylor":  # to first order, effects add up
+        return tuple(sum(observed.taylor[i : i + length]) for i in range(len(observed.taylor) - length + 1))
+    return tuple(getattr(observed, criterion)[length - 1])
 
 
 def _measured(calibration: Calibration, line: _Line, done: Callable[[], object]) -> _Line:
