@@ -8,13 +8,14 @@ curve.png.
 
 import argparse
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from benchmarks.pruning.page import curve_table, recommendation
-from benchmarks.pruning.points import WHOLE, points_of
+from benchmarks.pruning.points import WHOLE, Point, points_of
 from benchmarks.pruning.steps import Curve, Found
 from salmonrun.training.checkpoint import open_checkpoint
 from salmonrun.training.data.annotation import read_annotation
@@ -43,17 +44,31 @@ def main() -> None:
         export=tuple(arguments.export.split()),
         threads=arguments.threads,
     )
-    found: list[Found] = []
-    for point in (bar := tqdm(points, unit="point")):
-        bar.set_postfix_str(point.name)
-        found.append(curve.measure(point, report))
-        _write(arguments.out, found)
+    found = _found(curve, points, report, heal=not arguments.unhealed)
     task = next(iter({entry.task: None for entry in chosen}))
     print(f"{curve_table(found, task)}\n\n{recommendation(found, task, arguments.slack)}")
-    drawn = [(one.after, one.before) for one in found if one.after]
-    if drawn:
-        after, before = zip(*drawn, strict=True)
-        draw_trade_off(arguments.out / "curve.png", after, [task], before=before)
+    _draw(arguments.out / "curve.png", found, task)
+
+
+def _draw(file: Path, found: Sequence[Found], task: str) -> None:
+    """Each point where it is after it was healed, with where it was before; or there, if it was not healed."""
+    known = [(one, last) for one in found if (last := one.after or one.before)]
+    names = [replace(last, name=one.point.name) for one, last in known]
+    draw_trade_off(file, names, [task], before=[one.before if one.after else None for one, _ in known])
+
+
+def _found(curve: Curve, points: Sequence[Point], report: Report, heal: bool) -> list[Found]:
+    """All points as they are, in minutes; then healed, the longer work."""
+    found: dict[Point, Found] = {}
+    passes = (False, True) if heal else (False,)
+    with tqdm(total=len(points) * len(passes), unit="step") as bar:
+        for healing in passes:
+            for point in points:
+                bar.set_postfix_str(f"{point.name}, healed" if healing else point.name)
+                found[point] = curve.measure(point, report, healing)
+                bar.update()
+                _write(curve.root, list(found.values()))
+    return list(found.values())
 
 
 def _write(out: Path, found: list[Found]) -> None:
@@ -84,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="points by their names, and the whole model")
     parser.add_argument("--tasks", nargs="+", help="that are measured (default: all); the first makes the curve")
     parser.add_argument("--limit", type=int, help="only the first so many entries of each task")
+    parser.add_argument("--unhealed", action="store_true", help="train none that is not trained yet")
     parser.add_argument("--slack", type=float, default=0.01, help="WER that may be lost (default: 0.01)")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
     parser.add_argument("--time-limit", type=float, default=10.0, help="seconds of each latency (default: 10)")

@@ -59,7 +59,7 @@ def _row(one: Found, task: str, others: Sequence[str]) -> list[str]:
 
 def _shown(measured: Measured | None, task: str) -> str:
     if measured is None:
-        return "refused"
+        return "-"
     quality = measured.quality[task]
     return f"{quality.wer:.1%}" if quality.measure == "WER" else f"{quality.measure} {quality.value:.2f}"
 

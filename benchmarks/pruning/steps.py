@@ -1,4 +1,4 @@
-"""One point after the other: pruned, exported, measured, healed, exported, measured. What is there is not made again.
+"""A point: pruned, exported, measured, healed, exported, measured. What is there is not made again.
 
 Each step is the command of the command line, in a process of its own.
 """
@@ -22,7 +22,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Found:
-    """A point before and after it was healed; None: the export refused it, and why is in `refused`."""
+    """A point before and after it was healed; None: it was not, or its export was `refused`."""
 
     point: Point
     before: Measured | None
@@ -60,21 +60,16 @@ class Curve:
             said = (self.root / "log").read_bytes()[start:].decode(errors="replace").strip().splitlines()
             raise CheckpointError(f"salmonrun {command[0]} ended with {code}: {said[-1] if said else 'no word'}")
 
-    def measure(self, point: Point, report: Report) -> Found:
-        """Make what is not there of a point, and measure it."""
+    def measure(self, point: Point, report: Report, heal: bool) -> Found:
+        """A point, measured; what is not there of it is made, but it is only trained on to `heal`."""
         folder = self.root / point.name.replace(" ", "-").replace(",", "").replace("%", "")
         pruned = self._pruned(point, folder) if point.options else self.checkpoint
-        try:
-            before = self._measured(point.name, pruned, folder / "before", report)
-            refused = ""
-        except CheckpointError as error:
-            before, refused = None, str(error)
+        before, refused = self._measured(point.name, pruned, folder / "before", report)
+        if not heal and not (folder / "healed" / "final").is_dir():
+            return Found(point, before, None, refused)
         healed = self._healed(pruned, folder / "healed")
-        try:
-            after = self._measured(f"{point.name}, healed", healed, folder / "after", report)
-        except CheckpointError as error:
-            after, refused = None, str(error)
-        return Found(point, before, after, refused)
+        after, refused_after = self._measured(f"{point.name}, healed", healed, folder / "after", report)
+        return Found(point, before, after, refused_after or refused)
 
     def sensitivity(self) -> Path:
         """How much each layer is needed, measured once for all points."""
@@ -101,7 +96,11 @@ class Curve:
                 shutil.rmtree(snapshot)
         return out / "final"
 
-    def _measured(self, name: str, checkpoint: Path, bundle: Path, report: Report) -> Measured:
-        if not bundle.is_dir():
-            self.run("export", str(checkpoint), str(bundle), *self.export, "--quiet")
-        return report.measure(Model(name, bundle))
+    def _measured(self, name: str, checkpoint: Path, bundle: Path, report: Report) -> tuple[Measured | None, str]:
+        """What was measured of a checkpoint's bundle, or why there is none: too far from PyTorch, say."""
+        try:
+            if not bundle.is_dir():
+                self.run("export", str(checkpoint), str(bundle), *self.export, "--quiet")
+            return report.measure(Model(name, bundle)), ""
+        except CheckpointError as error:
+            return None, str(error)

@@ -221,6 +221,14 @@ def test_repetitions_are_counted_and_rejected_answers_told(entries: list[Entry],
     assert format_rejected(done.answers, -1.0) == "rejected at the bundle's threshold -1.000: 1 of 3 answers (33.3%)"
 
 
+def test_errors_are_told_by_length(entries: list[Entry], out: Path) -> None:
+    """The recordings have 1, 1.2 and 1.4 s; the last one is asked something else."""
+    longer = [replace(entries[1], index=3, text="Write. 19000"), *entries]
+    table = format_scores(evaluate(Echo(), longer, out, SHORT).scores)
+    assert "asr: WER by length of the recordings: to 1 s 100.0% of 1, to 2 s 50.0% of 2" in table
+    assert "qa: WER by length" not in table
+
+
 def test_a_submission_needs_ids_but_no_texts(entries: list[Entry], out: Path, tmp_path: Path) -> None:
     asked = [replace(entry, text="", testset_id=f"test000{entry.index}") for entry in entries]
     done = evaluate(Echo(), asked, out, SHORT, submission=True)

@@ -8,6 +8,7 @@ from salmonrun.training.evaluation.answers import Answered, write_csv
 from salmonrun.training.evaluation.reliability import rejection_scores
 from salmonrun.training.evaluation.scores import AnswerScore, TaskScore
 
+LENGTHS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, math.inf)  # ends of the bins that errors are told by
 WORST = 5  # shown of each task
 TEXT_COLUMNS = ("audio", "task", "question", "reference", "hypothesis")
 ERROR_COLUMNS = ("errors", "words", "wer", "errors_spelled", "words_spelled", "wer_spelled")
@@ -23,7 +24,9 @@ def format_scores(scores: dict[str, TaskScore]) -> str:
         lines.append(f"{task:<20}{result.entries:>8}{rates}{result.exact:>9.1%}{cider}{result.rtf:>8.3f}")
     lines.append("WER: after Whisper's English normalizer; WER spelled: without it, digits as words (70: seven zero)")
     for task, result in scores.items():
-        lines += _repeated(task, result) + _captions(task, result) + _worst(task, result.answers)
+        lines += (
+            _lengths(task, result) + _repeated(task, result) + _captions(task, result) + _worst(task, result.answers)
+        )
     return "\n".join(lines)
 
 
@@ -39,6 +42,21 @@ def format_rejected(rows: Sequence[Answered], threshold: float, nothing: str = "
 def write_table(path: Path, scores: dict[str, TaskScore]) -> None:
     """A CSV with a line for every answer; columns that do not apply to a task are empty."""
     write_csv(path, HEADER, [_table_row(one) for result in scores.values() for one in result.answers])
+
+
+def _lengths(task: str, result: TaskScore) -> list[str]:
+    """WER of recordings of several lengths, where there are such: trimmed windows, say, change the short ones most."""
+    bins: dict[float, list[AnswerScore]] = {}
+    for one in result.answers if result.captions is None else ():
+        bins.setdefault(next(edge for edge in LENGTHS_S if one.row.audio_s <= edge), []).append(one)
+    if len(bins) < 2:
+        return []
+    rates = []
+    for edge in sorted(bins):
+        errors, words = (sum(one.normal[i] for one in bins[edge]) for i in (0, 1))
+        name = f"to {edge:g} s" if math.isfinite(edge) else "longer"
+        rates.append(f"{name} {errors / max(1, words):.1%} of {len(bins[edge])}")
+    return [f"{task}: WER by length of the recordings: {', '.join(rates)}"]
 
 
 def _repeated(task: str, result: TaskScore) -> list[str]:

@@ -24,18 +24,20 @@ from salmonrun.training.finetuning.frozen import FrozenFeatures
 from salmonrun.training.finetuning.objective import TrainedModel
 from salmonrun.training.finetuning.parts import choose_parts
 from salmonrun.training.finetuning.qlora import hold_in_4_bits
-from salmonrun.training.finetuning.recipe import Recipe
+from salmonrun.training.finetuning.recipe import PruneConfig, Recipe
 from salmonrun.training.finetuning.snapshots import PARTIAL, last_snapshot, newest_whole
 from salmonrun.training.finetuning.trainer import MeasureLast, RecipeTrainer, load_trained
 from salmonrun.training.finetuning.validation import GREATER_IS_BETTER, Validation
-from salmonrun.training.model.config import SOURCED
+from salmonrun.training.model.config import SOURCED, load_config
 from salmonrun.training.model.lora import add_lora
 from salmonrun.training.model.salmonn import SalmonnModel
+from salmonrun.training.pruning.prune import prune
 
 # Settings of a run that may change when it is resumed.
 LOSSES_DO_NOT_DEPEND_ON = (
     *("out", "workers", "log_every", "save_every", "save_dtype", "metric", "answered", "tensorboard"),
 )
+PRUNED = "pruned"  # in run.out: the checkpoint that a run with `prune` trains
 LOG_MEL_MAX = 1.5  # log10 of a loud voice's mel power; the same number as Voxtral Realtime's
 DAY_S = 24 * 60 * 60
 _log = logging.getLogger(__name__)
@@ -67,6 +69,8 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
     arguments = _arguments(recipe)
     if skipped and arguments.process_index == 0:
         _log.warning("\n".join([*skipped, f"resuming from {snapshot}"]))
+    if recipe.prune:
+        recipe = replace(recipe, checkpoint=str(_pruned(recipe, recipe.prune, arguments.process_index)))
     model = _model(recipe, arguments.device)
     dataset = _dataset(recipe, recipe.data.train, model, arguments, recipe.augment)
     valid = _dataset(recipe, recipe.data.valid, model, arguments) if recipe.data.valid else None
@@ -90,6 +94,22 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
     return final
 
 
+def _pruned(recipe: Recipe, smaller: PruneConfig, process: int) -> Path:
+    """The checkpoint made smaller; that of a run that was cut is taken as it is.
+
+    Raises:
+        ConfigError: another checkpoint was made smaller there.
+    """
+    out = Path(recipe.run.out) / PRUNED
+    with PartialState().main_process_first():
+        if not out.exists():
+            prune(recipe.checkpoint, out, smaller.options(), progress=process == 0)
+    steps = load_config(out).pruning
+    if not steps or steps[-1].source != open_checkpoint(recipe.checkpoint, verify=False).sha256():
+        raise ConfigError(f"{out} was made of another {recipe.checkpoint}; remove it or choose another run.out")
+    return out
+
+
 def _save(wrapped: TrainedModel, snapshot: str | Path, recipe: Recipe, folder: Path) -> None:
     """Write the checkpoint of a snapshot; what is frozen is stored as it was, whatever the run held it in."""
     load_trained(wrapped, snapshot)
@@ -109,16 +129,19 @@ def _check_snapshots(recipe: Recipe, resume: bool) -> tuple[Path | None, list[st
         raise ConfigError(f"{last} is there already: go on with --resume, choose another run.out, or remove it")
     if resume and not last:
         raise ConfigError(f"{out} has no snapshot to resume from; start without --resume")
-    described, file = json.dumps(_same_losses(recipe), indent=1), out / "recipe.json"
-    if resume and file.is_file() and file.read_text() != described:
-        old, new = json.loads(file.read_text()), _same_losses(recipe)
+    file, new = out / "recipe.json", json.loads(json.dumps(_same_losses(recipe)))  # tuples become lists, as in the file
+    if file.is_file() and (resume or (out / PRUNED).exists()):
+        old = json.loads(file.read_text())
         changed = [f"{key}: {old.get(key)} is now {new[key]}" for key in new if old.get(key) != new[key]]
-        raise ConfigError(f"{out} was begun with other settings, so resuming would not give its losses: {changed[0]}")
+        if changed:
+            raise ConfigError(
+                f"{out} was begun with other settings, so resuming would not give its losses: {changed[0]}"
+            )
     shutil.rmtree(out / PARTIAL, ignore_errors=True)  # of a run that was killed while it wrote one
     if resume:
         return newest_whole(out)
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(described)
+    file.write_text(json.dumps(new, indent=1))
     return None, []
 
 
@@ -138,6 +161,8 @@ def _model(recipe: Recipe, device: torch.device) -> SalmonnModel:
             raise ConfigError(f"{recipe.checkpoint} has adapters on Whisper; leave out whisper_lora to train those")
         add_lora(model.whisper, recipe.whisper_lora, "whisper_lora")
         model.config = replace(model.config, whisper_lora=recipe.whisper_lora)
+    if recipe.window:
+        model.config = replace(model.config, audio=replace(model.config.audio, window=recipe.window))
     if recipe.streaming:
         audio = replace(model.config.audio, window="trimmed")  # a stream knows no 30 s
         if audio.log_mel_max is None:

@@ -12,6 +12,10 @@ from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.schema import from_dict
 from salmonrun.training.data.config import Augmentation, DataConfig
 from salmonrun.training.model.config import LoraConfig
+from salmonrun.training.pruning.choose import Plan, Search
+from salmonrun.training.pruning.layers import PARTS
+from salmonrun.training.pruning.prune import PruneOptions
+from salmonrun.training.pruning.sensitivity import Criterion
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,40 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class PruneConfig:
+    """What is left out of the checkpoint before it is trained, as by `salmonrun prune apply`: docs/pruning.md."""
+
+    llm: float | None = None  # share of the LLM's layers
+    whisper: float | None = None
+    audio_encoder: float | None = None
+    low_rank: float | None = None  # of the weights of Whisper's linear layers, what two thin ones keep
+    merge: bool = False
+    criterion: Criterion = "loss"
+    search: Search = "one-shot"
+    protect: int = 1  # layers at each end that stay
+    measured: str | None = None  # what `salmonrun prune sensitivity` wrote
+    data: str | None = None  # annotation of the recordings that layers are chosen on
+    limit: int | None = None  # only the first so many of them
+
+    def __post_init__(self) -> None:
+        self.options()  # says what cannot be
+        if self.measured is None and self.data is None:
+            raise ConfigError("prune has neither data nor measured; name recordings that layers are chosen on")
+
+    def options(self) -> PruneOptions:
+        """As pruning takes them."""
+        return PruneOptions(
+            shares={part: share for part in PARTS if (share := getattr(self, part)) is not None},
+            plan=Plan(self.criterion, self.search, self.protect),
+            low_rank=self.low_rank,
+            merge=self.merge,
+            measured=self.measured,
+            data=self.data,
+            limit=self.limit,
+        )
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A run: where it starts, what it is trained on, and how."""
 
@@ -79,6 +117,10 @@ class Recipe:
     train: TrainedParts = field(default_factory=TrainedParts)
     augment: Augmentation = field(default_factory=Augmentation)
     whisper_lora: LoraConfig | None = None  # new adapters for a checkpoint that has none on Whisper
+    prune: PruneConfig | None = None  # make it smaller before it is trained, into <run.out>/pruned
+    # What Whisper hears: 30 s always, or only what the recording fills, which is faster. Left out: as the checkpoint has
+    # it. The checkpoint that is written has it, and every bundle of that, unless its export asks for the other.
+    window: Literal["padded", "trimmed"] | None = None
     streaming: BlockConfig | None = None  # train the encoders on blocks, too; left out: as the checkpoint has it
     nothing: str | None = (
         None  # the text of entries where nothing is to be transcribed; left out: as the checkpoint has it
@@ -88,6 +130,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.quantize_llm and self.train.llm:
             raise ConfigError("train.llm would train the weights that quantize_llm freezes in 4 bits; choose one")
+        if self.streaming and self.window == "padded":
+            raise ConfigError(
+                "window is 'padded', but streaming trains on blocks of what was recorded: leave window out"
+            )
         if self.data.valid and not self.run.answer_weight:
             raise ConfigError("data.valid measures answers, which run.answer_weight 0 does not train; leave one out")
 
