@@ -6,7 +6,10 @@ from benchmarks.pruning.steps import Found
 from benchmarks.tables import table
 from salmonrun.training.evaluation.report.measured import Measured
 
-HEADER = ("left out", "WER", "WER healed", "size, MiB", "memory, MiB", "first token", "per token")
+HEADER = (
+    *("left out", "WER", "WER healed", "million weights", "million MAC, encoders for 10 s"),
+    *("million MAC, LLM a position", "size, MiB", "memory, MiB", "first token", "per token"),
+)
 
 
 def curve_table(found: Sequence[Found], task: str) -> str:
@@ -49,6 +52,8 @@ def _row(one: Found, task: str, others: Sequence[str]) -> list[str]:
     known = one.after or one.before
     cells = [one.point.name, *(_shown(measured, task) for measured in (one.before, one.after))]
     cells += [_shown(one.after, other) for other in others]
+    encoders = sum(part.multiplications for name, part in one.size.parts.items() if name != "llm")
+    cells += [f"{count / 1e6:.2f}" for count in (one.size.parameters, encoders, one.size.parts["llm"].multiplications)]
     if known is None:
         return [*cells, one.refused]
     both = [measured.cost for measured in (one.before, one.after) if measured]

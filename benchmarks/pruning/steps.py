@@ -13,9 +13,11 @@ from pathlib import Path
 
 from benchmarks.pruning.points import Point
 from salmonrun.runtime.errors import CheckpointError
+from salmonrun.training.checkpoint import open_checkpoint
 from salmonrun.training.evaluation.report.measured import Measured
 from salmonrun.training.evaluation.report.models import Model
 from salmonrun.training.evaluation.report.report import Report
+from salmonrun.training.pruning.predict import Cost, cost
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -27,6 +29,7 @@ class Found:
     point: Point
     before: Measured | None
     after: Measured | None
+    size: Cost  # of the pruned checkpoint, by its sizes alone
     refused: str = ""
 
 
@@ -64,12 +67,13 @@ class Curve:
         """A point, measured; what is not there of it is made, but it is only trained on to `heal`."""
         folder = self.root / point.name.replace(" ", "-").replace(",", "").replace("%", "")
         pruned = self._pruned(point, folder) if point.options else self.checkpoint
+        size = cost(open_checkpoint(pruned).config)
         before, refused = self._measured(point.name, pruned, folder / "before", report)
         if not heal and not (folder / "healed" / "final").is_dir():
-            return Found(point, before, None, refused)
+            return Found(point, before, None, size, refused)
         healed = self._healed(pruned, folder / "healed")
         after, refused_after = self._measured(f"{point.name}, healed", healed, folder / "after", report)
-        return Found(point, before, after, refused_after or refused)
+        return Found(point, before, after, size, refused_after or refused)
 
     def sensitivity(self) -> Path:
         """How much each layer is needed, measured once for all points."""

@@ -15,6 +15,7 @@ from benchmarks.pruning.steps import Found
 from salmonrun.training.checkpoint import open_checkpoint
 from salmonrun.training.evaluation.report.cost import Cost
 from salmonrun.training.evaluation.report.measured import Measured, Quality
+from salmonrun.training.pruning.predict import cost
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
 from tests.helpers.runs import write_noises
@@ -68,19 +69,20 @@ def test_a_curve_of_a_tiny_model(tmp_path: Path) -> None:
 
 
 def measured(wer: float, latency_s: float) -> Measured:
-    cost = Cost(latency_s, 0.001, latency_s, 100.0, None, 6)
-    return Measured("x", "bundle", "0" * 64, 2**20, cost, {"asr": Quality(9, wer, wer, 0.5, 0)}, (), 1.0)
+    taken = Cost(latency_s, 0.001, latency_s, 100.0, None, 6)
+    return Measured("x", "bundle", "0" * 64, 2**20, taken, {"asr": Quality(9, wer, wer, 0.5, 0)}, (), 1.0)
 
 
 def test_the_fastest_that_is_good_enough_is_recommended() -> None:
     """Beside the whole model trained on as long; the lower of a point's two latencies counts."""
+    size = cost(TINY)
     found = [
-        Found(Point("whole"), measured(0.02, 1.0), measured(0.04, 1.0)),
-        Found(Point("slow"), measured(0.5, 0.9), measured(0.04, 0.9)),
-        Found(Point("good"), measured(0.5, 0.7), measured(0.045, 3.0)),
-        Found(Point("bad"), measured(0.5, 0.1), measured(0.06, 0.1)),
-        Found(Point("unhealed"), measured(0.01, 0.1), None),
-        Found(Point("refused"), None, None, "too far from PyTorch"),
+        Found(Point("whole"), measured(0.02, 1.0), measured(0.04, 1.0), size),
+        Found(Point("slow"), measured(0.5, 0.9), measured(0.04, 0.9), size),
+        Found(Point("good"), measured(0.5, 0.7), measured(0.045, 3.0), size),
+        Found(Point("bad"), measured(0.5, 0.1), measured(0.06, 0.1), size),
+        Found(Point("unhealed"), measured(0.01, 0.1), None, size),
+        Found(Point("refused"), None, None, size, "too far from PyTorch"),
     ]
     chosen = fastest(found, "asr", 0.01)
     assert chosen is found[2]
@@ -88,5 +90,7 @@ def test_the_fastest_that_is_good_enough_is_recommended() -> None:
     assert "leave nothing out" in recommendation([found[0], found[3]], "asr", 0.01)
     assert "nothing to compare with" in recommendation(found[5:], "asr", 0.01)
     lines = curve_table(found, "asr").splitlines()
-    assert lines[4].startswith("| good | 50.0% | 4.5% | 1.0 | 100 | 700.0 ms |")
-    assert lines[-1] == "| refused | - | - | too far from PyTorch |  |  |  |"
+    assert lines[4].startswith(f"| good | 50.0% | 4.5% | {size.parameters / 1e6:.2f} | ")
+    assert lines[4].endswith(" | 1.0 | 100 | 700.0 ms | 1.00 ms |")
+    assert lines[-1].startswith("| refused | - | - | ")
+    assert lines[-1].endswith(" | too far from PyTorch |  |  |  |")

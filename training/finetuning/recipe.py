@@ -118,8 +118,8 @@ class Recipe:
     augment: Augmentation = field(default_factory=Augmentation)
     whisper_lora: LoraConfig | None = None  # new adapters for a checkpoint that has none on Whisper
     prune: PruneConfig | None = None  # make it smaller before it is trained, into <run.out>/pruned
-    # What Whisper hears: 30 s always, or only what the recording fills, which is faster. Left out: as the checkpoint has
-    # it. The checkpoint that is written has it, and every bundle of that, unless its export asks for the other.
+    # What Whisper hears: 30 s always, or what the recording fills, which is faster. Left out: as the checkpoint has it.
+    # The checkpoint that is written has it, and every bundle of that, unless its export asks for the other.
     window: Literal["padded", "trimmed"] | None = None
     streaming: BlockConfig | None = None  # train the encoders on blocks, too; left out: as the checkpoint has it
     nothing: str | None = (

@@ -79,8 +79,21 @@ def _draw(axes: "Axes", measured: Sequence[Measured], task: str, cost: Axis, bef
     colors = ["tab:red" if i == 0 else "tab:green" if i in front else "tab:blue" for i in range(len(points))]
     axes.scatter([x for x, _ in points], [y for _, y in points], c=colors, s=28, zorder=3)
     axes.set(xlabel=cost.title)
-    axes.margins(0.18)
+    _scale(axes, [x for x, _ in points], [y for _, y in points] + [_shown(one, task) for one in before if one])
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _scale(axes: "Axes", costs: Sequence[float], qualities: Sequence[float]) -> None:
+    """Room for names; from 0 where figures differ by half and more, and errors of several sizes by their logarithm."""
+    axes.margins(0.18)
+    if min(costs) < max(costs) / 2:
+        axes.set_xlim(left=0)
+    if 0 < min(qualities) < max(qualities) / 10:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    elif min(qualities) < max(qualities) / 2:
+        axes.set_ylim(bottom=0)
 
 
 def _title(task: str, quality: Quality) -> str:

@@ -1,6 +1,7 @@
 """Models measured one after the other on the same recordings; those that are known are not measured again."""
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -128,7 +129,7 @@ def measure_all(
         if model in unknown:
             taken = [one.took_s for one in found]
             left = len(unknown) - unknown.index(model)
-            about = f", about {left * sum(taken) / len(taken) / 60:.0f} min left" if taken else ""
+            about = f", about {math.ceil(left * sum(taken) / len(taken) / 60)} min left" if taken else ""
             say(f"{len(found) + 1} of {len(models)}: {model.name}{about}")
         else:
             say(f"{len(found) + 1} of {len(models)}: {model.name} is known")
