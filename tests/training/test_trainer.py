@@ -133,7 +133,7 @@ def test_the_auxiliary_loss_alone_trains_whisper_alone(checkpoint: Path, annotat
 
 def test_no_loss_at_all_is_refused() -> None:
     with pytest.raises(ConfigError, match="no loss to train on"):
-        RunConfig("out", answer_weight=0.0)
+        Recipe("start", DataConfig((DataSet("a"),)), RunConfig("out", answer_weight=0.0))
 
 
 def test_clipping_by_a_percentile_survives_resuming(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ TRAINING = Group(
         _command("data", "look at annotations"),
         _command("finetune", "train a checkpoint by a YAML recipe"),
         _command("prune", "leave out the layers that a checkpoint needs least"),
+        _command("distill", "train a smaller model on what a larger one says"),
         _command("evaluate", "score a checkpoint or a bundle on annotated recordings"),
         _command("report", "models beside each other: quality, memory, latency, size; a table and a picture"),
         _command("baseline", "the PyTorch side of latency --baseline, which starts it"),

@@ -52,6 +52,11 @@ class FeatureCache:
         return Features(tensors["log_mel"], tensors.get("fbank"))
 
     def _path(self, entry: Entry) -> Path:
-        files = [(str(path.resolve()), path.stat()) for path in entry.recordings]
-        text = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
+        text = json.dumps(recordings_as_they_are(entry))
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+
+
+def recordings_as_they_are(entry: Entry) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of an entry's files: by these, what was made of them is found again."""
+    files = [(str(path.resolve()), path.stat()) for path in entry.recordings]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]

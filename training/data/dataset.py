@@ -38,6 +38,7 @@ class Example:
     prompt: PromptIds
     target: list[int]  # token ids of the text and the end symbol
     transcript: str  # for the auxiliary character loss; empty where the text is no transcript
+    entry: Entry  # it was made of
 
 
 class SpeechDataset(Dataset[Example]):
@@ -96,7 +97,7 @@ class SpeechDataset(Dataset[Example]):
         prompt = self._prompt(entry, random.Random(int(rng.integers(2**32))))
         target = self._tokenizer.encode(entry.text + self._prompts.end_symbol)
         transcript = entry.text if entry.task == "asr" and entry.text != self._prompts.nothing else ""
-        return Example(features, prompt_ids(self._prompts, self._tokenizer, prompt), target, transcript)
+        return Example(features, prompt_ids(self._prompts, self._tokenizer, prompt), target, transcript, entry)
 
     def _features(self, entry: Entry, rng: np.random.Generator) -> Features:
         audio = load_recording(entry, self._front_end.audio)
@@ -185,6 +186,7 @@ class Batch:
     prompts: list[PromptIds]
     targets: list[list[int]]
     transcripts: list[str]
+    entries: list[Entry]
 
 
 def _collate(features: Sequence[Features | States]) -> FeatureBatch | StateBatch:
@@ -199,6 +201,7 @@ def make_batch(examples: Sequence[Example]) -> Batch:
         [example.prompt for example in examples],
         [example.target for example in examples],
         [example.transcript for example in examples],
+        [example.entry for example in examples],
     )
 
 

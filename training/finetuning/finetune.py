@@ -4,8 +4,9 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from salmonrun.training.finetuning.frozen import FrozenFeatures
 from salmonrun.training.finetuning.objective import TrainedModel
 from salmonrun.training.finetuning.parts import choose_parts
 from salmonrun.training.finetuning.qlora import hold_in_4_bits
-from salmonrun.training.finetuning.recipe import PruneConfig, Recipe
+from salmonrun.training.finetuning.recipe import PruneConfig, Recipe, RunConfig
 from salmonrun.training.finetuning.snapshots import PARTIAL, last_snapshot, newest_whole
 from salmonrun.training.finetuning.trainer import MeasureLast, RecipeTrainer, load_trained
 from salmonrun.training.finetuning.validation import GREATER_IS_BETTER, Validation
@@ -33,6 +34,7 @@ from salmonrun.training.model.lora import add_lora
 from salmonrun.training.model.salmonn import SalmonnModel
 from salmonrun.training.pruning.prune import prune
 
+Objective = Callable[[SalmonnModel], TrainedModel]
 # Settings of a run that may change when it is resumed.
 LOSSES_DO_NOT_DEPEND_ON = (
     *("out", "workers", "log_every", "save_every", "save_dtype", "metric", "answered", "tensorboard"),
@@ -48,22 +50,20 @@ COMPUTE_DTYPES = {
 }  # of products, and of a frozen LLM
 
 
-def finetune(recipe: Recipe, resume: bool = False) -> Path:
+def finetune(recipe: Recipe, resume: bool = False, objective: Objective | None = None) -> Path:
     """Train and write the final checkpoint, `<run.out>/final`, and with validation data the best one, `<run.out>/best`.
 
     Args:
         recipe: the run.
         resume: go on from the latest whole snapshot in `run.out`, to the same losses as without the interruption.
+        objective: what is minimised; None for the losses that the recipe has weights for.
 
     Raises:
         CheckpointError: the checkpoint or the data cannot be used.
         ConfigError: the recipe asks for what cannot be done.
     """
-    run = recipe.run
-    final, best = Path(run.out) / "final", Path(run.out) / "best"
-    for folder in (final, best):
-        if folder.exists():  # now, and not after hours of training
-            raise ConfigError(f"{folder} exists; choose another run.out or remove it")
+    run, wrap = recipe.run, objective or partial(TrainedModel, run=recipe.run)
+    final, best = check_unused(run)
     snapshot, skipped = _check_snapshots(recipe, resume)
     transformers.set_seed(run.seed)
     arguments = _arguments(recipe)
@@ -74,7 +74,7 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
     model = _model(recipe, arguments.device)
     dataset = _dataset(recipe, recipe.data.train, model, arguments, recipe.augment)
     valid = _dataset(recipe, recipe.data.valid, model, arguments) if recipe.data.valid else None
-    wrapped = TrainedModel(model, run)
+    wrapped = wrap(model)
     trainer = RecipeTrainer(
         recipe,
         Validation(model, valid, run) if valid else None,
@@ -87,11 +87,24 @@ def finetune(recipe: Recipe, resume: bool = False) -> Path:
     trainer.train(resume_from_checkpoint=str(snapshot) if snapshot else None)
     if trainer.is_world_process_zero():
         if trainer.is_fsdp_enabled:  # this process holds a shard of it
-            wrapped = TrainedModel(_model(recipe, torch.device("cpu")), run)
+            wrapped = wrap(_model(recipe, torch.device("cpu")))
         _save(wrapped, Path(run.out) / f"checkpoint-{trainer.state.global_step}", recipe, final)
         if trainer.state.best_model_checkpoint:
             _save(wrapped, trainer.state.best_model_checkpoint, recipe, best)
     return final
+
+
+def check_unused(run: RunConfig) -> tuple[Path, Path]:
+    """Where the last and the best checkpoint will be written.
+
+    Raises:
+        ConfigError: one of them is there: to be known now, and not after hours of training.
+    """
+    final, best = Path(run.out) / "final", Path(run.out) / "best"
+    for folder in (final, best):
+        if folder.exists():
+            raise ConfigError(f"{folder} exists; choose another run.out or remove it")
+    return final, best
 
 
 def _pruned(recipe: Recipe, smaller: PruneConfig, process: int) -> Path:
@@ -239,7 +252,7 @@ def _arguments(recipe: Recipe) -> transformers.TrainingArguments:
         logging_nan_inf_filter=False,
         disable_tqdm=not sys.stderr.isatty(),  # a log file has a line for each log, and no bars
         average_tokens_across_devices=True,
-        ddp_find_unused_parameters=not run.answer_weight,  # then the auxiliary loss reaches Whisper alone
+        ddp_find_unused_parameters=not recipe.trains_answers,  # then the auxiliary loss reaches Whisper alone
         ddp_timeout=DAY_S,  # a process waits for the others' share of the feature cache
     )
     if arguments.n_gpu > 1:  # transformers would share one process out among them, by threads

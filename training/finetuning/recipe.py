@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -16,6 +16,8 @@ from salmonrun.training.pruning.choose import Plan, Search
 from salmonrun.training.pruning.layers import PARTS
 from salmonrun.training.pruning.prune import PruneOptions
 from salmonrun.training.pruning.sensitivity import Criterion
+
+R = TypeVar("R", bound="Recipe")
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,6 @@ class RunConfig:
         for name in ("workers", "ctc_weight", "answer_weight", "max_grad_norm", "weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"run.{name} is {getattr(self, name)}; it must be at least 0")
-        if not self.answer_weight and not self.ctc_weight:
-            raise ConfigError("run.answer_weight and run.ctc_weight are both 0; there is no loss to train on")
         if self.clip_percentile is not None and not 0 < self.clip_percentile <= 100:
             raise ConfigError(f"run.clip_percentile is {self.clip_percentile}; expected more than 0, at most 100")
         if not 0 <= self.min_lr <= self.lr or not self.lr:
@@ -134,12 +134,28 @@ class Recipe:
             raise ConfigError(
                 "window is 'padded', but streaming trains on blocks of what was recorded: leave window out"
             )
-        if self.data.valid and not self.run.answer_weight:
+        if not self.trains_answers and not self.run.ctc_weight:
+            raise ConfigError("run.answer_weight and run.ctc_weight are both 0; there is no loss to train on")
+        if self.data.valid and not self.trains_answers:
             raise ConfigError("data.valid measures answers, which run.answer_weight 0 does not train; leave one out")
+
+    @property
+    def trains_answers(self) -> bool:
+        """Whether the LLM runs, and the loss reaches all that is trained."""
+        return bool(self.run.answer_weight)
 
 
 def load_recipe(path: str | Path, options: Sequence[str] = ()) -> Recipe:
-    """Read a YAML recipe and apply overrides such as "run.lr=1e-5" or "data.train.0.weight=2".
+    """Read a YAML recipe of fine-tuning and apply overrides such as "run.lr=1e-5" or "data.train.0.weight=2".
+
+    Raises:
+        ConfigError: not YAML, an unknown or missing key, or a value of the wrong type.
+    """
+    return read_recipe(Recipe, path, options)
+
+
+def read_recipe(kind: type[R], path: str | Path, options: Sequence[str] = ()) -> R:
+    """Read a recipe of a kind.
 
     Raises:
         ConfigError: not YAML, an unknown or missing key, or a value of the wrong type.
@@ -154,7 +170,7 @@ def load_recipe(path: str | Path, options: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{path} holds a {type(data).__name__}; expected keys such as checkpoint, data and run")
     for option in options:
         _override(data, option)
-    return from_dict(Recipe, _floats(data), str(path))
+    return from_dict(kind, _floats(data), str(path))
 
 
 def _override(data: dict[str, Any], option: str) -> None:
