@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def test_a_bundle_of_the_hub_answers_as_the_local_one(pushed: Hub, tiny_engine: 
         assert engine.generate(speech, config=FEW).token_ids == tiny_engine.generate(speech, config=FEW).token_ids
         assert engine.report().threads == 1
         assert engine.bundle.folder.name == pushed.repositories[REPO].branches["main"]
+
+
+def test_it_takes_what_load_takes() -> None:
+    """But for `verify`: what comes from elsewhere is always hashed."""
+    load, hub = (signature(getattr(Engine, name)).parameters for name in ("load", "from_pretrained"))
+    assert set(load) - set(hub) == {"path", "verify"}
+    assert all(hub[name].default == load[name].default for name in set(load) & set(hub))
 
 
 def test_only_what_the_manifest_names_is_downloaded_and_only_once(pushed: Hub, tmp_path: Path) -> None:
