@@ -147,7 +147,7 @@ def draw(minutes: Sequence[Minute], path: Path) -> None:
     files.set_xlabel("minute")
     files.legend()
     for axes in (memory, lag, files):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     figure.savefig(path)
 
 
