@@ -33,7 +33,7 @@ def main() -> None:
     points = points_of(open_checkpoint(arguments.checkpoint).config, arguments.shares)
     if arguments.only:
         points = [point for point in points if point.name in (WHOLE, *arguments.only)]
-    options = ReportOptions(threads=arguments.threads, time_limit_s=arguments.time_limit)
+    options = ReportOptions(threads=arguments.threads, time_limit_s=10.0)
     report = Report(arguments.out / "report", first_of_each_task(chosen, arguments.limit), options)
     curve = Curve(
         root=arguments.out,
@@ -45,6 +45,8 @@ def main() -> None:
         threads=arguments.threads,
     )
     found = _found(curve, points, report, heal=not arguments.unhealed)
+    found = curve.timed(found, arguments.rounds, arguments.time_limit)
+    _write(arguments.out, found)
     task = next(iter({entry.task: None for entry in chosen}))
     print(f"{curve_table(found, task)}\n\n{recommendation(found, task, arguments.slack)}")
     _draw(arguments.out / "curve.png", found, task)
@@ -53,7 +55,7 @@ def main() -> None:
 def _draw(file: Path, found: Sequence[Found], task: str) -> None:
     """Each point where it is after it was healed, with where it was before; or there, if it was not healed."""
     known = [(one, last) for one in found if (last := one.after or one.before)]
-    names = [replace(last, name=one.point.name) for one, last in known]
+    names = [replace(last, name=one.point.name, cost=one.cost or last.cost) for one, last in known]
     draw_trade_off(file, names, [task], before=[one.before if one.after else None for one, _ in known])
 
 
@@ -102,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--unhealed", action="store_true", help="train none that is not trained yet")
     parser.add_argument("--slack", type=float, default=0.01, help="WER that may be lost (default: 0.01)")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
-    parser.add_argument("--time-limit", type=float, default=10.0, help="seconds of each latency (default: 10)")
+    parser.add_argument("--time-limit", type=float, default=5.0, help="seconds of each latency (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="latencies of a point, all in turn (default: 3)")
     return parser
 
 

@@ -21,30 +21,33 @@ def curve_table(found: Sequence[Found], task: str) -> str:
     return table(header, [_row(one, task, others) for one in found])
 
 
-def fastest(found: Sequence[Found], task: str, slack: float) -> Found | None:
-    """Of the points whose quality after healing is at most `slack` worse than the whole model's, the fastest.
+def better(one: Found, task: str) -> Measured | None:
+    """A point as it was or healed, whichever answers better: a short training can cost more than it brings."""
+    return min(filter(None, (one.before, one.after)), key=lambda measured: _error(measured, task), default=None)
 
-    The whole model is that which was trained on as long as the others: what it gains or loses is not of pruning.
-    """
-    whole = found[0].after
+
+def fastest(found: Sequence[Found], task: str, slack: float) -> Found | None:
+    """Of the points whose quality is at most `slack` worse than the whole model's, the fastest, each at its best."""
+    whole = better(found[0], task)
     if whole is None:
         return None
-    good = [one for one in found if one.after and _error(one.after, task) <= _error(whole, task) + slack]
-    return min(good, key=lambda one: _latency(one))
+    errors = [(one, _error(best, task)) for one in found if (best := better(one, task))]
+    return min((one for one, error in errors if error <= _error(whole, task) + slack), key=_latency)
 
 
 def recommendation(found: Sequence[Found], task: str, slack: float) -> str:
     """In words."""
-    chosen, whole = fastest(found, task, slack), found[0].after
-    if chosen is None or chosen.after is None or whole is None:
+    chosen, whole = fastest(found, task, slack), better(found[0], task)
+    best = better(chosen, task) if chosen else None
+    if chosen is None or best is None or whole is None:
         return "The whole model could not be exported: there is nothing to compare with."
     if chosen is found[0]:
         return f"No point stays within {slack:.1%} of the whole model's WER and is faster: leave nothing out."
-    size = chosen.after.size_bytes / whole.size_bytes
+    how = "healed" if best is chosen.after else "as it is"
     return (
-        f"The fastest whose WER is at most {100 * slack:g} points above that of the whole model, trained on as long: "
-        f"{chosen.point.name} ({_error(chosen.after, task):.1%} beside {_error(whole, task):.1%}; latency "
-        f"{_latency(chosen) / _latency(found[0]):.2f}, size {size:.2f} of it)."
+        f"The fastest whose WER is at most {100 * slack:g} points above that of the whole model: {chosen.point.name}, "
+        f"{how} ({_error(best, task):.1%} beside {_error(whole, task):.1%}; latency "
+        f"{_latency(chosen) / _latency(found[0]):.2f}, size {best.size_bytes / whole.size_bytes:.2f} of it)."
     )
 
 
@@ -56,10 +59,9 @@ def _row(one: Found, task: str, others: Sequence[str]) -> list[str]:
     cells += [f"{count / 1e6:.2f}" for count in (one.size.parameters, encoders, one.size.parts["llm"].multiplications)]
     if known is None:
         return [*cells, one.refused]
-    both = [measured.cost for measured in (one.before, one.after) if measured]
-    ttft, tpot = (min(getattr(cost, metric) for cost in both) for metric in ("ttft_s", "tpot_s"))
-    memory = min(cost.peak_mb for cost in both)
-    return [*cells, f"{known.size_mb:.1f}", f"{memory:.0f}", f"{1e3 * ttft:.1f} ms", f"{1e3 * tpot:.2f} ms"]
+    cost = one.cost or known.cost
+    times = (f"{1e3 * cost.ttft_s:.1f} ms", f"{1e3 * cost.tpot_s:.2f} ms")
+    return [*cells, f"{known.size_mb:.1f}", f"{cost.peak_mb:.0f}", *times]
 
 
 def _shown(measured: Measured | None, task: str) -> str:
@@ -75,5 +77,9 @@ def _error(measured: Measured, task: str) -> float:
 
 
 def _latency(one: Found) -> float:
-    """The lower of two measurements of the same sizes: what else a machine does only makes it longer."""
-    return min(measured.cost.latency_s for measured in (one.before, one.after) if measured)
+    cost = one.cost or (one.after or one.before or _unknown(one)).cost
+    return cost.latency_s
+
+
+def _unknown(one: Found) -> Measured:
+    raise ValueError(f"{one.point.name} was not measured: {one.refused}")

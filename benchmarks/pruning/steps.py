@@ -8,29 +8,33 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.pruning.points import Point
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.checkpoint import open_checkpoint
+from salmonrun.training.evaluation.report.cost import Cost, measure_cost
 from salmonrun.training.evaluation.report.measured import Measured
 from salmonrun.training.evaluation.report.models import Model
 from salmonrun.training.evaluation.report.report import Report
-from salmonrun.training.pruning.predict import Cost, cost
+from salmonrun.training.pruning.predict import Cost as Sizes
+from salmonrun.training.pruning.predict import cost as sizes
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """A point before and after it was healed; None: it was not, or its export was `refused`."""
 
     point: Point
     before: Measured | None
     after: Measured | None
-    size: Cost  # of the pruned checkpoint, by its sizes alone
+    size: Sizes  # of the pruned checkpoint, by its sizes alone
     refused: str = ""
+    cost: Cost | None = None  # measured in turn with the others; None: it was not
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,39 @@ class Curve:
 
     def measure(self, point: Point, report: Report, heal: bool) -> Found:
         """A point, measured; what is not there of it is made, but it is only trained on to `heal`."""
-        folder = self.root / point.name.replace(" ", "-").replace(",", "").replace("%", "")
+        folder = self._folder(point)
         pruned = self._pruned(point, folder) if point.options else self.checkpoint
-        size = cost(open_checkpoint(pruned).config)
+        size = sizes(open_checkpoint(pruned).config)
         before, refused = self._measured(point.name, pruned, folder / "before", report)
         if not heal and not (folder / "healed" / "final").is_dir():
             return Found(point, before, None, size, refused)
         healed = self._healed(pruned, folder / "healed")
         after, refused_after = self._measured(f"{point.name}, healed", healed, folder / "after", report)
         return Found(point, before, after, size, refused_after or refused)
+
+    def timed(self, found: Sequence[Found], rounds: int, time_limit_s: float) -> list[Found]:
+        """What the points take, all in turn and so often: what else the machine does meets all alike.
+
+        The fastest of a point counts, since others only make it slower. Healed or not, it takes the same.
+        """
+        bundles = {one: folder for one in found if (folder := self._bundle(one.point))}
+        taken: dict[Found, list[Cost]] = {one: [] for one in bundles}
+        for _ in range(rounds):
+            for one, bundle in bundles.items():
+                file = self.root / "latency.json"
+                model = Model(one.point.name, bundle)
+                taken[one].append(measure_cost(model, file, "cpu", self.threads, time_limit_s))
+        return [
+            replace(one, cost=min(taken[one], key=lambda cost: cost.latency_s)) if one in taken else one
+            for one in found
+        ]
+
+    def _bundle(self, point: Point) -> Path | None:
+        known = (self._folder(point) / name for name in ("before", "after"))
+        return next((bundle for bundle in known if bundle.is_dir()), None)
+
+    def _folder(self, point: Point) -> Path:
+        return self.root / point.name.replace(" ", "-").replace(",", "").replace("%", "")
 
     def sensitivity(self) -> Path:
         """How much each layer is needed, measured once for all points."""

@@ -41,7 +41,17 @@ def test_points_are_what_the_layers_allow() -> None:
 
 def run(checkpoint: Path, data: Path, out: Path, *options: str) -> str:
     command = (sys.executable, "-m", "benchmarks.pruning", str(checkpoint), str(data), "--train", str(data))
-    settings = ("run.steps=1", "run.batch_size=2", "run.warmup_steps=0", "--time-limit", "0.2", "--shares", "0.25")
+    settings = (
+        "run.steps=1",
+        "run.batch_size=2",
+        "run.warmup_steps=0",
+        "--time-limit",
+        "0.2",
+        "--rounds",
+        "1",
+        "--shares",
+        "0.25",
+    )
     line = (*command, "--out", str(out), "--only", "LLM -1", *options, "--options", *settings)
     done = subprocess.run(line, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -74,19 +84,23 @@ def measured(wer: float, latency_s: float) -> Measured:
 
 
 def test_the_fastest_that_is_good_enough_is_recommended() -> None:
-    """Beside the whole model trained on as long; the lower of a point's two latencies counts."""
+    """Each at its best, as it is or healed, and by its latency in turn with the others."""
     size = cost(TINY)
     found = [
-        Found(Point("whole"), measured(0.02, 1.0), measured(0.04, 1.0), size),
+        Found(Point("whole"), measured(0.05, 1.0), measured(0.04, 1.0), size),
         Found(Point("slow"), measured(0.5, 0.9), measured(0.04, 0.9), size),
-        Found(Point("good"), measured(0.5, 0.7), measured(0.045, 3.0), size),
+        Found(
+            Point("good"), measured(0.5, 3.0), measured(0.045, 3.0), size, cost=Cost(0.7, 0.001, 0.7, 100.0, None, 6)
+        ),
         Found(Point("bad"), measured(0.5, 0.1), measured(0.06, 0.1), size),
-        Found(Point("unhealed"), measured(0.01, 0.1), None, size),
+        Found(Point("unhealed"), measured(0.2, 0.1), None, size),
         Found(Point("refused"), None, None, size, "too far from PyTorch"),
     ]
     chosen = fastest(found, "asr", 0.01)
     assert chosen is found[2]
-    assert "good (4.5% beside 4.0%; latency 0.70, size 1.00 of it)" in recommendation(found, "asr", 0.01)
+    assert "good, healed (4.5% beside 4.0%; latency 0.70, size 1.00 of it)" in recommendation(found, "asr", 0.01)
+    spoilt = Found(Point("spoilt"), measured(0.045, 0.5), measured(0.2, 0.5), size)  # by the training
+    assert "spoilt, as it is (4.5%" in recommendation([*found, spoilt], "asr", 0.01)
     assert "leave nothing out" in recommendation([found[0], found[3]], "asr", 0.01)
     assert "nothing to compare with" in recommendation(found[5:], "asr", 0.01)
     lines = curve_table(found, "asr").splitlines()

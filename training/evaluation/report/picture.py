@@ -63,7 +63,10 @@ def draw_trade_off(
     figure.draw_without_rendering()  # panels get their places
     for row, task in zip(panels, tasks, strict=True):
         for axes, cost in zip(row, costs, strict=True):
-            _label(axes, [(one.name, cost.value(one), _shown(one, task)) for one in measured])
+            earlier = [
+                (cost.value(now), _shown(then, task)) for now, then in zip(measured, before, strict=False) if then
+            ]
+            _label(axes, [(one.name, cost.value(one), _shown(one, task)) for one in measured], earlier)
     figure.savefig(file, dpi=120, format="png")
 
 
@@ -107,9 +110,9 @@ def _shown(one: Measured, task: str) -> float:
     return 100 * quality.value if quality.measure == "WER" else quality.value
 
 
-def _label(axes: "Axes", named: Sequence[tuple[str, float, float]]) -> None:
+def _label(axes: "Axes", named: Sequence[tuple[str, float, float]], earlier: Sequence[tuple[float, float]]) -> None:
     """A name beside each dot, where it covers neither dots nor names; where there is no such place, the least bad."""
-    taken = [_around(axes, x, y) for _, x, y in named]
+    taken = [_around(axes, x, y) for x, y in (*((x, y) for _, x, y in named), *earlier)]
     for name, x, y in named:
         covered: dict[Place, float] = {}
         for place in PLACES:
