@@ -20,7 +20,6 @@ from salmonrun.training.distillation.recipe import DistillRecipe
 from salmonrun.training.distillation.target_cache import Asked, CacheSettings, TargetCache
 from salmonrun.training.distillation.teacher import Teacher
 from salmonrun.training.finetuning.finetune import COMPUTE_DTYPES, check_unused, finetune
-from salmonrun.training.pruning.sensitivity import checkpoint_sha256
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def _filled(pair: _Pair, recipe: DistillRecipe, dtype: torch.dtype) -> TargetCac
     assert config.cache is not None, "asked before"
     assert config.top_k is not None, "DistillConfig requires it beside a cache"
     vocab = common_vocab(pair.student.config, pair.teacher.config)
-    teacher_sha256 = checkpoint_sha256(pair.teacher)
+    teacher_sha256 = pair.teacher.sha256()
     cache = TargetCache(
         config.cache, CacheSettings(teacher_sha256, config.temperature, config.top_k, vocab, str(dtype))
     )
