@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak hearing kernels conformance emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest install-test docs docs-test clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak hearing kernels conformance emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -157,6 +157,12 @@ pytest: $(VENV)/.dev
 conformance: $(VENV)/.dev ## the server's protocols asked at length: Schemathesis with 200 examples of each route, frames, OpenAI's types (minutes)
 	EXAMPLES=200 $(BIN)/python -m pytest -o timeout=3600 tests/runtime/server/test_openapi.py tests/runtime/server/test_frames.py \
 		tests/runtime/server/test_realtime_events.py tests/runtime/server/test_vllm_dialect.py
+
+# The system's Chromium: Playwright's own is a download for every version of it.
+page-test: $(VENV)/.dev ## the page in a real browser, also on a phone and with a microphone (installs Chromium with apt-get if there is none)
+	@command -v chromium > /dev/null || apt-get install -y --no-install-recommends chromium
+	$(PIP) playwright
+	$(BIN)/python -m pytest -m browser -rs tests/runtime/server/page
 
 install-test: wheel ## the wheel in fresh environments of every Python there is, and beside PyPI's kernels (needs the network)
 	$(BIN)/python -m pytest -m install -rs tests/packaging

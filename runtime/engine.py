@@ -302,7 +302,10 @@ class Engine:
         strict: bool = False,
     ) -> Iterator["Heard"]:
         """Encode a recording once, keep its KV, and answer many prompts about it: see `Heard.ask`."""
-        with listen(self.model, self.model.load_audio(audio, sample_rate, channel, strict)) as heard:
+        watch, model = Stopwatch(), self.model
+        recording = model.load_audio(audio, sample_rate, channel, strict)
+        watch.lap("audio")
+        with listen(model, recording, watch=watch) as heard:
             yield heard
 
     @checked("audio")

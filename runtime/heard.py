@@ -17,26 +17,37 @@ from salmonrun.runtime.errors import ClosedError
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.prompt import SPEECH_MARK
 from salmonrun.runtime.request import Request
-from salmonrun.runtime.result import Result, drain, empty_result, make_result
+from salmonrun.runtime.result import Result, Timings, drain, empty_result, make_result
 from salmonrun.runtime.stopwatch import Stopwatch
 from salmonrun.runtime.terms import NORMAL, WHENEVER, CancelledEarlyError, Terms
 
 
 @contextmanager
-def listen(model: Model, audio: Audio, terms: Terms = WHENEVER) -> Iterator["Heard"]:
-    """Encode a recording once and keep its KV until the context ends."""
-    embeds = model.encode(audio, terms)
+def listen(model: Model, audio: Audio, terms: Terms = WHENEVER, watch: Stopwatch | None = None) -> Iterator["Heard"]:
+    """Encode a recording once and keep its KV until the context ends; `watch` runs since before it was read."""
+    watch = watch or Stopwatch()
+    embeds = model.encode(audio, terms, watch)
     opening = model.request(prompt=SPEECH_MARK).prompt.before  # as in every prompt with nothing before the audio
     lease = model.rounds.open(1, len(opening) + len(embeds), terms, stays=True)
     with lease as (slot,):
         model.rounds.append(Chunk(slot, np.concatenate([model.decoder.embed(opening), embeds]), wanted=0), terms)
-        yield Heard(model, audio, embeds, opening, lease)
+        watch.lap("prefill")
+        yield Heard(model, audio, embeds, opening, lease, Timings(audio.source_s, watch.stages))
 
 
 class Heard:
     """A recording that was encoded once. Ask as often as you like, from several threads if you like."""
 
-    def __init__(self, model: Model, audio: Audio, embeds: F32, opening: tuple[int, ...], lease: Lease[Any]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        audio: Audio,
+        embeds: F32,
+        opening: tuple[int, ...],
+        lease: Lease[Any],
+        timings: Timings,
+    ) -> None:
+        self.timings = timings  # of hearing it, once: what no question takes again
         self._model = model
         self._audio = audio
         self._embeds = embeds  # [N, dim of the LLM]

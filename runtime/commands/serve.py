@@ -1,11 +1,14 @@
 """`salmonrun serve`: its options, and what it does with them."""
 
 import argparse
+import importlib.util
 import os
+from functools import partial
 
 from salmonrun.runtime.commands.options import add_engine_arguments, check_engine_arguments
 from salmonrun.runtime.config import Limits
-from salmonrun.runtime.server.config import ServerConfig
+from salmonrun.runtime.errors import ConfigError, MissingExtraError
+from salmonrun.runtime.server.config import PAGE, ServerConfig
 
 KEYS = "SALMONRUN_API_KEYS"  # environment variable: on a command line, other users of the machine may read keys
 
@@ -52,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="pages from there may ask from a browser; may be given several times, *: any (default: none)",
     )
+    parser.add_argument("--page", action="store_true", help="a page to try the bundle in a browser, at /page")
+    parser.add_argument(
+        "--page-with",
+        metavar="BUNDLE",
+        help="with --page: another bundle that the page asks too; answers, times and sizes stand side by side",
+    )
     _add_limits(parser, default)
     parser.set_defaults(run=_run, settings=_settings)
 
@@ -76,6 +85,10 @@ def _add_limits(parser: argparse.ArgumentParser, default: ServerConfig) -> None:
 def _settings(arguments: argparse.Namespace) -> ServerConfig:
     check_engine_arguments(arguments)
     Limits(max_cache_mib=arguments.max_cache_mib)  # refuses, if there is no such limit
+    if arguments.page_with and not arguments.page:
+        raise ConfigError("--page-with is of the page: add --page")
+    if arguments.page and importlib.util.find_spec("gradio") is None:
+        raise MissingExtraError("--page needs Gradio, which is not installed: pip install 'salmonrun[demo]'")
     keys = [*(arguments.api_keys or ()), *filter(None, os.environ.get(KEYS, "").split(","))]
     return ServerConfig(
         host=arguments.host,
@@ -83,6 +96,7 @@ def _settings(arguments: argparse.Namespace) -> ServerConfig:
         model_names=tuple(arguments.model_names or ()),
         api_keys=tuple(keys),
         cors_origins=tuple(arguments.cors_origins or ()),
+        page=arguments.page,
         **{name: getattr(arguments, name) for name in ("max_streams", *LIMITS)},
     )
 
@@ -97,15 +111,20 @@ def _run(arguments: argparse.Namespace, config: ServerConfig) -> int:
     show_json_log(arguments.verbose)
     spans = tracer_provider(os.environ)
 
-    def load() -> Engine:
+    def load(bundle: str) -> Engine:
         limits = Limits(max_cache_mib=arguments.max_cache_mib)
         return Engine.from_pretrained(
-            arguments.bundle,
+            bundle,
             device=arguments.device,
             threads=arguments.threads,
             limits=limits,
             release_weights=arguments.release_weights,
         )
 
-    Server(load, config, lambda address: print(f"ready: {address}/v1", flush=True), spans).run()
+    def ready(address: str) -> None:
+        page = f", page: {address}{PAGE}" if config.page else ""
+        print(f"ready: {address}/v1{page}", flush=True)
+
+    beside = partial(load, arguments.page_with) if arguments.page_with else None
+    Server(partial(load, arguments.bundle), config, ready, spans, beside).run()
     return 0

@@ -11,6 +11,8 @@ from salmonrun.runtime.errors import SalmonrunError
 from salmonrun.runtime.server.api_error import GONE, ApiError, ClientGoneError, as_api_error
 from salmonrun.runtime.server.chat import chat
 from salmonrun.runtime.server.gate import GUARDED, Gate
+from salmonrun.runtime.server.page.door import Door, DoorMiddleware
+from salmonrun.runtime.server.page.live import live
 from salmonrun.runtime.server.realtime.socket import realtime
 from salmonrun.runtime.server.service import Service
 from salmonrun.runtime.server.status import status
@@ -27,6 +29,11 @@ def make_app(service: Service) -> FastAPI:
     app.add_exception_handler(Exception, _failed)
     for kind in (ApiError, SalmonrunError, ClientGoneError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _failed)
+    if service.config.page:
+        door = Door(service)
+        app.include_router(door.routes())
+        app.include_router(live(service, door))
+        app.add_middleware(DoorMiddleware, service=service, door=door)
     if service.config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

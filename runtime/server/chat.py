@@ -205,14 +205,8 @@ class _Completion:
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
     def _note(self, job: Job[int | str | Result], result: Result) -> None:
-        metrics, timings = self._service.metrics, result.timings
-        metrics.queue_time.observe(job.queued_s)
-        metrics.audio.inc(timings.audio_s)
-        metrics.tokens.inc(timings.tokens)
-        if timings.token_s:
-            metrics.first_token.observe(timings.ttft_s)
-        if timings.tokens > 1:
-            metrics.per_token.observe(timings.tpot_s)
+        timings = result.timings
+        self._service.metrics.answered(timings, job.queued_s)
         answered(
             {
                 "gen_ai.response.id": self._common["id"],

@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from salmonrun.runtime.checks import check_types
 from salmonrun.runtime.errors import ConfigError
 
+PAGE = "/page"  # where the page to try a bundle is
 # Fields that must be above 0.
 _POSITIVE = ("max_running", "max_body_mib", "max_audio_s", "max_stream_s", "timeout_s")
+
+
+def is_page(path: str) -> bool:
+    """Whether a request's path is under it."""
+    return path == PAGE or path.startswith(f"{PAGE}/")
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class ServerConfig:
     max_audio_s: float = 4 * 3600.0  # of a recording
     max_stream_s: float = 3600.0  # of audio that one live stream may bring
     timeout_s: float = 600.0  # of a request, from its first byte to the last one of the answer
+    page: bool = False  # whether there is a page to try the bundle in a browser
     drain_s: float = 30.0  # that requests and streams have to end, once the server was told to
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from salmonrun.runtime.server.api_error import GONE, ApiError
+from salmonrun.runtime.server.config import is_page
 from salmonrun.runtime.server.log import REQUESTS, log_fields
 from salmonrun.runtime.server.service import Service
 from salmonrun.runtime.server.tracing import finished
@@ -28,6 +29,9 @@ class Gate:
         """An HTTP request; anything else is none of its business."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if scope["method"] == "GET" and is_page(scope["path"]):  # files of the page, and what stays open while it does
+            await self._pass(scope, receive, send)
             return
         answer = _Answer(send)
         started = time.perf_counter()
@@ -62,6 +66,12 @@ class Gate:
             REQUESTS.exception("a request failed", extra={"fields": {"request_id": answer.request_id}})
             failed = ApiError(500, "internal_error", "the server failed to answer; its log says why")
             await answer.fail(failed, scope, receive)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
 
     def _note(self, scope: Scope, answer: "_Answer", took_s: float) -> None:
         endpoint = _route(scope) or "other"  # not what was asked for: that could be anything

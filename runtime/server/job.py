@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -29,6 +29,14 @@ class Job(Generic[T]):
 
     The thread does not wait for who reads: a slow reader holds no slot of the decoder, and what it has not read yet is
     text.
+
+    Args:
+        queue: where it waits for its turn.
+        threads: what it runs in.
+        tracing: what makes spans of its time, under the current one.
+        gone: awaited beside it; comes back when nobody waits for the answer any more.
+        work: what yields.
+        priority: who has less goes first.
     """
 
     def __init__(
@@ -36,7 +44,7 @@ class Job(Generic[T]):
         queue: RequestQueue,
         threads: Executor,
         tracing: Tracing,
-        request: Request,
+        gone: Callable[[], Awaitable[object]],
         work: Work[T],
         priority: int,
     ) -> None:
@@ -51,7 +59,7 @@ class Job(Generic[T]):
         self._running = False
         self.queued_s = 0.0  # that it waited for its turn
         self._task = asyncio.create_task(self._take_turn())
-        self._watcher = asyncio.create_task(self._watch(request))
+        self._watcher = asyncio.create_task(self._watch(gone))
 
     def __aiter__(self) -> "Job[T]":
         return self
@@ -99,9 +107,13 @@ class Job(Generic[T]):
             end = _End(error)
         loop.call_soon_threadsafe(self._items.put_nowait, end)
 
-    async def _watch(self, request: Request) -> None:
-        """The body was read: all that can still come is that the client goes away."""
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+    async def _watch(self, gone: Callable[[], Awaitable[object]]) -> None:
+        await gone()
         self._items.put_nowait(_End(ClientGoneError()))
         self.close()
+
+
+async def left(request: Request) -> None:
+    """Until its client goes away. The body was read: that is all that can still come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from salmonrun.runtime.result import Timings
 from salmonrun.runtime.schedule import Round
 
 _SHORT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -78,6 +79,16 @@ class Metrics:
         self.round_tokens.observe(done.positions)
         self.prompt_tokens.inc(done.prompts)
         self.decode_tokens.inc(done.steps)
+
+    def answered(self, timings: Timings, queued_s: float) -> None:
+        """An answer about one recording."""
+        self.queue_time.observe(queued_s)
+        self.audio.inc(timings.audio_s)
+        self.tokens.inc(timings.tokens)
+        if timings.token_s:
+            self.first_token.observe(timings.ttft_s)
+        if timings.tokens > 1:
+            self.per_token.observe(timings.tpot_s)
 
     def watch(self, name: str, what: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is asked for."""

@@ -5,9 +5,10 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
 
 import uvicorn
+from fastapi import FastAPI
 from opentelemetry.trace import TracerProvider
 
 from salmonrun.runtime.engine import Engine
@@ -15,6 +16,7 @@ from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.log import LOGGER
 from salmonrun.runtime.server.app import make_app
 from salmonrun.runtime.server.config import ServerConfig
+from salmonrun.runtime.server.page.mount import open_page
 from salmonrun.runtime.server.patience import ImpatientProtocol
 from salmonrun.runtime.server.service import Service
 from salmonrun.runtime.server.tracing import Tracing
@@ -31,6 +33,7 @@ class Server:
         config: where, for whom, how much.
         ready: called with the address once requests are answered.
         spans: where OpenTelemetry's spans go; None: there are none.
+        load_beside: makes the engine of another bundle, which the page asks too.
     """
 
     def __init__(
@@ -39,9 +42,11 @@ class Server:
         config: ServerConfig,
         ready: Callable[[str], object],
         spans: TracerProvider | None = None,
+        load_beside: Callable[[], Engine] | None = None,
     ) -> None:
         self._tracing = Tracing(spans)
         self._load = load
+        self._load_beside = load_beside
         self._config = config
         self._ready = ready
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -72,25 +77,33 @@ class Server:
         self._loop, self._service = asyncio.get_running_loop(), Service(self._config, self._tracing)
         listening = _listen(self._config)
         address = "http://{}:{}".format(*listening.getsockname()[:2])
-        self._uvicorn = _Uvicorn(_uvicorn_config(self._service))
+        app = make_app(self._service)
+        self._uvicorn = _Uvicorn(_uvicorn_config(app))
         serving = asyncio.create_task(self._uvicorn.serve([listening]))
         try:
             with _signals(self._drain):
-                await self._load_and_drain(self._service, address)
+                await self._load_and_drain(app, self._service, address)
         finally:
             self._uvicorn.should_exit = True
             await serving
             self._service.close()
 
-    async def _load_and_drain(self, service: Service, address: str) -> None:
+    async def _load_and_drain(self, app: FastAPI, service: Service, address: str) -> None:
         draining = asyncio.create_task(service.draining.wait())
-        loading = asyncio.create_task(service.load(self._load))
+        loading = asyncio.create_task(service.load(self._load, self._load_beside))
         await asyncio.wait({draining, loading}, return_when=asyncio.FIRST_COMPLETED)
-        if not draining.done():
-            await loading  # raises, if it failed
-            LOGGER.info("serving %s at %s", service.model_names[0], address)
-            self._ready(address)
-        await draining
+        async with AsyncExitStack() as page:
+            if not draining.done():
+                await loading  # raises, if it failed
+                if self._config.page:
+                    await page.enter_async_context(open_page(app, service))
+                LOGGER.info("serving %s at %s", service.model_names[0], address)
+                self._ready(address)
+            await draining
+            await self._finish(service)
+
+    async def _finish(self, service: Service) -> None:
+        """What is under way, as long as there is time."""
         LOGGER.info("draining: %d requests and streams are under way", service.active)
         deadline = asyncio.get_running_loop().time() + self._config.drain_s
         while service.active and asyncio.get_running_loop().time() < deadline and not self._forced:
@@ -108,9 +121,9 @@ class _Uvicorn(uvicorn.Server):
         return nullcontext()
 
 
-def _uvicorn_config(service: Service) -> uvicorn.Config:
+def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
-        make_app(service),
+        app,
         http=ImpatientProtocol,
         ws="websockets-sansio",
         ws_max_size=LARGEST_FRAME,

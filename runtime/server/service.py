@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeVar
 
@@ -14,14 +14,16 @@ from salmonrun.runtime.model import Model
 from salmonrun.runtime.server.admission import StreamAdmission, capacity
 from salmonrun.runtime.server.api_error import ApiError, unknown_model
 from salmonrun.runtime.server.config import ServerConfig
-from salmonrun.runtime.server.job import Job, Work
+from salmonrun.runtime.server.job import Job, Work, left
 from salmonrun.runtime.server.metrics import Metrics
 from salmonrun.runtime.server.realtime_factor import real_time_factor
 from salmonrun.runtime.server.request_queue import RequestQueue
+from salmonrun.runtime.terms import NORMAL
 from salmonrun.runtime.server.tracing import Tracing
 
 T = TypeVar("T")
 State = Literal["loading", "ready", "draining"]
+SHORT = 0.5  # of --max-cache-mib, from which on memory is short
 
 
 class Service:
@@ -33,11 +35,13 @@ class Service:
         self.created = int(time.time())
         self.metrics = Metrics()
         self.streams = StreamAdmission(0)
-        self.queue = RequestQueue(config.max_running, config.max_waiting, lambda: self.streams.unhurried())
+        self.queue = RequestQueue(config.max_running, config.max_waiting, self._before_turn)
         self.draining = asyncio.Event()  # set: end what is under way, begin nothing
         self.active = 0  # requests and streams under way
         self.model_names = config.model_names
         self._engine: Engine | None = None
+        self.beside: Engine | None = None  # another bundle, that the page asks too
+        self.let_go: Callable[[], object] = lambda: None  # of memory that the page keeps for later
         # Requests and streams are counted before they come here: whoever has a turn has a thread.
         self._threads = ThreadPoolExecutor(max_workers=2**16, thread_name_prefix="salmonrun")
         self._watch()
@@ -60,9 +64,10 @@ class Service:
             raise ApiError(503, self.state, f"the server is {self.state}: ask again later", retry_after_s=5)
         return self._engine
 
-    async def load(self, load: Callable[[], Engine]) -> None:
+    async def load(self, load: Callable[[], Engine], load_beside: Callable[[], Engine] | None = None) -> None:
         """Load the engine, and measure how many streams it can hear at once."""
         engine = await self.in_thread(load)
+        self.beside = await self.in_thread(load_beside) if load_beside else None
         self.model_names = self.model_names or (engine.bundle.manifest.provenance.model,)
         most = self.config.max_streams
         if most is None:
@@ -84,7 +89,16 @@ class Service:
 
     def job(self, request: Request, work: Work[T], priority: int) -> Job[T]:
         """Have the engine work for a request, when it is its turn."""
-        return Job(self.queue, self._threads, self.tracing, request, work, priority)
+        return Job(self.queue, self._threads, self.tracing, lambda: left(request), work, priority)
+
+    def job_until(self, gone: Callable[[], Awaitable[object]], work: Work[T]) -> Job[T]:
+        """The same for who is no request; `gone` comes back when nobody waits for it any more."""
+        return Job(self.queue, self._threads, self.tracing, gone, work, NORMAL)
+
+    def make_room(self) -> None:
+        """Where memory for keys and values is short, do without what nobody needs now."""
+        if self._engine and _cache_usage(self._engine.model) > SHORT:
+            self.let_go()
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         """The result of a call that takes its time; the event loop goes on."""
@@ -95,6 +109,10 @@ class Service:
         self._threads.shutdown()
         if self._engine:
             self._engine.model.rounds.watchers.remove(self.metrics.round)
+
+    async def _before_turn(self) -> None:
+        await self.streams.unhurried()
+        self.make_room()
 
     def _watch(self) -> None:
         watch = self.metrics.watch

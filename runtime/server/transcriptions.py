@@ -124,17 +124,22 @@ def _work(engine: Engine, form: TranscriptionForm, max_audio_s: float) -> Work[_
             cancel=cancel,
             priority=form.priority,
         )
-        if info.duration_s > max_audio_s:
-            raise ApiError(
-                413,
-                "audio_too_long",
-                f"the recording has {info.duration_s:.0f} s, the limit is {max_audio_s:g} s: send it in parts",
-                "file",
-            )
+        check_length(info, max_audio_s)
         yield info
         yield from items
 
     return work
+
+
+def check_length(info: TranscriptInfo, max_audio_s: float) -> None:
+    """Whether a recording is one of those that are transcribed here.
+
+    Raises:
+        ApiError: 413, it is too long.
+    """
+    if info.duration_s > max_audio_s:
+        what = f"the recording has {info.duration_s:.0f} s, the limit is {max_audio_s:g} s: send it in parts"
+        raise ApiError(413, "audio_too_long", what, "file")
 
 
 async def _noted(

@@ -14,7 +14,7 @@ from salmonrun.runtime.heard import Heard, listen
 from salmonrun.runtime.model import NOTHING_HEARD, Model
 from salmonrun.runtime.repetition import repeated
 from salmonrun.runtime.request import Request
-from salmonrun.runtime.result import Result, drain
+from salmonrun.runtime.result import Result, Timings, drain
 from salmonrun.runtime.search import Hypothesis, decode_drafted
 from salmonrun.runtime.streaming.agreement import LocalAgreement
 from salmonrun.runtime.streaming.block_encoder import BlockEncoder
@@ -153,7 +153,7 @@ class Utterance:
                 model.rounds.append(Chunk(slot, new, wanted=0, keep=self._kept, source=self._slot), LIVE)
             else:
                 model.decoder.fork(self._slot, slot, self._kept)
-            heard = Heard(model, audio, embeds, before, lease)
+            heard = Heard(model, audio, embeds, before, lease, Timings(audio.source_s))
             return drain(heard.asked(LIVE, prompt, task, question, config))
 
     def _encode(self, pcm: F32, final: bool) -> None:

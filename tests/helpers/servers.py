@@ -27,12 +27,14 @@ class Running:
 
 
 @contextmanager
-def serving(load: Engine | Callable[[], Engine], spans: Any = None, **config: object) -> Iterator[Running]:
+def serving(
+    load: Engine | Callable[[], Engine], spans: Any = None, beside: Engine | None = None, **config: object
+) -> Iterator[Running]:
     """Serve an engine until the context ends; streams are not measured, unless `max_streams` is None."""
     settings = ServerConfig(**{"port": 0, "max_streams": 8, "drain_s": 10.0, **config})  # type: ignore[arg-type]
     ready: Queue[str | BaseException] = Queue()
     make: Callable[[], Engine] = (lambda: load) if isinstance(load, Engine) else load
-    server = Server(make, settings, ready.put, spans)
+    server = Server(make, settings, ready.put, spans, (lambda: beside) if beside else None)
 
     def run() -> None:
         try:

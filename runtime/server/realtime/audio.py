@@ -76,8 +76,21 @@ FORMATS = {
     ("audio/pcmu", 8000): AudioFormat("audio/pcmu", 8000, _by(_mu_law())),
     ("audio/pcma", 8000): AudioFormat("audio/pcma", 8000, _by(_a_law())),
 }
+RATES = range(8000, 192_001)  # Hz, of microphones
 _RATES = {"audio/pcm": 24_000, "audio/pcmu": 8000, "audio/pcma": 8000}  # where none is said
 DEFAULT = FORMATS["audio/pcm", 24_000]
+
+
+def pcm16(rate: int) -> AudioFormat:
+    """PCM16 at the rate of any microphone, which is more than the protocol offers.
+
+    Raises:
+        ApiError: there is no such rate.
+    """
+    if rate not in RATES:
+        what = f"rate is {rate} Hz; expected {RATES.start} to {RATES.stop - 1}"
+        raise ApiError(400, "invalid_value", what, "rate")
+    return AudioFormat("audio/pcm", rate, _pcm16)
 
 
 def audio_format(kind: str | None, rate: int | None) -> AudioFormat:

@@ -50,21 +50,33 @@ def realtime(service: Service) -> APIRouter:
             check_key(service.config.api_keys, sent_key(socket.scope) or _offered_key(socket))
             engine = service.engine
             service.check_model(model)
-            pace = service.streams.enter()
+            await hear(service, socket, Turns(engine, Session(model or service.model_names[0])))
         except ApiError as error:
-            service.metrics.refused.inc(error.status == 429)
             await socket.send_denial_response(error.response())
             return error.status
-        service.active += 1
-        try:
-            turns = Turns(engine, Session(model or service.model_names[0]))
-            await _Connection(service, socket, turns, pace).run()
-        finally:
-            service.streams.leave(pace)
-            service.active -= 1
         return _SWITCHED
 
     return router
+
+
+async def hear(service: Service, socket: WebSocket, turns: Turns) -> None:
+    """Speak the protocol with a socket that is not accepted yet, to its end.
+
+    Raises:
+        ApiError: 429, it is not let in; the socket is as it was.
+    """
+    try:
+        pace = service.streams.enter()
+    except ApiError:
+        service.metrics.refused.inc()
+        raise
+    service.active += 1
+    try:
+        service.make_room()
+        await _Connection(service, socket, turns, pace).run()
+    finally:
+        service.streams.leave(pace)
+        service.active -= 1
 
 
 def _offered_key(socket: WebSocket) -> str:
