@@ -6,8 +6,10 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
+from starlette.routing import Mount
 
 from salmonrun.runtime.server.config import PAGE
 from salmonrun.runtime.server.page import markup
@@ -23,17 +25,18 @@ async def open_page(app: FastAPI, service: Service) -> AsyncIterator[Visits]:
     with tempfile.TemporaryDirectory(prefix="salmonrun-page-") as folder:
         visits = Visits(service, Path(folder))
         service.let_go = visits.kept.drop_unused
-        await service.in_thread(lambda: _mount(app, service, visits, folder))
+        mounted = await service.in_thread(lambda: _mount(app, service, visits, folder))
         sweeping = asyncio.create_task(_sweep(service, visits))
         try:
             async with app.router.lifespan_context(app):  # Gradio's own queue begins and ends
                 yield visits
         finally:
+            mounted.stop_event.set()  # what stays open as long as a page does, to see that it is there
             sweeping.cancel()
             visits.kept.close()
 
 
-def _mount(app: FastAPI, service: Service, visits: Visits, folder: str) -> None:
+def _mount(app: FastAPI, service: Service, visits: Visits, folder: str) -> Any:
     with _environment({"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}):
         import gradio
 
@@ -53,6 +56,7 @@ def _mount(app: FastAPI, service: Service, visits: Visits, folder: str) -> None:
             mcp_server=False,
             enable_monitoring=False,
         )
+    return next(route.app for route in app.routes if isinstance(route, Mount) and route.path == PAGE)
 
 
 async def _sweep(service: Service, visits: Visits) -> None:

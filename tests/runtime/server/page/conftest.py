@@ -1,15 +1,22 @@
 """A server with its page; the demo's model."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from salmonrun.runtime import Engine
+from salmonrun.runtime import Engine, Limits
 
 if TYPE_CHECKING:
     from tests.helpers.servers import Running
     from tests.helpers.visitors import Visit
+
+
+@pytest.fixture(scope="session")
+def demo_engine(demo_bundle: Path) -> Engine:
+    """With a limit, so that it tells how much of its memory is promised."""
+    return Engine.load(demo_bundle, limits=Limits(max_cache_mib=256))
 
 
 @pytest.fixture(scope="session")

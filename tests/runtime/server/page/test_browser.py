@@ -59,7 +59,7 @@ def opened(browser: Browser, server: Running, **options: Any) -> tuple[Page, lis
     page = browser.new_context(**options).new_page()
     page.set_default_timeout(PATIENCE_MS)
     asked: list[Request] = []
-    page.on("request", asked.append)
+    page.on("request", lambda request: asked.append(request))
     page.goto(f"{server.url}/page")
     page.locator("#ask-button").wait_for()
     return page, asked
@@ -102,7 +102,7 @@ def test_upload_and_ask_twice(chromium: Browser, paged: Running) -> None:
     elsewhere = [one.url for one in asked if not one.url.startswith((f"{paged.url}/", "data:", "blob:"))]
     assert elsewhere == []
     page.context.close()
-    assert eventually(lambda: metric(paged, "kv_cache_bytes") == 0)
+    assert eventually(lambda: metric(paged, "kv_cache_usage_perc") == 0)
 
 
 def test_the_browser_would_refuse_what_is_elsewhere(chromium: Browser, paged: Running) -> None:
