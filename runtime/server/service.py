@@ -18,8 +18,8 @@ from salmonrun.runtime.server.job import Job, Work, left
 from salmonrun.runtime.server.metrics import Metrics
 from salmonrun.runtime.server.realtime_factor import real_time_factor
 from salmonrun.runtime.server.request_queue import RequestQueue
-from salmonrun.runtime.terms import NORMAL
 from salmonrun.runtime.server.tracing import Tracing
+from salmonrun.runtime.terms import NORMAL
 
 T = TypeVar("T")
 State = Literal["loading", "ready", "draining"]

@@ -53,6 +53,12 @@ class Tracing:
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             yield span
 
+    @contextmanager
+    def work(self, name: str) -> Iterator[None]:
+        """The span of work that no request waits for, which is the current one within."""
+        with self._tracer.start_as_current_span(name, Context(), SpanKind.INTERNAL):
+            yield
+
     def begin(self, name: str, parent: Context | None = None) -> Span:
         """A child of the current span, or of another; it ends when it is told to."""
         return self._tracer.start_span(name, parent)

@@ -57,7 +57,7 @@ class Door:
 
     def routes(self) -> APIRouter:
         """Where keys are shown."""
-        router = APIRouter()
+        router = APIRouter(include_in_schema=False)
 
         @router.get("/")
         async def front() -> Response:

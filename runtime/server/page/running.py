@@ -77,7 +77,8 @@ class Running(Generic[V]):
     async def _run(self, work: Work[Any]) -> None:
         self._service.active += 1
         try:
-            self._show(await self._worked(work))
+            with self._service.tracing.work("page"):
+                self._show(await self._worked(work))
         except ClientGoneError:
             self._show(self._view.stopped())
         except Exception as error:

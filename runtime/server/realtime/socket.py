@@ -31,7 +31,7 @@ SEND_S = 30.0  # for a client to take an event
 PROTOCOL = "realtime"  # that browsers name, which cannot send headers; their key comes as one more
 KEY_PREFIX = "openai-insecure-api-key."
 DRAIN = {"type": "drain"}  # the server's own word, behind all that has come
-_SWITCHED = 101  # status of a handshake
+SWITCHED = 101  # status of a handshake
 _NORMAL, _GOING_AWAY, _BUG, _TRY_AGAIN = 1000, 1001, 1011, 1013  # RFC 6455, 7.4.1, and IANA's registry
 
 
@@ -54,7 +54,7 @@ def realtime(service: Service) -> APIRouter:
         except ApiError as error:
             await socket.send_denial_response(error.response())
             return error.status
-        return _SWITCHED
+        return SWITCHED
 
     return router
 

@@ -15,7 +15,7 @@ def test_the_page_needs_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_a_bundle_beside_needs_the_page(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as ended:
         main(["serve", "no/bundle", "--page-with", "other/bundle"])
-    assert exit.value.code == 2
+    assert ended.value.code == 2
     assert "--page-with is of the page: add --page" in capsys.readouterr().err

@@ -206,6 +206,24 @@ def test_visitors_wait_in_the_line_of_requests(
         assert "first token after" in readable(first.result(timeout=60))
 
 
+def test_a_question_is_a_span_with_its_stages(visit: Visit, demo_engine: Engine) -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="the extra otel is not installed")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with serving(demo_engine, spans=provider, page=True) as server:
+        assert SAID in ask(visit(server), SHOPPING, "asr")
+        assert eventually(lambda: any(span.name == "page" for span in exporter.get_finished_spans()))
+    spans = exporter.get_finished_spans()
+    (page,) = (span for span in spans if span.name == "page")
+    assert page.context
+    children = {span.name for span in spans if span.parent and span.parent.span_id == page.context.span_id}
+    assert {"queue", "audio", "whisper", "qformer", "prefill", "decode"} <= children
+    assert not any("candles" in str(span.to_json()) for span in spans)
+
+
 def test_memory_that_is_kept_is_given_to_who_needs_it(visit: Visit, demo_bundle: Path) -> None:
     from salmonrun.runtime.config import Limits
 
