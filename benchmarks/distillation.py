@@ -43,8 +43,8 @@ def main() -> None:
     _make(student, f"prune apply {TEACHER} {student} --llm 0.5 --whisper 0.5 --data {data} --limit 50")
     errors = {"the teacher": [_answer(folder, TEACHER, "teacher")]}
     errors["the student, untrained"] = [_answer(folder, student, "student")]
-    for seed in SEEDS:
-        for number, way in enumerate(WAYS):
+    for number, way in enumerate(WAYS):
+        for seed in SEEDS:
             name = f"{number}-{seed}"
             errors.setdefault(way, []).append(_answer(folder, _train(folder, way, seed, name), name))
     print(f"{machine()['cpu']}; {STEPS} steps\n")
