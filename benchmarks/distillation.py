@@ -1,8 +1,8 @@
-"""Does a teacher help? python -m benchmarks.distillation FOLDER
+"""Does a teacher help? python -m benchmarks.distillation FOLDER [RECORDINGS]
 
-A pruned copy of the demo checkpoint is trained on 800 synthetic sentences for the same steps without its teacher and
-with it, from three seeds, and answers 400 sentences by voices that neither has heard. Needs espeak-ng and flite, and
-takes half an hour on one core. What is there already is not made again, so a run that was cut goes on.
+A pruned copy of the demo checkpoint is trained on 800 synthetic sentences, or so many, for the same steps without its
+teacher and with it, from three seeds, and answers 400 sentences by voices that neither has heard. Needs espeak-ng and
+flite, and takes half an hour on one core. What is there already is not made again, so a run that was cut goes on.
 """
 
 import json
@@ -34,11 +34,11 @@ WAYS = {
 
 def main() -> None:
     """Make, train, answer, compare."""
-    folder = Path(sys.argv[1]).resolve()
+    folder, recordings = Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else 800
     train, test, student = (folder / name for name in ("train", "test", "student"))
     data = train / "annotation.json"
     spoken = "--sounds 0 --mixtures 0"
-    _make(data, f"synthesize {train} --speech 800 {spoken} --speed 0.1 --seed 11")
+    _make(data, f"synthesize {train} --speech {recordings} {spoken} --speed 0.1 --seed 11")
     _make(test / "annotation.json", f"synthesize {test} --held-out --speech 400 {spoken} --seed 12")
     _make(student, f"prune apply {TEACHER} {student} --llm 0.5 --whisper 0.5 --data {data} --limit 50")
     errors = {"the teacher": [_answer(folder, TEACHER, "teacher")]}
@@ -47,7 +47,7 @@ def main() -> None:
         for seed in SEEDS:
             name = f"{number}-{seed}"
             errors.setdefault(way, []).append(_answer(folder, _train(folder, way, seed, name), name))
-    print(f"{machine()['cpu']}; {STEPS} steps\n")
+    print(f"{machine()['cpu']}; {STEPS} steps, {recordings} recordings\n")
     print(_compare({way: np.array([[tuple(one) for one in run] for run in runs]) for way, runs in errors.items()}))
 
 

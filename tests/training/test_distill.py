@@ -25,6 +25,7 @@ from salmonrun.training.distillation.target_cache import CacheSettings, TargetCa
 from salmonrun.training.distillation.teacher import Teacher
 from salmonrun.training.finetuning.finetune import finetune
 from salmonrun.training.finetuning.parts import choose_parts
+from salmonrun.training.finetuning.recipe import PruneConfig, RunConfig
 from salmonrun.training.model.config import ModelConfig
 from salmonrun.training.model.salmonn import SalmonnModel
 from salmonrun.training.pruning.layers import PARTS, Part
@@ -279,6 +280,14 @@ def test_resuming_gives_the_losses_of_the_uninterrupted_run(
         assert logged(cut, 4, name) == pytest.approx(logged(whole, 4, name), abs=1e-6)
 
 
+def test_a_recipe_that_prunes_first_learns_from_what_it_pruned(teacher: Path, annotation: Path, tmp_path: Path) -> None:
+    run = distill_recipe(teacher, teacher, annotation, tmp_path / "run", steps=1, save_every=1, hidden=1.0)
+    final = distill(replace(run, prune=PruneConfig(llm=0.5, data=str(annotation))))
+    (step,) = open_checkpoint(final).config.pruning
+    assert (step.part, step.source) == ("llm", open_checkpoint(teacher).sha256())
+    assert logged(tmp_path / "run", 1, "hidden_loss")[0] > 0
+
+
 def test_another_tokenizer_is_refused_with_the_way_out(teacher: Path, annotation: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     init_checkpoint(four_layers(), other, fresh=True, texts=["one two three four"] * 20, vocab_size=300)
@@ -363,8 +372,6 @@ def test_recordings_that_are_changed_have_other_frames(
 
 
 def test_the_audio_embeddings_alone_do_not_train_an_llm() -> None:
-    from salmonrun.training.finetuning.recipe import RunConfig
-
     data, run = DataConfig((DataSet("a"),)), RunConfig("out", answer_weight=0.0)
     with pytest.raises(ConfigError, match=r"distill\.qformer alone trains no LLM"):
         DistillRecipe("student", data, run, distill=DistillConfig("teacher", logits=0.0, qformer=1.0))

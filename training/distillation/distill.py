@@ -1,6 +1,5 @@
 """A distillation: student and teacher are checked, the cache is filled, and fine-tuning does the rest."""
 
-import logging
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +13,12 @@ from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import Checkpoint, open_checkpoint
 from salmonrun.training.data.dataset import load_entries
-from salmonrun.training.distillation.hidden import check_parts, layer_map
+from salmonrun.training.distillation.hidden import check_parts
 from salmonrun.training.distillation.objective import DistilledModel, common_vocab
 from salmonrun.training.distillation.recipe import DistillRecipe
 from salmonrun.training.distillation.target_cache import Asked, CacheSettings, TargetCache
 from salmonrun.training.distillation.teacher import Teacher
 from salmonrun.training.finetuning.finetune import COMPUTE_DTYPES, check_unused, finetune
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,6 @@ def distill(recipe: DistillRecipe, resume: bool = False) -> Path:
     check_unused(recipe.run)
     pair = _Pair(open_checkpoint(recipe.checkpoint), open_checkpoint(config.teacher))
     _check(pair, recipe)
-    for part in config.hidden_parts if config.hidden else ():
-        numbers = layer_map(pair.student.config, pair.teacher.config, part)
-        _log.info("%s: the student's layers learn from the teacher's %s", part, " ".join(map(str, numbers)))
     dtype = COMPUTE_DTYPES[recipe.run.precision]
     source = Teacher(config.teacher, dtype) if config.cache is None else _filled(pair, recipe, dtype)
     wrap = partial(DistilledModel, recipe=recipe, teacher_config=pair.teacher.config, source=source)
@@ -61,9 +55,8 @@ def _filled(pair: _Pair, recipe: DistillRecipe, dtype: torch.dtype) -> TargetCac
     assert config.cache is not None, "asked before"
     assert config.top_k is not None, "DistillConfig requires it beside a cache"
     vocab = common_vocab(pair.student.config, pair.teacher.config)
-    teacher_sha256 = pair.teacher.sha256()
     cache = TargetCache(
-        config.cache, CacheSettings(teacher_sha256, config.temperature, config.top_k, vocab, str(dtype))
+        config.cache, CacheSettings(pair.teacher.sha256(), config.temperature, config.top_k, vocab, str(dtype))
     )
     prompts, tokenizer = pair.student.config.prompt, Tokenizer(pair.student.tokenizer_file)
     entries, _, _ = load_entries(recipe.data.train, recipe.data, prompts, pair.student.config.audio)

@@ -1,5 +1,7 @@
 """What is minimised: the losses of fine-tuning, and how far the student is from its teacher."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,8 @@ from salmonrun.training.finetuning.objective import Outputs, Term, TrainedModel
 from salmonrun.training.model.config import ModelConfig
 from salmonrun.training.model.features import StateBatch
 from salmonrun.training.model.salmonn import SalmonnModel
+
+_log = logging.getLogger(__name__)
 
 
 class DistilledModel(TrainedModel):
@@ -37,6 +41,8 @@ class DistilledModel(TrainedModel):
         self._source = source
         self._parts = config.hidden_parts if config.hidden else ()
         self.hidden_loss = HiddenLoss(model.config, teacher_config, self._parts) if self._parts else None
+        for part, numbers in self.hidden_loss.maps.items() if self.hidden_loss else ():
+            _log.info("%s: the student's layers learn from the teacher's %s", part, " ".join(map(str, numbers)))
         widths = (model.config.llm_dim, teacher_config.llm_dim)
         self.qformer_projection = nn.Linear(*widths) if config.qformer and widths[0] != widths[1] else None
 
