@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak hearing kernels conformance emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak hearing kernels conformance emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -166,6 +166,24 @@ page-test: $(VENV)/.dev ## the page in a real browser, also on a phone and with 
 
 install-test: wheel ## the wheel in fresh environments of every Python there is, and beside PyPI's kernels (needs the network)
 	$(BIN)/python -m pytest -m install -rs tests/packaging
+
+# Ray is large, and optimum lies beside transformers: each has an environment of its own.
+RAY := build/ray
+RAY_PIP = $(RAY)/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ray-test: $(RAY)/venv/.ray $(RAY)/bundle/bundle.json ## replicas on Ray Serve and files by Ray Data, killed under load (minutes, 1 GB; needs the network)
+	$(RAY)/venv/bin/python -m pytest -m ray -rs --confcutdir tests/ray --bundle $(RAY)/bundle tests/ray
+
+$(RAY)/venv/.ray: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY)/venv
+	$(RAY_PIP) --editable '.[ray]' openai psutil pytest pytest-timeout pyyaml
+	@touch $@
+
+$(RAY)/bundle/bundle.json: | $(VENV)/.export
+	@mkdir -p $(RAY) && rm -rf $(RAY)/bundle
+	$(BIN)/salmonrun export demo/checkpoint $(RAY)/bundle --encoder-precision int8 --llm-precision int4
+
+optimum-test: wheel ## optimum-cli export salmonrun, from two wheels in a fresh environment (minutes; needs the network)
+	$(BIN)/python -m pytest -m optimum -rs tests/packaging/test_optimum.py
 
 docs: $(VENV)/.docs ## the site with the API reference, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

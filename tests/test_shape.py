@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("runtime", "kernels", "training", "export")
-FOLDERS = (*(f"salmonrun/{package}" for package in PACKAGES), "tests", "benchmarks", "demo")
+FOLDERS = (*(f"salmonrun/{package}" for package in PACKAGES), "tests", "benchmarks", "demo", "plugins")
 FILE_LINES = 450
 FUNCTION_LINES = 70
 FILES = [path.relative_to(ROOT) for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]

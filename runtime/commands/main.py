@@ -64,6 +64,11 @@ def run_command(command: Command, prog: str, argv: Sequence[str] | None = None) 
     return _guarded(lambda: _run(command, prog, sys.argv[1:] if argv is None else argv))
 
 
+def run_parsed(command: Command, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Run a command whose arguments another program's command line has parsed: its exit status, as of `run_chosen`."""
+    return _guarded(lambda: _run_parsed(command, parser, arguments))
+
+
 def _front_parser(groups: Sequence[Group], prog: str, description: str) -> argparse.ArgumentParser:
     """For what stands before the command's own arguments."""
     names = [command.name for group in groups for command in group.commands]
@@ -87,8 +92,11 @@ def _front_parser(groups: Sequence[Group], prog: str, description: str) -> argpa
 def _run(command: Command, prog: str, argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog=prog)
     importlib.import_module(command.module).add_arguments(parser)
+    return _run_parsed(command, parser, parser.parse_args(argv))
+
+
+def _run_parsed(command: Command, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     try:
-        arguments = parser.parse_args(argv)
         if "settings" not in arguments:
             return int(arguments.run(arguments))
         try:
@@ -104,7 +112,7 @@ def _run(command: Command, prog: str, argv: Sequence[str]) -> int:
         if missing in ("", "salmonrun"):
             raise
         raise MissingExtraError(
-            f"{prog} needs {TITLES.get(missing, missing)}, which is not installed: "
+            f"{parser.prog} needs {TITLES.get(missing, missing)}, which is not installed: "
             f"pip install 'salmonrun[{command.extra or ENGINE_EXTRA}]'"
         ) from error
 

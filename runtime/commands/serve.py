@@ -8,9 +8,7 @@ from functools import partial
 from salmonrun.runtime.commands.options import add_engine_arguments, check_engine_arguments
 from salmonrun.runtime.config import Limits
 from salmonrun.runtime.errors import ConfigError, MissingExtraError
-from salmonrun.runtime.server.config import PAGE, ServerConfig
-
-KEYS = "SALMONRUN_API_KEYS"  # environment variable: on a command line, other users of the machine may read keys
+from salmonrun.runtime.server.config import KEYS, PAGE, ServerConfig, keys_in
 
 LIMITS: dict[str, tuple[type, str]] = {  # fields of ServerConfig
     "max_running": (int, "requests that are answered at once"),
@@ -89,12 +87,12 @@ def _settings(arguments: argparse.Namespace) -> ServerConfig:
         raise ConfigError("--page-with is of the page: add --page")
     if arguments.page and importlib.util.find_spec("gradio") is None:
         raise MissingExtraError("--page needs Gradio, which is not installed: pip install 'salmonrun[demo]'")
-    keys = [*(arguments.api_keys or ()), *filter(None, os.environ.get(KEYS, "").split(","))]
+    keys = (*(arguments.api_keys or ()), *keys_in(os.environ.get(KEYS, "")))
     return ServerConfig(
         host=arguments.host,
         port=arguments.port,
         model_names=tuple(arguments.model_names or ()),
-        api_keys=tuple(keys),
+        api_keys=keys,
         cors_origins=tuple(arguments.cors_origins or ()),
         page=arguments.page,
         **{name: getattr(arguments, name) for name in ("max_streams", *LIMITS)},

@@ -6,6 +6,7 @@ from salmonrun.runtime.checks import check_types
 from salmonrun.runtime.errors import ConfigError
 
 PAGE = "/page"  # where the page to try a bundle is
+KEYS = "SALMONRUN_API_KEYS"  # environment variable: on a command line, other users of the machine may read keys
 # Fields that must be above 0.
 _POSITIVE = ("max_running", "max_body_mib", "max_audio_s", "max_stream_s", "timeout_s")
 
@@ -49,3 +50,8 @@ class ServerConfig:
         for name in ("model_names", "api_keys", "cors_origins"):
             if any(not value.strip() for value in getattr(self, name)):
                 raise ConfigError(f"{name} has an empty value; leave it out")
+
+
+def keys_in(listed: str) -> tuple[str, ...]:
+    """Keys, as `SALMONRUN_API_KEYS` has them: with commas."""
+    return tuple(filter(None, listed.split(",")))

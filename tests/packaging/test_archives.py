@@ -19,7 +19,7 @@ from salmonrun.version import __version__
 
 pytest.importorskip("build")
 ROOT = Path(__file__).parents[2]
-BESIDE = ("benchmarks", "demo", "docs", "recipes", "tests")  # in the sdist, not in the wheel
+BESIDE = ("benchmarks", "demo", "docker", "docs", "plugins", "recipes", "tests")  # in the sdist, not in the wheel
 LEFT_OUT = {".pyc", ".pyo", ".so"}
 SOURCES = (".cpp", ".h", "CMakeLists.txt")  # in the sdist alone
 
