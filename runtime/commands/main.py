@@ -66,7 +66,7 @@ def run_command(command: Command, prog: str, argv: Sequence[str] | None = None) 
 
 def run_parsed(command: Command, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Run a command whose arguments another program's command line has parsed: its exit status, as of `run_chosen`."""
-    return _guarded(lambda: _run_parsed(command, parser, arguments))
+    return _guarded(lambda: _run_parsed(command, parser, lambda: arguments))
 
 
 def _front_parser(groups: Sequence[Group], prog: str, description: str) -> argparse.ArgumentParser:
@@ -92,11 +92,12 @@ def _front_parser(groups: Sequence[Group], prog: str, description: str) -> argpa
 def _run(command: Command, prog: str, argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog=prog)
     importlib.import_module(command.module).add_arguments(parser)
-    return _run_parsed(command, parser, parser.parse_args(argv))
+    return _run_parsed(command, parser, lambda: parser.parse_args(argv))
 
 
-def _run_parsed(command: Command, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+def _run_parsed(command: Command, parser: argparse.ArgumentParser, parse: Callable[[], argparse.Namespace]) -> int:
     try:
+        arguments = parse()
         if "settings" not in arguments:
             return int(arguments.run(arguments))
         try:
