@@ -5,6 +5,7 @@ on ONNX Runtime.
 """
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -26,6 +27,8 @@ class CMakeBuild(build_ext):
         """Configure, build, and copy; what fails is told, and is no error for an optional extension."""
         target, build = Path(self.get_ext_fullpath(ext.name)).resolve(), Path(self.build_temp).resolve() / "native"
         configure = ["cmake", "-S", SOURCE, "-B", build, f"-DPython_EXECUTABLE={sys.executable}"]
+        if not shutil.which("make"):  # CMake's default; a folder that was configured for it stays so
+            configure += ["-G", "Ninja"]
         try:
             subprocess.run(configure, check=True)
             subprocess.run(["cmake", "--build", build, "--parallel"], check=True)

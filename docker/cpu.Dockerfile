@@ -10,7 +10,7 @@ COPY . .
 # A wheel without our kernels would serve, too, but slowly: not from here.
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
     && python -m zipfile --list /wheels/salmonrun-*.whl > /tmp/listed \
-    && grep -q '/_native\.' /tmp/listed
+    && grep -q '/_native.*\.so ' /tmp/listed
 RUN python -m venv /opt/salmonrun \
     && /opt/salmonrun/bin/pip install --no-cache-dir --constraint constraints.txt \
         "$(ls /wheels/salmonrun-*.whl)[serve,vad]"

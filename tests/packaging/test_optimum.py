@@ -27,7 +27,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """Our wheel, optimum and what registers us; PyTorch and transformers are lent, which are too much to install anew."""
+    """Our wheel, optimum and what registers us; PyTorch and transformers are lent, since they are large."""
     made = Environment.fresh(tmp_path_factory.mktemp("optimum") / "venv")
     (wheel,) = (ROOT / "build" / "dist").glob("salmonrun-*.whl")
     made.pip("install", "--no-deps", wheel, "optimum>=2.0")
@@ -43,7 +43,7 @@ def test_the_wheel_registers_a_command_and_nothing_else(plugin: Path) -> None:
 
 
 def test_without_it_there_is_no_optimum() -> None:
-    """Others ask whether `optimum` can be imported, and take that for optimum: our own wheel must not bring the name."""
+    """Others ask whether `optimum` can be imported, and take that for optimum: our wheel must not bring the name."""
     (wheel,) = (ROOT / "build" / "dist").glob("salmonrun-*.whl")
     with zipfile.ZipFile(wheel) as file:
         assert not any(name.startswith("optimum/") for name in file.namelist())
