@@ -2,11 +2,10 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Literal
 
 import torch
 
@@ -14,7 +13,7 @@ from salmonrun.export.card import write_card
 from salmonrun.export.confidence import measure_threshold, read_speech
 from salmonrun.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder, WeightFile
 from salmonrun.export.graphs.encoders import BUILDERS
-from salmonrun.export.graphs.linear import BLOCK, ENCODER_LINEARS
+from salmonrun.export.graphs.linear import ENCODER_LINEARS
 from salmonrun.export.graphs.llm import build_llm_graph
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.qformer import build_qformer
@@ -33,11 +32,12 @@ from salmonrun.export.parity.gate import prove
 from salmonrun.export.parity.speech import packaged_speech
 from salmonrun.export.progress import Progress, counted
 from salmonrun.export.staging import staged
-from salmonrun.export.weights.calibrated import BLOCK as CALIBRATED_BLOCK
-from salmonrun.export.weights.calibrated import rounded_llm
 from salmonrun.export.weights.encoders import max_frames, native_encoders, write_encoder
+from salmonrun.export.weights.kept import identity, kept_beside
+from salmonrun.export.weights.llm import Calibration, stored_llm
 from salmonrun.export.weights.native import FILE as NATIVE_FILE
 from salmonrun.export.weights.native import native_weights, write_native
+from salmonrun.export.weights.stored import StoredLlm
 from salmonrun.runtime.audio import Audio, load_audio
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError, MissingExtraError
 from salmonrun.runtime.manifest import GraphSpec, Manifest
@@ -45,9 +45,6 @@ from salmonrun.runtime.matrices import kernels
 from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.model.llm import EMBEDDING, published_parameters
-from salmonrun.training.tensors import LazyTensors
-
-Block = Literal[32, 64]  # inputs of the LLM's matrices that share a scale
 
 
 def export_bundle(
@@ -66,8 +63,10 @@ def export_bundle(
         out: folder to create; it appears when everything is done and checked, or not at all.
         options: precisions, target, window, budget.
         golden_audio: recording to prove the bundle with; None for a synthetic one.
-        calibration_speech: annotation of recordings: on every other one int4 weights are rounded, and the answers to
-            all say which score is too low; None: weights are rounded to the nearest values, and there is no threshold.
+        calibration_speech: annotation of recordings: on every other one int4 weights are rounded, on the others a
+            budget is measured, and the answers to all say which score is too low. What takes long is kept beside `out`
+            until the bundle is there: an export that was killed goes on from it. None: weights are rounded to
+            the nearest values, and there is no threshold.
         parity_speech: annotation of recordings on which the tokens of a quantized bundle are compared with PyTorch's;
             None: those that come with the project.
         progress: show a progress bar.
@@ -88,15 +87,37 @@ def export_bundle(
     if golden_audio is not None:
         golden_audio = load_audio(golden_audio, min_s=source.config.audio.min_s, max_s=source.config.audio.max_s)
     calibration = read_speech(calibration_speech, source.config) if calibration_speech is not None else None
-    # Weights that were rounded on a recording are surer of it: half of those for the threshold are new to them.
-    rounding = calibration[::2] if calibration and options.llm_precision == "int4" else []
     speech = _parity_speech(parity_speech, source, options)
-    with staged(out) as folder:
+    with _calibrating(source, options, calibration, out) as rounding, staged(out) as folder:
         manifest = _write(source, options, folder, golden_audio, rounding, speech, progress)
         if calibration is not None:
             threshold = measure_threshold(folder, calibration, progress)
             write_manifest(replace(manifest, confidence=threshold), folder)
     return out
+
+
+@contextmanager
+def _calibrating(
+    source: Checkpoint, options: ExportOptions, speech: Sequence[Entry] | None, out: Path
+) -> Iterator[Calibration | None]:
+    """What int4 weights are rounded on. They are surer of it: half of the recordings stay new to them.
+
+    Raises:
+        ConfigError: there is a budget, and too little to round and to measure on.
+        MissingExtraError: there is a budget, and our own kernels, which measure, were not built.
+    """
+    if options.budget:
+        kernels()
+        if speech is None or len(speech) < 2:
+            raise ConfigError(
+                f"budget {options.budget} is measured on calibration speech: give at least 2 recordings with speech "
+                "(--calibration-speech ANNOTATION)"
+            )
+    if not speech or options.llm_precision != "int4":
+        yield None
+        return
+    with kept_beside(out, identity(source, speech)) as folder:
+        yield Calibration(speech[::2], speech[1::2], folder)
 
 
 def _provable(options: ExportOptions) -> ExportOptions:
@@ -157,34 +178,30 @@ def _write(
     options: ExportOptions,
     folder: Path,
     golden_audio: Audio | None,
-    rounding: Sequence[Entry],
+    calibration: Calibration | None,
     speech: Sequence[Entry],
     show: bool,
 ) -> Manifest:
     """Fill the folder. Parts are built one after the other, so that memory holds one at a time."""
     parts = (2 if source.config.audio_encoder else 1) * len(options.encoders) + 1 + len(options.decoders)
-    calibrated = len(rounding) > 0
+    steps = (calibration is not None) + 2 * (options.budget is not None) + (not options.exact)
     (folder / "llm").mkdir()
-    with Progress(2 * parts + calibrated + (not options.exact), show) as progress:
-        with TemporaryDirectory(prefix="rounded-", dir=folder) as scratch:
-            llm, block = source.merged_llm(), CALIBRATED_BLOCK if calibrated else BLOCK
-            if calibrated:
-                progress("rounding llm")
-                llm = rounded_llm(source, rounding, Path(scratch), progress)
-            graphs = {}
-            for name, (file, build) in _builders(source, llm, block, options, progress).items():
-                progress(f"building {name}")
-                graphs[name] = _write_graph(folder, file, build)
-            if "native" in options.encoders:
-                _write_native_encoders(source, options, folder, progress)
-            if "native" in options.decoders:
-                progress("writing llm, native")
-                _write_native(source, llm, block, options, folder / NATIVE_FILE, progress)
+    with Progress(2 * parts + steps, show) as progress:
+        llm = stored_llm(source, options, calibration, progress)
+        graphs = {}
+        for name, (file, build) in _builders(source, llm, options, progress).items():
+            progress(f"building {name}")
+            graphs[name] = _write_graph(folder, file, build)
+        if "native" in options.encoders:
+            _write_native_encoders(source, options, folder, progress)
+        if "native" in options.decoders:
+            progress("writing llm, native")
+            _write_native(source, llm, options, folder / NATIVE_FILE, progress)
         _write_embedding(source, folder / EMBEDDING_FILE)
         shutil.copyfile(source.tokenizer_file, folder / "tokenizer.json")
-        manifest = make_manifest(source, options, graphs, folder, block, calibrated)
+        manifest = make_manifest(source, options, graphs, folder, llm)
         write_manifest(manifest, folder)
-        parity = prove(source, folder, golden_audio, speech, options, progress)
+        parity = prove(source, folder, golden_audio, speech, options, progress, llm.choice)
     manifest = replace(manifest, files=list_files(folder))
     write_card(source, manifest, parity, folder)
     write_manifest(manifest, folder)
@@ -192,7 +209,7 @@ def _write(
 
 
 def _builders(
-    source: Checkpoint, llm: LazyTensors, block: Block, options: ExportOptions, progress: Progress
+    source: Checkpoint, llm: StoredLlm, options: ExportOptions, progress: Progress
 ) -> dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]]:
     """Part -> its file and how to build it."""
     config = source.config
@@ -202,7 +219,7 @@ def _builders(
         lambda weights: build_qformer(config.qformer, load_qformer(source), weights, config.llm_dim),
     )
     if "onnx" in options.decoders:
-        builders["llm"] = ("llm/decoder.onnx", _llm_builder(source, llm, block, options, progress))
+        builders["llm"] = ("llm/decoder.onnx", _llm_builder(source, llm, options, progress))
     return builders
 
 
@@ -239,7 +256,7 @@ def _write_native_encoders(source: Checkpoint, options: ExportOptions, folder: P
 
 
 def _llm_builder(
-    source: Checkpoint, llm: LazyTensors, block: Block, options: ExportOptions, progress: Progress
+    source: Checkpoint, llm: StoredLlm, options: ExportOptions, progress: Progress
 ) -> Callable[[WeightFile], GraphBuilder]:
     """The LLM's graph, its tensors' names and shapes checked before anything is built."""
     shape, length = LlmShape.from_config(source.config.llm), max_length(source, options)
@@ -248,19 +265,18 @@ def _llm_builder(
 
     def build(weights: WeightFile) -> GraphBuilder:
         with progress.weights("reading weights", size) as step:
-            tensors = counted(llm, step)
-            return build_llm_graph(shape, tensors, weights, options.llm_precision, length, dtype, block)
+            tensors = counted(llm.tensors, step)
+            return build_llm_graph(shape, tensors, weights, llm.precision, length, dtype, llm.block, llm.int8)
 
     return build
 
 
-def _write_native(
-    source: Checkpoint, llm: LazyTensors, block: Block, options: ExportOptions, path: Path, progress: Progress
-) -> None:
+def _write_native(source: Checkpoint, llm: StoredLlm, options: ExportOptions, path: Path, progress: Progress) -> None:
     """The LLM for the native decoder, its tensors' names and shapes checked before anything is written."""
     shape, size = LlmShape.from_config(source.config.llm), _llm_size(source)
     with progress.weights("reading weights", size) as step:
-        write_native(path, shape, llm, native_weights(options.llm_precision, block), max_length(source, options), step)
+        weights = native_weights(llm.precision, llm.block, llm.int8)
+        write_native(path, shape, llm.tensors, weights, max_length(source, options), step)
 
 
 def _llm_size(source: Checkpoint) -> int:

@@ -134,7 +134,7 @@ def _checked(parity: Parity) -> str:
         f"## What it was checked for\n\nAgainst PyTorch, on {parity.audio_s:.1f} s of audio, before it was written. "
         f"Demanded: {parity.demanded}.\n\n| stage | largest difference | relative error |\n|---|---|---|\n{rows}\n\n"
         f"{parity.tokens_agreeing} of {parity.tokens_compared} greedy tokens are PyTorch's choice.\n{_speech(parity)}"
-        f"{window}\n"
+        f"{window}{_choice(parity)}\n"
         "This says how near the bundle is to its checkpoint, and not how good either is: `salmonrun evaluate` measures "
         "that on annotated recordings.\n"
     )
@@ -144,6 +144,22 @@ def _speech(parity: Parity) -> str:
     recordings = next((tokens.recordings for tokens in parity.speech.values()), 0)
     lines = "".join(f"- {line}.\n" for line in parity.on_speech)
     return f"\nAlong PyTorch's own answers to {recordings} recordings of speech:\n\n{lines}" if lines else ""
+
+
+def _choice(parity: Parity) -> str:
+    choice = parity.choice
+    if choice is None:
+        return ""
+    rows = "".join(
+        f"| {one.setting}{', chosen' if one.setting == choice.chosen else ''} | {one.bytes / 2**20:.1f} | "
+        f"{one.kl:.4f} | {one.agreement:.2%} |\n"
+        for one in choice.tried
+    )
+    return (
+        f"\nThe LLM's matrices are stored in the smallest way within `{choice.budget}`, beside PyTorch along "
+        f"{choice.tokens} tokens of the answers to {choice.recordings} recordings:\n\n"
+        f"| matrices | MiB | KL divergence, nats a token | same token |\n|---|---|---|---|\n{rows}"
+    )
 
 
 def _origin(manifest: Manifest) -> str:

@@ -11,6 +11,7 @@ from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.options import ExportOptions
 from salmonrun.export.weights.encoders import native_encoders
 from salmonrun.export.weights.native import NF4_BLOCK, native_weights
+from salmonrun.export.weights.stored import StoredLlm
 from salmonrun.runtime import __version__
 from salmonrun.runtime.bundle import file_sha256
 from salmonrun.runtime.config import AudioConfig
@@ -47,8 +48,7 @@ def make_manifest(
     options: ExportOptions,
     graphs: dict[str, GraphSpec],
     folder: Path,
-    block: Literal[32, 64],
-    calibrated: bool,
+    stored: StoredLlm,
 ) -> Manifest:
     """Describe a bundle's folder as it is now.
 
@@ -57,8 +57,7 @@ def make_manifest(
         options: with which it was made.
         graphs: that are in it.
         folder: with its files.
-        block: inputs of the LLM's matrices that share a scale.
-        calibrated: whether they were rounded on speech.
+        stored: how the LLM's matrices are stored.
 
     Raises:
         CheckpointError: the tokenizer or the prompt has ids that the LLM does not have.
@@ -72,13 +71,13 @@ def make_manifest(
         fbank=config.audio_encoder.fbank if config.audio_encoder else None,
         window=config.qformer.window,
         prompt=config.prompt,
-        llm=_llm(source, options, block),
+        llm=llm_spec(source, options, stored),
         precision=Precision(
             whisper=options.encoder_precision,
             audio_encoder=options.encoder_precision if config.audio_encoder else None,
             qformer="fp32",
         ),
-        provenance=_provenance(source, options, block, calibrated),
+        provenance=_provenance(source, stored),
         graphs=graphs,
         files=list_files(folder),
         streaming=config.streaming,
@@ -115,7 +114,13 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
 
 
-def _llm(source: Checkpoint, options: ExportOptions, block: Literal[32, 64]) -> LlmSpec:
+def llm_spec(source: Checkpoint, options: ExportOptions, stored: StoredLlm) -> LlmSpec:
+    """What decoders need to know of an LLM that is stored so.
+
+    Raises:
+        CheckpointError: the tokenizer or the prompt has ids that the LLM does not have.
+    """
+    native = native_weights(stored.precision, stored.block, stored.int8) if "native" in options.decoders else None
     shape = LlmShape.from_config(source.config.llm)
     _check_ids(source, shape.vocab_size)
     dtype = EMBEDDING_DTYPES[source.parts["llm"][EMBEDDING]().dtype]
@@ -132,8 +137,8 @@ def _llm(source: Checkpoint, options: ExportOptions, block: Literal[32, 64]) -> 
         max_length=max_length(source, options),
         embedding=EmbeddingSpec(EMBEDDING_FILE, dtype, shape.vocab_size, shape.dim),
         weights=LlmWeights(
-            onnx=_onnx_weights(options) if "onnx" in options.decoders else None,
-            native=native_weights(options.llm_precision, block) if "native" in options.decoders else None,
+            onnx=_onnx_weights(options, stored) if "onnx" in options.decoders else None,
+            native=native,
         ),
     )
 
@@ -149,19 +154,20 @@ def _check_ids(source: Checkpoint, vocab_size: int) -> None:
             raise CheckpointError(f"prompt uses token id {token_id}, the LLM has {vocab_size}")
 
 
-def _onnx_weights(options: ExportOptions) -> OnnxWeights:
+def _onnx_weights(options: ExportOptions, stored: StoredLlm) -> OnnxWeights:
     dtype: Literal["float16", "float32"] = "float16" if options.target == "cuda" else "float32"
-    if options.llm_precision != "fp32":
-        return OnnxWeights(dtype, options.llm_precision, lm_head="int8")
+    if stored.precision != "fp32":
+        return OnnxWeights(dtype, stored.precision, lm_head="int8", int8=stored.int8)
     plain: WeightPrecision = "fp16" if options.target == "cuda" else "fp32"
     return OnnxWeights(dtype, plain, plain)
 
 
-def _provenance(source: Checkpoint, options: ExportOptions, block: int, calibrated: bool) -> Provenance:
+def _provenance(source: Checkpoint, stored: StoredLlm) -> Provenance:
     config = source.config
-    integers = f"symmetric, blocks of {block}"
-    blocks = {"int8": integers, "int4": integers, "nf4": f"nf4, blocks of {NF4_BLOCK}"}.get(options.llm_precision)
-    rounding = "rounded on calibration speech (GPTQ)" if calibrated else "round to nearest"
+    integers = f"symmetric, blocks of {stored.block}"
+    blocks = {"int8": integers, "int4": integers, "nf4": f"nf4, blocks of {NF4_BLOCK}"}.get(stored.precision)
+    mixed = f", {len(stored.int8)} matrices in 8 bits" if stored.int8 else ""
+    within = f", the smallest within {stored.choice.budget}" if stored.choice else ""
     return Provenance(
         model=config.name,
         exporter=f"salmonrun {__version__}",
@@ -169,6 +175,6 @@ def _provenance(source: Checkpoint, options: ExportOptions, block: int, calibrat
         lora_scale=config.lora.scale if config.lora else None,
         pruned_layers=config.left_out_layers("llm"),
         whisper_pruned_layers=config.left_out_layers("whisper"),
-        quantization=f"{blocks}, {rounding}" if blocks else "",
+        quantization=f"{blocks}, {stored.rounding}{mixed}{within}" if blocks else "",
         pruning=config.pruning,
     )

@@ -1,5 +1,6 @@
 """What kind of bundle to make. Read by the command line, too: importing it imports no PyTorch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,45 @@ MIN_MAX_LENGTH = 256  # 30 s of audio, a prompt and a short answer
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How far the LLM may be from PyTorch's, along the answers to calibration recordings."""
+
+    measure: Literal["agreement", "kl"]  # share of equal tokens; mean Kullback-Leibler divergence, nats a token
+    limit: float  # at least so much agreement, at most so much divergence
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.measure == "agreement" and not 0 < self.limit <= 1:
+            raise ConfigError(f"budget is agreement={self.limit:g}; expected a share of tokens, above 0, at most 1")
+        if not 0 < self.limit < math.inf:
+            raise ConfigError(f"budget is kl={self.limit:g}; expected nats a token, above 0")
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """What `agreement=0.99` or `kl=0.01` says.
+
+        Raises:
+            ConfigError: it says something else.
+        """
+        measure, _, limit = text.partition("=")
+        try:
+            number = float(limit)
+        except ValueError:
+            number = math.nan
+        if measure not in ("agreement", "kl") or math.isnan(number):
+            raise ConfigError(f"budget is {text!r}; expected agreement=SHARE or kl=NATS, as agreement=0.99 or kl=0.01")
+        return cls("agreement" if measure == "agreement" else "kl", number)
+
+    def holds(self, kl: float, agreement: float) -> bool:
+        """Whether what was measured is within it."""
+        return agreement >= self.limit if self.measure == "agreement" else kl <= self.limit
+
+    def __str__(self) -> str:
+        """As `parse` takes it."""
+        return f"{self.measure}={self.limit:g}"
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """What kind of bundle to make."""
 
@@ -33,6 +73,7 @@ class ExportOptions:
     parity_budget: float = 0.35  # quantized bundles: largest relative error (rms) of any stage
     token_agreement: float = 0.9  # quantized bundles: least share of the tokens PyTorch is sure of, on speech; 0: any
     lora_scale: float | None = None  # factor on the LLM's adapters; None: alpha / r, as they were trained
+    budget: Budget | None = None  # of int4: as many matrices get 8 bits as it takes; None: none
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -55,6 +96,11 @@ class ExportOptions:
             raise ConfigError(
                 f"decoder is {self.decoder!r} with target {self.target!r} and llm_precision {self.llm_precision!r}; "
                 "the native decoder takes int8, int4 or nf4 on a CPU: use --llm-precision int4, or --decoder onnx"
+            )
+        if self.budget and self.llm_precision != "int4":
+            raise ConfigError(
+                f"llm_precision is {self.llm_precision!r} with budget {self.budget}, which begins with int4 and "
+                "chooses itself: leave out --llm-precision"
             )
         if self.max_length < MIN_MAX_LENGTH:
             raise ConfigError(f"max_length is {self.max_length}; it must be at least {MIN_MAX_LENGTH}")

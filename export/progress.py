@@ -31,9 +31,9 @@ class Progress:
         self._bar.update()
 
     @contextmanager
-    def weights(self, what: str, total: int) -> Iterator[Callable[[int], object]]:
+    def weights(self, what: str, total: int, unit: str = "weights") -> Iterator[Callable[[int], object]]:
         """Call what is given with each number of weights, of `total`, that are done."""
-        form = "  {desc:<22}{bar}{n_fmt}/{total_fmt} weights [{elapsed}<{remaining}]"
+        form = "  {desc:<22}{bar}{n_fmt}/{total_fmt} " + unit + " [{elapsed}<{remaining}]"
         with tqdm(total=total, desc=what, disable=not self._show, bar_format=form, unit_scale=True, leave=False) as bar:
             yield bar.update
 

@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -18,29 +18,39 @@ def staged(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(out)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    lock = _lock(folder)
+    held = lock(folder)
     try:
         yield folder
         folder.chmod(0o755)
         folder.rename(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        if held is not None:
+            os.close(held)
 
 
 def _remove_abandoned(out: Path) -> None:
     for folder in out.parent.iterdir():
         # mkdtemp ends a name with eight of these
         if re.fullmatch(rf"\.{re.escape(out.name)}\.[a-z0-9_]{{8}}", folder.name) and folder.is_dir():
-            lock = _lock(folder)
-            if lock is not None:  # whoever made it is gone, else it would hold it
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
+            remove_unless_held(folder)
 
 
-def _lock(folder: Path) -> int | None:
-    """Hold a folder until the process ends, however that comes; None: another one does, or this system has no locks."""
+def remove_unless_held(folder: Path) -> None:
+    """Whoever filled it is gone, else it would hold it; where there are no locks it stays."""
+    with suppress(BlockingIOError):
+        held = lock(folder)
+        if held is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+
+def lock(folder: Path) -> int | None:
+    """Hold a folder until the process ends, however that comes; None: this system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
     try:
         import fcntl
     except ImportError:
@@ -48,7 +58,10 @@ def _lock(folder: Path) -> int | None:
     held = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # BlockingIOError, or a file system without locks
+    except BlockingIOError:
+        os.close(held)
+        raise
+    except OSError:  # a file system without locks
         os.close(held)
         return None
     return held

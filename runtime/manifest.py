@@ -80,6 +80,10 @@ class OnnxWeights:
     dtype: Literal["float32", "float16"]  # of activations and KV cache
     precision: WeightPrecision
     lm_head: WeightPrecision
+    int8: tuple[str, ...] = field(default=(), metadata=OPTIONAL)  # matrices of the layers that have 8 bits, not 4
+
+    def __post_init__(self) -> None:
+        _check_mixed(self.precision, self.int8)
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,16 @@ class NativeWeights:
     activation_block: Literal[32, 64, 128, 256]  # of the inputs of integers, which are quantized as they come
     precision: Literal["int8", "int4", "nf4"]
     lm_head: Literal["int8", "int4"]
+    int8: tuple[str, ...] = field(default=(), metadata=OPTIONAL)  # matrices of the layers that have 8 bits, not 4
 
     def __post_init__(self) -> None:
         if self.activation_block % self.block:
             raise ConfigError(f"activation_block is {self.activation_block}; it must be a multiple of {self.block}")
+        _check_mixed(self.precision, self.int8)
+
+    def precision_of(self, matrix: str) -> str:
+        """What a matrix of the layers is stored as; named without `.weight`."""
+        return "int8" if matrix in self.int8 else self.precision
 
 
 @dataclass(frozen=True)
@@ -319,8 +329,16 @@ class Manifest:
     def precisions(self, decoder: str) -> dict[str, str]:
         """What the weights of each part are stored as, the LLM's for one of `llm.weights.decoders`."""
         weights = getattr(self.llm.weights, decoder)
-        parts = {**vars(self.precision), "llm": weights.precision, "lm_head": weights.lm_head}
+        mixed = f", {len(weights.int8)} matrices int8" if getattr(weights, "int8", ()) else ""
+        parts = {**vars(self.precision), "llm": weights.precision + mixed, "lm_head": weights.lm_head}
         return {part: precision for part, precision in parts.items() if precision is not None}
+
+
+def _check_mixed(precision: str, int8: tuple[str, ...]) -> None:
+    if int8 and precision != "int4":
+        raise ConfigError(f"{len(int8)} matrices are int8 beside others of {precision}; only int4 is mixed with int8")
+    if len(set(int8)) < len(int8):
+        raise ConfigError("int8 names a matrix twice")
 
 
 def _check_size(name: str, value: int) -> None:

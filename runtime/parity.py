@@ -79,6 +79,40 @@ class SpeechTokens:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """A way to store the LLM's matrices, beside PyTorch along the answers to recordings."""
+
+    setting: str
+    bytes: int  # of the LLM's tensors for our own kernels
+    kl: float  # mean Kullback-Leibler divergence from PyTorch's distribution, nats a token
+    agreement: float  # share of the tokens whose likeliest one is PyTorch's
+    logit_error: float  # relative (rms)
+
+    def __str__(self) -> str:
+        """In a line."""
+        return (
+            f"{self.setting}: {self.bytes / 2**20:.1f} MiB, kl {self.kl:.4f}, {self.agreement:.2%} of the tokens, "
+            f"logits off by {self.logit_error:.3f}"
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of several ways was the smallest within a budget."""
+
+    budget: str
+    recordings: int
+    tokens: int  # of their answers
+    chosen: str  # its setting
+    tried: tuple[Tried, ...]  # the smallest first
+
+    @property
+    def lines(self) -> list[str]:
+        """What was tried; the chosen one is marked."""
+        return [f"{one}{' (chosen)' if one.setting == self.chosen else ''}" for one in self.tried]
+
+
+@dataclass(frozen=True)
 class Parity:
     """What was measured, and the budget it was held against."""
 
@@ -94,6 +128,7 @@ class Parity:
     measured_with: dict[str, str]
     token_agreement: float | None = None  # demanded share of the tokens on speech that PyTorch is sure of
     speech: dict[str, SpeechTokens] = field(default_factory=dict)  # by decoder; empty: exact, or older than this
+    choice: Choice | None = None  # None: the precision was not chosen by a budget
 
     @property
     def measured(self) -> dict[str, StageError]:

@@ -7,6 +7,7 @@ from typing import get_args
 from salmonrun.export.options import (
     MOST_RECORDINGS,
     AudioWindow,
+    Budget,
     EncoderPrecision,
     ExportDecoder,
     ExportEncoder,
@@ -32,9 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--llm-precision",
         choices=get_args(LlmPrecision),
-        default=default.llm_precision,
         help="nf4, QLoRA's 4 bits, keeps the values of an LLM that is stored so, and runs in the native decoder alone "
-        "(default: fp32)",
+        "(default: fp32; int4 with --budget)",
     )
     parser.add_argument("--target", choices=get_args(Target), default=default.target, help="default: cpu")
     parser.add_argument(
@@ -77,6 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="factor on the LLM's adapters, SALMONN's lora_scaling (default: alpha / r, as they were trained)",
     )
+    parser.add_argument(
+        "--budget",
+        metavar="MEASURE=LIMIT",
+        help="with --calibration-speech: the smallest LLM within it, measured beside PyTorch along the answers to "
+        "calibration recordings: int4, as many products in int8 as it takes, or all. agreement=0.99: of the likeliest "
+        "tokens at least 99 %% are PyTorch's; kl=0.01: the Kullback-Leibler divergence is at most 0.01 nats a token",
+    )
     _add_recordings(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_run, settings=_settings)
@@ -103,9 +110,10 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(arguments: argparse.Namespace) -> ExportOptions:
+    budget = Budget.parse(arguments.budget) if arguments.budget is not None else None
     return ExportOptions(
         encoder_precision=arguments.encoder_precision,
-        llm_precision=arguments.llm_precision,
+        llm_precision=arguments.llm_precision or ("int4" if budget else ExportOptions.llm_precision),
         target=arguments.target,
         decoder=arguments.decoder,
         encoder=arguments.encoder,
@@ -114,6 +122,7 @@ def _settings(arguments: argparse.Namespace) -> ExportOptions:
         parity_budget=arguments.parity_budget,
         token_agreement=arguments.token_agreement,
         lora_scale=arguments.lora_scale,
+        budget=budget,
     )
 
 
@@ -151,6 +160,10 @@ def _print_summary(out: Path, speech: str | None) -> None:
     print(f"  {'tokens':<{width}}  {parity.tokens_agreeing} of {parity.tokens_compared} are PyTorch's choice")
     for tokens in parity.on_speech:
         print(f"  {'speech':<{width}}  {tokens}")
+    if parity.choice:
+        print(f"  {'budget':<{width}}  {parity.choice.budget}, of {parity.choice.tokens} tokens")
+        for line in parity.choice.lines:
+            print(f"  {'':<{width}}  {line}")
     print(f"  {'demanded':<{width}}  {parity.demanded}")
     print(f"  {'confidence':<{width}}  {_confidence(out, speech)}")
 

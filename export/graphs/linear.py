@@ -1,6 +1,6 @@
 """Matrix products in the precisions a bundle can have, as graph nodes: weights in, quantized weights and a node out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -106,9 +106,16 @@ def blockwise_linear(bits: int, block: int = BLOCK) -> Linear:
     return linear
 
 
-def llm_linear(precision: str, block: int = BLOCK) -> Linear:
-    """Of the matrices in the LLM's layers: "fp32", "int8" or "int4"."""
-    return plain_linear if precision == "fp32" else blockwise_linear({"int8": 8, "int4": 4}[precision], block)
+def llm_linear(precision: str, block: int = BLOCK, int8: Collection[str] = ()) -> Linear:
+    """Of the matrices in the LLM's layers: "fp32", "int8" or "int4"; the products `int8` have 8 bits all the same."""
+    if precision == "fp32":
+        return plain_linear
+    usual, more = blockwise_linear({"int8": 8, "int4": 4}[precision], block), blockwise_linear(8, block)
+
+    def linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
+        return (more if name in int8 else usual)(graph, x, name, weight, bias)
+
+    return linear
 
 
 def _pieces(count: int, width: int) -> Iterator[slice]:

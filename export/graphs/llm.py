@@ -1,5 +1,8 @@
 """The LLM as one graph for prefill, step and verify, built node by node from its tensors."""
 
+import re
+from collections.abc import Collection
+
 from salmonrun.export.graphs.builder import FLOAT, INT32, INT64, MICROSOFT, GraphBuilder, WeightFile
 from salmonrun.export.graphs.layers import NamedLayers
 from salmonrun.export.graphs.linear import BLOCK, LM_HEAD_LINEARS, Linear, Stacked, llm_linear, plain_linear
@@ -22,16 +25,17 @@ def build_llm_graph(
     max_length: int,
     dtype: int = FLOAT,
     block: int = BLOCK,
+    int8: Collection[str] = (),
 ) -> GraphBuilder:
     """inputs_embeds and KV buffers in, logits of the positions asked for and the same buffers out.
 
     B sequences of S new positions each; `seqlens_k` [B] is each sequence's length, the new positions included, minus 1.
     The tensors must be those of transformers' model: what is there is built. In its layers, `block` inputs share a
-    scale.
+    scale; the matrices `int8` have 8 bits where the others have 4.
     """
     graph = GraphBuilder("llm", weights, dtype)
     x = graph.input("inputs_embeds", ["batch", "positions", shape.dim])
-    layers = _Layers(graph, shape, tensors, llm_linear(precision, block), max_length)
+    layers = _Layers(graph, shape, tensors, llm_linear(precision, block, _products(int8)), max_length)
     wanted = graph.input("logit_positions", ["logits"], INT64)
     residual = ""
     for i in range(shape.layers):
@@ -44,6 +48,11 @@ def build_llm_graph(
         logits = graph.op("Cast", logits, to=FLOAT)
     graph.output(logits, "logits", ["batch", "logits", shape.vocab_size], FLOAT)
     return graph
+
+
+def _products(matrices: Collection[str]) -> frozenset[str]:
+    """What the graph calls the products with these matrices: q, k and v are one."""
+    return frozenset(re.sub(r"\.[qkv]_proj$", ".qkv_proj", name) for name in matrices)
 
 
 def layer_start(layer: int, layers: int) -> str:

@@ -20,7 +20,7 @@ class LayeredLlm:
 
     def __init__(self, source: Checkpoint) -> None:
         self.progress: Callable[[int], object] = lambda _: None  # told the weights that are done
-        self.behind: Callable[[], object] = lambda: None  # called behind each layer, before it is emptied
+        self.behind: Callable[[Tensor], object] = lambda _: None  # given what each layer gives, before it is emptied
         self._llm: Any = load_llm(source, device="meta")  # names and shapes are checked here
         self._base, self._lora = base_tensors(source.parts["llm"], tied=False), source.parts["lora"]
         self._head = source.merged_llm()[EMBEDDING if source.config.llm.get("tie_word_embeddings") else LM_HEAD]
@@ -49,6 +49,11 @@ class LayeredLlm:
             if isinstance(module, nn.Linear) and ".layers." in name and ".lora_" not in name
         }
 
+    def begin_behind(self, count: int) -> None:
+        """Leave out the first layers: from now on, rows are what has gone through them."""
+        for i in range(count):
+            self._llm.model.layers[i] = _Passing()
+
     @torch.inference_mode()
     def states(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """What the output layer gets of B rows [S, dim] of any lengths, each as if it were alone."""
@@ -60,7 +65,12 @@ class LayeredLlm:
     @torch.inference_mode()
     def logits(self, rows: Sequence[Tensor], last: int) -> Tensor:
         """Logits [B, last, V] of the last positions of `states`."""
-        hidden = torch.stack([state[-last:] for state in self.states(rows)])
+        return self.logits_of(rows, [last] * len(rows)).unflatten(0, (len(rows), last))
+
+    @torch.inference_mode()
+    def logits_of(self, rows: Sequence[Tensor], lasts: Sequence[int]) -> Tensor:
+        """Logits [N, V] of the last positions of `states`, of each row so many, one row after the other."""
+        hidden = torch.cat([state[-last:] for state, last in zip(self.states(rows), lasts, strict=True)])
         pieces = []
         for weights in self._head().split(HEAD_ROWS):
             pieces.append(hidden @ weights.float().T)
@@ -71,8 +81,8 @@ class LayeredLlm:
         def fill(module: nn.Module, _inputs: object) -> None:
             self._fill(module, prefix)
 
-        def empty(module: nn.Module, _inputs: object, _output: object) -> None:
-            self.behind()
+        def empty(module: nn.Module, _inputs: object, output: Tensor) -> None:
+            self.behind(output)
             module.to("meta")
             self.progress(sum(parameter.numel() for parameter in module.parameters()))
 
@@ -83,6 +93,13 @@ class LayeredLlm:
         module.to_empty(device="cpu")
         load_strict(_under(prefix, published_parameters(self._llm)), _under(prefix, self._base), "llm")
         load_strict(_under(prefix, lora_parameters(self._llm)), _under(prefix, self._lora), "lora")
+
+
+class _Passing(nn.Module):
+    """In place of a layer: gives what it is given."""
+
+    def forward(self, hidden_states: Tensor, **_: object) -> Tensor:
+        return hidden_states
 
 
 def _under(prefix: str, named: Mapping[str, V]) -> dict[str, V]:

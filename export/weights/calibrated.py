@@ -1,6 +1,6 @@
 """The LLM's matrices rounded on speech: what they are multiplied with is seen in a pass, of one layer at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,8 @@ from salmonrun.export.parity.encoders import audio_embeds, features, modules_of
 from salmonrun.export.parity.layers import LayeredLlm
 from salmonrun.export.parity.speech import entry_prompt
 from salmonrun.export.progress import Progress
-from salmonrun.export.weights.rounding import inverse_root, round_compensated
+from salmonrun.export.weights.kept import save
+from salmonrun.export.weights.rounding import gram, inverse_root, round_compensated
 from salmonrun.kernels.formats import dequantize_t16, quantize_t16
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import Checkpoint
@@ -26,10 +27,11 @@ BITS = 4
 # Measured (docs/performance.md, "Numeric formats"): once calibrated no worse than 32, and a prompt takes a quarter less
 # time.
 BLOCK: Literal[64] = 64
+_STATES = "behind-{}.npz"  # so many layers
 
 
 def rounded_llm(
-    source: Checkpoint, speech: Sequence[Entry], scratch: Path, progress: Progress, block: int = BLOCK
+    source: Checkpoint, speech: Sequence[Entry], folder: Path, progress: Progress, block: int = BLOCK
 ) -> LazyTensors:
     """The LLM's tensors, adapters merged; the layers' matrices hold the values of int4, rounded by GPTQ.
 
@@ -38,25 +40,33 @@ def rounded_llm(
     Args:
         source: the checkpoint.
         speech: recordings whose prompts and transcripts the LLM goes through; the first MOST_RECORDINGS.
-        scratch: a folder to keep the matrices in, packed, as long as the tensors are read.
+        folder: to keep the matrices in, packed, as long as the tensors are read. Layers that an earlier call with the
+            same arguments has left there are not gone through again.
         progress: shows the pass.
         block: neighbouring inputs that share a scale.
     """
     merged, llm = source.merged_llm(), LayeredLlm(source)
-    rows = typical_rows(source, llm, speech[:MOST_RECORDINGS])
-    inputs = _Inputs(llm.linears(), [len(row) for row in rows])
-    rounded: LazyTensors = {}
+    names = [*_matrices(llm)]
+    done, rows = _begun(folder) or (0, typical_rows(source, llm, speech[:MOST_RECORDINGS]))
+    llm.begin_behind(done)
+    inputs = Inputs(_matrices(llm), [len(row) for row in rows])
 
-    def round_layer() -> None:
-        for names, gram in inputs.take():
-            inverse = inverse_root(gram)
-            for name in names:
-                rounded[name] = _kept(round_compensated(merged[name](), inverse, BITS, block), block, scratch / name)
+    def round_layer(states: Tensor) -> None:
+        nonlocal done
+        for alike, sums in inputs.take():
+            _round(merged, alike, sums, block, folder)
+        done += 1
+        _keep_states(folder, done, states, rows)
 
     llm.behind = round_layer
     with progress.weights("rounding", llm.size) as llm.progress:
         llm.states(rows)
-    return merged | rounded
+    return merged | {name: partial(stored, folder, name) for name in names}
+
+
+def _matrices(llm: LayeredLlm) -> dict[str, nn.Linear]:
+    """Those that are stored in few bits: gates of experts are not."""
+    return {name: linear for name, linear in llm.linears().items() if name.endswith("_proj.weight")}
 
 
 def typical_rows(source: Checkpoint, llm: LayeredLlm, speech: Sequence[Entry]) -> list[Tensor]:
@@ -71,7 +81,7 @@ def typical_rows(source: Checkpoint, llm: LayeredLlm, speech: Sequence[Entry]) -
     return rows
 
 
-class _Inputs:
+class Inputs:
     """Sees what matrices are multiplied with: the sums of x x^T over all positions x."""
 
     def __init__(self, linears: dict[str, nn.Linear], lengths: Sequence[int]) -> None:
@@ -89,20 +99,45 @@ class _Inputs:
     def _see(self, name: str, _: nn.Module, inputs: tuple[Tensor]) -> None:
         (x,) = inputs
         if x is not self._last:
-            there = x[self._there]
             self._last = x
-            self._seen.append(([], there.T @ there))
+            self._seen.append(([], gram(x[self._there])))
         self._seen[-1][0].append(name)
 
 
-def _kept(weight: Tensor, block: int, path: Path) -> Callable[[], Tensor]:
-    """Values that int4 has, on the disk."""
-    rows, columns = weight.shape
+def _round(merged: LazyTensors, names: Sequence[str], sums: Tensor, block: int, folder: Path) -> None:
+    """Matrices with one input, as a single one."""
+    parts = [merged[name]() for name in names]
+    rounded = round_compensated(torch.cat(parts), inverse_root(sums), BITS, block)
+    for name, weight in zip(names, rounded.split([len(part) for part in parts]), strict=True):
+        store(folder, name, weight, block)
+
+
+def store(folder: Path, name: str, weight: Tensor, block: int) -> None:
+    """Keep a matrix whose values int4 has, packed."""
     packed, scales = quantize_t16(weight.numpy(), BITS, block)
-    np.savez(path, packed=packed, scales=scales)
+    save(folder / f"{name}.npz", {"packed": packed, "scales": scales, "shape": weight.shape})
 
-    def get() -> Tensor:
-        with np.load(f"{path}.npz") as kept:
-            return torch.from_numpy(dequantize_t16(kept["packed"], kept["scales"])[:rows, :columns])
 
-    return get
+def stored(folder: Path, name: str) -> Tensor:
+    """What `store` keeps."""
+    with np.load(folder / f"{name}.npz") as kept:
+        rows, columns = kept["shape"]
+        return torch.from_numpy(dequantize_t16(kept["packed"], kept["scales"])[:rows, :columns])
+
+
+def _keep_states(folder: Path, done: int, states: Tensor, rows: Sequence[Tensor]) -> None:
+    """What so many layers have made of the rows; what fewer have is not needed any more."""
+    lengths = [len(row) for row in rows]
+    whole = torch.cat([state[:length] for state, length in zip(states, lengths, strict=True)])
+    save(folder / _STATES.format(done), {"states": whole.numpy(), "lengths": lengths})
+    (folder / _STATES.format(done - 1)).unlink(missing_ok=True)
+
+
+def _begun(folder: Path) -> tuple[int, list[Tensor]] | None:
+    """How many layers are done, and the rows [S, dim] behind them."""
+    found = [int(path.stem.partition("-")[2]) for path in folder.glob(_STATES.format("*"))]
+    if not found:
+        return None
+    with np.load(folder / _STATES.format(max(found))) as kept:
+        # A copy lies where PyTorch puts its own, so that its sums are the same to the bit.
+        return max(found), list(torch.from_numpy(kept["states"]).clone().split(kept["lengths"].tolist()))

@@ -33,15 +33,17 @@ _NUMBERS = re.compile(r"(\d+)")
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.\d+\.(\w+)\.weight")
 
 
-def native_weights(precision: LlmPrecision, block: Literal[32, 64] = BLOCK) -> NativeWeights:
+def native_weights(
+    precision: LlmPrecision, block: Literal[32, 64] = BLOCK, int8: tuple[str, ...] = ()
+) -> NativeWeights:
     """What the manifest says of them; of integers, `block` is that of the graph, so that both decoders say the same.
 
-    The output layer decides between tokens: it stays at 8 bits.
+    The output layer decides between tokens: it stays at 8 bits, as the matrices `int8` beside others of int4.
     """
     assert precision != "fp32", "the options refuse it"
     block = NF4_BLOCK if precision == "nf4" else block
     activations = INT4_ACTIVATIONS if precision == "int4" else block
-    return NativeWeights(FILE, "t16", block, activations, precision, lm_head="int8")
+    return NativeWeights(FILE, "t16", block, activations, precision, lm_head="int8", int8=int8)
 
 
 def write_native(
@@ -71,7 +73,7 @@ def write_native(
             if ".experts." in name:
                 matrices.add(name, getters, weights.precision, stacked=True)
             elif name.endswith("_proj.weight"):  # told by the name, so that nothing is read for it
-                matrices.add(name, getters, weights.precision)
+                matrices.add(name, getters, weights.precision_of(name.removesuffix(".weight")))
             else:
                 file.add(name, _vector(name, to_numpy(getters[0]())))
         matrices.add(LM_HEAD, [tensors[EMBEDDING if shape.tied else LM_HEAD]], weights.lm_head)

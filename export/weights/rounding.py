@@ -1,27 +1,79 @@
 """Rounding that knows what the weights will be multiplied with: errors of one input are made up for by the others."""
 
+import logging
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 DAMPING = 0.01  # of the mean of the diagonal, as GPTQ has it: directions that calibration hardly saw
-SHRUNK = (1.0, 0.95, 0.9, 0.85)  # of the range of a block: the largest values may be cut, where the others gain more
+# Of the range of a block: the largest values may be cut, where the others gain more.
+SHARES = tuple(round(1 - 0.05 * i, 2) for i in range(9))
+PIECE = 512  # inputs whose sums, or whose rows of an inverse, are computed at once
+LARGEST_RESIDUE = 0.05  # of an inverse in float32; with well-behaved inputs it is below 0.005
+
+
+def gram(x: Tensor) -> Tensor:
+    """The sum of x x^T over the rows of x [n, in]: [in, in]. It is symmetric: half of it is computed."""
+    found = x.new_empty(x.shape[1], x.shape[1])
+    for first in range(0, x.shape[1], PIECE):
+        here, behind = slice(first, first + PIECE), slice(first + PIECE, None)
+        found[here, first:] = x[:, here].T @ x[:, first:]
+        found[behind, here] = found[here, behind].T
+    return found
 
 
 def inverse_root(gram: Tensor) -> Tensor:
     """What rounding one input does to the others: the upper Cholesky factor of the damped matrix's inverse, float32.
 
+    The factor is the inverse of the damped matrix's own, taken from its end: no inverse of the matrix is formed, and
+    float32 does. Where it does not, float64 does it again, and that is logged.
+
     Args:
         gram: [in, in], the sum of x x^T over typical inputs x.
     """
-    damped = gram.to(torch.float64, copy=True)
+    damped = gram.clone()
     absent = damped.diagonal() == 0
     damped.diagonal()[absent] = 1
     damped.diagonal().add_(DAMPING * damped.diagonal()[~absent].mean() if (~absent).any() else 0)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    root = _inverse_root(damped.float())
+    residue = torch.inf if root is None else _residue(damped.float(), root)
+    if root is not None and residue <= LARGEST_RESIDUE:
+        return root
+    logging.getLogger("salmonrun").warning(
+        "the inverse for %d inputs is off by %.2g in float32, %g are allowed: computed in float64, which takes longer",
+        *(len(gram), residue, LARGEST_RESIDUE),
+    )
+    exact = _inverse_root(damped.double())
+    if exact is None:
+        raise ValueError(f"the sums of {len(gram)} inputs are not positive definite: some are not finite")
+    return exact.float()
 
 
-def round_compensated(weight: Tensor, inverse: Tensor, bits: int, block: int) -> Tensor:
+def _inverse_root(matrix: Tensor) -> Tensor | None:
+    """Upper U with U^T U the inverse of the matrix; None where rounding leaves it none."""
+    lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))
+    if failed:
+        return None
+    upper = lower.flip(0, 1).contiguous()  # upper @ upper.T is the matrix
+    found = torch.zeros_like(upper)
+    for first in reversed(range(0, len(upper), PIECE)):
+        here, behind = slice(first, first + PIECE), slice(first + PIECE, None)
+        corner = upper[here, here]
+        found[here, here] = torch.linalg.solve_triangular(corner, torch.eye(len(corner)).to(upper), upper=True)
+        found[here, behind] = found[here, here] @ (upper[here, behind] @ found[behind, behind]).neg_()
+    return found
+
+
+def _residue(matrix: Tensor, root: Tensor) -> float:
+    """How far U^T U matrix is from one, seen along a direction at random."""
+    direction = torch.randn(len(matrix), generator=torch.Generator().manual_seed(0))
+    return float((root.T @ (root @ (matrix @ direction)) - direction).norm() / direction.norm())
+
+
+def round_compensated(
+    weight: Tensor, inverse: Tensor, bits: int, block: int, shares: Sequence[float] = SHARES
+) -> Tensor:
     """A matrix whose values are those of symmetric blocks, chosen so that products with typical inputs change least.
 
     GPTQ (Frantar et al. 2022, algorithm 1): input after input is rounded, and what that changes in the products is
@@ -33,6 +85,7 @@ def round_compensated(weight: Tensor, inverse: Tensor, bits: int, block: int) ->
         inverse: [in, in], `inverse_root` of typical inputs.
         bits: 4 or 8.
         block: neighbouring inputs that share a scale.
+        shares: of a block's range that are tried.
 
     Returns:
         [out, in], float32.
@@ -40,42 +93,74 @@ def round_compensated(weight: Tensor, inverse: Tensor, bits: int, block: int) ->
     rest = weight.float().T.contiguous()  # [in, out]: an input's weights lie together
     for first in range(0, len(rest), block):
         inputs = slice(first, first + block)
-        rest[inputs], errors = _round_block(rest[inputs], inverse[inputs, inputs], bits)
+        rest[inputs], errors = _round_block(rest[inputs], inverse[inputs, inputs], bits, shares)
         rest[first + block :].addmm_(inverse[inputs, first + block :].T, errors, alpha=-1)
     return rest.T.contiguous()
 
 
-def _round_block(weight: Tensor, inverse: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def round_clipped(weight: Tensor, bits: int, block: int, moments: Tensor | None = None) -> Tensor:
+    """Each weight rounded by itself; of every block the scale is the one with which it changes least.
+
+    Args:
+        weight: [out, in].
+        bits: 4 or 8.
+        block: neighbouring inputs that share a scale.
+        moments: [in], how much a change of each input's weights counts; None: the same.
+
+    Returns:
+        [out, in], float32.
+    """
+    found = weight.float().T.contiguous()
+    for first in range(0, len(found), block):
+        part = found[first : first + block]
+        scale, largest = _scales(part, None if moments is None else moments[first : first + block], bits, SHARES)
+        divisor = torch.where(scale == 0, 1, scale)
+        steps = (part / divisor).round_().clamp_(*_range(bits))
+        steps.scatter_(0, largest[None], _range(bits)[0])
+        part.copy_(steps.mul_(scale))
+    return found.T.contiguous()
+
+
+def _range(bits: int) -> tuple[int, int]:
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def _round_block(weight: Tensor, inverse: Tensor, bits: int, shares: Sequence[float]) -> tuple[Tensor, Tensor]:
     """The values of one block [n, out], and the errors [n, out] that later inputs have to make up for."""
-    lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    largest = weight.abs().argmax(dim=0)
-    scale = _scales(weight, weight.gather(0, largest[None])[0], lowest, highest)
+    lowest, highest = _range(bits)
+    # An input's error counts by what the others cannot make up for.
+    scale, largest = _scales(weight, inverse.diagonal() ** -2, bits, shares)
     divisor = torch.where(scale == 0, 1, scale)
     values, errors, rest = torch.zeros_like(weight), torch.zeros_like(weight), weight.clone()
     for i in range(len(weight)):
         steps = (rest[i] / divisor).round_().clamp_(lowest, highest)
-        steps[largest == i] = lowest  # the end of the range, by which the scale is found again
+        steps.masked_fill_(largest == i, lowest)  # the end of the range, by which the scale is found again
         values[i] = steps * scale
         errors[i] = (rest[i] - values[i]) / inverse[i, i]
         rest[i + 1 :].addr_(inverse[i, i + 1 :], errors[i], alpha=-1)
     return values, errors
 
 
-def _scales(weight: Tensor, peak: Tensor, lowest: int, highest: int) -> Tensor:
-    """The scales [out] with which the columns of a block [n, out] change least; zero for columns of zeros.
+def _scales(weight: Tensor, moments: Tensor | None, bits: int, shares: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The scales [out] with which the columns of a block [n, out] change least, and where each has its largest value.
+
+    Scales are zero for columns of zeros.
 
     Args:
         weight: the block.
-        peak: [out], of each column the value of largest magnitude, which maps to `lowest` or beyond.
-        lowest: of the integers.
-        highest: of the integers.
+        moments: [n], how much a change of each row counts; None: the same.
+        bits: 4 or 8.
+        shares: of the range that are tried.
     """
+    lowest, highest = _range(bits)
+    largest = weight.abs().argmax(dim=0)
+    peak = weight.gather(0, largest[None])[0]
     found, least = torch.zeros_like(peak), torch.full_like(peak, torch.inf)
-    for share in SHRUNK:
+    for share in shares:
         scale = (peak * (share / lowest)).half().float()
         divisor = torch.where(scale == 0, 1, scale)
-        steps = (weight / divisor).round_().clamp_(lowest, highest)
-        change = steps.mul_(divisor).sub_(weight).square_().sum(dim=0)
-        better = change < least
-        found, least = torch.where(better, scale, found), torch.where(better, change, least)
-    return found
+        change = (weight / divisor).round_().clamp_(lowest, highest).mul_(divisor).sub_(weight).square_()
+        total = change.sum(dim=0) if moments is None else moments @ change
+        better = total < least
+        found, least = torch.where(better, scale, found), torch.where(better, total, least)
+    return found, largest

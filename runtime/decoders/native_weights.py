@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from salmonrun.kernels.formats import GROUP
+from salmonrun.kernels.formats import GROUP, LINE
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.errors import BundleError
@@ -23,7 +23,7 @@ def load_model(
         BundleError: there are no weights for it, or they do not fit the manifest or together.
         MissingExtraError: the kernels were not built.
     """
-    native, llm = kernels(), bundle.manifest.llm
+    llm = bundle.manifest.llm
     weights = llm.weights.native
     if weights is None:
         raise BundleError(
@@ -31,30 +31,16 @@ def load_model(
             "choose another decoder, or export with --decoder native"
         )
     file = TensorFile(bundle.path(weights.file))
-    reader = _Reader(file, llm, weights)
+    reader = LlmReader(file, llm, weights)
     try:
-        model: _native.Model = native.Model(
-            layers=[reader.layer(i) for i in range(llm.layers)],
-            norm=reader.vector("model.norm.weight", llm.dim),
-            head=reader.matrix("lm_head", llm.vocab_size, llm.dim, weights.lm_head),
-            cos=reader.rope("cos"),
-            sin=reader.rope("sin"),
-            heads=llm.heads,
-            kv_heads=llm.kv_heads,
-            head_dim=llm.head_dim,
-            eps=llm.eps,
-            instruction_set=instruction_set,
-            threads=threads,
-            cache_bits=cache_bits,
-        )
+        return reader.model(instruction_set, threads, cache_bits), file
     except BundleError:  # a ValueError, too, and complete
         raise
     except ValueError as error:
         raise BundleError(f"{bundle.folder}/{weights.file}: {error}") from error
-    return model, file
 
 
-class _Reader:
+class LlmReader:
     """Tensors by the names of transformers' model."""
 
     def __init__(self, file: TensorFile, llm: LlmSpec, weights: NativeWeights) -> None:
@@ -63,6 +49,28 @@ class _Reader:
         self._weights = weights
         self._matrices = MatrixReader(file, weights.block, weights.activation_block)
         self._native = kernels()
+        for name in weights.int8:
+            if f"{name}.weight" not in file.names:
+                raise BundleError(f"the manifest has {name!r} in int8, and there is no such matrix; export it again")
+
+    def model(self, instruction_set: str, threads: int, cache_bits: int) -> "_native.Model":
+        """All of it; ValueError where the parts do not fit together."""
+        llm = self._llm
+        model: _native.Model = self._native.Model(
+            layers=[self.layer(i) for i in range(llm.layers)],
+            norm=self.vector("model.norm.weight", llm.dim),
+            head=self.matrix("lm_head", llm.vocab_size, llm.dim, self._weights.lm_head),
+            cos=self.rope("cos"),
+            sin=self.rope("sin"),
+            heads=llm.heads,
+            kv_heads=llm.kv_heads,
+            head_dim=llm.head_dim,
+            eps=llm.eps,
+            instruction_set=instruction_set,
+            threads=threads,
+            cache_bits=cache_bits,
+        )
+        return model
 
     def layer(self, index: int) -> "_native.Layer":
         """One decoder layer: what it has beyond the least is told by the tensors' names."""
@@ -85,7 +93,7 @@ class _Reader:
 
     def matrix(self, name: str, rows: int, columns: int, precision: str | None = None) -> "_native.Matrix":
         """A quantized matrix and its bias, if it has one."""
-        return self._matrices.matrix(name, rows, columns, precision or self._weights.precision)
+        return self._matrices.matrix(name, rows, columns, precision or self._weights.precision_of(name))
 
     def _mlp(self, prefix: str) -> "_native.Mlp":
         # No tensor has its exact width, and none needs to: what fills its last group of 16 up is zero.
@@ -121,6 +129,16 @@ class _Reader:
         )
         parts = zip(gates, ups, downs, strict=True)
         return [self._native.Mlp(gate=gate, up=up, down=down) for gate, up, down in parts]
+
+    def saved_bytes(self, matrix: str) -> int:
+        """What 4 bits instead of 8 spare of a matrix."""
+        groups, lines = (self._file.dimension(f"{matrix}.weight", axis) for axis in (0, 1))
+        return groups * lines * 4 * LINE
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of a position."""
+        return self._llm.vocab_size
 
     def vector(self, name: str, size: int) -> F32:
         """[size]."""

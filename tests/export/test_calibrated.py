@@ -15,6 +15,7 @@ from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export import bundle as bundle_module
 from salmonrun.export.confidence import read_speech
 from salmonrun.export.progress import Progress
+from salmonrun.export.weights import llm as llm_module
 from salmonrun.export.weights.calibrated import BITS, BLOCK, rounded_llm
 from salmonrun.export.weights.rounding import inverse_root, round_compensated
 from salmonrun.kernels.formats import dequantize_t16
@@ -96,7 +97,7 @@ def test_weights_are_rounded_on_every_other_recording_and_the_threshold_is_measu
         return rounded_llm(source, speech, *rest)
 
     monkeypatch.setattr(bundle_module, "measure_threshold", measured)
-    monkeypatch.setattr(bundle_module, "rounded_llm", rounded)
+    monkeypatch.setattr(llm_module, "rounded_llm", rounded)
     options, annotation = (
         ExportOptions(llm_precision="int4", parity_budget=2, token_agreement=0),
         write_speech(tmp_path, 5),

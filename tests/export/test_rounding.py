@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from salmonrun.export.weights.rounding import DAMPING, inverse_root, round_compensated
+from salmonrun.export.weights import rounding
+from salmonrun.export.weights.rounding import DAMPING, SHARES, gram, inverse_root, round_clipped, round_compensated
 from salmonrun.kernels.formats import dequantize_blocks, dequantize_t16, quantize_blocks, quantize_t16
 
 
@@ -68,15 +69,16 @@ def as_first_written(weight: Tensor, gram: Tensor, bits: int, block: int) -> Ten
     lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     damped = gram.double() + DAMPING * gram.double().diagonal().mean() * torch.eye(len(gram), dtype=torch.double)
     inverse, rest, out = torch.linalg.inv(damped), weight.double().clone(), torch.zeros_like(weight)
+    counts = torch.linalg.cholesky(inverse, upper=True).diagonal() ** -2  # of an error that later inputs make up for
     for i in range(weight.shape[1]):
         if i % block == 0:
             part = rest[:, i : i + block]
             largest = part.abs().argmax(dim=1)
             best = torch.full((len(weight),), torch.inf, dtype=torch.double)
             scale = torch.zeros_like(best)
-            for share in (1.0, 0.95, 0.9, 0.85):
+            for share in SHARES:
                 tried = (part.gather(1, largest[:, None]) * share / lowest).half().double()
-                error = (((part / tried).round().clamp(lowest, highest) * tried - part) ** 2).sum(dim=1)
+                error = ((part / tried).round().clamp(lowest, highest) * tried - part) ** 2 @ counts[i : i + block]
                 scale, best = torch.where(error < best, tried[:, 0], scale), torch.minimum(error, best)
         steps = (rest[:, i] / scale).round().clamp(lowest, highest)
         steps[largest == i % block] = lowest
@@ -105,3 +107,47 @@ def test_without_inputs_blocks_are_rounded_by_themselves_no_worse_than_to_the_ne
     )
     assert (off <= nearest_off).all()
     assert off.sum() < nearest_off.sum()
+
+
+@pytest.mark.parametrize("columns", [7, 512, 700])
+def test_sums_of_inputs(columns: int) -> None:
+    x = matrix(90, columns)
+    torch.testing.assert_close(gram(x), x.T @ x)
+
+
+@pytest.mark.parametrize("columns", [5, 512, 700])
+def test_the_root_of_the_inverse_is_that_of_the_inverse_in_float64(
+    columns: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    sums = gram_of(columns, 2000)
+    damped = sums.double() + DAMPING * sums.double().diagonal().mean() * torch.eye(columns, dtype=torch.double)
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    assert (inverse_root(sums) - expected).norm() < 1e-3 * expected.norm()
+    assert not caplog.records
+
+
+def test_where_float32_does_not_do_it_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = gram_of(96, 300)
+    expected = inverse_root(sums)
+    monkeypatch.setattr(rounding, "LARGEST_RESIDUE", 0.0)
+    torch.testing.assert_close(inverse_root(sums), expected, atol=1e-3, rtol=1e-3)
+    assert "off by" in caplog.text
+    assert "float64" in caplog.text
+    sums[3, 3] = torch.nan
+    with pytest.raises(ValueError, match="96 inputs are not positive definite"):
+        inverse_root(sums)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_clipped_blocks_change_less_and_are_found_again(bits: int) -> None:
+    weight, counts = matrix(40, 200), torch.rand(200, generator=torch.Generator().manual_seed(0))
+    counts[::32] *= 0.01
+    plain, weighted = round_clipped(weight, bits, 64), round_clipped(weight, bits, 64, counts)
+    for rounded in (plain, weighted):
+        assert torch.equal(nearest(rounded, bits, 64), rounded)
+    off = {name: (w - weight).square() for name, w in (("nearest", nearest(weight, bits, 64)), ("plain", plain))}
+    if bits == 4:
+        assert off["plain"].sum() < 0.99 * off["nearest"].sum()
+        assert ((weighted - weight).square() @ counts).sum() < (off["plain"] @ counts).sum()
