@@ -18,6 +18,7 @@ from salmonrun.export.graphs.llm import build_llm_graph
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.qformer import build_qformer
 from salmonrun.export.graphs.whisper import build_whisper
+from salmonrun.export.llm import Calibration, stored_llm
 from salmonrun.export.manifest import (
     EMBEDDING_DTYPES,
     EMBEDDING_FILE,
@@ -34,7 +35,6 @@ from salmonrun.export.progress import Progress, counted
 from salmonrun.export.staging import staged
 from salmonrun.export.weights.encoders import max_frames, native_encoders, write_encoder
 from salmonrun.export.weights.kept import identity, kept_beside
-from salmonrun.export.weights.llm import Calibration, stored_llm
 from salmonrun.export.weights.native import FILE as NATIVE_FILE
 from salmonrun.export.weights.native import native_weights, write_native
 from salmonrun.export.weights.stored import StoredLlm

@@ -11,11 +11,13 @@ behind tiny encoders. The table goes to stdout, and to DOCS/performance.md with 
 import argparse
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,22 +26,23 @@ from benchmarks.commits.models import llm_alone
 from benchmarks.peers.machine import machine
 from benchmarks.tables import replace_marked, table
 from salmonrun.export import ExportOptions
+from salmonrun.export.budget.choice import Measuring, Mixtures
+from salmonrun.export.budget.divergence import read_answers
 from salmonrun.export.confidence import read_speech
 from salmonrun.export.parity.layers import LayeredLlm
 from salmonrun.export.progress import Progress
 from salmonrun.export.weights.calibrated import Inputs, store, stored, typical_rows
-from salmonrun.export.weights.choice import Measuring, Mixtures
-from salmonrun.export.weights.divergence import read_answers
 from salmonrun.export.weights.products import products
 from salmonrun.export.weights.rounding import inverse_root, round_clipped, round_compensated
-from salmonrun.export.weights.stored import StoredLlm
+from salmonrun.export.weights.stored import Block, StoredLlm
 from salmonrun.runtime.parity import Tried
 from salmonrun.training.checkpoint import Checkpoint, open_checkpoint
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.starting.init import init_checkpoint
 
-BLOCK = 64
-PASS, INVERSE = "the pass", "inverses"
+BLOCK: Literal[64] = 64
+BLOCKS: tuple[Block, ...] = (BLOCK, 32)
+PASS, INVERSE, ROUNDING = "the pass", "inverses", "rounding"
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,9 @@ def measure(source: Checkpoint, speech: Sequence[Entry], folder: Path, seconds: 
     with Progress(1, show=False) as progress:
         answers = read_answers(source, speech, progress)
         found = []
-        for block in (BLOCK, 32):
+        for block in BLOCKS:
             place = Measuring(source, options, folder, answers)
-            found.append(place.whole(f"nearest, blocks of {block}", StoredLlm(merged, "int4", block)))  # type: ignore[arg-type]
+            found.append(place.whole(f"nearest, blocks of {block}", StoredLlm(merged, "int4", block)))
         for way in WAYS:
             place = Measuring(source, options, folder / way.name, answers)
             int4 = StoredLlm(merged | {name: partial(stored, place.folder, name) for name in names}, "int4", BLOCK)
@@ -107,30 +110,35 @@ def round_all(source: Checkpoint, speech: Sequence[Entry], folder: Path) -> dict
     merged, llm = source.merged_llm(), LayeredLlm(source)
     rows = typical_rows(source, llm, speech)
     inputs = Inputs(llm.linears(), [len(row) for row in rows])
-    taken = dict.fromkeys((PASS, INVERSE, *(way.name for way in WAYS)), 0.0)
+    taken = dict.fromkeys((PASS, INVERSE, ROUNDING, *(way.name for way in WAYS)), 0.0)
     for way in WAYS:
         (folder / way.name).mkdir()
 
-    def timed(what: str, work: Callable[[], Tensor]) -> Tensor:
-        begun = time.process_time()
-        done = work()
-        taken[what] += time.process_time() - begun
-        return done
-
     def round_layer(_: Tensor) -> None:
-        nonlocal started
-        taken[PASS] += time.process_time() - started
         for names, sums in inputs.take():
-            root = timed(INVERSE, partial(inverse_root, sums))
+            with timed(INVERSE):
+                root = inverse_root(sums)
             parts = [merged[name]() for name in names]
             for way in WAYS:
-                rounded = timed(way.name, partial(way.round, torch.cat(parts), sums, root))
-                for name, weight in zip(names, rounded.split([len(part) for part in parts]), strict=True):
+                with timed(way.name):
+                    rounded = way.round(torch.cat(parts), sums, root)
+                for name, weight in zip(names, torch.split(rounded, [len(part) for part in parts]), strict=True):
                     store(folder / way.name, name, weight, BLOCK)
-        started = time.process_time()
 
-    llm.behind, started = round_layer, time.process_time()
-    llm.states(rows)
+    @contextmanager
+    def timed(what: str) -> Iterator[None]:
+        begun = time.process_time()
+        yield
+        taken[what] += time.process_time() - begun
+
+    def timed_layer(states: Tensor) -> None:
+        with timed(ROUNDING):
+            round_layer(states)
+
+    llm.behind = timed_layer
+    with timed(PASS):
+        llm.states(rows)
+    taken[PASS] -= taken.pop(ROUNDING)
     return taken | {way.name: taken[way.name] + sum(taken[need] for need in way.needs) for way in WAYS}
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export import bundle as bundle_module
+from salmonrun.export import llm as llm_module
 from salmonrun.export.confidence import read_speech
 from salmonrun.export.progress import Progress
-from salmonrun.export.weights import llm as llm_module
 from salmonrun.export.weights.calibrated import BITS, BLOCK, rounded_llm
 from salmonrun.export.weights.rounding import inverse_root, round_compensated
 from salmonrun.kernels.formats import dequantize_t16

@@ -97,7 +97,7 @@ def check_mixed(checkpoint: Path, folder: Path, choice: Choice) -> None:
         off = float(np.sqrt(np.mean((found - original) ** 2) / np.mean(original**2)))
         assert off < 0.02 if name in weights.native.int8 else 0.02 < off < 0.3, name
     for decoder in ("onnx", "native"):
-        with Engine.load(folder, decoder=decoder) as engine:  # type: ignore[arg-type]
+        with Engine.load(folder, decoder=decoder) as engine:
             assert engine.report().precision["llm"] == f"int4, {len(weights.native.int8)} matrices int8"
             assert engine.generate(noise(1.0, seed=1), prompt="What is it?").token_ids
     stages = parity(folder)["stages"]
@@ -152,7 +152,8 @@ import torch
 torch.set_num_threads(1)  # as the tests have
 from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.options import Budget
-from salmonrun.export.weights import calibrated, choice
+from salmonrun.export.budget import choice
+from salmonrun.export.weights import calibrated
 def killed_behind(module, name, last):
     work = getattr(module, name)
     def then_killed(place, *rest):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from salmonrun.export.budget.divergence import Answers, Divergence, Mixed, logits_of, read_answers
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.manifest import llm_spec, max_length
 from salmonrun.export.options import Budget, ExportOptions
 from salmonrun.export.progress import Progress
-from salmonrun.export.weights.divergence import Answers, Divergence, Mixed, logits_of, read_answers
 from salmonrun.export.weights.native import native_weights, write_native
 from salmonrun.export.weights.products import products
 from salmonrun.export.weights.stored import StoredLlm

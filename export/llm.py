@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from salmonrun.export.budget.choice import choose
 from salmonrun.export.options import ExportOptions
 from salmonrun.export.progress import Progress
 from salmonrun.export.weights.calibrated import BLOCK, rounded_llm
-from salmonrun.export.weights.choice import choose
 from salmonrun.export.weights.stored import CALIBRATED, StoredLlm
 from salmonrun.training.checkpoint import Checkpoint
 from salmonrun.training.data.annotation import Entry
