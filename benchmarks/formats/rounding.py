@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def measure(source: Checkpoint, speech: Sequence[Entry], folder: Path, seconds: dict[str, float]) -> list[Tried]:
-    """What each way does; CPU seconds of mixtures are added to the others'."""
+    """What each way does; seconds of mixtures are added to the others'."""
     merged = source.merged_llm()
     names = [f"{name}.weight" for matrices in products(merged).values() for name in matrices]
     options = ExportOptions(llm_precision="int4", decoder="native")
@@ -96,17 +96,17 @@ def measure(source: Checkpoint, speech: Sequence[Entry], folder: Path, seconds: 
             found.append(place.whole(way.name, int4))
         int8 = StoredLlm(merged, "int8", BLOCK)
         whole = place.whole("int8", int8)
-        started = time.process_time()
+        started = time.perf_counter()
         mixtures = Mixtures(place, int4, int8, progress)
         for part in (8, 4, 2):
             one, _ = mixtures.with_int8(len(mixtures.order) // part)
             found.append(replace(one, setting=f"{WAYS[-1].name}, {one.setting}"))
-            seconds[found[-1].setting] = seconds[WAYS[-1].name] + time.process_time() - started
+            seconds[found[-1].setting] = seconds[WAYS[-1].name] + time.perf_counter() - started
     return [*found, whole]
 
 
 def round_all(source: Checkpoint, speech: Sequence[Entry], folder: Path) -> dict[str, float]:
-    """Round in every way in one pass; CPU seconds of each."""
+    """Round in every way in one pass; seconds of each."""
     merged, llm = source.merged_llm(), LayeredLlm(source)
     rows = typical_rows(source, llm, speech)
     inputs = Inputs(llm.linears(), [len(row) for row in rows])
@@ -127,9 +127,9 @@ def round_all(source: Checkpoint, speech: Sequence[Entry], folder: Path) -> dict
 
     @contextmanager
     def timed(what: str) -> Iterator[None]:
-        begun = time.process_time()
+        begun = time.perf_counter()
         yield
-        taken[what] += time.process_time() - begun
+        taken[what] += time.perf_counter() - begun
 
     def timed_layer(states: Tensor) -> None:
         with timed(ROUNDING):
@@ -144,7 +144,7 @@ def round_all(source: Checkpoint, speech: Sequence[Entry], folder: Path) -> dict
 
 def page(source: Checkpoint, found: Sequence[Tried], seconds: dict[str, float]) -> str:
     """Markdown."""
-    header = ["matrices", "logits off", "KL, nats a token", "tokens flipped", "MiB", "CPU time"]
+    header = ["matrices", "logits off", "KL, nats a token", "tokens flipped", "MiB", "time"]
     rows = [
         [
             *(one.setting, f"{one.logit_error:.3f}", f"{one.kl:.4f}", f"{1 - one.agreement:.1%}"),
@@ -153,11 +153,11 @@ def page(source: Checkpoint, found: Sequence[Tried], seconds: dict[str, float]) 
         for one in found
     ]
     if not found:
-        header, rows = ["matrices", "CPU time"], [[way.name, f"{seconds[way.name]:.0f} s"] for way in WAYS]
+        header, rows = ["matrices", "time"], [[way.name, f"{seconds[way.name]:.0f} s"] for way in WAYS]
     layers = source.config.llm["num_hidden_layers"]
     where = (
         f"{source.config.name}, {layers} layers; {machine()['cpu']}, {datetime.date.today().isoformat()}. "
-        f"The pass takes {seconds[PASS]:.0f} s of CPU time, inverses {seconds[INVERSE]:.0f} s."
+        f"The pass takes {seconds[PASS]:.0f} s, inverses {seconds[INVERSE]:.0f} s."
     )
     return f"{where}\n\n{table(header, rows)}"
 
