@@ -15,8 +15,10 @@ from salmonrun.runtime.config import Limits
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.server.app import make_app
 from salmonrun.runtime.server.config import KEYS, ServerConfig, keys_in
+from salmonrun.runtime.server.exporting import tracer_provider
 from salmonrun.runtime.server.log import show_json_log
 from salmonrun.runtime.server.service import Service
+from salmonrun.runtime.server.tracing import Tracing
 from salmonrun.runtime.server.watchdog import Watchdog
 
 NAME = "salmonrun"  # of the deployment, by which a Serve config overrides what `build` says of it
@@ -60,7 +62,7 @@ class Replica:
     async def __init__(self, arguments: Arguments) -> None:  # type: ignore[misc]  # Serve awaits it
         show_json_log(0)
         limits = Limits(max_cache_mib=arguments.max_cache_mib)
-        self._service = Service(arguments.server())
+        self._service = Service(arguments.server(), Tracing(tracer_provider(os.environ)))
         await self._service.load(
             lambda: Engine.load(arguments.bundle, device=arguments.device, threads=arguments.threads, limits=limits)
         )
