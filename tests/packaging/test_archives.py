@@ -85,7 +85,9 @@ def test_the_wheel_is_the_package_and_nothing_else(wheel: dict[str, bytes]) -> N
     assert shipped == expected
     recordings = "salmonrun/export/parity/recordings/annotation.json"
     assert {"salmonrun/py.typed", "salmonrun/runtime/latency/speech.ogg", recordings} <= set(shipped)
-    assert all(name == recordings or name.endswith((".py", ".pyi", ".ogg", "py.typed")) for name in shipped)
+    page = re.compile(r"salmonrun/runtime/server/page/\w+\.(css|html|js)")
+    code = (".py", ".pyi", ".ogg", "py.typed")
+    assert all(name == recordings or page.fullmatch(name) or name.endswith(code) for name in shipped)
     compiler = os.environ.get("CXX", "c++")
     assert sum(map(built, wheel)) == (1 if shutil.which(compiler) else 0)
 

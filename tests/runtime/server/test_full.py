@@ -49,7 +49,7 @@ def test_memory_that_streams_keep(small_engine: Engine, demo_engine: Engine) -> 
             send(first, session(turn_detection=None), *appends(pcm))
             receive(first, 1, "conversation.item.added")
             with socket(running) as second:
-                send(second, session(turn_detection=None), *appends(pcm))
+                send(second, session(turn_detection=None), next(appends(pcm)))  # more might meet a closed socket
                 refused = receive(second, 1, "error")[-1]["error"]
                 assert (refused["code"], refused["type"]) == ("engine_overloaded", "server_error")
                 assert close_code(second) == 1013
@@ -78,8 +78,11 @@ def test_a_stream_that_will_never_catch_up(server: Running, monkeypatch: pytest.
     monkeypatch.setattr(Pace, "heard", heard)
     pcm = pcm16(soundfile.read(SHOPPING)[0])
     with socket(server) as client:
-        send(client, session(turn_detection=None), *appends(pcm))
-        events = receive(client, 1, "error")
+        parts = appends(pcm, 72_000)  # of 1.5 s
+        send(client, session(turn_detection=None), next(parts))
+        events = receive(client, 1, "conversation.item.added")
+        send(client, next(parts))
+        events += receive(client, 1, "error")
         assert events[-1]["error"]["code"] == "realtime_capacity_exceeded"
         assert "31 s behind real time" in events[-1]["error"]["message"]
         assert SAID.startswith(of(events, ".completed")[0]["transcript"][:3])
