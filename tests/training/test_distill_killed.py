@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from salmonrun.runtime.schema import to_dict
@@ -20,13 +21,19 @@ from tests.helpers.runs import logged, write_noises
 RECORDINGS, STEPS = 60, 12
 
 
+def on_one_thread(arguments: list[str]) -> None:
+    """As the tests run: sums over several have another order."""
+    torch.set_num_threads(1)
+    main(arguments)
+
+
 def killed_when(recipe: DistillRecipe, file: Path, come: Callable[[], bool]) -> None:
     """Start the command in a process, and kill it as soon as it has come so far; that it ends before is a failure."""
     file.write_text(yaml.safe_dump(to_dict(recipe)))
     # A server that has imported all of it, and in which nothing has run: a process of it begins at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["salmonrun.training.distillation.distill"])
-    process = context.Process(target=main, args=(["distill", "train", "--cfg-path", str(file)],))
+    process = context.Process(target=on_one_thread, args=(["distill", "train", "--cfg-path", str(file)],))
     process.start()
     try:
         while not come():
