@@ -2,23 +2,24 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
-from salmonrun.runtime.model import Model
+from salmonrun.runtime.rounds import Rounds
 from salmonrun.runtime.schedule import Round
 
 STALLED_S = 60.0  # without a round, while answers are open: no round of any model takes as long
 
 
 class Watchdog:
-    """Looks at a model's rounds.
+    """Looks at a decoder's rounds.
 
     Args:
-        model: it is watched until `close`.
+        rounds: they are watched as long as there are any.
         clock: seconds.
     """
 
-    def __init__(self, model: Model, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rounds = model.rounds
+    def __init__(self, rounds: Rounds[Any], clock: Callable[[], float] = time.monotonic) -> None:
+        self._rounds = rounds
         self._clock = clock
         self._alive_at = clock()  # when there was a round, or nothing to be done
         self._rounds.watchers.append(self._note)
@@ -32,10 +33,6 @@ class Watchdog:
             self._alive_at = self._clock()
         waited_s = self._clock() - self._alive_at
         return waited_s if waited_s >= STALLED_S else 0.0
-
-    def close(self) -> None:
-        """Look no longer."""
-        self._rounds.watchers.remove(self._note)
 
     def _note(self, _: Round) -> None:
         self._alive_at = self._clock()

@@ -66,7 +66,7 @@ class Replica:
         await self._service.load(
             lambda: Engine.load(arguments.bundle, device=arguments.device, threads=arguments.threads, limits=limits)
         )
-        self._watchdog = Watchdog(self._service.engine.model)
+        self._watchdog = Watchdog(self._service.engine.model.rounds)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What answers; Serve asks for it when the engine is loaded."""
