@@ -152,7 +152,7 @@ def _choice(parity: Parity) -> str:
         return ""
     rows = "".join(
         f"| {one.setting}{', chosen' if one.setting == choice.chosen else ''} | {one.bytes / 2**20:.1f} | "
-        f"{one.kl:.4f} | {one.agreement:.2%} |\n"
+        f"{one.kl:.2g} | {one.agreement:.2%} |\n"
         for one in choice.tried
     )
     return (

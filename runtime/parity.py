@@ -91,7 +91,7 @@ class Tried:
     def __str__(self) -> str:
         """In a line."""
         return (
-            f"{self.setting}: {self.bytes / 2**20:.1f} MiB, kl {self.kl:.4f}, {self.agreement:.2%} of the tokens, "
+            f"{self.setting}: {self.bytes / 2**20:.1f} MiB, kl {self.kl:.2g}, {self.agreement:.2%} of the tokens, "
             f"logits off by {self.logit_error:.3f}"
         )
 
