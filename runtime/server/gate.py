@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,6 +16,9 @@ from salmonrun.runtime.server.log import REQUESTS, log_fields
 from salmonrun.runtime.server.service import Service
 from salmonrun.runtime.server.tracing import finished
 
+# After an early refusal: a socket that is closed while its client still sends is reset, and the answer lost on the way.
+LINGER_S = 30.0  # for the rest of the body, which is thrown away
+SILENT_S = 5.0  # for each piece of it; both as nginx's lingering_time and lingering_timeout
 GUARDED = "/v1/"  # what needs a key, and is refused while the server cannot answer
 
 
@@ -33,7 +37,7 @@ class Gate:
         if scope["method"] == "GET" and is_page(scope["path"]):  # files of the page, and what stays open while it does
             await self._pass(scope, receive, send)
             return
-        answer = _Answer(send)
+        answer, receive = _Answer(send), _Inlet(receive)
         started = time.perf_counter()
         self._service.active += 1
         try:
@@ -48,8 +52,9 @@ class Gate:
         finally:
             self._service.active -= 1
             self._note(scope, answer, time.perf_counter() - started)
+        await answer.end(receive)
 
-    async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+    async def _answer(self, scope: Scope, receive: "_Inlet", answer: "_Answer") -> None:
         config = self._service.config
         try:
             async with asyncio.timeout(config.timeout_s):
@@ -59,13 +64,13 @@ class Gate:
                 await self._app(scope, body, answer)
         except TimeoutError:
             slow = ApiError(504, "timeout", f"the request took longer than {config.timeout_s:g} s: send less at once")
-            await answer.fail(slow, scope, receive)
+            await answer.fail(slow)
         except ApiError as error:
-            await answer.fail(error, scope, receive)
+            await answer.fail(error)
         except Exception:
             REQUESTS.exception("a request failed", extra={"fields": {"request_id": answer.request_id}})
             failed = ApiError(500, "internal_error", "the server failed to answer; its log says why")
-            await answer.fail(failed, scope, receive)
+            await answer.fail(failed)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -103,6 +108,7 @@ class _Answer:
         self.request_id = f"req_{uuid.uuid4().hex}"
         self.status: int | None = None
         self._complete = False
+        self._lingers = False  # whether all is sent but the end
         self.gone = False  # whether the client went away before it had all
 
     async def __call__(self, message: Message) -> None:
@@ -118,15 +124,44 @@ class _Answer:
         """The client is not there any more; behind a whole answer that is no news."""
         self.gone |= not self._complete
 
-    async def fail(self, error: ApiError, scope: Scope, receive: Receive) -> None:
-        """Answer with an error. An answer that has begun is cut off, which its reader can tell."""
+    async def fail(self, error: ApiError) -> None:
+        """Answer with an error, all but its `end`. An answer that has begun is cut off, which its reader can tell."""
         if self._complete:
             return
         if self.status is not None:
             raise error
         response = error.response()
-        response.headers["Connection"] = "close"  # the rest of its body is not read
-        await response(scope, receive, self)
+        response.headers["Connection"] = "close"  # no further request: what follows may be the rest of the body
+        await self({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
+        await self({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
+        self._complete = self._lingers = True
+
+    async def end(self, inlet: "_Inlet") -> None:
+        """Let the connection close, if it is to be, when the client has sent what it sends."""
+        if self._lingers:
+            await inlet.drain()
+            await self._send({"type": "http.response.body"})
+
+
+class _Inlet:
+    """Passes a body on, and knows whether there is more of it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._more = True
+
+    async def __call__(self) -> Message:
+        """A part of the body."""
+        message = await self._receive()
+        self._more = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def drain(self) -> None:
+        """Throw the rest away, for a while."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while self._more:
+                    await asyncio.wait_for(self(), SILENT_S)
 
 
 class _Body:

@@ -17,7 +17,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
 
 from salmonrun.runtime import Engine  # noqa: E402
-from salmonrun.runtime.server import patience  # noqa: E402
+from salmonrun.runtime.server import gate, patience  # noqa: E402
 from salmonrun.runtime.server.realtime import socket as realtime_socket  # noqa: E402
 from tests.helpers.servers import Running, serving  # noqa: E402
 from tests.runtime.server.test_frames import CLOSE, CONTINUATION, HANDSHAKE, PING, TEXT, frame  # noqa: E402
@@ -154,6 +154,34 @@ def send_until_closed(client: socket.socket, data: bytes) -> None:
             client.sendall(data)
     except OSError:
         return
+
+
+@pytest.mark.parametrize(("key", "status"), [("wrong", 401), ("secret", 413)])
+def test_a_refusal_reaches_who_sends_all_of_it_first(demo_engine: Engine, key: str, status: int) -> None:
+    """Most clients read nothing before that, and a connection that is reset would take the answer with it."""
+    body = bytes(8 * 2**20)
+    head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n"
+    with serving(demo_engine, api_keys=("secret",), max_body_mib=1) as running:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=60) as client:
+            client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+            for start in range(0, len(body), 2**20):
+                time.sleep(0.02)  # the server has refused it by now
+                client.sendall(body[start : start + 2**20])
+            answer = b""
+            while piece := client.recv(2**16):
+                answer += piece
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+        assert b'"error"' in answer
+
+
+def test_who_sends_for_ever_is_left(demo_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "LINGER_S", 0.5)
+    with serving(demo_engine, max_body_mib=1) as running:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=60) as client:
+            client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000000\r\n\r\n")
+            started = time.monotonic()
+            send_until_closed(client, bytes(2**16))
+        assert time.monotonic() - started < 30
 
 
 def test_a_body_that_does_not_say_how_large_it_is(demo_engine: Engine) -> None:

@@ -21,7 +21,6 @@ FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
 EXAMPLES = os.environ.get("EXAMPLES", "6")  # of each route; make conformance asks more
 
 
-@pytest.mark.conformance
 def test_every_answer_is_by_the_schema(demo_engine: Engine, tmp_path: Path) -> None:
     """Statuses, types, headers and bodies; what is wrong is refused, and so is who has no key."""
     config = ROOT / "tests" / "assets" / "schemathesis" / "schemathesis.toml"
