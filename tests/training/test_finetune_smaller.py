@@ -63,7 +63,7 @@ def test_a_run_prunes_first(
 ) -> None:
     """As `prune apply` and a run on what it wrote; a run that was cut does not prune again."""
     smaller = PruneConfig(llm=0.25, criterion="influence", data=str(annotation))
-    options = PruneOptions({"llm": 0.25}, smaller.options().plan, data=str(annotation))
+    options = PruneOptions({"llm": 0.25}, PruneOptions.of(smaller).plan, data=str(annotation))
     prune(checkpoint, tmp_path / "by hand", options)
     expected = weights(finetune(recipe(tmp_path / "by hand", annotation, tmp_path / "two")))
     calls: list[object] = []
@@ -95,7 +95,7 @@ def test_what_was_pruned_of_another_checkpoint_is_not_trained(
 ) -> None:
     smaller = PruneConfig(llm=0.25, criterion="influence", data=str(annotation))
     (tmp_path / "run").mkdir()
-    prune(checkpoint, tmp_path / "run" / "pruned", smaller.options())
+    prune(checkpoint, tmp_path / "run" / "pruned", PruneOptions.of(smaller))
     with pytest.raises(ConfigError, match=r"pruned was made of another .*checkpoint; remove it"):
         finetune(replace(recipe(padded, annotation, tmp_path / "run"), prune=smaller))
 

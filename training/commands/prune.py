@@ -2,12 +2,8 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from salmonrun.runtime.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from salmonrun.training.pruning.prune import PruneOptions
 
 # As in training/pruning, which is not imported to explain itself: it needs PyTorch. A test compares them.
 PARTS = ("llm", "whisper", "audio_encoder")
@@ -127,10 +123,10 @@ def _sensitivity(arguments: argparse.Namespace) -> int:
 def _apply(arguments: argparse.Namespace) -> int:
     from salmonrun.training.commands.quiet import quiet_transformers
     from salmonrun.training.pruning.predict import cost, format_costs
-    from salmonrun.training.pruning.prune import prune
+    from salmonrun.training.pruning.prune import PruneOptions, prune
 
     quiet_transformers()
-    pruned = prune(arguments.checkpoint, arguments.out, _options(arguments), arguments.dry_run, progress=True)
+    pruned = prune(arguments.checkpoint, arguments.out, PruneOptions.of(arguments), arguments.dry_run, progress=True)
     for part, gone in pruned.gone.items():
         print(f"{part}: without layers {' '.join(map(str, gone))}")
     if pruned.explained:
@@ -156,19 +152,3 @@ def _publish(arguments: argparse.Namespace) -> int:
         f"{arguments.pth}: the layout of NOTA-09's files; salmonrun convert reads it with the parts it was trained on"
     )
     return 0
-
-
-def _options(arguments: argparse.Namespace) -> "PruneOptions":
-    from salmonrun.training.pruning.choose import Plan
-    from salmonrun.training.pruning.layers import PARTS
-    from salmonrun.training.pruning.prune import PruneOptions
-
-    return PruneOptions(
-        shares={part: share for part in PARTS if (share := getattr(arguments, part)) is not None},
-        plan=Plan(arguments.criterion, arguments.search, arguments.protect),
-        low_rank=arguments.low_rank,
-        merge=arguments.merge,
-        measured=arguments.measured,
-        data=arguments.data,
-        limit=arguments.limit,
-    )

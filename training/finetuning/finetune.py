@@ -32,7 +32,7 @@ from salmonrun.training.finetuning.validation import GREATER_IS_BETTER, Validati
 from salmonrun.training.model.config import SOURCED, load_config
 from salmonrun.training.model.lora import add_lora
 from salmonrun.training.model.salmonn import SalmonnModel
-from salmonrun.training.pruning.prune import prune
+from salmonrun.training.pruning.prune import PruneOptions, prune
 
 Objective = Callable[[SalmonnModel], TrainedModel]
 # Settings of a run that may change when it is resumed.
@@ -116,7 +116,7 @@ def _pruned(recipe: Recipe, smaller: PruneConfig, process: int) -> Path:
     out = Path(recipe.run.out) / PRUNED
     with PartialState().main_process_first():
         if not out.exists():
-            prune(recipe.checkpoint, out, smaller.options(), progress=process == 0)
+            prune(recipe.checkpoint, out, PruneOptions.of(smaller), progress=process == 0)
     steps = load_config(out).pruning
     if not steps or steps[-1].source != open_checkpoint(recipe.checkpoint, verify=False).sha256():
         raise ConfigError(f"{out} was made of another {recipe.checkpoint}; remove it or choose another run.out")

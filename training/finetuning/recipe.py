@@ -12,8 +12,7 @@ from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.schema import from_dict
 from salmonrun.training.data.config import Augmentation, DataConfig
 from salmonrun.training.model.config import LoraConfig
-from salmonrun.training.pruning.choose import Plan, Search
-from salmonrun.training.pruning.layers import PARTS
+from salmonrun.training.pruning.choose import Search
 from salmonrun.training.pruning.prune import PruneOptions
 from salmonrun.training.pruning.sensitivity import Criterion
 
@@ -90,21 +89,9 @@ class PruneConfig:
     limit: int | None = None  # only the first so many of them
 
     def __post_init__(self) -> None:
-        self.options()  # says what cannot be
+        PruneOptions.of(self)  # says what cannot be
         if self.measured is None and self.data is None:
             raise ConfigError("prune has neither data nor measured; name recordings that layers are chosen on")
-
-    def options(self) -> PruneOptions:
-        """As pruning takes them."""
-        return PruneOptions(
-            shares={part: share for part in PARTS if (share := getattr(self, part)) is not None},
-            plan=Plan(self.criterion, self.search, self.protect),
-            low_rank=self.low_rank,
-            merge=self.merge,
-            measured=self.measured,
-            data=self.data,
-            limit=self.limit,
-        )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 from salmonrun.runtime.config import Pruning
 from salmonrun.runtime.errors import CheckpointError, ConfigError
@@ -38,6 +38,19 @@ class PruneOptions:
             raise ConfigError("nothing is to be left out; say how much of which part, such as --llm 0.3")
         if self.low_rank is not None and not 0 < self.low_rank < 1:
             raise ConfigError(f"low_rank is {self.low_rank:g}; expected the share of the weights to keep, 0 to 1")
+
+    @classmethod
+    def of(cls, settings: Any) -> "PruneOptions":
+        """Those of a command line or a recipe, which has them under the names of `salmonrun prune apply`.
+
+        Raises:
+            ConfigError: they cannot be, as everywhere.
+        """
+        return cls(
+            shares={part: share for part in PARTS if (share := getattr(settings, part)) is not None},
+            plan=Plan(settings.criterion, settings.search, settings.protect),
+            **{name: getattr(settings, name) for name in ("merge", "low_rank", "measured", "data", "limit")},
+        )
 
 
 @dataclass(frozen=True)
