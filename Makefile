@@ -155,7 +155,7 @@ pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest -n logical --dist worksteal
 
 conformance: $(VENV)/.dev ## the server's protocols asked at length: Schemathesis with 200 examples of each route, frames, OpenAI's types (minutes)
-	EXAMPLES=200 $(BIN)/python -m pytest -m 'not install' -o timeout=3600 tests/runtime/server/test_openapi.py tests/runtime/server/test_frames.py \
+	EXAMPLES=200 $(BIN)/python -m pytest -o timeout=3600 tests/runtime/server/test_openapi.py tests/runtime/server/test_frames.py \
 		tests/runtime/server/test_realtime_events.py tests/runtime/server/test_vllm_dialect.py
 
 # The system's Chromium: Playwright's own is a download for every version of it.
