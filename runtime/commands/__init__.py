@@ -9,7 +9,7 @@ RUNNING = Group(
         Command("transcribe", "salmonrun.runtime.commands.transcribe", "answer a prompt about recordings"),
         Command("stream", "salmonrun.runtime.commands.stream", "answer a prompt about audio while it is coming"),
         Command("serve", "salmonrun.runtime.commands.serve", "answer over HTTP, in OpenAI's protocols", "serve"),
-        Command("batch", "salmonrun.runtime.commands.ray_batch", "transcribe a bucket on many machines", "ray"),
+        Command("batch", "salmonrun.runtime.commands.batch", "transcribe a bucket on many machines", "ray"),
         Command("latency", "salmonrun.runtime.commands.latency", "measure time, memory and how sure that is"),
     ),
 )

@@ -4,8 +4,6 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from salmonrun.runtime.commands.batch import DEFAULT_WORKERS, run_batch
-from salmonrun.runtime.commands.batch_progress import BatchProgress, length_s
 from salmonrun.runtime.commands.generation import add_generation_arguments, generation_config
 from salmonrun.runtime.commands.options import (
     add_engine_arguments,
@@ -14,10 +12,12 @@ from salmonrun.runtime.commands.options import (
     load_engine,
 )
 from salmonrun.runtime.commands.progress import ProgressLine
-from salmonrun.runtime.commands.recordings import find_recordings
-from salmonrun.runtime.commands.transcriber import Transcriber
-from salmonrun.runtime.commands.transcript_files import Plan, plan_files
-from salmonrun.runtime.commands.transcript_view import ONE_AFTER_ANOTHER, View, open_view
+from salmonrun.runtime.commands.transcripts.batch import DEFAULT_WORKERS, run_batch
+from salmonrun.runtime.commands.transcripts.batch_progress import BatchProgress, length_s
+from salmonrun.runtime.commands.transcripts.files import Plan, plan_files
+from salmonrun.runtime.commands.transcripts.recordings import find_recordings
+from salmonrun.runtime.commands.transcripts.transcriber import Transcriber
+from salmonrun.runtime.commands.transcripts.view import ONE_AFTER_ANOTHER, View, open_view
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.transcript import FORMATS

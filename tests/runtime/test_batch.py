@@ -17,9 +17,9 @@ import soundfile
 from salmonrun.runtime import Engine, GenerationConfig
 from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.audio import SAMPLE_RATE
-from salmonrun.runtime.commands.batch_progress import BatchProgress
-from salmonrun.runtime.commands.recordings import find_recordings
-from salmonrun.runtime.commands.transcript_files import Job
+from salmonrun.runtime.commands.transcripts.batch_progress import BatchProgress
+from salmonrun.runtime.commands.transcripts.files import Job
+from salmonrun.runtime.commands.transcripts.recordings import find_recordings
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.latency.recording import STORY
 from salmonrun.runtime.transcript import FORMATS, one_line

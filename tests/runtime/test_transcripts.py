@@ -16,7 +16,7 @@ import soundfile
 from salmonrun.runtime import Engine, GenerationConfig
 from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.audio import SAMPLE_RATE
-from salmonrun.runtime.commands.transcript_files import write_transcript
+from salmonrun.runtime.commands.transcripts.files import write_transcript
 from salmonrun.runtime.errors import AudioError
 from salmonrun.runtime.latency.recording import STORY
 from salmonrun.runtime.transcript import FORMATS, Transcript

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from salmonrun.runtime.commands.recordings import Recording
 from salmonrun.runtime.commands.source import STDIN
+from salmonrun.runtime.commands.transcripts.recordings import Recording
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.transcript import FORMATS, Transcript
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from salmonrun.runtime.commands.progress import ProgressLine
-from salmonrun.runtime.commands.transcript_files import Job
+from salmonrun.runtime.commands.transcripts.files import Job
 
 if TYPE_CHECKING:
     from salmonrun.runtime import Segment

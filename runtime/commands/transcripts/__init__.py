@@ -1,0 +1,1 @@
+"""What `salmonrun transcribe` does: recordings found, asked about, several at once, and written."""
