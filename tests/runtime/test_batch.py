@@ -26,7 +26,6 @@ from salmonrun.runtime.transcript import FORMATS, one_line
 from tests.helpers.commands import run
 
 FEW = ["--max-new-tokens", "8"]
-MANY = ["--max-new-tokens", "64"]
 KILL_S = 120  # until so many files should be there, on a busy machine
 
 
@@ -212,14 +211,20 @@ def test_a_full_disk_ends_the_run(
 
 
 def start(bundle: Path, talks: Path, out: Path) -> subprocess.Popen[str]:
-    slow = ("--threads", "1", *MANY)  # so that there is a middle, however busy the machine is
-    argv = [sys.executable, "-m", "salmonrun", "transcribe", bundle, talks, "-f", "json,srt", "-o", out, *slow]
-    return subprocess.Popen(list(map(str, argv)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    argv = [sys.executable, "-m", "salmonrun", "transcribe", bundle, talks, "-f", "json,srt", "-o", out, *FEW]
+    return subprocess.Popen(
+        list(map(str, argv)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, Ctrl-C is ignored, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def stop_in_the_middle(process: subprocess.Popen[str], out: Path, number: signal.Signals) -> None:
     deadline = time.monotonic() + KILL_S
-    while len(list(out.rglob("*.json"))) < 3:
+    while len(list(out.rglob("*.json"))) < 5:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -244,7 +249,7 @@ def test_a_run_that_was_stopped_goes_on(
         path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*.[js]*") if path.name[0] != "."
     }
     done = {place for place in answers(out) if (out / f"{place}.srt").exists()}
-    assert 1 <= len(done) < 30
+    assert 5 <= len(done) < 30
 
     resumed = start(tiny_bundle, talks, out)
     lines, err = resumed.communicate(timeout=KILL_S)
@@ -255,7 +260,7 @@ def test_a_run_that_was_stopped_goes_on(
     assert not again & done
     assert all((path.stat().st_mtime_ns, path.read_bytes()) == what for path, what in before.items())
     assert not list(out.rglob(".*.partial"))
-    config = GenerationConfig(max_new_tokens=64)
+    config = GenerationConfig(max_new_tokens=8)
     alone = {
         path.relative_to(talks).with_suffix("").as_posix(): tiny_engine.generate(path, config=config).token_ids
         for path in talks.rglob("*.wav")

@@ -1,6 +1,7 @@
 """Two hundred at once are answered as each alone; a prompt's pieces compute what they compute in any company."""
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from salmonrun.runtime.terms import LIVE, WHENEVER
 
 RECORDINGS = Path(__file__).parents[2] / "demo" / "recordings"
 FILES = [RECORDINGS / f"{name}.flac" for name in ("shopping", "heating", "wake", "digits")]
+CROWD = 8  # searches
 GREEDY = GenerationConfig(max_new_tokens=24)
 LONG = "Listen to all of it, and then tell me word by word " * 8  # a prompt of several pieces
 Ask = Callable[[Engine], Any]
@@ -89,6 +91,8 @@ def test_two_hundred_at_once(demo_engine: Engine) -> None:
 
     def watch(done: Any) -> None:
         seen[done.searches] += 1
+        if max(seen) <= CROWD:  # encoders take turns: without a pause, short answers end before the next ones begin
+            time.sleep(0.02)
 
     numbers = [number % len(asks) for number in range(200)]
     random.Random(0).shuffle(numbers)
@@ -101,7 +105,7 @@ def test_two_hundred_at_once(demo_engine: Engine) -> None:
     exact = demo_engine.report().decoder == "native"
     for number, found in zip(numbers, together, strict=True):
         assert found == alone[number] if exact else tokens_of(found) == tokens_of(alone[number])
-    assert max(seen) > 8
+    assert max(seen) > CROWD
     assert (rounds.open_searches, rounds.waiting, demo_engine.model.encoding.waiting) == (0, 0, 0)
     assert demo_engine.report().cache_bytes == 0 or not exact
 
