@@ -24,9 +24,6 @@ void over_slices(int rows, Run&& run) {
   for (int first = 0; first < rows; first += step) run(first, std::min(step, rows - first));
 }
 
-// Not a power of two, whose rows would share sets of the caches.
-int hidden_stride(int width) { return padded(width) + lanes; }
-
 constexpr int most_positions = 65535;  // that integer sums over positions have room for
 
 }  // namespace
@@ -38,11 +35,13 @@ Encoder::Encoder(EncoderWeights weights, const Operations& operations, int threa
       attention_(weights_, operations, pool_),
       products_(operations, pool_),
       thin_(operations, pool_),
+      hidden_(operations, pool_),
       dim_(padded(weights_.dim())) {
   for (const EncoderLayer& layer : weights_.layers)
     for (const Linear* linear : {&layer.q, &layer.k, &layer.v, &layer.out, &layer.fc1, &layer.fc2}) {
       products_.expect(linear->first());
       thin_.expect(linear->up);
+      hidden_.expect(linear->first());
     }
   normed_.reserve(size(threads, dim_));
 }
@@ -109,9 +108,9 @@ void Encoder::project(const EncoderLayer& layer, std::span<const Recording> reco
   quantize(weights_.norm_first ? &layer.attention_norm : nullptr, first, rows, layer.q.first());
   float* q = row_of(q_, first, dim_);
   if (layer.q.down || layer.k.down || layer.v.down) {
-    linear(layer.q, rows, q, dim_, false);
-    linear(layer.k, rows, k_.data(), dim_, false);
-    linear(layer.v, rows, v_.data(), dim_, false);
+    linear(products_, layer.q, rows, q, dim_, false);
+    linear(products_, layer.k, rows, k_.data(), dim_, false);
+    linear(products_, layer.v, rows, v_.data(), dim_, false);
   } else {
     products_.product(std::array<Products::Output, 3>{{{&layer.q.up, q, dim_}, {&layer.k.up, k_.data(), dim_}, {&layer.v.up, v_.data(), dim_}}},
                       rows, false);
@@ -130,14 +129,11 @@ void Encoder::project(const EncoderLayer& layer, std::span<const Recording> reco
 void Encoder::finish(const EncoderLayer& layer, int first, int rows) {
   float* x = row_of(x_, first, dim_);
   products_.quantize(row_of(attended_, first, dim_), dim_, rows, layer.out.first());
-  linear(layer.out, rows, x, dim_, true);
+  linear(products_, layer.out, rows, x, dim_, true);
   if (!weights_.norm_first) normalize_rows(layer.attention_norm, first, rows);
-  const int stride = hidden_stride(layer.fc1.rows());
-  hidden_.reserve(size(slice_rows, stride));
   quantize(weights_.norm_first ? &layer.mlp_norm : nullptr, first, rows, layer.fc1.first());
-  linear(layer.fc1, rows, hidden_.data(), stride, false);
-  quantize_gelu(rows, layer.fc2.first());
-  linear(layer.fc2, rows, x, dim_, true);
+  (layer.fc1.down ? narrow(products_, layer.fc1, rows) : products_).product(layer.fc1.up, rows, operations_.gelu, layer.fc2.first(), hidden_);
+  linear(hidden_, layer.fc2, rows, x, dim_, true);
   if (!weights_.norm_first) normalize_rows(layer.mlp_norm, first, rows);
 }
 
@@ -153,28 +149,19 @@ void Encoder::quantize(const LayerNorm* norm, int first, int rows, const Matrix&
   });
 }
 
-// Rows of hidden_. What fills them up is zero, and stays so.
-void Encoder::quantize_gelu(int rows, const Matrix& matrix) {
-  const MatrixView view = matrix.view();
-  const ActivationsView out = products_.activations(rows, view);
-  const int stride = hidden_stride(matrix.columns());
-  pool_.parallel(rows, [&](int row, int) {
-    float* hidden = row_of(hidden_, row, stride);
-    std::fill(hidden + matrix.columns(), hidden + view.columns, 0.0f);  // other layers may be wider
-    operations_.gelu(hidden, (matrix.columns() + lanes - 1) / lanes * lanes);
-    operations_.quantize(hidden, view, out, row);
-  });
+// Of the rows that were quantized last by `from`.
+void Encoder::linear(Products& from, const Linear& linear, int rows, float* out, int stride, bool add) {
+  (linear.down ? narrow(from, linear, rows) : from).product(std::array<Products::Output, 1>{{{&linear.up, out, stride}}}, rows, add);
 }
 
-// Of the rows that were quantized last.
-void Encoder::linear(const Linear& linear, int rows, float* out, int stride, bool add) {
-  if (!linear.down) return products_.product(std::array<Products::Output, 1>{{{&linear.up, out, stride}}}, rows, add);
+// What lies between two thin matrices.
+Products& Encoder::narrow(Products& from, const Linear& linear, int rows) {
   const int width = padded(linear.down->rows());
   between_.reserve(size(slice_rows, width));
   for (int row = 0; row < rows; ++row) std::fill_n(row_of(between_, row, width), width, 0.0f);
-  products_.product(std::array<Products::Output, 1>{{{&*linear.down, between_.data(), width}}}, rows, false);
+  from.product(std::array<Products::Output, 1>{{{&*linear.down, between_.data(), width}}}, rows, false);
   thin_.quantize(between_.data(), width, rows, linear.up);
-  thin_.product(std::array<Products::Output, 1>{{{&linear.up, out, stride}}}, rows, add);
+  return thin_;
 }
 
 void Encoder::normalize_rows(const LayerNorm& norm, int first, int rows) {

@@ -48,17 +48,17 @@ class Encoder {
   void project(const EncoderLayer& layer, std::span<const Recording> recordings, int first, int rows);
   void finish(const EncoderLayer& layer, int first, int rows);
   void quantize(const LayerNorm* norm, int first, int rows, const Matrix& matrix);
-  void quantize_gelu(int rows, const Matrix& matrix);
-  void linear(const Linear& linear, int rows, float* out, int stride, bool add);
+  void linear(Products& from, const Linear& linear, int rows, float* out, int stride, bool add);
+  Products& narrow(Products& from, const Linear& linear, int rows);
   void normalize_rows(const LayerNorm& norm, int first, int rows);
 
   EncoderWeights weights_;
   const Operations& operations_;
   ThreadPool pool_;
   EncoderAttention attention_;
-  Products products_, thin_;  // of rows, and of what lies between two thin matrices
+  Products products_, thin_, hidden_;  // of rows, of what lies between two thin matrices, and within the MLP
   int dim_;                   // of rows: padded
-  Buffer<float> x_, q_, k_, v_, attended_, hidden_, between_, normed_;
+  Buffer<float> x_, q_, k_, v_, attended_, between_, normed_;
   Buffer<std::uint8_t> kept_;  // of one layer, where nothing is to be kept
 };
 

@@ -224,6 +224,7 @@ void EncoderAttention::attend_some(const Recording& recording, int head, const P
   scratch.queries.reserve(size(tile_queries, wide));
   scratch.scores.reserve(size(tile_queries, whole));
   scratch.out.reserve(size(tile_queries, outputs()));
+  if (weights_.bytes()) scratch.unpacked.reserve(std::max(unpack_bytes(panel.keys), unpack_bytes(panel.values)));
   for (int i = 0; i < count; ++i) {
     const float* q = queries + offset + size(i, stride);
     float* to = row_of(scratch.queries, i, wide);
@@ -231,12 +232,12 @@ void EncoderAttention::attend_some(const Recording& recording, int head, const P
     std::fill(to + head_dim_, to + wide, 0.0f);
   }
   operations_.product(panel.keys, quantized_queries(panel, count, scratch), count, 0, panel.keys.groups(), scratch.scores.data(),
-                      whole, false, nullptr);
+                      whole, false, scratch.unpacked.data());
   if (gate)
     for (int i = 0; i < count; ++i)
       add_bias(recording, head, *gate, first + i, queries + offset + size(i, stride), row_of(scratch.scores, i, whole));
   operations_.product(panel.values, shares(panel, count, scratch), count, 0, panel.values.groups(), scratch.out.data(), outputs(),
-                      false, nullptr);
+                      false, scratch.unpacked.data());
   for (int i = 0; i < count; ++i) {
     float* row = row_of(scratch.out, i, outputs());
     if (weights_.bytes())  // a byte b stands for b + 127

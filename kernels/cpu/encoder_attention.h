@@ -50,6 +50,7 @@ class EncoderAttention {
     Buffer<float> queries, scores, out, query_scales, weight_scales;
     Buffer<std::int8_t> quantized, weights;
     Buffer<std::int32_t> query_starts, weight_starts;
+    Buffer<std::uint8_t> unpacked;
   };
 
   bool brain_floats() const { return weights_.bits() == 16; }

@@ -1,16 +1,11 @@
 #include "kv_cache.h"
 
-#include <sys/mman.h>
-
 #include <cstring>
-#include <new>
 #include <stdexcept>
 #include <string>
 
 namespace salmonrun {
 namespace {
-
-constexpr std::size_t huge_page = std::size_t{2} << 20;
 
 std::size_t pages_of(int positions) {
   return static_cast<std::size_t>((positions + page_size - 1) / page_size);
@@ -21,16 +16,9 @@ std::size_t pages_of(int positions) {
 PagePool::PagePool(std::size_t page_bytes)
     : page_bytes_(page_bytes), pages_a_slab_(page_bytes < huge_page ? huge_page / page_bytes : 1) {}
 
-void PagePool::Unmap::operator()(void* memory) const { munmap(memory, bytes); }
-
 void PagePool::grow() {
   const std::size_t bytes = (page_bytes_ * pages_a_slab_ + huge_page - 1) / huge_page * huge_page;
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  slabs_.push_back(Slab(memory, {bytes}));
-#if defined(MADV_HUGEPAGE)
-  madvise(memory, bytes, MADV_HUGEPAGE);  // where the system has no huge pages, small ones do
-#endif
+  slabs_.emplace_back(bytes);
   const std::size_t first = holders_.size();
   holders_.resize(first + pages_a_slab_, 0);
   free_.reserve(holders_.size());  // so that releasing never fails
@@ -56,13 +44,13 @@ void PagePool::release(int page) {
 
 std::uint8_t* PagePool::data(int page) const {
   const std::size_t index = static_cast<std::size_t>(page);
-  auto* slab = static_cast<std::uint8_t*>(slabs_[index / pages_a_slab_].get());
+  auto* slab = static_cast<std::uint8_t*>(slabs_[index / pages_a_slab_].data());
   return slab + index % pages_a_slab_ * page_bytes_;
 }
 
 std::size_t PagePool::bytes() const {
   std::size_t total = 0;
-  for (const Slab& slab : slabs_) total += slab.get_deleter().bytes;
+  for (const Memory& slab : slabs_) total += slab.bytes();
   return total;
 }
 

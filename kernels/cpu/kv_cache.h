@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <unordered_map>
 #include <vector>
 
+#include "memory.h"
 #include "operations.h"
 
 namespace salmonrun {
@@ -38,16 +38,10 @@ class PagePool {
   std::size_t bytes() const;  // reserved
 
  private:
-  struct Unmap {
-    std::size_t bytes;
-    void operator()(void* memory) const;
-  };
-  using Slab = std::unique_ptr<void, Unmap>;
-
   void grow();
 
   std::size_t page_bytes_, pages_a_slab_;
-  std::vector<Slab> slabs_;
+  std::vector<Memory> slabs_;
   std::vector<int> holders_, free_;
 };
 

@@ -53,6 +53,15 @@ struct ActivationsView {
   float* floats;  // [rows][float_stride]
   std::ptrdiff_t float_stride;
 
+  // The same from input `column` on, where a block of the matrix begins.
+  ActivationsView behind(const MatrixView& matrix, int column) const {
+    ActivationsView view = *this;
+    view.floats += column;
+    view.values += column * (matrix.brain_floats() ? 2 : 1);
+    if (matrix.scales) view.scales += column / matrix.activation_block, view.starts += column / matrix.block;
+    return view;
+  }
+
   // The same without the rows before `row`.
   ActivationsView from(std::ptrdiff_t row) const {
     return {values + row * value_stride, scales + row * scale_stride, starts + row * start_stride,

@@ -5,11 +5,19 @@ namespace {
 
 constexpr int value_gap = 64;  // bytes between rows, which would share cache sets where their size is a power of two
 
+constexpr int piece_outputs = 128;
+
+// Of the outputs of a matrix, whole blocks of what the next one's scales are for.
+int piece_for(const MatrixView& next) {
+  if (next.takes_floats() || next.brain_floats()) return piece_outputs;
+  return (piece_outputs + next.activation_block - 1) / next.activation_block * next.activation_block;
+}
+
 }  // namespace
 
 void Products::expect(const Matrix& matrix) {
   const MatrixView view = matrix.view();
-  if (view.bits != 4 || view.nf4()) return;
+  if (!view.scales) return;
   unpack_stride_ = std::max(unpack_stride_, unpack_bytes(view));
   unpacked_.reserve(unpack_stride_ * static_cast<std::size_t>(pool_.threads()));
 }
@@ -47,6 +55,28 @@ void Products::product(std::span<const Output> outputs, int rows, bool add) {
                 operations_.product(output.matrix->view(), x, rows, group, groups, output.out, output.stride, add,
                                     unpack_scratch(thread));
               });
+}
+
+void Products::product(const Matrix& matrix, int rows, void (*elementwise)(float* x, int n), const Matrix& next, Products& to) {
+  const MatrixView from = matrix.view(), into = next.view();
+  const ActivationsView x = activations(rows, from), out = to.activations(rows, into);
+  const int piece = piece_for(into);
+  pieces_.reserve(size(rows * pool_.threads(), piece));
+  pool_.parallel((into.columns + piece - 1) / piece, [&](int i, int thread) {
+    const int column = i * piece, columns = std::min(piece, into.columns - column), group = column / lanes;
+    const int groups = std::min(piece / lanes, from.groups() - group);
+    MatrixView quantized = into;
+    quantized.columns = columns;
+    float* outputs = row_of(pieces_, rows * thread, piece);
+    // Products write where row 0 has output 0.
+    operations_.product(from, x, rows, group, groups, outputs - column, piece, false, unpack_scratch(thread));
+    for (int row = 0; row < rows; ++row) {
+      float* own = outputs + size(row, piece);
+      if (column + columns > from.rows) std::fill(own + std::max(0, from.rows - column), own + piece, 0.0f);
+      elementwise(own, columns + (-columns & (lanes - 1)));
+      operations_.quantize(own, quantized, out.behind(into, column), row);
+    }
+  });
 }
 
 }  // namespace salmonrun

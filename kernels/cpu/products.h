@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <span>
-#include <vector>
 
+#include "memory.h"
 #include "operations.h"
 #include "thread_pool.h"
 #include "weights.h"
@@ -12,19 +12,6 @@
 namespace salmonrun {
 
 inline std::size_t size(int rows, int stride) { return static_cast<std::size_t>(rows) * static_cast<std::size_t>(stride); }
-
-// Memory whose size only grows; what was not written yet is zero.
-template <class T>
-class Buffer {
- public:
-  void reserve(std::size_t size) {
-    if (values_.size() < size) values_.resize(size);
-  }
-  T* data() { return values_.data(); }
-
- private:
-  std::vector<T> values_;
-};
 
 inline float* row_of(Buffer<float>& buffer, int row, int stride) { return buffer.data() + size(row, stride); }
 
@@ -52,6 +39,10 @@ class Products {
   // With the rows that were quantized last, which all the matrices take.
   void product(std::span<const Output> outputs, int rows, bool add);
 
+  // The same of one matrix, whose outputs go through `elementwise` and become the rows of `to`, quantized for the matrix that
+  // takes them next: piece by piece, so that they are never in memory as floats.
+  void product(const Matrix& matrix, int rows, void (*elementwise)(float* x, int n), const Matrix& next, Products& to);
+
   // One loop over pieces of the outputs of some matrices: run(which of them, its first group, groups, thread).
   template <class Groups, class Run>
   void over_groups(std::size_t matrices, Groups&& groups_of, Run&& run) {
@@ -73,7 +64,7 @@ class Products {
   ThreadPool& pool_;
   std::size_t unpack_stride_ = 0;
   Buffer<std::int8_t> values_;
-  Buffer<float> value_scales_, floats_;
+  Buffer<float> value_scales_, floats_, pieces_;
   Buffer<std::int32_t> starts_;
   Buffer<std::uint8_t> unpacked_;
 };

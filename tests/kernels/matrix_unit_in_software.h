@@ -1,4 +1,4 @@
-// What Intel's manual says of AMX's registers and of TDPBSUD, in plain C++, in place of the unit that this processor may not have:
+// What Intel's manual says of AMX's registers and of TDPBSSD, in plain C++, in place of the unit that this processor may not have:
 // compiled in front of isa/amx.cpp. What the unit would refuse with an exception ends the program.
 #pragma once
 
@@ -40,6 +40,7 @@ struct SoftwareUnit {
     configured_ = true;
     std::memset(tiles_, 0, sizeof tiles_);
   }
+  static void finish() {}
   static void release() { configured_ = false; }
 
   template <int Tile>
@@ -60,21 +61,21 @@ struct SoftwareUnit {
     for (int row = 0; row < shapes_.rows[Tile]; ++row)
       std::memcpy(static_cast<std::uint8_t*>(to) + row * stride, tiles_[Tile][row], shapes_.row_bytes[Tile]);
   }
-  template <int Sums, int Signed, int Unsigned>
+  template <int Sums, int Activations, int Weights>
   static void dot() {
-    used<Sums>(), used<Signed>(), used<Unsigned>();
-    static_assert(Sums != Signed && Sums != Unsigned && Signed != Unsigned);
-    demand(shapes_.rows[Sums] == shapes_.rows[Signed], "sums of another number of rows than the first operand");
-    demand(shapes_.row_bytes[Sums] == shapes_.row_bytes[Unsigned], "sums of another width than the second operand");
-    demand(shapes_.row_bytes[Signed] == 4 * shapes_.rows[Unsigned], "operands that do not fit each other");
+    used<Sums>(), used<Activations>(), used<Weights>();
+    static_assert(Sums != Activations && Sums != Weights && Activations != Weights);
+    demand(shapes_.rows[Sums] == shapes_.rows[Activations], "sums of another number of rows than the first operand");
+    demand(shapes_.row_bytes[Sums] == shapes_.row_bytes[Weights], "sums of another width than the second operand");
+    demand(shapes_.row_bytes[Activations] == 4 * shapes_.rows[Weights], "operands that do not fit each other");
     demand(shapes_.row_bytes[Sums] % 4 == 0, "parts of sums");
     for (int m = 0; m < shapes_.rows[Sums]; ++m)
-      for (int k = 0; k < shapes_.rows[Unsigned]; ++k)
+      for (int k = 0; k < shapes_.rows[Weights]; ++k)
         for (int n = 0; n < shapes_.row_bytes[Sums] / 4; ++n) {
           std::int32_t sum;
           std::memcpy(&sum, tiles_[Sums][m] + 4 * n, 4);
           for (int i = 0; i < 4; ++i)
-            sum += static_cast<std::int8_t>(tiles_[Signed][m][4 * k + i]) * tiles_[Unsigned][k][4 * n + i];
+            sum += static_cast<std::int8_t>(tiles_[Activations][m][4 * k + i]) * static_cast<std::int8_t>(tiles_[Weights][k][4 * n + i]);
           std::memcpy(tiles_[Sums][m] + 4 * n, &sum, 4);
         }
   }

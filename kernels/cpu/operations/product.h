@@ -167,18 +167,11 @@ void product_rows(const MatrixView& m, const std::uint8_t* packed, const Activat
 
 constexpr int unpack_from = 16;  // rows; with fewer, unpacking again for each tile costs less than writing bytes
 
-// With weights of a byte each, as they lie in the matrix or unpacked; many rows on the matrix unit, where there is one.
-template <class V>
-void product_of_bytes(const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int rows, int group,
-                      int count, float* out, std::ptrdiff_t stride, bool add) {
-  if constexpr (requires { typename V::Unit; })
-    if (rows >= unpack_from) return unit_product<V>(m, packed, x, rows, group, count, out, stride, add);
-  product_rows<V, 8>(m, packed, x, rows, group, count, out, stride, add);
-}
-
 template <class V>
 void product(const MatrixView& m, const ActivationsView& x, int rows, int group, int group_count, float* out,
              std::ptrdiff_t stride, bool add, std::uint8_t* scratch) {
+  if constexpr (requires { typename V::Unit; })
+    if (rows >= unpack_from && m.scales) return unit_product<V>(m, x, rows, group, group_count, out, stride, add, scratch);
   for (const int end = group + group_count; group < end; group += product_groups) {
     const int count = end - group < product_groups ? end - group : product_groups;
     const std::uint8_t* packed = m.packed + group * m.group_bytes();
@@ -189,12 +182,12 @@ void product(const MatrixView& m, const ActivationsView& x, int rows, int group,
     } else if (m.floats()) {
       product_rows<V, floats>(m, packed, x, rows, group, count, out, stride, add);
     } else if (m.bits == 8) {
-      product_of_bytes<V>(m, packed, x, rows, group, count, out, stride, add);
+      product_rows<V, 8>(m, packed, x, rows, group, count, out, stride, add);
     } else if (!V::bytes_are_as_fast || rows < unpack_from) {
       product_rows<V, 4>(m, packed, x, rows, group, count, out, stride, add);
     } else {
       unpack<V>(packed, scratch, std::ptrdiff_t{count} * m.columns);
-      product_of_bytes<V>(m, scratch, x, rows, group, count, out, stride, add);
+      product_rows<V, 8>(m, scratch, x, rows, group, count, out, stride, add);
     }
   }
 }

@@ -1,7 +1,7 @@
 // AVX-512 with VNNI, and the matrix unit of Intel's AMX for rounds of many rows.
 //
 // The instructions are written out: not every compiler that can assemble them has their intrinsics, and some of those do not
-// say that memory is read. Shapes and operands: Intel's manual, volume 2, TDPBSUD and LDTILECFG.
+// say that memory is read. Shapes and operands: Intel's manual, volume 2, TDPBSSD and LDTILECFG.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +26,8 @@ struct AmxUnit {
   static_assert(sizeof(Shapes) == 64);
 
   static void configure(const Shapes& shapes) { asm volatile("ldtilecfg %0" : : "m"(shapes)); }
+  // Between what is stored for the unit and its loads, and between its stores and what is loaded: the compiler knows of neither.
+  static void finish() { asm volatile("" : : : "memory"); }
   static void release() { asm volatile("tilerelease"); }
 
   template <int Tile>
@@ -34,16 +36,16 @@ struct AmxUnit {
   }
   template <int Tile>
   static void load(const void* from, std::ptrdiff_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(Tile) : "memory");
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(Tile));
   }
   template <int Tile>
   static void store(void* to, std::ptrdiff_t stride) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(Tile) : "memory");
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(Tile));
   }
-  // Sums [rows][16] += signed [rows][4 n] x unsigned [n][16][4].
-  template <int Sums, int Signed, int Unsigned>
+  // Sums [rows][16] += activations [rows][4 n] x weights [n][16][4].
+  template <int Sums, int Activations, int Weights>
   static void dot() {
-    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sums), "i"(Signed), "i"(Unsigned));
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sums), "i"(Activations), "i"(Weights));
   }
 };
 
@@ -53,9 +55,12 @@ struct AmxUnit {
 
 struct Amx : Avx512Bf16 {
   using Unit = SALMONRUN_MATRIX_UNIT;
-  using Avx512Vnni::add;
 
-  static I add(I x, const std::int32_t* y) { return _mm512_add_epi32(x, _mm512_loadu_si512(y)); }
+  static I load_sums(const std::int32_t* from) { return _mm512_load_si512(from); }
+  // Bytes less a zero point.
+  static void store_signed(std::int8_t* to, Bytes x, int zero_point) {
+    _mm512_storeu_si512(to, _mm512_sub_epi8(x, _mm512_set1_epi8(static_cast<char>(zero_point))));
+  }
 };
 
 }  // namespace
