@@ -25,17 +25,16 @@ Model::Model(Weights weights, const Operations& operations, int threads, CacheNu
       cache_({static_cast<int>(weights_.layers.size()), weights_.kv_heads, weights_.head_dim, cache}),
       pool_(threads),
       products_(operations, pool_),
+      hidden_(operations, pool_),
       dim_(padded(weights_.dim())),
       heads_stride_(padded(weights_.heads * weights_.head_dim)),
-      kv_stride_(padded(weights_.kv_heads * weights_.head_dim)),
-      mlp_stride_(0) {
+      kv_stride_(padded(weights_.kv_heads * weights_.head_dim)) {
   for (const Layer& layer : weights_.layers) {
     products_.expect(layer.q);
     products_.expect(layer.o);
     for (const Mlp* mlp : layer.mlps()) {
       products_.expect(mlp->gate);
       products_.expect(mlp->down);
-      mlp_stride_ = std::max(mlp_stride_, padded(mlp->down.columns()));
     }
   }
   products_.expect(weights_.head);
@@ -287,25 +286,8 @@ float Model::shared_share(const Mixture& mixture, int row) {
 // Rows that are quantized for the parts' gates, which follow each other, to `out` [rows][dim_].
 void Model::run_mlps(std::span<const Part> parts, float* out, bool add) {
   const int rows = parts.back().first + parts.back().rows;
-  gate_.reserve(size(rows, mlp_stride_));
-  up_.reserve(size(rows, mlp_stride_));
-  const ActivationsView x = products_.activations(rows, parts.front().mlp->gate.view());
-  products_.over_groups(parts.size(), [&](std::size_t i) { return parts[i].mlp->gate.view().groups(); },
-              [&](std::size_t i, int group, int groups, int thread) {
-                const Part& part = parts[i];
-                const ActivationsView mine = x.from(part.first);
-                float *gate = row_of(gate_, part.first, mlp_stride_), *up = row_of(up_, part.first, mlp_stride_);
-                operations_.product(part.mlp->gate.view(), mine, part.rows, group, groups, gate, mlp_stride_, false,
-                                    products_.unpack_scratch(thread));
-                operations_.product(part.mlp->up.view(), mine, part.rows, group, groups, up, mlp_stride_, false,
-                                    products_.unpack_scratch(thread));
-                for (int row = 0; row < part.rows; ++row) {
-                  const std::size_t offset = size(row, mlp_stride_) + static_cast<std::size_t>(group * lanes);
-                  operations_.silu_mul(gate + offset, up + offset, groups * lanes);
-                }
-              });
-  const ActivationsView hidden = quantize_hidden(parts, rows);
-  products_.over_groups(parts.size(), [&](std::size_t i) { return parts[i].mlp->down.view().groups(); },
+  const ActivationsView x = products_.activations(rows, parts.front().mlp->gate.view()), hidden = hide(parts, x, rows);
+  products_.over_groups(parts.size(), product_groups, [&](std::size_t i) { return parts[i].mlp->down.view().groups(); },
               [&](std::size_t i, int group, int groups, int thread) {
                 const Part& part = parts[i];
                 operations_.product(part.mlp->down.view(), hidden.from(part.first), part.rows, group, groups,
@@ -313,20 +295,28 @@ void Model::run_mlps(std::span<const Part> parts, float* out, bool add) {
               });
 }
 
-// The parts may differ in width: a row is as wide as its own, and zero behind that.
-ActivationsView Model::quantize_hidden(std::span<const Part> parts, int rows) {
+// What lies between the gates and `down` of each part, quantized for it piece by piece. The parts may differ in width.
+ActivationsView Model::hide(std::span<const Part> parts, const ActivationsView& x, int rows) {
   const Part& widest = *std::max_element(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
     return a.mlp->down.columns() < b.mlp->down.columns();
   });
-  const ActivationsView out = products_.activations(rows, widest.mlp->down.view());
-  pool_.parallel(rows, [&](int row, int) {
-    const auto behind = std::upper_bound(parts.begin(), parts.end(), row,
-                                         [](int wanted, const Part& part) { return wanted < part.first; });
-    const Matrix& down = std::prev(behind)->mlp->down;
-    float* hidden = row_of(gate_, row, mlp_stride_);
-    std::fill(hidden + down.columns(), hidden + down.view().columns, 0.0f);
-    operations_.quantize(hidden, down.view(), out, row);
-  });
+  const MatrixView down = widest.mlp->down.view();
+  const ActivationsView out = hidden_.activations(rows, down);
+  const int at_once = Products::groups_of_inputs(down), piece = at_once * lanes;
+  for (Buffer<float>* buffer : {&gate_, &up_}) buffer->reserve(size(rows * pool_.threads(), piece));
+  products_.over_groups(parts.size(), at_once, [&](std::size_t i) { return parts[i].mlp->gate.view().groups(); },
+              [&](std::size_t i, int group, int groups, int thread) {
+                const Part& part = parts[i];
+                const Mlp& mlp = *part.mlp;
+                float *gate = row_of(gate_, rows * thread, piece), *up = row_of(up_, rows * thread, piece);
+                std::uint8_t* scratch = products_.unpack_scratch(thread);
+                const ActivationsView mine = x.from(part.first);
+                operations_.product(mlp.gate.view(), mine, part.rows, group, groups, gate - group * lanes, piece, false, scratch);
+                operations_.product(mlp.up.view(), mine, part.rows, group, groups, up - group * lanes, piece, false, scratch);
+                for (int row = 0; row < part.rows; ++row)
+                  operations_.silu_mul(gate + size(row, piece), up + size(row, piece), groups * lanes);
+                hidden_.quantize_piece(gate, part.rows, mlp.down, group, out.from(part.first));
+              });
   return out;
 }
 

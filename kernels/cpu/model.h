@@ -57,7 +57,7 @@ class Model {
   void combine(const Mixture& mixture, int rows);
   float shared_share(const Mixture& mixture, int row);
   void run_mlps(std::span<const Part> parts, float* out, bool add);
-  ActivationsView quantize_hidden(std::span<const Part> parts, int rows);
+  ActivationsView hide(std::span<const Part> parts, const ActivationsView& x, int rows);
   void head(const std::vector<Row>& rows);
 
   void norm_and_quantize(const std::vector<float>& norm, int rows, const Matrix& matrix);
@@ -66,8 +66,8 @@ class Model {
   const Operations& operations_;
   KVCache cache_;
   ThreadPool pool_;
-  Products products_;
-  int dim_, heads_stride_, kv_stride_, mlp_stride_;  // of rows: padded sizes
+  Products products_, hidden_;  // of rows, and within their MLPs
+  int dim_, heads_stride_, kv_stride_;  // of rows: padded sizes
   Buffer<float> x_, q_, k_, v_, attended_, gate_, up_, normed_, scores_, shares_, expert_outputs_;
   Buffer<const std::uint8_t*> pages_;
   std::vector<Choice> choices_;  // of a mixture: [rows][per_token]

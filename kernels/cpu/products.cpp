@@ -5,13 +5,7 @@ namespace {
 
 constexpr int value_gap = 64;  // bytes between rows, which would share cache sets where their size is a power of two
 
-constexpr int piece_outputs = 128;
-
-// Of the outputs of a matrix, whole blocks of what the next one's scales are for.
-int piece_for(const MatrixView& next) {
-  if (next.takes_floats() || next.brain_floats()) return piece_outputs;
-  return (piece_outputs + next.activation_block - 1) / next.activation_block * next.activation_block;
-}
+constexpr int piece_inputs = 128;  // whole blocks of most matrices
 
 }  // namespace
 
@@ -49,7 +43,7 @@ void Products::quantize(const float* x, int stride, int rows, const Matrix& matr
 
 void Products::product(std::span<const Output> outputs, int rows, bool add) {
   const ActivationsView x = activations(rows, outputs.front().matrix->view());
-  over_groups(outputs.size(), [&](std::size_t i) { return outputs[i].matrix->view().groups(); },
+  over_groups(outputs.size(), product_groups, [&](std::size_t i) { return outputs[i].matrix->view().groups(); },
               [&](std::size_t i, int group, int groups, int thread) {
                 const Output& output = outputs[i];
                 operations_.product(output.matrix->view(), x, rows, group, groups, output.out, output.stride, add,
@@ -57,25 +51,33 @@ void Products::product(std::span<const Output> outputs, int rows, bool add) {
               });
 }
 
+int Products::groups_of_inputs(const MatrixView& matrix) {
+  if (!matrix.scales) return piece_inputs / lanes;
+  return (piece_inputs + matrix.activation_block - 1) / matrix.activation_block * matrix.activation_block / lanes;
+}
+
+void Products::quantize_piece(float* x, int rows, const Matrix& matrix, int group, const ActivationsView& out) const {
+  MatrixView view = matrix.view();
+  const int piece = groups_of_inputs(view) * lanes, column = group * lanes, filled = std::clamp(matrix.columns() - column, 0, piece);
+  const ActivationsView there = out.behind(view, column);
+  view.columns = std::min(piece, view.columns - column);
+  for (int row = 0; row < rows; ++row) {
+    float* own = x + size(row, piece);
+    std::fill(own + filled, own + piece, 0.0f);
+    operations_.quantize(own, view, there, row);
+  }
+}
+
 void Products::product(const Matrix& matrix, int rows, void (*elementwise)(float* x, int n), const Matrix& next, Products& to) {
   const MatrixView from = matrix.view(), into = next.view();
   const ActivationsView x = activations(rows, from), out = to.activations(rows, into);
-  const int piece = piece_for(into);
+  const int at_once = groups_of_inputs(into), piece = at_once * lanes;
   pieces_.reserve(size(rows * pool_.threads(), piece));
-  pool_.parallel((into.columns + piece - 1) / piece, [&](int i, int thread) {
-    const int column = i * piece, columns = std::min(piece, into.columns - column), group = column / lanes;
-    const int groups = std::min(piece / lanes, from.groups() - group);
-    MatrixView quantized = into;
-    quantized.columns = columns;
+  over_groups(1, at_once, [&](std::size_t) { return from.groups(); }, [&](std::size_t, int group, int groups, int thread) {
     float* outputs = row_of(pieces_, rows * thread, piece);
-    // Products write where row 0 has output 0.
-    operations_.product(from, x, rows, group, groups, outputs - column, piece, false, unpack_scratch(thread));
-    for (int row = 0; row < rows; ++row) {
-      float* own = outputs + size(row, piece);
-      if (column + columns > from.rows) std::fill(own + std::max(0, from.rows - column), own + piece, 0.0f);
-      elementwise(own, columns + (-columns & (lanes - 1)));
-      operations_.quantize(own, quantized, out.behind(into, column), row);
-    }
+    operations_.product(from, x, rows, group, groups, outputs - group * lanes, piece, false, unpack_scratch(thread));
+    for (int row = 0; row < rows; ++row) elementwise(outputs + size(row, piece), groups * lanes);
+    quantize_piece(outputs, rows, next, group, out);
   });
 }
 

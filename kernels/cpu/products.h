@@ -43,17 +43,25 @@ class Products {
   // takes them next: piece by piece, so that they are never in memory as floats.
   void product(const Matrix& matrix, int rows, void (*elementwise)(float* x, int n), const Matrix& next, Products& to);
 
-  // One loop over pieces of the outputs of some matrices: run(which of them, its first group, groups, thread).
+  // Groups of a matrix's inputs that lie in whole blocks, as a thread makes them at once.
+  static int groups_of_inputs(const MatrixView& matrix);
+
+  // A piece [rows][groups of inputs] of what a matrix takes, from one of its groups on, to rows of `out`; what is behind the
+  // matrix's columns is lost.
+  void quantize_piece(float* x, int rows, const Matrix& matrix, int group, const ActivationsView& out) const;
+
+  // One loop over pieces, of `at_once` groups, of the outputs of some matrices: run(which of them, its first group, groups,
+  // thread).
   template <class Groups, class Run>
-  void over_groups(std::size_t matrices, Groups&& groups_of, Run&& run) {
-    const auto pieces_of = [&](std::size_t i) { return (groups_of(i) + product_groups - 1) / product_groups; };
+  void over_groups(std::size_t matrices, int at_once, Groups&& groups_of, Run&& run) {
+    const auto pieces_of = [&](std::size_t i) { return (groups_of(i) + at_once - 1) / at_once; };
     int pieces = 0;
     for (std::size_t i = 0; i < matrices; ++i) pieces += pieces_of(i);
     pool_.parallel(pieces, [&](int piece, int thread) {
       std::size_t i = 0;
       for (; piece >= pieces_of(i); ++i) piece -= pieces_of(i);
-      const int group = piece * product_groups;
-      run(i, group, std::min(product_groups, groups_of(i) - group), thread);
+      const int group = piece * at_once;
+      run(i, group, std::min(at_once, groups_of(i) - group), thread);
     });
   }
 
