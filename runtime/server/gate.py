@@ -161,7 +161,8 @@ class _Inlet:
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 while self._more:
-                    await asyncio.wait_for(self(), SILENT_S)
+                    async with asyncio.timeout(SILENT_S):  # wait_for would take what has come for the end of both
+                        await self()
 
 
 class _Body:
