@@ -2,12 +2,13 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from salmonrun.runtime.cores import thread_count
 
 if TYPE_CHECKING:
-    from salmonrun.runtime import Engine
+    from salmonrun.runtime import Engine, Limits
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,20 +41,36 @@ def check_engine_arguments(arguments: argparse.Namespace) -> None:
 
 
 def load_engine(arguments: argparse.Namespace) -> "Engine":
-    """The engine asked for; where its bundle comes from the hub, what was downloaded is said."""
-    from salmonrun.runtime.engine import Engine
-    from salmonrun.runtime.hub import locate_bundle
+    """The engine asked for, for who sits in front of the command: `-v` shows the log, and a download is said."""
     from salmonrun.runtime.log import show_log
 
     if arguments.verbose:
         show_log(arguments.verbose)
-    located = locate_bundle(arguments.bundle)
+    return open_engine(arguments, arguments.bundle, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def open_engine(
+    arguments: argparse.Namespace, bundle: str, told: Callable[[str], object], limits: "Limits | None" = None
+) -> "Engine":
+    """An engine of the options that all commands have.
+
+    Args:
+        arguments: of `add_engine_arguments`.
+        bundle: which one: a command may have several.
+        told: is given a line about a bundle that comes from the hub.
+        limits: None: the engine's own.
+    """
+    from salmonrun.runtime.engine import Engine
+    from salmonrun.runtime.hub import locate_bundle
+
+    located = locate_bundle(bundle)
     if located.hub:
-        print(located, file=sys.stderr, flush=True)
+        told(str(located))
     return Engine.load(
         located.folder,
         device=arguments.device,
         threads=arguments.threads,
+        limits=limits,
         release_weights=arguments.release_weights,
     )
 

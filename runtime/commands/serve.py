@@ -5,9 +5,10 @@ import importlib.util
 import os
 from functools import partial
 
-from salmonrun.runtime.commands.options import add_engine_arguments, check_engine_arguments
+from salmonrun.runtime.commands.options import add_engine_arguments, check_engine_arguments, open_engine
 from salmonrun.runtime.config import Limits
 from salmonrun.runtime.errors import ConfigError, MissingExtraError
+from salmonrun.runtime.log import LOGGER
 from salmonrun.runtime.server.config import KEYS, PAGE, ServerConfig, keys_in
 
 LIMITS: dict[str, tuple[type, str]] = {  # fields of ServerConfig
@@ -101,7 +102,6 @@ def _settings(arguments: argparse.Namespace) -> ServerConfig:
 
 def _run(arguments: argparse.Namespace, config: ServerConfig) -> int:
     """Serve until it is told to end."""
-    from salmonrun.runtime.engine import Engine
     from salmonrun.runtime.server.exporting import tracer_provider
     from salmonrun.runtime.server.log import show_json_log
     from salmonrun.runtime.server.server import Server
@@ -109,20 +109,13 @@ def _run(arguments: argparse.Namespace, config: ServerConfig) -> int:
     show_json_log(arguments.verbose)
     spans = tracer_provider(os.environ)
 
-    def load(bundle: str) -> Engine:
-        limits = Limits(max_cache_mib=arguments.max_cache_mib)
-        return Engine.from_pretrained(
-            bundle,
-            device=arguments.device,
-            threads=arguments.threads,
-            limits=limits,
-            release_weights=arguments.release_weights,
-        )
+    limits = Limits(max_cache_mib=arguments.max_cache_mib)
+    load = partial(open_engine, arguments, told=LOGGER.info, limits=limits)
 
     def ready(address: str) -> None:
         page = f", page: {address}{PAGE}" if config.page else ""
         print(f"ready: {address}/v1{page}", flush=True)
 
-    beside = partial(load, arguments.page_with) if arguments.page_with else None
-    Server(partial(load, arguments.bundle), config, ready, spans, beside).run()
+    beside = partial(load, bundle=arguments.page_with) if arguments.page_with else None
+    Server(partial(load, bundle=arguments.bundle), config, ready, spans, beside).run()
     return 0

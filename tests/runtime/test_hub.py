@@ -1,5 +1,6 @@
 """Bundles of the Hugging Face Hub, by its own client from a server on loopback: what is fetched, kept and refused."""
 
+import argparse
 import json
 import logging
 import os
@@ -13,7 +14,8 @@ import pytest
 from huggingface_hub import constants
 
 from salmonrun.export import push_bundle
-from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime import Engine, GenerationConfig, Limits
+from salmonrun.runtime.commands.options import add_engine_arguments, open_engine
 from salmonrun.runtime.errors import (
     BundleError,
     BundleIntegrityError,
@@ -214,6 +216,18 @@ def test_commands_take_a_hub_id(tiny_bundle: Path, speech: Path, tmp_path: Path)
     assert (gone.returncode, gone.stdout) == (1, "")
     assert gone.stderr.splitlines()[-1].startswith(f"error: {REPO} is not here as a folder, nor wholly in")
     assert "Traceback" not in gone.stderr
+
+
+def test_a_server_tells_its_log_what_it_downloaded(pushed: Hub) -> None:
+    """And nobody else: its standard error has lines of JSON alone."""
+    parser, told = argparse.ArgumentParser(), list[str]()
+    add_engine_arguments(parser)
+    arguments = parser.parse_args([f"{REPO}@main", "--threads", "1"])
+    with open_engine(arguments, REPO, told.append, Limits(max_cache_mib=16)) as engine:
+        report = engine.report()
+        assert (report.threads, engine.model.limits.max_cache_mib) == (1, 16)
+    (line,) = told
+    assert line.startswith(f"{REPO}@{pushed.repositories[REPO].branches['main']}: ")
 
 
 def test_without_the_extra() -> None:
