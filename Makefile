@@ -2,7 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# By the environment, constraints hold for what builds in isolation, too; newer versions of pip have a name of its own for these.
+CONSTRAINED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
+PIP := $(CONSTRAINED) $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Kernels take minutes to compile: once for the environment, the wheel and the wheel of the tests (setup.py).
+export SALMONRUN_KERNEL_CACHE := $(CURDIR)/build/kernels
 
 .PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak hearing kernels conformance emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test
 

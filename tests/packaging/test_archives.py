@@ -27,12 +27,17 @@ SOURCES = (".cpp", ".h", "CMakeLists.txt")  # in the sdist alone
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sdist, and the wheel built out of it and not out of the checkout."""
-    out = tmp_path_factory.mktemp("archives")
+    base = tmp_path_factory.getbasetemp()
+    out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "archives"
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    with (out.parents[1] / "archives.lock").open("w") as one_at_a_time:  # an sdist is put together in the checkout
+    with out.with_suffix(".lock").open("w") as one_at_a_time:  # an sdist is put together in the checkout
         fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-        done = subprocess.run(command, cwd=out, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+        if not out.exists():  # else another worker has built them
+            kept = {"SALMONRUN_KERNEL_CACHE": str(ROOT / "build" / "kernels")}
+            done = subprocess.run(
+                command, cwd=base, env={**os.environ, **kept}, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
     return out
 
 
