@@ -4,6 +4,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Else bitsandbytes has what it computes on a CPU compiled, anew for every shape: seconds each, for the same values.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # PyTorch reads it when it is imported
+
 import pytest
 import torch
 from hypothesis import settings
