@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
@@ -65,7 +66,7 @@ class DecoderReport:
     cache_bytes: int = 0  # reserved for keys and values, now
     cache_usage: float = 0.0  # share of `Limits.max_cache_mib` that is promised; 0 without that limit
     instruction_set: str | None = None  # of the native decoder's kernels, chosen at run time
-    huge_page_bytes: int | None = None  # of its weights, that lie in huge pages; None: not known, or another decoder
+    weights: Path | None = None  # the file that is mapped, of the native decoder; None: another, or none is
 
 
 class Decoder(Protocol[S]):

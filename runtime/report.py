@@ -7,6 +7,7 @@ from pathlib import Path
 
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.onnx_runtime import onnxruntime
+from salmonrun.runtime.tensor_file import huge_page_bytes
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def describe(model: Model) -> Report:
         decoder=decoder.name,
         device=decoder.device,
         instruction_set=decoder.instruction_set,
-        huge_page_bytes=decoder.huge_page_bytes,
+        huge_page_bytes=huge_page_bytes(decoder.weights) if decoder.weights else None,
         providers={**{name: part.providers for name, part in parts.items()}, "llm": decoder.providers},
         precision=manifest.precisions(decoder.name),
         window=manifest.audio.window,

@@ -20,7 +20,7 @@ from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.native_weights import load_model
 from salmonrun.runtime.errors import ClosedError
 from salmonrun.runtime.matrices import kernels
-from salmonrun.runtime.tensor_file import TensorFile, huge_page_bytes
+from salmonrun.runtime.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     from salmonrun.kernels.cpu import _native
@@ -141,7 +141,6 @@ class NativeDecoder:
     def describe(self) -> DecoderReport:
         """What the extension runs with."""
         model = self._model
-        huge = huge_page_bytes(self._weights) if self._weights else None
         return DecoderReport(
             name="native",
             device="cpu",
@@ -150,7 +149,7 @@ class NativeDecoder:
             cache_bytes=model.cache_bytes,
             cache_usage=self._budget.usage,
             instruction_set=model.instruction_set,
-            huge_page_bytes=huge,
+            weights=self._weights,
         )
 
     def _run(self, chunks: Sequence[Chunk[NativeSlot]], embeds: Sequence[F32]) -> list[F32]:

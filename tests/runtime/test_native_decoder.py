@@ -23,7 +23,7 @@ from salmonrun.runtime.decoder import Chunk, prefill, step, verify
 from salmonrun.runtime.decoders import choose
 from salmonrun.runtime.decoders.native_decoder import NativeDecoder
 from salmonrun.runtime.errors import BundleError, BusyError, CapacityError, ClosedError, ConfigError
-from salmonrun.runtime.tensor_file import TensorFile
+from salmonrun.runtime.tensor_file import TensorFile, huge_page_bytes
 from tests.helpers.llms import BASE, LLMS, random_llm, write_native_llm
 from tests.helpers.native_llms import stored_model
 
@@ -172,7 +172,8 @@ def test_the_report_says_what_runs(base: Native) -> None:
     assert (report.name, report.device, report.threads) == ("native", "cpu", 2)
     assert report.instruction_set == load_native().instruction_sets()[0]
     assert report.cache_bytes == 0
-    assert (report.huge_page_bytes is None) == (not Path("/proc/self/smaps").exists())
+    assert report.weights is not None
+    assert (huge_page_bytes(report.weights) is None) == (not Path("/proc/self/smaps").exists())
 
 
 def test_keys_and_values_as_bytes(base: Native) -> None:

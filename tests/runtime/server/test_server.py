@@ -156,6 +156,18 @@ def test_metrics(server: Running) -> None:
     assert 'salmonrun_requests_total{endpoint="/v1/audio/transcriptions",status="200"}' in text
 
 
+def test_metrics_are_cheap(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is read for them: the system's list of what is mapped takes it tens of milliseconds."""
+
+    def refuse(path: Path, *_: object, **__: object) -> str:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    status, text, _ = get(f"{server.url}/metrics")
+    assert status == 200
+    assert "salmonrun_kv_cache_bytes 0.0" in text
+
+
 def test_a_full_queue(demo_engine: Engine, held: threading.Event) -> None:
     with serving(demo_engine, max_running=1, max_waiting=1) as running, ThreadPoolExecutor(2) as threads:
         answers = [threads.submit(transcribe, running)]
