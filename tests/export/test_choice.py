@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,24 +58,45 @@ def test_products_are_what_the_kernels_take_at_once() -> None:
     }
 
 
-def test_a_loose_budget_takes_int4_a_tight_one_int8_and_one_between_both(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Exported:
+    """Bundles within a loose budget, and within one between what int4 and what int8 holds."""
+
+    folder: Path
+    annotation: Path
+    loose: Choice
+    limit: float
+    mixed: Choice
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     pytest.importorskip("salmonrun.kernels.cpu._native")
-    annotation = write_speech(tmp_path, 6)
-    loose = chosen(tiny_checkpoint, tmp_path / "int4", annotation, Budget("kl", 1e9))
+    folder = tmp_path_factory.mktemp("chosen")
+    annotation = write_speech(folder, 6)
+    loose = chosen(tiny_checkpoint, folder / "int4", annotation, Budget("kl", 1e9))
+    limit = (of(loose, "int4, calibrated").kl * of(loose, "int8").kl) ** 0.5
+    mixed = chosen(tiny_checkpoint, folder / "mixed", annotation, Budget("kl", limit))
+    return Exported(folder, annotation, loose, limit, mixed)
+
+
+def test_a_loose_budget_takes_int4_a_tight_one_int8_and_one_between_both(
+    tiny_checkpoint: Path, exported: Exported, tmp_path: Path
+) -> None:
+    loose, mixed, limit = exported.loose, exported.mixed, exported.limit
     assert loose.chosen == "int4, calibrated"
     assert (loose.recordings, loose.tokens % loose.recordings) == (3, 0)
     int4, int8 = of(loose, "int4, calibrated"), of(loose, "int8")
     assert int8.kl < int4.kl
     assert int8.bytes > int4.bytes
-    limit = (int4.kl * int8.kl) ** 0.5
-    mixed = chosen(tiny_checkpoint, tmp_path / "mixed", annotation, Budget("kl", limit))
     assert mixed.chosen.endswith("products in int8")
     assert of(mixed, mixed.chosen).kl <= limit
     assert all(one.kl > limit for one in mixed.tried if one.bytes < of(mixed, mixed.chosen).bytes)
-    tight = chosen(tiny_checkpoint, tmp_path / "int8", annotation, Budget("kl", int8.kl))
+    tight = chosen(tiny_checkpoint, tmp_path / "int8", exported.annotation, Budget("kl", int8.kl))
     assert of(tight, tight.chosen).kl <= int8.kl
     assert not left_behind(tmp_path)
-    check_mixed(tiny_checkpoint, tmp_path / "mixed", mixed)
+    assert not left_behind(exported.folder)
+    check_mixed(tiny_checkpoint, exported.folder / "mixed", mixed)
 
 
 def check_mixed(checkpoint: Path, folder: Path, choice: Choice) -> None:
@@ -170,14 +192,9 @@ export_bundle(checkpoint, out, options, None, annotation)
 
 
 def test_a_killed_calibration_goes_on_to_the_same_bundle(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("salmonrun.kernels.cpu._native")
-    annotation = write_speech(tmp_path, 6)
-    loose = chosen(tiny_checkpoint, tmp_path / "loose", annotation, Budget("kl", 1e9))
-    limit = (of(loose, "int4, calibrated").kl * of(loose, "int8").kl) ** 0.5
-    whole = chosen(tiny_checkpoint, tmp_path / "whole", annotation, Budget("kl", limit))
-    out = tmp_path / "cut"
+    annotation, limit, out = exported.annotation, exported.limit, tmp_path / "cut"
     command = [sys.executable, "-c", KILLED, str(tiny_checkpoint), str(out), str(annotation), str(limit)]
     for left in (["behind-1.npz"], ["behind-2.npz", "products.jsonl"]):
         assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
@@ -188,11 +205,11 @@ def test_a_killed_calibration_goes_on_to_the_same_bundle(
     measured = [json.loads(line) for line in (kept / "products.jsonl").read_text().splitlines()[1:]]
     assert measured[-1]["product"] == "model.layers.1.self_attn.o"
     rounded = counted(monkeypatch, calibrated, "round_compensated")
-    assert chosen(tiny_checkpoint, out, annotation, Budget("kl", limit)) == whole
+    assert chosen(tiny_checkpoint, out, annotation, Budget("kl", limit)) == exported.mixed
     assert rounded == []
     assert not left_behind(tmp_path)
     for file in ("llm/native.bin", "llm/decoder.onnx", "llm/decoder.onnx.data"):
-        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        assert (out / file).read_bytes() == (exported.folder / "mixed" / file).read_bytes()
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> list[str]:
