@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # By the environment, constraints hold for what builds in isolation, too; newer versions of pip have a name of its own for these.
 CONSTRAINED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 PIP := $(CONSTRAINED) $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Tests start hundreds of processes: each would compile all that it imports, where the environment says that nothing is kept.
+unexport PYTHONDONTWRITEBYTECODE
 # Kernels take minutes to compile: once for the environment, the wheel and the wheel of the tests (setup.py).
 export SALMONRUN_KERNEL_CACHE := $(CURDIR)/build/kernels
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from salmonrun.runtime import Engine, GenerationConfig
+from salmonrun.runtime import Engine, GenerationConfig, Result
 from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.audio import SAMPLE_RATE
 from salmonrun.runtime.commands.transcripts.batch_progress import BatchProgress
@@ -40,6 +40,20 @@ def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         start, length = 14_000 * number, 16_000 + 800 * number
         soundfile.write(place / f"{number:02}.wav", story[start : start + length], rate)
     return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_engine: Engine, talks: Path) -> dict[str, Result]:
+    """By the recording's place: what the engine says when it is asked about one after the other."""
+    config = GenerationConfig(max_new_tokens=8)
+    return {
+        path.relative_to(talks).with_suffix("").as_posix(): tiny_engine.generate(path, config=config)
+        for path in talks.rglob("*.wav")
+    }
+
+
+def tokens(results: dict[str, Result]) -> dict[str, list[int]]:
+    return {place: result.token_ids for place, result in results.items()}
 
 
 def answers(folder: Path) -> dict[str, list[int]]:
@@ -98,7 +112,7 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Pa
 
 
 def test_all_formats_as_the_recordings_lie(
-    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tiny_engine: Engine, talks: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, talks: Path, alone: dict[str, Result], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     code, lines, err = run(capsys, "transcribe", tiny_bundle, talks, "-f", "all", "-o", out, *FEW)
@@ -110,25 +124,32 @@ def test_all_formats_as_the_recordings_lie(
     assert re.fullmatch(
         r"30 of 30 recordings written, 0\.\d min of audio in [\d.:]+( s)?, real-time factor \d+\.\d{3}", err[-1]
     )
-    config = GenerationConfig(max_new_tokens=8)
-    alone = {str(place): tiny_engine.generate(talks / f"{place}.wav", config=config) for place in places}
-    assert answers(out) == {place: result.token_ids for place, result in alone.items()}
+    assert answers(out) == tokens(alone)  # four at once
     assert all((out / f"{place}.txt").read_text().strip() == one_line(r.text) for place, r in alone.items())
 
 
-@pytest.mark.parametrize("workers", [1, 3, 8])
+@pytest.mark.parametrize("workers", [1, 8])
 def test_the_number_of_workers_changes_no_answer(
-    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, talks: Path, tmp_path: Path, workers: int
+    capsys: pytest.CaptureFixture[str],
+    tiny_bundle: Path,
+    talks: Path,
+    alone: dict[str, Result],
+    tmp_path: Path,
+    workers: int,
 ) -> None:
     run(capsys, "transcribe", tiny_bundle, talks, "-f", "json", "-o", tmp_path / "many", "--workers", workers, *FEW)
+    assert answers(tmp_path / "many") == tokens(alone)
+
+
+def test_without_files_the_answers_are_the_same(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, talks: Path, alone: dict[str, Result]
+) -> None:
     code, lines, _ = run(capsys, "transcribe", tiny_bundle, talks, "--json", *FEW)
     assert code == 0
-    documents = [json.loads(line) for line in lines]
-    alone = {
+    assert tokens(alone) == {
         Path(document["file"]).relative_to(talks).with_suffix("").as_posix(): document["segments"][0]["token_ids"]
-        for document in documents
+        for document in map(json.loads, lines)
     }
-    assert answers(tmp_path / "many") == alone
 
 
 def test_beside_the_recordings_and_what_is_missing(
@@ -233,7 +254,7 @@ def stop_in_the_middle(process: subprocess.Popen[str], out: Path, number: signal
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_run_that_was_stopped_goes_on(
-    tiny_bundle: Path, tiny_engine: Engine, talks: Path, tmp_path: Path, number: signal.Signals
+    tiny_bundle: Path, talks: Path, alone: dict[str, Result], tmp_path: Path, number: signal.Signals
 ) -> None:
     """No file is half, none is done twice, none is lost, and the answers are those of one by one."""
     out = tmp_path / "out"
@@ -260,12 +281,7 @@ def test_a_run_that_was_stopped_goes_on(
     assert not again & done
     assert all((path.stat().st_mtime_ns, path.read_bytes()) == what for path, what in before.items())
     assert not list(out.rglob(".*.partial"))
-    config = GenerationConfig(max_new_tokens=8)
-    alone = {
-        path.relative_to(talks).with_suffix("").as_posix(): tiny_engine.generate(path, config=config).token_ids
-        for path in talks.rglob("*.wav")
-    }
-    assert answers(out) == alone
+    assert answers(out) == tokens(alone)
 
 
 # Progress

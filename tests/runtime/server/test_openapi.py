@@ -21,6 +21,11 @@ FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
 EXAMPLES = os.environ.get("EXAMPLES", "6")  # of each route; make conformance asks more
 
 
+@pytest.fixture(scope="module")
+def schema(server: Running) -> Any:
+    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+
+
 def test_every_answer_is_by_the_schema(demo_engine: Engine, tmp_path: Path) -> None:
     """Statuses, types, headers and bodies; what is wrong is refused, and so is who has no key."""
     config = ROOT / "tests" / "assets" / "schemathesis" / "schemathesis.toml"
@@ -36,21 +41,20 @@ def test_every_answer_is_by_the_schema(demo_engine: Engine, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])
 @pytest.mark.parametrize("fields", [{"response_format": name} for name in FORMATS] + [{"stream": True}], ids=str)
-def test_transcriptions(server: Running, path: str, fields: dict[str, Any]) -> None:
+def test_transcriptions(schema: Any, path: str, fields: dict[str, Any]) -> None:
     """What it invents is hardly ever a recording and a task that there is: so it is given some."""
     body = {"file": SHOPPING.read_bytes(), "prompt": "Write down what is said.", **fields}
-    asked(server, path, body, "multipart/form-data")
+    asked(schema, path, body, "multipart/form-data")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_completions(server: Running, stream: bool) -> None:
+def test_completions(schema: Any, stream: bool) -> None:
     data = base64.b64encode(SHOPPING.read_bytes()).decode()
     content = [{"type": "input_audio", "input_audio": {"data": data, "format": "flac"}}]
     body = {"messages": [{"role": "user", "content": content}], "task": "asr", "stream": stream}
-    asked(server, "/v1/chat/completions", body, "application/json")
+    asked(schema, "/v1/chat/completions", body, "application/json")
 
 
-def asked(server: Running, path: str, body: dict[str, Any], media_type: str) -> None:
-    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+def asked(schema: Any, path: str, body: dict[str, Any], media_type: str) -> None:
     case = schema[path]["POST"].Case(body=body, media_type=media_type)
     assert case.call_and_validate().status_code == 200
