@@ -18,7 +18,7 @@ from salmonrun.runtime import Engine, GenerationConfig, Result
 from salmonrun.runtime.__main__ import main
 from salmonrun.runtime.audio import SAMPLE_RATE
 from salmonrun.runtime.commands.transcripts.batch_progress import BatchProgress
-from salmonrun.runtime.commands.transcripts.files import Job
+from salmonrun.runtime.commands.transcripts.files import Job, claimed
 from salmonrun.runtime.commands.transcripts.recordings import find_recordings
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.latency.recording import STORY
@@ -282,6 +282,46 @@ def test_a_run_that_was_stopped_goes_on(
     assert all((path.stat().st_mtime_ns, path.read_bytes()) == what for path, what in before.items())
     assert not list(out.rglob(".*.partial"))
     assert answers(out) == tokens(alone)
+
+
+# Two runs at once
+
+
+def test_what_another_run_writes_is_left_to_it(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, speech: Path, tmp_path: Path
+) -> None:
+    talks, out = tmp_path / "talks", tmp_path / "out"
+    talks.mkdir()
+    for name in ("a.wav", "b.wav"):
+        shutil.copyfile(speech, talks / name)
+    asked = ("transcribe", tiny_bundle, talks, "-o", out, *FEW)
+    with claimed(Job(str(talks / "a.wav"), {"txt": out / "a.txt"})):
+        code, lines, err = run(capsys, *asked)
+        assert (code, lines) == (1, [f"{talks / 'b.wav'}: {out / 'b.txt'}"])
+        assert err[-1] == (
+            f"  {talks / 'a.wav'}: another run of salmonrun transcribe is writing {out / 'a.txt'}: leave it to that "
+            "one, or choose another --output-dir"
+        )
+        (out / "a.txt").write_text("what it said")
+    assert sorted(path.name for path in out.iterdir()) == ["a.txt", "b.txt"]
+    with claimed(Job("a.wav", {"txt": out / "a.txt"})) as left:
+        assert left == {}  # it was written since it was planned
+    with claimed(Job("a.wav", {"txt": out / "a.txt"}, overwrite=True)) as left:
+        assert left == {"txt": out / "a.txt"}
+
+
+def test_two_runs_share_the_work(tiny_bundle: Path, talks: Path, alone: dict[str, Result], tmp_path: Path) -> None:
+    """Each recording is written once, by the one or the other; what one was at when the other came to it is told."""
+    both = [start(tiny_bundle, talks, tmp_path / "out") for _ in range(2)]
+    told = [process.communicate(timeout=KILL_S) for process in both]
+    written = [line.split(": ")[0] for lines, _ in told for line in lines.splitlines()]
+    assert len(written) == len(set(written)) == 30
+    for process, (_, err) in zip(both, told, strict=True):
+        failed = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert process.returncode == bool(failed)
+        assert all("another run of salmonrun transcribe is writing" in line for line in failed)
+    assert answers(tmp_path / "out") == tokens(alone)
+    assert not list((tmp_path / "out").rglob(".*.partial"))
 
 
 # Progress

@@ -2,14 +2,14 @@
 
 import errno
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
 from salmonrun.runtime.commands.transcripts.batch_progress import BatchProgress
-from salmonrun.runtime.commands.transcripts.files import Job, write_transcript
+from salmonrun.runtime.commands.transcripts.files import Job, claimed, write_transcript
 from salmonrun.runtime.commands.transcripts.transcriber import Transcriber
+from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.transcript import Transcript
 
 # Recordings at once. The encoders work on one at a time, and the searches of all share their rounds: the second keeps
@@ -55,22 +55,22 @@ def run_batch(transcriber: Transcriber, jobs: tuple[Job, ...], workers: int, pro
 
 
 def _answer(transcriber: Transcriber, job: Job, progress: BatchProgress, cancel: threading.Event) -> Outcome:
-    transcript = transcriber.transcribe(job.file, progress, cancel)
-    error = str(transcript.error or "")
-    if not error and not cancel.is_set():  # what was cancelled is not whole
-        error = _unwritten(lambda: write_transcript(transcript, job.targets))
-    return Outcome(job, _seconds(transcript), "" if error else transcript.summary(), error)
-
-
-def _unwritten(write: Callable[[], None]) -> str:
-    """Why a file cannot be written, where another could: a name that is too long, a folder that is not ours."""
+    """Files that cannot be written, where others could, are an outcome: a long name, a folder that is not ours."""
     try:
-        write()
+        with claimed(job) as targets:
+            if not targets:
+                return Outcome(replace(job, targets={}), 0.0, "another run has written it", "")
+            transcript = transcriber.transcribe(job.file, progress, cancel)
+            if not transcript.error and not cancel.is_set():  # what was cancelled is not whole
+                write_transcript(transcript, targets)
+    except ConfigError as error:
+        return Outcome(job, 0.0, "", str(error))
     except OSError as error:
         if error.errno in _FULL:
             raise
-        return str(error)
-    return ""
+        return Outcome(job, 0.0, "", str(error))
+    failed = str(transcript.error or "")
+    return Outcome(job, _seconds(transcript), "" if failed else transcript.summary(), failed)
 
 
 def _seconds(transcript: Transcript) -> float:

@@ -48,7 +48,7 @@ class BatchProgress:
             self._tell()
 
     def ended(self, job: Job, audio_s: float, summary: str, error: str) -> None:
-        """A recording is written, or failed."""
+        """A recording is written, or failed; or there was nothing of it left to be written."""
         with self._lock:
             self._line.close()
             self._ended += 1
@@ -56,9 +56,11 @@ class BatchProgress:
             self._whole_s += audio_s
             if error:
                 print(f"error: {job.file}: {error}", file=self._report, flush=True)
-            else:
+            elif job.targets:
                 print(f"{job.file}: {', '.join(map(str, job.targets.values()))}", file=self._out, flush=True)
                 print(f"  {summary}", file=self._report, flush=True)
+            else:
+                print(f"{job.file}: {summary}", file=self._report, flush=True)
             self._tell()
 
     def close(self) -> None:

@@ -1,7 +1,9 @@
 """Files of transcripts: which are to be written, and how they are, so that each is whole or not there."""
 
+import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ class Job:
 
     file: str
     targets: dict[str, Path]  # by format
+    overwrite: bool = False  # files that are there
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,73 @@ def plan_files(recordings: Sequence[Recording], formats: Sequence[str], folder: 
         targets = {form: targets[number] for form, targets in all_targets.items()}
         missing = {form: target for form, target in targets.items() if overwrite or not os.path.lexists(target)}
         if missing:
-            jobs.append(Job(recording.file, missing))
+            jobs.append(Job(recording.file, missing, overwrite))
     return Plan(tuple(jobs), len(recordings) - len(jobs))
 
 
+@contextmanager
+def claimed(job: Job) -> Iterator[dict[str, Path]]:
+    """Keep other runs from a job's files until the context ends: those that are still to be written.
+
+    What is written aside is locked, and the system itself lets go of the locks of a run that is killed.
+
+    Raises:
+        ConfigError: another run is writing one of them.
+        OSError: they cannot be written.
+    """
+    with ExitStack() as locks:
+        for target in job.targets.values():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(_locked(target))
+        yield {form: target for form, target in job.targets.items() if job.overwrite or not os.path.lexists(target)}
+
+
 def write_transcript(transcript: Transcript, targets: dict[str, Path]) -> None:
-    """Each format into its file: written aside and renamed, so that a run that is killed leaves none half-written.
+    """Each format into its claimed file: written aside and renamed, so that a killed run leaves none half-written.
 
     What such a run leaves aside is written anew by the next.
     """
     for form, target in targets.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.partial")
+        aside = _aside(target)
+        # A file name in JSON need not be valid text.
+        aside.write_text(FORMATS[form](transcript), "utf-8", "backslashreplace", newline="\n")
+        aside.replace(target)
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    aside = _aside(target)
+    with aside.open("ab") as file:
+        if not _lock(file.fileno()) or not _is(aside, file.fileno()):  # who had the lock may have renamed it just now
+            raise ConfigError(
+                f"another run of salmonrun transcribe is writing {target}: leave it to that one, or choose another "
+                "--output-dir"
+            )
         try:
-            # A file name in JSON need not be valid text.
-            aside.write_text(FORMATS[form](transcript), "utf-8", "backslashreplace", newline="\n")
-            aside.replace(target)
+            yield
         finally:
-            aside.unlink(missing_ok=True)
+            if _is(aside, file.fileno()):  # and neither renamed nor another run's by now
+                aside.unlink()
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether nobody else has the file's lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
 
 
 def _target(recording: Recording, form: str, folder: str | None) -> Path:
