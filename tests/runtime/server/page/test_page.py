@@ -14,6 +14,7 @@ import soundfile
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("gradio_client", reason="the extra demo is not installed")
 
+from gradio_client.exceptions import AppError
 from websockets.sync.client import connect
 
 from salmonrun.runtime import Engine, GenerationConfig
@@ -245,7 +246,7 @@ def test_open_pages_do_not_keep_a_server_from_ending(visit: Visit, demo_engine: 
 
 def test_addresses_are_not_fetched(visit: Visit, paged: Running) -> None:
     file = {"path": f"{paged.url}/health", "meta": {"_type": "gradio.FileData"}}
-    with pytest.raises(Exception, match=r"."):
+    with pytest.raises(AppError, match="a recording is a file, and not an address: upload it"):
         visit(paged).predict(file, "asr", "", 1, 100, api_name="/ask")
 
 
