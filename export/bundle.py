@@ -26,6 +26,7 @@ from salmonrun.export.manifest import (
     list_files,
     make_manifest,
     max_length,
+    stored_torch,
     write_manifest,
 )
 from salmonrun.export.options import ExportOptions
@@ -37,6 +38,8 @@ from salmonrun.export.weights.encoders import max_frames, native_encoders, write
 from salmonrun.export.weights.kept import identity, kept_beside
 from salmonrun.export.weights.native import FILE as NATIVE_FILE
 from salmonrun.export.weights.native import native_weights, write_native
+from salmonrun.export.weights.pytorch import FILE as TORCH_FILE
+from salmonrun.export.weights.pytorch import write_torch
 from salmonrun.export.weights.stored import StoredLlm
 from salmonrun.runtime.audio import Audio, load_audio
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError, MissingExtraError
@@ -132,11 +135,11 @@ def _provable(options: ExportOptions) -> ExportOptions:
     try:
         kernels()
     except MissingExtraError as error:
-        asked = [chosen for chosen in (options.decoder, options.encoder) if chosen not in (None, "onnx")]
-        if asked or "onnx" not in decoders:
+        asked = [chosen for chosen in (options.decoder, options.encoder) if chosen in ("native", "both")]
+        if asked or decoders == ("native",):
             raise
         logging.getLogger("salmonrun").warning("the bundle gets weights for ONNX Runtime alone: %s", error)
-        return replace(options, decoder="onnx", encoder="onnx")
+        return replace(options, decoder="onnx" if "native" in decoders else options.decoder, encoder="onnx")
     return options
 
 
@@ -197,6 +200,9 @@ def _write(
         if "native" in options.decoders:
             progress("writing llm, native")
             _write_native(source, llm, options, folder / NATIVE_FILE, progress)
+        if "torch" in options.decoders:
+            progress("writing llm, torch")
+            _write_torch(source, llm, options, folder / TORCH_FILE, progress)
         _write_embedding(source, folder / EMBEDDING_FILE)
         shutil.copyfile(source.tokenizer_file, folder / "tokenizer.json")
         manifest = make_manifest(source, options, graphs, folder, llm)
@@ -277,6 +283,14 @@ def _write_native(source: Checkpoint, llm: StoredLlm, options: ExportOptions, pa
     with progress.weights("reading weights", size) as step:
         weights = native_weights(llm.precision, llm.block, llm.int8)
         write_native(path, shape, llm.tensors, weights, max_length(source, options), step)
+
+
+def _write_torch(source: Checkpoint, llm: StoredLlm, options: ExportOptions, path: Path, progress: Progress) -> None:
+    """The LLM for the torch decoder, its tensors' names and shapes checked before anything is written."""
+    shape, size = LlmShape.from_config(source.config.llm), _llm_size(source)
+    with progress.weights("reading weights", size) as step:
+        weights = stored_torch(source, options, llm)
+        write_torch(path, shape, llm.tensors, weights, max_length(source, options), step)
 
 
 def _llm_size(source: Checkpoint) -> int:

@@ -86,6 +86,7 @@ def _files(manifest: Manifest) -> str:
     runs = {graph.weights: "ONNX Runtime" for graph in manifest.graphs.values()}
     runs |= {graph.file: "ONNX Runtime" for graph in manifest.graphs.values()}
     runs |= dict.fromkeys(manifest.native_files, "our own kernels for CPUs")
+    runs |= {manifest.llm.weights.torch.file: "PyTorch"} if manifest.llm.weights.torch else {}
     sizes = {name: spec.size for name, spec in manifest.files.items()}
     large = sorted((name for name in sizes if sizes[name] >= _SMALL), key=lambda name: -sizes[name])
     rows = [f"| `{name}` | {sizes[name] / 2**20:.1f} | {runs.get(name, '')} |" for name in large]

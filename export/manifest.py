@@ -11,6 +11,7 @@ from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.options import ExportOptions
 from salmonrun.export.weights.encoders import native_encoders
 from salmonrun.export.weights.native import NF4_BLOCK, native_weights
+from salmonrun.export.weights.pytorch import torch_weights
 from salmonrun.export.weights.stored import StoredLlm
 from salmonrun.runtime import __version__
 from salmonrun.runtime.bundle import file_sha256
@@ -28,6 +29,7 @@ from salmonrun.runtime.manifest import (
     OnnxWeights,
     Precision,
     Provenance,
+    TorchWeights,
     WeightPrecision,
     manifest_bytes,
 )
@@ -139,8 +141,15 @@ def llm_spec(source: Checkpoint, options: ExportOptions, stored: StoredLlm) -> L
         weights=LlmWeights(
             onnx=_onnx_weights(options, stored) if "onnx" in options.decoders else None,
             native=native,
+            torch=stored_torch(source, options, stored) if "torch" in options.decoders else None,
         ),
     )
+
+
+def stored_torch(source: Checkpoint, options: ExportOptions, stored: StoredLlm) -> TorchWeights:
+    """How the torch decoder's file has an LLM that is stored so."""
+    dtype = source.parts["llm"][EMBEDDING]().dtype
+    return torch_weights(stored.precision, options.target, dtype, stored.block, stored.int8)
 
 
 def _check_ids(source: Checkpoint, vocab_size: int) -> None:

@@ -11,7 +11,7 @@ EncoderPrecision = Literal["fp32", "bf16", "int8"]
 LlmPrecision = Literal["fp32", "int8", "int4", "nf4"]
 Target = Literal["cpu", "cuda"]
 AudioWindow = Literal["padded", "trimmed"]
-ExportDecoder = Literal["onnx", "native", "both"]
+ExportDecoder = Literal["onnx", "native", "both", "torch"]
 ExportEncoder = Literal["onnx", "native", "both"]
 
 DEFAULT_MAX_LENGTH = 4096
@@ -91,7 +91,9 @@ class ExportOptions:
                 f"encoder is {self.encoder!r} with target 'cuda'; our own kernels run on a CPU: use --encoder onnx"
             )
         if self.llm_precision == "nf4" and self.decoder in ("onnx", "both"):
-            raise ConfigError("nf4 runs in the native decoder alone; leave out --decoder, or use --llm-precision int4")
+            raise ConfigError(
+                "nf4 runs in the native and the torch decoder; leave out --decoder, or use --llm-precision int4"
+            )
         if "native" in self.decoders and not self._native_runs:
             raise ConfigError(
                 f"decoder is {self.decoder!r} with target {self.target!r} and llm_precision {self.llm_precision!r}; "
@@ -110,10 +112,10 @@ class ExportOptions:
             raise ConfigError(f"token_agreement is {self.token_agreement}; expected a share from 0 to 1")
 
     @property
-    def decoders(self) -> tuple[Literal["onnx", "native"], ...]:
+    def decoders(self) -> tuple[Literal["onnx", "native", "torch"], ...]:
         """Those the bundle has weights for."""
         if self.decoder is None and self.llm_precision == "nf4":
-            return ("native",)
+            return ("native",) if self.target == "cpu" else ("torch",)
         if self.decoder is None:
             return ("onnx", "native") if self._native_runs else ("onnx",)
         return ("onnx", "native") if self.decoder == "both" else (self.decoder,)

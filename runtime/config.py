@@ -251,7 +251,8 @@ class Limits:
     max_prompt_chars: int = 20_000
     max_beams: int = 16
     silence_dbfs: float | None = SILENCE_DBFS  # recordings with a lower peak are answered with empty text; None: off
-    max_cache_mib: int | None = None  # memory for keys and values of all requests and streams at once; None: any
+    # Memory for keys and values of all requests and streams at once; None: any; the torch decoder reserves it.
+    max_cache_mib: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)

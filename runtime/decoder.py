@@ -1,7 +1,7 @@
 """The decoder seam: what the rest of the engine needs of a language model, whatever runs it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
@@ -60,13 +60,15 @@ class DecoderReport:
     """What really runs the LLM."""
 
     name: str
-    device: str  # "cpu" or "cuda"
+    device: str  # "cpu", "cuda" or, of several GPUs, "cuda:1"
     providers: tuple[str, ...]  # of ONNX Runtime, first choice first; empty elsewhere
     threads: int
     cache_bytes: int = 0  # reserved for keys and values, now
     cache_usage: float = 0.0  # share of `Limits.max_cache_mib` that is promised; 0 without that limit
     instruction_set: str | None = None  # of the native decoder's kernels, chosen at run time
     weights: Path | None = None  # the file that is mapped, of the native decoder; None: another, or none is
+    # Of the torch decoder: its version, what attention and products are computed by and in, how steps are launched.
+    kernels: dict[str, str] = field(default_factory=dict)
 
 
 class Decoder(Protocol[S]):

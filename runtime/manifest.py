@@ -113,9 +113,17 @@ class TorchWeights:
     """The LLM for PyTorch's kernels: one file of matrices, quantized row by row."""
 
     file: str
-    block: BlockSize
-    precision: Literal["nf4", "int4"]
-    lm_head: WeightPrecision
+    block: BlockSize  # of what is quantized
+    precision: WeightPrecision
+    lm_head: Literal["fp32", "fp16", "bf16", "int8"]
+    int8: tuple[str, ...] = field(default=(), metadata=OPTIONAL)  # matrices of the layers that have 8 bits, not 4
+
+    def __post_init__(self) -> None:
+        _check_mixed(self.precision, self.int8)
+
+    def precision_of(self, matrix: str) -> str:
+        """What a matrix of the layers is stored as; named without `.weight`."""
+        return "int8" if matrix in self.int8 else self.precision
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Report:
     device: str  # of the decoder
     instruction_set: str | None  # of the native decoder's kernels; None: another decoder
     huge_page_bytes: int | None  # of the native decoder's weights, in huge pages; None: not known, or another decoder
+    kernels: dict[str, str]  # of the torch decoder: attention, products, activations, steps; none of another
     providers: dict[str, tuple[str, ...]]  # part -> execution providers in use; none of our own kernels
     precision: dict[str, str]
     window: str  # "padded" (exact) or "trimmed"
@@ -46,6 +47,7 @@ def describe(model: Model) -> Report:
         device=decoder.device,
         instruction_set=decoder.instruction_set,
         huge_page_bytes=huge_page_bytes(decoder.weights) if decoder.weights else None,
+        kernels=decoder.kernels,
         providers={**{name: part.providers for name, part in parts.items()}, "llm": decoder.providers},
         precision=manifest.precisions(decoder.name),
         window=manifest.audio.window,

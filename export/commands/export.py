@@ -33,15 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--llm-precision",
         choices=get_args(LlmPrecision),
-        help="nf4, QLoRA's 4 bits, keeps the values of an LLM that is stored so, and runs in the native decoder alone "
-        "(default: fp32; int4 with --budget)",
+        help="nf4, QLoRA's 4 bits, keeps the values of an LLM that is stored so, and runs in the native and the torch "
+        "decoder (default: fp32; int4 with --budget)",
     )
     parser.add_argument("--target", choices=get_args(Target), default=default.target, help="default: cpu")
     parser.add_argument(
         "--decoder",
         choices=get_args(ExportDecoder),
-        help="what runs the LLM: onnx is ONNX Runtime; native, our own kernels for CPUs, which take int8, int4 and nf4 "
-        "(default: all that can, so that the bundle runs wherever either does; the LLM's weights are in it twice then)",
+        help="what runs the LLM: onnx, ONNX Runtime; native, our own kernels for CPUs, of int8, int4, nf4; both, these "
+        "two; torch, PyTorch, for GPUs (default: both where both can; else onnx, or for nf4 on a GPU torch)",
     )
     parser.add_argument(
         "--encoder",

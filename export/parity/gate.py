@@ -16,7 +16,7 @@ import torch
 
 from salmonrun.export.options import ExportOptions
 from salmonrun.export.parity.encoders import audio_embeds, bundled, features, modules_of
-from salmonrun.export.parity.llm import GOLDEN_PROMPT, native_logits, reference_logits, run_llm
+from salmonrun.export.parity.llm import GOLDEN_PROMPT, further_logits, reference_logits, run_llm
 from salmonrun.export.parity.speech import compare_tokens
 from salmonrun.export.progress import Progress
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
@@ -101,11 +101,11 @@ def _measure(source: Checkpoint, bundle: Bundle, audio: Audio, budget: float | N
     window = StageError.between(expected, as_trained[0]) if as_trained else None
     stages["llm"] = StageError.between(ran.others[0], expected)
     others = dict(zip(suffixes, ran.others[1:], strict=True))
-    if len(bundle.manifest.llm.weights.decoders) > 1:
-        progress("checking llm, native")
-        own, *rest = native_logits(bundle, ran, [reference_embeds, *own_embeds.values()])
-        stages["llm, native"] = StageError.between(own, expected)
-        suffixes = [golden_suffix("native"), *(golden_suffix("native", runtime) for runtime, _ in further)]
+    for name in bundle.manifest.llm.weights.decoders[1:]:
+        progress(f"checking llm, {name}")
+        own, *rest = further_logits(bundle, name, ran, [reference_embeds, *own_embeds.values()])
+        stages[f"llm, {name}"] = StageError.between(own, expected)
+        suffixes = [golden_suffix(name), *(golden_suffix(name, runtime) for runtime, _ in further)]
         others |= dict(zip(suffixes, rest, strict=True))
     agreeing = int((expected.argmax(axis=-1) == np.array(ran.tokens)).sum())
     exact = budget is None

@@ -17,6 +17,7 @@ from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.decoder import Decoder, prefill, step, verify
 from salmonrun.runtime.decoders.native_decoder import NativeDecoder
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.decoders.torch_decoder.decoder import TorchDecoder
 from salmonrun.runtime.golden import GOLDEN_TOKENS
 from salmonrun.runtime.prompt import PromptIds, prompt_ids
 from salmonrun.runtime.tokenizer import Tokenizer
@@ -63,8 +64,8 @@ def opened(bundle: Bundle, decoder: str, runs: int, progress: Progress) -> Itera
         runs: of the whole LLM that there will be, for the progress.
         progress: shows them, where there are several pieces.
     """
-    if decoder == "native":
-        yield NativeDecoder.load(bundle, usable_cores()), 1
+    if decoder != "onnx":
+        yield _whole(bundle, decoder), 1
         return
     pieces = cut(bundle.path(bundle.manifest.graphs["llm"].file), bundle.manifest.llm.layers, PIECE_BYTES)
     with progress.weights("the bundle's tokens", runs * sum(piece.size for piece in pieces)) as counted:
@@ -74,10 +75,17 @@ def opened(bundle: Bundle, decoder: str, runs: int, progress: Progress) -> Itera
             yield OnnxDecoder(bundle, PiecewiseGraph(bundle, pieces, counted)), len(pieces)
 
 
-def native_logits(bundle: Bundle, ran: LlmRun, contexts: Sequence[F32]) -> list[F32]:
-    """The native decoder's logits [n, V] before each token of another's run, after each of some embeddings [N, dim]."""
-    decoder = NativeDecoder.load(bundle, usable_cores())
+def further_logits(bundle: Bundle, name: str, ran: LlmRun, contexts: Sequence[F32]) -> list[F32]:
+    """The logits [n, V] of another decoder before each token of a run, after each of some embeddings [N, dim]."""
+    decoder = _whole(bundle, name)
     return [_logits(decoder, ran.prompt, audio_embeds, ran.tokens) for audio_embeds in contexts]
+
+
+def _whole(bundle: Bundle, name: str) -> Decoder[Any]:
+    """A decoder but the one on ONNX Runtime, on this machine's CPU."""
+    if name == "native":
+        return NativeDecoder.load(bundle, usable_cores())
+    return TorchDecoder.load(bundle, "cpu", usable_cores())
 
 
 def _run(decoder: Decoder[Any], ids: PromptIds, audio_embeds: F32, others: Sequence[F32], pieces: int) -> LlmRun:

@@ -1,24 +1,22 @@
 """The LLM's weights for the native decoder: quantized matrices in layout `t16`, vectors and rotary tables plain."""
 
-import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
 from salmonrun.export.graphs.linear import BLOCK, Stacked, to_numpy
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.export.options import LlmPrecision
+from salmonrun.export.weights.stacked import Getter, place, stacked
 from salmonrun.export.weights.tensor_file import Array, TensorFileWriter
 from salmonrun.kernels.formats import GROUP, LINE, pack_nf4_t16, quantize_nf4_t16, quantize_t16
 from salmonrun.runtime.manifest import NativeWeights
 from salmonrun.runtime.matrices import BITS
 from salmonrun.training.foreign.quantized import FourBitMatrix
-from salmonrun.training.model.experts import EXPERTS
 from salmonrun.training.model.llm import EMBEDDING, LM_HEAD
 from salmonrun.training.tensors import LazyTensors
 
@@ -28,9 +26,6 @@ NF4_BLOCK: Literal[64] = 64  # as it is published
 # and faster in prompts.
 INT4_ACTIVATIONS: Literal[128] = 128
 PIECE = 2**22  # values of a matrix that are read at once, to bound the memory
-Getter = Callable[[], Tensor]
-_NUMBERS = re.compile(r"(\d+)")
-_EXPERT = re.compile(r"(.+\.mlp\.experts)\.\d+\.(\w+)\.weight")
 
 
 def native_weights(
@@ -65,10 +60,10 @@ def write_native(
         done: called with each number of weights that are written.
     """
     inner = {name: get for name, get in tensors.items() if name not in (EMBEDDING, LM_HEAD)}
-    stored = _stacked(inner, shape.config.model_type)
+    stored = stacked(inner, shape.config.model_type)
     with TensorFileWriter(path) as file:
         matrices = _Matrices(file, weights.block, done)
-        for name in sorted(stored, key=_place):
+        for name in sorted(stored, key=place):
             getters = stored[name]
             if ".experts." in name:
                 matrices.add(name, getters, weights.precision, stacked=True)
@@ -81,30 +76,11 @@ def write_native(
             file.add(f"rope.{name}", table)
 
 
-def _place(name: str) -> list[tuple[int, str]]:
-    """Names in the order of the numbers in them."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in _NUMBERS.split(name)]
-
-
 def _vector(name: str, values: Array) -> Array:
     """A bias of the feed-forward part is filled up as the rows of its matrix are."""
     if name.endswith(("gate_proj.bias", "up_proj.bias")):
         return np.pad(values, (0, -len(values) % GROUP))
     return values
-
-
-def _stacked(tensors: LazyTensors, family: str) -> dict[str, list[Getter]]:
-    """The tensors under the names of the file: of a layer's experts one for all, whatever the family calls them."""
-    names = EXPERTS.get(family)
-    if names is None:
-        return {name: [get] for name, get in tensors.items()}
-    parts = {names.gate: "gate_proj", names.up: "up_proj", names.down: "down_proj"}
-    stored: dict[str, list[Getter]] = {}
-    for name in sorted(tensors, key=_place):  # experts by their numbers
-        renamed = name.replace(f".{names.block}.", ".mlp.")
-        expert = _EXPERT.fullmatch(renamed)
-        stored.setdefault(f"{expert[1]}.{parts[expert[2]]}.weight" if expert else renamed, []).append(tensors[name])
-    return stored
 
 
 class _Matrices:

@@ -1,4 +1,4 @@
-"""Each LLM family's graph against transformers: every way to append, sliding windows passed, and whole exports."""
+"""Each LLM family in our decoders against transformers: ways to append, sliding windows passed, whole exports."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +29,10 @@ def test_every_family_is_here() -> None:
     assert {(BASE | case)["model_type"] for case in LLMS.values()} == set(FAMILIES)
 
 
-@pytest.fixture(scope="module", params=list(LLMS))
+@pytest.fixture(scope="module", params=[(name, runs) for name in LLMS for runs in ("onnx", "torch")], ids="-".join)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return Pair(BASE | LLMS[request.param], tmp_path_factory.mktemp("llm"))
+    name, runs = request.param
+    return Pair(BASE | LLMS[name], tmp_path_factory.mktemp("llm"), runs)
 
 
 def tokens_of(seed: int, count: int) -> list[int]:

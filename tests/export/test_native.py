@@ -80,7 +80,6 @@ def test_experts_are_exported(tmp_path: Path, name: str) -> None:
         {"decoder": "native"},
         {"decoder": "both", "llm_precision": "fp32"},
         {"decoder": "native", "llm_precision": "int4", "target": "cuda"},
-        {"llm_precision": "nf4", "target": "cuda"},
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, str]) -> None:
@@ -108,11 +107,12 @@ def test_quantized_bundles_are_for_both_decoders_where_both_can_be_proven(
         export_bundle(tiny_checkpoint, tmp_path / "native", replace(options, decoder="native"))
 
 
-def test_nf4_is_for_the_native_decoder_alone() -> None:
+def test_nf4_is_for_the_native_and_the_torch_decoder() -> None:
     assert ExportOptions(llm_precision="nf4").decoders == ExportOptions(llm_precision="nf4", decoder="native").decoders
     assert ExportOptions(llm_precision="nf4").decoders == ("native",)
+    assert ExportOptions(llm_precision="nf4", target="cuda").decoders == ("torch",)
     for decoder in ("onnx", "both"):
-        with pytest.raises(ConfigError, match="nf4 runs in the native decoder alone; leave out --decoder"):
+        with pytest.raises(ConfigError, match="nf4 runs in the native and the torch decoder; leave out --decoder"):
             ExportOptions(llm_precision="nf4", decoder=decoder)
 
 

@@ -1,9 +1,11 @@
-"""Small LLMs of random weights in transformers and in ONNX Runtime, side by side."""
+"""Small LLMs of random weights in transformers and in our decoders, side by side."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,11 +16,11 @@ from salmonrun.export.graphs.llm import build_llm_graph
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.options import LlmPrecision
 from salmonrun.export.weights.native import native_weights, write_native
+from salmonrun.export.weights.pytorch import torch_weights, write_torch
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.decoder import Lease, prefill, step, verify
-from salmonrun.runtime.decoders.kv_cache import Slot
-from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.decoders import choose
 from salmonrun.runtime.manifest import (
     EmbeddingSpec,
     LlmSpec,
@@ -122,6 +124,16 @@ def write_native_llm(llm: PreTrainedModel, config: dict[str, Any], folder: Path,
     return bundle_of(folder, _spec(llm, shape, folder, LlmWeights(None, weights)), {})
 
 
+def write_torch_llm(
+    llm: PreTrainedModel, config: dict[str, Any], folder: Path, precision: LlmPrecision, int8: tuple[str, ...] = ()
+) -> Bundle:
+    """The same with weights for the torch decoder alone, on a CPU."""
+    shape, tensors = LlmShape.from_config(config), lazy(published_parameters(llm))
+    weights = replace(torch_weights(precision, "cpu", torch.float32, int8=int8), file="torch.bin")
+    write_torch(folder / "torch.bin", shape, tensors, weights, MAX_LENGTH)
+    return bundle_of(folder, _spec(llm, shape, folder, LlmWeights(None, torch=weights)), {})
+
+
 def _spec(llm: PreTrainedModel, shape: LlmShape, folder: Path, weights: LlmWeights) -> LlmSpec:
     llm.get_input_embeddings().weight.detach().numpy().tofile(folder / "embed_tokens.bin")
     return LlmSpec(
@@ -140,15 +152,23 @@ def _spec(llm: PreTrainedModel, shape: LlmShape, folder: Path, weights: LlmWeigh
     )
 
 
+@cache
+def _shared_llm(config: str) -> PreTrainedModel:
+    return random_llm(json.loads(config))
+
+
 class Pair:
-    """The same LLM in transformers and in ONNX Runtime."""
+    """The same LLM in transformers and in one of our decoders, in float32."""
 
-    def __init__(self, config: dict[str, Any], folder: Path) -> None:
-        self.llm = random_llm(config)
-        self.bundle = write_llm(self.llm, config, folder)
-        self.decoder = OnnxDecoder.load(self.bundle, "cpu", 2)
+    def __init__(self, config: dict[str, Any], folder: Path, runs: Literal["onnx", "torch"] = "onnx") -> None:
+        self.llm = _shared_llm(json.dumps(config))
+        if runs == "onnx":
+            self.bundle = write_llm(self.llm, config, folder)
+        else:
+            self.bundle = write_torch_llm(self.llm, config, folder, "fp32")
+        self.decoder: Any = choose(self.bundle, runs, "cpu", 2 if runs == "onnx" else 1)
 
-    def open(self, count: int, capacity: int = 64) -> Lease[Slot]:
+    def open(self, count: int, capacity: int = 64) -> Lease[Any]:
         return self.decoder.open(count, capacity)
 
     def expected(self, token_ids: Sequence[int]) -> F32:
@@ -156,16 +176,16 @@ class Pair:
         with torch.no_grad():
             return self.llm(torch.tensor([list(token_ids)]), use_cache=False).logits[0].numpy()
 
-    def prefill(self, slot: Slot, token_ids: Sequence[int]) -> F32:
+    def prefill(self, slot: Any, token_ids: Sequence[int]) -> F32:
         return prefill(self.decoder, slot, self.decoder.embed(token_ids))
 
-    def step(self, slots: Sequence[Slot], token_ids: Sequence[int]) -> F32:
+    def step(self, slots: Sequence[Any], token_ids: Sequence[int]) -> F32:
         return step(self.decoder, slots, token_ids)
 
-    def verify(self, slot: Slot, token_ids: Sequence[int]) -> F32:
+    def verify(self, slot: Any, token_ids: Sequence[int]) -> F32:
         return verify(self.decoder, slot, token_ids)
 
-    def greedy(self, slot: Slot, logits: F32, count: int) -> list[int]:
+    def greedy(self, slot: Any, logits: F32, count: int) -> list[int]:
         tokens = [int(np.argmax(logits))]
         while len(tokens) < count:
             tokens.append(int(np.argmax(self.step([slot], tokens[-1:])[0])))

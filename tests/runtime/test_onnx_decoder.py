@@ -1,4 +1,4 @@
-"""The ONNX decoder against transformers: logits of every way to append, and slots that share, fork and roll back."""
+"""What is the ONNX decoder's own: what is bound, which rows run along, whose memory is kept. More: test_decoders.py."""
 
 import gc
 import itertools
@@ -18,42 +18,9 @@ from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.kv_cache import Rows
 from salmonrun.runtime.decoders.onnx_decoder import BRIDGED, SessionGraph
-from salmonrun.runtime.errors import CapacityError, ClosedError
 from salmonrun.runtime.manifest import EmbeddingSpec, LlmSpec, LlmWeights, OnnxWeights
 from tests.helpers.bundles import bundle_of
-from tests.helpers.llms import BASE, MAX_LENGTH, Pair
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "grouped": {},
-    "one layer, one kv head, untied": {
-        "num_hidden_layers": 1,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
-        "tie_word_embeddings": False,
-    },
-    "three layers, all kv heads": {"num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 32},
-    "two wide heads, linear rope": {
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 64,
-        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
-    },
-    "llama3 rope, untied": {
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "rope_theta": 500000.0,
-        "rope_scaling": LLAMA3,
-        "tie_word_embeddings": False,
-    },
-    "odd sizes": {"hidden_size": 80, "intermediate_size": 101, "vocab_size": 53, "head_dim": 48},
-}
+from tests.helpers.llms import BASE, Pair
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,11 +30,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", params=list(VARIANTS))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return Pair(BASE | VARIANTS[request.param], tmp_path_factory.mktemp("llm"))
 
 
 @pytest.fixture(scope="module")
@@ -86,127 +48,7 @@ def assert_close(found: F32, expected: F32) -> None:
     assert np.abs(found - expected).max() <= 1e-4 * scale
 
 
-# Every way to append, on every variant
-
-
-def test_prefill(pair: Pair) -> None:
-    ids = tokens_of(1, 40)
-    with pair.open(1) as (slot,):
-        assert_close(pair.prefill(slot, ids), pair.expected(ids)[-1])
-        assert pair.decoder.length(slot) == 40
-
-
-def test_prefill_in_two_parts(pair: Pair) -> None:
-    ids = tokens_of(2, 33)
-    with pair.open(1) as (slot,):
-        assert_close(pair.prefill(slot, ids[:20]), pair.expected(ids)[19])
-        assert_close(pair.prefill(slot, ids[20:]), pair.expected(ids)[-1])
-
-
-def test_steps(pair: Pair) -> None:
-    ids = tokens_of(3, 25)
-    expected = pair.expected(ids)
-    with pair.open(1, capacity=25) as (slot,):
-        pair.prefill(slot, ids[:10])
-        for position in range(10, 25):
-            assert_close(pair.step([slot], [ids[position]])[0], expected[position])
-
-
-def test_steps_of_slots_of_different_lengths(pair: Pair) -> None:
-    lengths = (3, 17, 9, 1)
-    sequences = [tokens_of(10 + length, length + 5) for length in lengths]
-    expected = [pair.expected(ids) for ids in sequences]
-    with pair.open(4) as slots:
-        for slot, ids, length in zip(slots, sequences, lengths, strict=True):
-            pair.prefill(slot, ids[:length])
-        for i in range(5):
-            logits = pair.step(slots, [ids[n + i] for ids, n in zip(sequences, lengths, strict=True)])
-            assert_close(logits, np.stack([rows[n + i] for rows, n in zip(expected, lengths, strict=True)]))
-
-
-def test_verify(pair: Pair) -> None:
-    ids = tokens_of(4, 30)
-    with pair.open(1) as (slot,):
-        pair.prefill(slot, ids[:22])
-        assert_close(pair.verify(slot, ids[22:]), pair.expected(ids)[22:])
-
-
-def test_truncate_and_continue(pair: Pair) -> None:
-    ids, others = tokens_of(5, 20), tokens_of(6, 6)
-    with pair.open(1) as (slot,):
-        pair.prefill(slot, ids)
-        pair.decoder.truncate(slot, 12)
-        assert pair.decoder.length(slot) == 12
-        assert_close(pair.verify(slot, others), pair.expected(ids[:12] + others)[12:])
-
-
-def test_fork_and_diverge(pair: Pair) -> None:
-    ids, ours, theirs = tokens_of(7, 15), tokens_of(8, 4), tokens_of(9, 4)
-    with pair.open(2) as (first, second):
-        pair.prefill(first, ids)
-        pair.decoder.fork(first, second, 13)
-        for i in range(4):
-            logits = pair.step([first, second], [ours[i], theirs[i]])
-            assert_close(logits[0], pair.expected(ids + ours[: i + 1])[-1])
-            assert_close(logits[1], pair.expected(ids[:13] + theirs[: i + 1])[-1])
-
-
-def test_greedy_tokens_are_those_of_transformers(pair: Pair) -> None:
-    ids = tokens_of(11, 10)
-    with torch.no_grad():
-        generated = pair.llm.generate(
-            torch.tensor([ids]), attention_mask=torch.ones(1, 10), max_new_tokens=32, do_sample=False, pad_token_id=0
-        )
-    with pair.open(1) as (slot,):
-        assert pair.greedy(slot, pair.prefill(slot, ids), 32) == generated[0, 10:].tolist()
-
-
 # Slots and their memory, on one variant
-
-
-def test_slots_of_several_caches_in_any_order(base: Pair) -> None:
-    lengths = (4, 11, 2, 7, 19)
-    sequences = [tokens_of(20 + i, length + 1) for i, length in enumerate(lengths)]
-    with base.open(4, capacity=30) as near, base.open(3, capacity=40) as far:
-        slots = [near[3], far[2], near[0], far[0], near[1]]  # near[2] and far[1] stay empty
-        for slot, ids in zip(slots, sequences, strict=True):
-            base.prefill(slot, ids[:-1])
-        logits = base.step(slots, [ids[-1] for ids in sequences])
-        assert_close(logits, np.stack([base.expected(ids)[-1] for ids in sequences]))
-        assert [slot.length for slot in slots] == [length + 1 for length in lengths]
-        assert near[2].length == far[1].length == 0
-
-
-def test_fork_into_another_cache(base: Pair) -> None:
-    ids, more = tokens_of(30, 12), tokens_of(31, 3)
-    with base.open(2, capacity=12) as (_, source), base.open(2, capacity=40) as (_, target):
-        base.prefill(source, ids)
-        base.decoder.fork(source, target, 12)
-        assert_close(base.verify(target, more), base.expected(ids + more)[12:])
-
-
-def test_alone_and_batched_slots_choose_the_same_tokens(base: Pair) -> None:
-    prompts = [tokens_of(40 + i, length) for i, length in enumerate((5, 14, 9))]
-    alone = []
-    for ids in prompts:
-        with base.open(1) as (slot,):
-            alone.append(base.greedy(slot, base.prefill(slot, ids), 24))
-    with base.open(3) as slots:
-        logits = np.stack([base.prefill(slot, ids) for slot, ids in zip(slots, prompts, strict=True)])
-        together = [[int(token)] for token in logits.argmax(axis=1)]
-        for _ in range(23):
-            logits = base.step(slots, [tokens[-1] for tokens in together])
-            for tokens, token in zip(together, logits.argmax(axis=1), strict=True):
-                tokens.append(int(token))
-    assert together == alone
-
-
-def test_truncate_and_append_again_is_the_same(base: Pair) -> None:
-    ids = tokens_of(50, 20)
-    with base.open(1) as (slot,):
-        first = base.prefill(slot, ids)
-        base.decoder.truncate(slot, 0)
-        np.testing.assert_array_equal(base.prefill(slot, ids), first)
 
 
 def test_runs_write_their_own_positions_only(base: Pair) -> None:
@@ -266,47 +108,7 @@ def test_memory_of_one_cache_is_kept_until_another_is_needed(base: Pair) -> None
         gc.enable()
 
 
-def test_a_slot_that_was_given_back_is_refused(base: Pair) -> None:
-    with base.open(1) as (slot,), base.open(1) as (other,):
-        base.prefill(other, [1, 2])
-        lease = base.open(1)
-        base.prefill(lease.slots[0], [1, 2, 3])
-        lease.close()
-        lease.close()  # does nothing
-        with pytest.raises(ClosedError, match="was given back"):
-            base.step([slot, lease.slots[0]], [1, 2])
-        with pytest.raises(ClosedError, match="was given back"):
-            base.decoder.forward([Chunk(slot, [1], keep=2, source=lease.slots[0])])
-        assert (slot.length, other.length) == (0, 2)
-
-
 # Rounds
-
-
-def test_a_round_of_everything(base: Pair) -> None:
-    """Prompts, steps, a draft, a fork and a truncation at once."""
-    ids, more = tokens_of(80, 20), tokens_of(81, 5)
-    with base.open(3) as (recording, first, second), base.open(3) as (third, fourth, fifth):
-        for slot, count in ((recording, 12), (first, 9), (third, 15), (fourth, 20)):
-            base.prefill(slot, ids[:count])
-        rows = base.decoder.forward(
-            [
-                Chunk(second, more, keep=12, source=recording),
-                Chunk(first, [ids[9]]),
-                Chunk(fourth, more, wanted=3, keep=10),
-                Chunk(third, [ids[15]], wanted=0),
-                Chunk(fifth, base.decoder.embed(ids[:7])),
-                Chunk(recording, [ids[12]]),
-            ]
-        )
-        assert [len(each) for each in rows] == [1, 1, 3, 0, 1, 1]
-        assert_close(rows[0], base.expected(ids[:12] + more)[-1:])
-        assert_close(rows[1], base.expected(ids[:10])[-1:])
-        assert_close(rows[2], base.expected(ids[:10] + more)[-3:])
-        assert_close(rows[4], base.expected(ids[:7])[-1:])
-        assert_close(rows[5], base.expected(ids[:13])[-1:])
-        assert [slot.length for slot in (recording, first, second, third, fourth, fifth)] == [13, 10, 17, 16, 15, 7]
-        assert_close(base.step([third], [ids[16]]), base.expected(ids[:17])[-1:])
 
 
 def test_nothing_is_computed_for_no_logits(base: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,36 +157,6 @@ def test_rows_between_run_along_and_keep_what_they_have(base: Pair, places: tupl
         assert_close(base.step([slots[place]], [4])[0], base.expected([*sequences[place], 4])[-1])
     for lease in leases:
         lease.close()
-
-
-# What does not fit
-
-
-def test_more_positions_than_the_model_has_are_refused(base: Pair) -> None:
-    assert base.decoder.max_length == MAX_LENGTH
-    with pytest.raises(CapacityError, match=r"need 129 positions, the KV cache has 128: shorten the prompt"):
-        base.open(1, capacity=129)
-
-
-def test_more_positions_than_reserved_are_refused(base: Pair) -> None:
-    with base.open(2, capacity=6) as (slot, other):
-        base.prefill(slot, [1, 2, 3, 4])
-        for append in (base.prefill, base.verify):
-            with pytest.raises(CapacityError, match=r"4 \+ 3 positions exceed the 6 reserved for this request"):
-                append(slot, [1, 2, 3])
-        base.verify(slot, [5, 6])
-        with pytest.raises(CapacityError, match=r"6 \+ 1 positions exceed the 6 reserved"):
-            base.step([slot, other], [1, 2])
-        assert (slot.length, other.length) == (6, 0)
-        base.decoder.truncate(slot, 5)
-        assert_close(base.step([slot], [9])[0], base.expected([1, 2, 3, 4, 5, 9])[-1])
-
-
-def test_the_last_position_can_be_used(base: Pair) -> None:
-    ids = tokens_of(70, MAX_LENGTH)
-    with base.open(1, capacity=MAX_LENGTH) as (slot,):
-        base.prefill(slot, ids[:-1])
-        assert_close(base.step([slot], ids[-1:])[0], base.expected(ids)[-1])
 
 
 # Embeddings

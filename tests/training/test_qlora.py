@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from salmonrun.export import export_bundle
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.weights.native import native_weights, write_native
-from salmonrun.kernels.formats import F32, dequantize_nf4_t16
+from salmonrun.export.weights.pytorch import torch_weights, write_torch
+from salmonrun.kernels.formats import F32, NF4, dequantize_nf4_t16, dequantize_table
 from salmonrun.runtime import Engine, GenerationConfig
 from salmonrun.runtime.audio import load_audio
 from salmonrun.runtime.errors import CheckpointError, ConfigError, MissingExtraError
@@ -214,16 +215,24 @@ def test_what_is_stored_in_nf4_keeps_its_values_in_a_bundle(tmp_path: Path) -> N
     config = LoraConfig(r=1, targets=("q_proj",))
     merged = merged_weights(dequantized(rest | lazy(stored), "file"), adapter, config)
     write_native(tmp_path / "native.bin", LlmShape.from_config(llm), merged, native_weights("nf4"), 64)
-    written = load_arrays(tmp_path / "native.bin")
+    plain = torch_weights("nf4", "cuda", torch.bfloat16)
+    write_torch(tmp_path / "torch.bin", LlmShape.from_config(llm), merged, plain, 64)
+    written, rows = (load_arrays(tmp_path / name) for name in ("native.bin", "torch.bin"))
 
     def values(name: str) -> F32:
         return dequantize_nf4_t16(written[name], written[f"{name}.scale"])
+
+    def values_in_torch(name: str) -> F32:
+        scales = rows[f"{name}.scale"].ravel()
+        return dequantize_table(rows[name].ravel(), NF4, scales, 64, 64 * scales.size).reshape(-1, 128)
 
     def of_bitsandbytes(name: str) -> F32:
         states[name].dtype = torch.float32
         return functional.dequantize_4bit(stored[name], states[name]).numpy()
 
     np.testing.assert_array_equal(values(kept).view(np.uint32), of_bitsandbytes(kept).view(np.uint32))
+    np.testing.assert_array_equal(values_in_torch(kept).view(np.uint32), of_bitsandbytes(kept).view(np.uint32))
+    assert rows[kept].tobytes() == stored[kept].numpy().tobytes()  # its kernels take them as they lie
     assert np.abs(values(adapted) - of_bitsandbytes(adapted)).min() > 0.5
 
 
