@@ -253,10 +253,11 @@ class Limits:
     silence_dbfs: float | None = SILENCE_DBFS  # recordings with a lower peak are answered with empty text; None: off
     # Memory for keys and values of all requests and streams at once; None: any; the torch decoder reserves it.
     max_cache_mib: int | None = None
+    max_gpu_mib: int | None = None  # memory of a GPU that weights, keys and values, and computing take; None: any
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("max_prompt_chars", "max_beams", "max_cache_mib"):
+        for name in ("max_prompt_chars", "max_beams", "max_cache_mib", "max_gpu_mib"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")

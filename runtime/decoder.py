@@ -69,6 +69,7 @@ class DecoderReport:
     weights: Path | None = None  # the file that is mapped, of the native decoder; None: another, or none is
     # Of the torch decoder: its version, what attention and products are computed by and in, how steps are launched.
     kernels: dict[str, str] = field(default_factory=dict)
+    elsewhere: tuple[str, ...] = ()  # operators that are not computed on the GPU it runs on
 
 
 class Decoder(Protocol[S]):

@@ -4,10 +4,12 @@ import numpy as np
 
 from salmonrun.runtime.audio import F32, Audio
 from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.config import Limits
+from salmonrun.runtime.device import Device
 from salmonrun.runtime.encoders import EncoderName, choose, load_encoders
 from salmonrun.runtime.encoders.part import EncoderPart
 from salmonrun.runtime.features import audio_tokens, fbank, log_mel, whisper_frames
-from salmonrun.runtime.session import Device, load_graph
+from salmonrun.runtime.session import load_graph
 from salmonrun.runtime.stopwatch import Stopwatch
 
 
@@ -21,13 +23,14 @@ class AudioEncoder:
         threads: int,
         encoder: EncoderName = "auto",
         release_weights: bool = False,
+        limits: Limits | None = None,
     ) -> None:
         self.audio = bundle.manifest.audio
         self.fbank = bundle.manifest.fbank
         self.window = bundle.manifest.window
         self.runtime = choose(bundle, encoder, device, release_weights)
-        self.parts = load_encoders(bundle, self.runtime, device, threads, release_weights)
-        self.qformer_graph = load_graph(bundle, "qformer", device, threads)
+        self.parts = load_encoders(bundle, self.runtime, device, threads, release_weights, limits)
+        self.qformer_graph = load_graph(bundle, "qformer", device, threads, limits)
 
     def encode(self, audio: Audio, watch: Stopwatch | None = None) -> F32:
         """Embed one recording of at most the window's length: [N, dim of the LLM]."""

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 from salmonrun.runtime.answer import answer, choose_search
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, AudioSource
@@ -16,6 +15,7 @@ from salmonrun.runtime.checks import checked
 from salmonrun.runtime.config import GenerationConfig, KvCacheType, Limits
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.decoders import DecoderName
+from salmonrun.runtime.device import Device
 from salmonrun.runtime.encoders import EncoderName
 from salmonrun.runtime.errors import ClosedError
 from salmonrun.runtime.heard import Heard, listen
@@ -51,7 +51,7 @@ class Engine:
     def load(
         cls,
         path: str | os.PathLike[str],
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        device: Device = "auto",
         decoder: DecoderName = "auto",
         threads: int | None = None,
         verify: bool = True,
@@ -64,8 +64,10 @@ class Engine:
 
         Args:
             path: the bundle's folder.
-            device: "auto" takes what the bundle was exported for, if it is there.
-            decoder: what runs the LLM; "auto" takes the fastest there is.
+            device: "cpu", "cuda" or, of several GPUs, "cuda:1"; "auto" takes what the bundle was exported for, if it is
+                there, and logs why it is not.
+            decoder: what runs the LLM; "auto" takes our own kernels on a CPU and PyTorch on a GPU, where the bundle has
+                weights for them, else ONNX Runtime.
             threads: for each part, at most the cores this process may use; None for all of them.
             verify: hash every file first.
             limits: what to refuse.
@@ -80,7 +82,7 @@ class Engine:
             BundleError: the bundle is damaged, of a newer format, or cannot be loaded.
             ConfigError: an argument of another type, no such decoder or encoder, threads that there are no cores for,
                 or `kv_cache="int8"` or `release_weights` where our own kernels do not run.
-            DeviceError: the device is not there; nothing falls back in silence.
+            DeviceError: the device is not there, has too little memory, or is not used; it says what is missing.
         """
         started = time.perf_counter()
         model = Model.load(
@@ -103,7 +105,7 @@ class Engine:
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | None = None,
         local_files_only: bool = False,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        device: Device = "auto",
         decoder: DecoderName = "auto",
         threads: int | None = None,
         limits: Limits | None = None,

@@ -11,8 +11,11 @@ from salmonrun.runtime.bundle import Bundle, open_bundle
 from salmonrun.runtime.channel import Channel
 from salmonrun.runtime.config import GenerationConfig, KvCacheType, Limits
 from salmonrun.runtime.cores import thread_count
+from salmonrun.runtime.cuda.memory import require_memory
+from salmonrun.runtime.cuda.ready import require_gpu, resolve_device
 from salmonrun.runtime.decoder import Decoder, check_capacity
 from salmonrun.runtime.decoders import DecoderName, choose
+from salmonrun.runtime.device import check_device, is_gpu
 from salmonrun.runtime.encoder import AudioEncoder
 from salmonrun.runtime.encoders import EncoderName
 from salmonrun.runtime.errors import ConfigError, PromptError
@@ -21,7 +24,6 @@ from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.rounds import Rounds
 from salmonrun.runtime.search import StopRules
-from salmonrun.runtime.session import resolve_device
 from salmonrun.runtime.stopwatch import Stopwatch
 from salmonrun.runtime.terms import Terms
 from salmonrun.runtime.tokenizer import Tokenizer
@@ -57,11 +59,16 @@ class Model:
         release_weights: bool,
     ) -> "Model":
         """Open, check and load a bundle; see `Engine.load`."""
+        check_device(device)
+        if is_gpu(device):
+            require_gpu(device)  # before gigabytes are hashed
         count = thread_count(threads)
         bundle = open_bundle(path, verify)
         where = resolve_device(device, bundle.manifest.target)
+        if is_gpu(where):
+            require_memory(bundle, where, require_gpu(where), limits)
         chosen = choose(bundle, decoder, where, count, limits, kv_cache, release_weights)
-        return cls(bundle, AudioEncoder(bundle, where, count, encoder, release_weights), chosen, limits)
+        return cls(bundle, AudioEncoder(bundle, where, count, encoder, release_weights, limits), chosen, limits)
 
     @property
     def tasks(self) -> tuple[str, ...]:

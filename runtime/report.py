@@ -24,6 +24,7 @@ class Report:
     huge_page_bytes: int | None  # of the native decoder's weights, in huge pages; None: not known, or another decoder
     kernels: dict[str, str]  # of the torch decoder: attention, products, activations, steps; none of another
     providers: dict[str, tuple[str, ...]]  # part -> execution providers in use; none of our own kernels
+    elsewhere: dict[str, tuple[str, ...]]  # part -> operators that are not on the GPU that the part runs on
     precision: dict[str, str]
     window: str  # "padded" (exact) or "trimmed"
     threads: int
@@ -38,6 +39,7 @@ def describe(model: Model) -> Report:
     """Collect the report."""
     manifest, decoder = model.bundle.manifest, model.decoder.describe()
     parts = {**model.encoder.parts, "qformer": model.encoder.qformer_graph}
+    elsewhere = {**{name: part.elsewhere for name, part in parts.items()}, "llm": decoder.elsewhere}
     return Report(
         bundle=str(model.bundle.folder),
         model=manifest.provenance.model,
@@ -49,6 +51,7 @@ def describe(model: Model) -> Report:
         huge_page_bytes=huge_page_bytes(decoder.weights) if decoder.weights else None,
         kernels=decoder.kernels,
         providers={**{name: part.providers for name, part in parts.items()}, "llm": decoder.providers},
+        elsewhere={name: nodes for name, nodes in elsewhere.items() if nodes},
         precision=manifest.precisions(decoder.name),
         window=manifest.audio.window,
         threads=decoder.threads,

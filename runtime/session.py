@@ -1,46 +1,20 @@
 """ONNX Runtime sessions: providers, threads, and graphs called by name."""
 
+from collections import Counter
 from dataclasses import dataclass
-from importlib import metadata
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.config import Limits
+from salmonrun.runtime.cuda.memory import session_limit
+from salmonrun.runtime.cuda.ready import PROVIDER, look_for_gpu
+from salmonrun.runtime.device import Device, gpu_index, is_gpu
 from salmonrun.runtime.errors import BundleError, DeviceError
 from salmonrun.runtime.manifest import GraphSpec
 from salmonrun.runtime.onnx_runtime import onnxruntime
-
-Device = Literal["cpu", "cuda"]
-
-
-def resolve_device(device: str, target: str) -> Device:
-    """The device to run on: "auto" takes what the bundle was exported for, if it is there.
-
-    Raises:
-        DeviceError: the device asked for is not there, or the bundle was not exported for it.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise DeviceError(f"device is {device!r}; expected 'auto', 'cpu' or 'cuda'")
-    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    if device == "cuda" and not has_cuda:
-        raise DeviceError(f"device='cuda', but this onnxruntime has no CUDA provider; {_cuda_advice()}")
-    if device == "cuda" and target != "cuda":
-        raise DeviceError("device='cuda', but the bundle was exported for the CPU; export it with --target cuda")
-    if device == "auto":
-        return "cuda" if has_cuda and target == "cuda" else "cpu"
-    return "cuda" if device == "cuda" else "cpu"
-
-
-def _cuda_advice() -> str:
-    installed = {dist.name for dist in metadata.distributions() if dist.name in ("onnxruntime", "onnxruntime-gpu")}
-    if "onnxruntime-gpu" in installed and "onnxruntime" in installed:
-        return (
-            "both onnxruntime and onnxruntime-gpu are installed and overwrite each other: "
-            "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'salmonrun[cuda]'"
-        )
-    return "pip uninstall onnxruntime, then pip install 'salmonrun[cuda]'"
 
 
 @dataclass(frozen=True)
@@ -52,6 +26,7 @@ class Graph:
     name: str
     session: onnxruntime.InferenceSession
     spec: GraphSpec
+    elsewhere: tuple[str, ...] = ()  # of a session on a GPU: operators that are not computed there
 
     def run(self, **inputs: Array) -> F32:
         """The graph's result on its own: an encoder that hears in blocks has heard nothing before."""
@@ -87,7 +62,7 @@ class Graph:
         return tuple(self.session.get_providers())
 
 
-def load_graph(bundle: Bundle, name: str, device: Device, threads: int) -> Graph:
+def load_graph(bundle: Bundle, name: str, device: Device, threads: int, limits: Limits | None = None) -> Graph:
     """Create the session of one graph.
 
     Raises:
@@ -96,19 +71,45 @@ def load_graph(bundle: Bundle, name: str, device: Device, threads: int) -> Graph
     """
     spec = bundle.graph(name)
     path = bundle.path(spec.file)
+    options = session_options(threads)
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1" if is_gpu(device) else "0")
+    providers = _providers(device, session_limit(bundle, name, limits))
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), session_options(threads), providers=_providers(device), enable_fallback=0
-        )
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime raises many types, all derived from Exception
         raise BundleError(f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {error}") from error
-    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        raise DeviceError(f"device='cuda', but {name} was given {session.get_providers()}; check the CUDA driver")
-    return Graph(name, session, spec)
+    # Where the provider does not start, ONNX Runtime takes the CPU without an error, whatever `enable_fallback` is.
+    if is_gpu(device) and PROVIDER not in session.get_providers():
+        problems = "; ".join(look_for_gpu(device)[1]) or "ONNX Runtime's own lines above say why"
+        raise DeviceError(
+            f"device={device!r}, but ONNX Runtime gave {name} {', '.join(session.get_providers())}: {problems}"
+        )
+    return Graph(name, session, spec, _placed_elsewhere(session) if is_gpu(device) else ())
 
 
-def _providers(device: Device) -> list[str]:
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+def _providers(device: Device, memory_limit: int | None) -> list[Any]:
+    """With explicit options of CUDA's: TensorFloat-32 would round what is float32 to 10 bits."""
+    if not is_gpu(device):
+        return ["CPUExecutionProvider"]
+    options = {
+        "device_id": str(gpu_index(device)),
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+        **({} if memory_limit is None else {"gpu_mem_limit": str(memory_limit)}),
+    }
+    return [(PROVIDER, options), "CPUExecutionProvider"]
+
+
+def _placed_elsewhere(session: onnxruntime.InferenceSession) -> tuple[str, ...]:
+    """Operators that ONNX Runtime gave to another provider than CUDA's, and how many of each: "Shape x3 on CPU"."""
+    nodes = Counter(
+        (node.op_type, part.ep_name.removesuffix("ExecutionProvider"))
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != PROVIDER
+        for node in part.get_nodes()
+    )
+    return tuple(f"{operator} x{count} on {provider}" for (operator, provider), count in sorted(nodes.items()))
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from salmonrun.runtime.cores import thread_count
+from salmonrun.runtime.device import Device, check_device
+from salmonrun.runtime.errors import DeviceError
 
 if TYPE_CHECKING:
     from salmonrun.runtime import Engine, Limits
@@ -19,7 +21,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder made by salmonrun export; or, where there is none, a repository of the Hugging Face Hub: "
         "org/name or org/name@revision",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        help="cpu, cuda, of several GPUs cuda:1; auto (the default): what the bundle was exported for, if it is there",
+    )
     parser.add_argument("--threads", type=int, help="at most, and by default, all usable cores")
     parser.add_argument(
         "--release-weights",
@@ -29,6 +36,14 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="say what is loaded; -vv: and where each request's time goes"
     )
+
+
+def _device(text: str) -> Device:
+    try:
+        check_device(text)
+    except DeviceError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def check_engine_arguments(arguments: argparse.Namespace) -> None:

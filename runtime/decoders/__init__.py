@@ -9,9 +9,9 @@ from salmonrun.runtime.config import KvCacheType, Limits
 from salmonrun.runtime.decoder import Decoder
 from salmonrun.runtime.decoders.native_decoder import NativeDecoder
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.device import Device
 from salmonrun.runtime.errors import ConfigError, DeviceError, MissingExtraError
 from salmonrun.runtime.matrices import kernels
-from salmonrun.runtime.session import Device
 
 _NO_TORCH = "the torch decoder needs PyTorch, which is not installed: pip install 'salmonrun[torch]'"
 DecoderName = Literal["auto", "onnx", "native", "torch"]

@@ -15,8 +15,9 @@ from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_
 from salmonrun.runtime.decoders.cache_budget import CacheBudget
 from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.kv_cache import KVCache, KVPool, Rows, Slot
+from salmonrun.runtime.device import Device
 from salmonrun.runtime.onnx_runtime import onnxruntime
-from salmonrun.runtime.session import Device, Graph, load_graph
+from salmonrun.runtime.session import Graph, load_graph
 
 # Rows between two that take a step which may take it with them, for nothing: an idle row costs less than another run.
 BRIDGED = 2
@@ -39,6 +40,7 @@ class SessionGraph:
 
     def __init__(self, graph: Graph, device: Device) -> None:
         self._session = graph.session
+        self._elsewhere = graph.elsewhere
         self._device = device
         self._bindings: WeakKeyDictionary[Rows, onnxruntime.IOBinding] = WeakKeyDictionary()
 
@@ -62,7 +64,8 @@ class SessionGraph:
     def describe(self) -> DecoderReport:
         """What the session really uses."""
         threads = self._session.get_session_options().intra_op_num_threads
-        return DecoderReport("onnx", self._device, tuple(self._session.get_providers()), threads)
+        providers = tuple(self._session.get_providers())
+        return DecoderReport("onnx", self._device, providers, threads, elsewhere=self._elsewhere)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +103,7 @@ class OnnxDecoder:
         Raises:
             BundleError: it has no weights for ONNX Runtime, or this does not take its graph.
         """
-        return cls(bundle, SessionGraph(load_graph(bundle, "llm", device, threads), device), limits)
+        return cls(bundle, SessionGraph(load_graph(bundle, "llm", device, threads, limits), device), limits)
 
     @property
     def max_length(self) -> int:

@@ -4,12 +4,14 @@ import logging
 from typing import Literal
 
 from salmonrun.runtime.bundle import Bundle
+from salmonrun.runtime.config import Limits
+from salmonrun.runtime.device import Device
 from salmonrun.runtime.encoders.native_encoder import load_native_encoder
 from salmonrun.runtime.encoders.part import EncoderPart
 from salmonrun.runtime.errors import ConfigError, DeviceError, MissingExtraError
 from salmonrun.runtime.manifest import EncoderRuntime
 from salmonrun.runtime.matrices import kernels
-from salmonrun.runtime.session import Device, load_graph
+from salmonrun.runtime.session import load_graph
 
 EncoderName = Literal["auto", "onnx", "native"]
 
@@ -34,7 +36,12 @@ def choose(bundle: Bundle, name: EncoderName, device: Device, release_weights: b
 
 
 def load_encoders(
-    bundle: Bundle, runtime: EncoderRuntime, device: Device, threads: int, release_weights: bool = False
+    bundle: Bundle,
+    runtime: EncoderRuntime,
+    device: Device,
+    threads: int,
+    release_weights: bool = False,
+    limits: Limits | None = None,
 ) -> dict[str, EncoderPart]:
     """Whisper and, if there is one, the audio encoder, by the names of their graphs.
 
@@ -42,11 +49,17 @@ def load_encoders(
         SalmonrunError: as `load_encoder` does.
     """
     parts = ("whisper", "audio_encoder") if bundle.manifest.fbank else ("whisper",)
-    return {part: load_encoder(bundle, part, runtime, device, threads, release_weights) for part in parts}
+    return {part: load_encoder(bundle, part, runtime, device, threads, release_weights, limits) for part in parts}
 
 
 def load_encoder(
-    bundle: Bundle, part: str, runtime: EncoderRuntime, device: Device, threads: int, release_weights: bool = False
+    bundle: Bundle,
+    part: str,
+    runtime: EncoderRuntime,
+    device: Device,
+    threads: int,
+    release_weights: bool = False,
+    limits: Limits | None = None,
 ) -> EncoderPart:
     """One of them.
 
@@ -57,7 +70,7 @@ def load_encoder(
     """
     if runtime == "native":
         return load_native_encoder(bundle, part, threads, release_weights)
-    return load_graph(bundle, part, device, threads)
+    return load_graph(bundle, part, device, threads, limits)
 
 
 def _native_runs(bundle: Bundle) -> bool:

@@ -29,6 +29,7 @@ class NativePart:
     """
 
     providers: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -26,6 +26,11 @@ class EncoderPart(Protocol):
         ...
 
     @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """Operators that are not computed on the GPU that it runs on; none of our own kernels."""
+        ...
+
+    @property
     def instruction_set(self) -> str | None:
         """That of our own kernels; None: ONNX Runtime runs it."""
         ...

@@ -11,6 +11,7 @@ import numpy as np
 
 from salmonrun.runtime import __version__
 from salmonrun.runtime.cores import usable_cores
+from salmonrun.runtime.device import is_gpu
 from salmonrun.runtime.errors import DeviceError
 from salmonrun.runtime.onnx_runtime import onnxruntime
 from salmonrun.runtime.report import peak_resident_bytes, resident_bytes
@@ -75,7 +76,7 @@ class MemoryMeter:
             steady_mb=_mib(resident_bytes()),
             peak_mb=_mib(peak_resident_bytes()),
             peak_is_since_load=self._reset,
-            device_mb=_device_mb() if self._device == "cuda" else None,
+            device_mb=_device_mb() if is_gpu(self._device) else None,
         )
 
 

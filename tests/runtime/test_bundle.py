@@ -272,13 +272,15 @@ def test_engine_refuses_an_embedding_table_of_another_size(bundle: Path) -> None
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="there is a GPU")
 def test_cuda_that_is_not_there(tiny_bundle: Path) -> None:
-    with pytest.raises(DeviceError, match=r"no CUDA provider; pip uninstall onnxruntime, .*salmonrun\[cuda\]"):
-        Engine.load(tiny_bundle, device="cuda")
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(DeviceError, match=rf"'{device}' .* no CUDA provider: pip uninstall .*salmonrun\[cuda\]"):
+            Engine.load(tiny_bundle, device=device)
 
 
 def test_unknown_device(tiny_bundle: Path) -> None:
-    with pytest.raises(DeviceError, match="device is 'tpu'; expected 'auto', 'cpu' or 'cuda'"):
-        Engine.load(tiny_bundle, device="tpu")  # type: ignore[arg-type]
+    for device in ("tpu", "cuda:", "cuda:-1", "cuda:x", "CUDA", ""):
+        with pytest.raises(DeviceError, match=f"device is '{device}'; expected 'auto', 'cpu', 'cuda' or, .* 'cuda:1'"):
+            Engine.load(tiny_bundle, device=device)
 
 
 def test_unknown_decoder(tiny_bundle: Path) -> None:

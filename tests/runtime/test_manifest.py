@@ -406,7 +406,10 @@ def test_a_decoder_without_weights_is_refused(bundle: Path) -> None:
             lambda weights: weights.update(native=NATIVE | {"precision": "fp16"}),
             r"expected one of 'int8', 'int4', 'nf4'",
         ),
-        (lambda weights: weights.update(torch=TORCH | {"precision": "int8"}), r"expected one of 'nf4', 'int4'"),
+        (
+            lambda weights: weights.update(torch=TORCH | {"lm_head": "int4"}),
+            r"expected one of 'fp32', 'fp16', 'bf16', 'int8'",
+        ),
         (lambda weights: weights["onnx"].update(dtype="float16"), "inputs of llm: inputs_embeds float32 .* float16"),
     ],
 )

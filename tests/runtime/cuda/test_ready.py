@@ -1,0 +1,126 @@
+"""`device="cuda"`: what is missing is said before anything is loaded, and a provider that does not start is refused."""
+
+import shutil
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.runtime import Engine, GenerationConfig, Limits
+from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.cuda import ready
+from salmonrun.runtime.cuda.driver import NoDriverError, read_driver
+from salmonrun.runtime.cuda.memory import weights_on_gpu
+from salmonrun.runtime.errors import DeviceError
+from tests.helpers.exports import noise
+from tests.runtime.cuda.conftest import FakeCuda
+
+
+@pytest.fixture(scope="module")
+def cuda_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("cuda") / "bundle", ExportOptions(target="cuda"))
+
+
+def test_every_session_is_on_the_gpu_that_was_named(cuda_bundle: Path, fake_cuda: FakeCuda) -> None:
+    with Engine.load(cuda_bundle, device="cuda:1", limits=Limits(max_gpu_mib=1000, max_cache_mib=200)) as engine:
+        report = engine.report()
+        assert len(engine.generate(noise(1.0, 0), prompt="?", config=GenerationConfig(max_new_tokens=3)).token_ids) <= 3
+    assert report.device == "cuda:1"
+    assert set(report.providers) == {"whisper", "audio_encoder", "qformer", "llm"}
+    assert {providers[0] for providers in report.providers.values()} == {"CUDAExecutionProvider"}
+    assert report.elsewhere == dict.fromkeys(report.providers, ("Gather x1 on CPU", "Shape x2 on CPU"))
+    assert len(fake_cuda.options) == 4
+    assert {options["device_id"] for options in fake_cuda.options.values()} == {"1"}
+    assert {options["use_tf32"] for options in fake_cuda.options.values()} == {"0"}
+    limits = [int(options["gpu_mem_limit"]) for options in fake_cuda.options.values()]
+    assert 790 * 2**20 < sum(limits) <= 800 * 2**20
+    assert len(set(limits)) == 4
+
+
+def test_a_silent_fallback_is_refused(cuda_bundle: Path, fake_cuda: FakeCuda) -> None:
+    fake_cuda.starts = False
+    with pytest.raises(DeviceError, match=r"'cuda', but ONNX Runtime gave (llm|whisper) CPUExecutionProvider: .*above"):
+        Engine.load(cuda_bundle, device="cuda")
+
+
+def test_auto_takes_a_gpu_for_a_bundle_that_was_exported_for_one(
+    cuda_bundle: Path, tiny_bundle: Path, fake_cuda: FakeCuda
+) -> None:
+    assert Engine.load(cuda_bundle).report().device == "cuda"
+    assert Engine.load(tiny_bundle).report().device == "cpu"
+    with pytest.raises(DeviceError, match=r"device='cuda', but the bundle was exported for the CPU; .* --target cuda"):
+        Engine.load(tiny_bundle, device="cuda")
+
+
+def test_auto_says_why_it_takes_the_cpu(
+    cuda_bundle: Path, fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("STUB_INIT", "100")
+    assert Engine.load(cuda_bundle).report().device == "cpu"
+    assert "the bundle, exported for a GPU, runs on the CPU: NVIDIA's driver is there, but sees no GPU" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "message"),
+    [
+        ({"STUB_GPUS": "1"}, "cuda:1", r"there is no GPU 1: the driver shows cuda:0 \(Stub 10\), as CUDA_VISIBLE_DEV"),
+        ({"STUB_CUDA": "12080"}, "cuda", r"made with CUDA 13, the driver runs CUDA 12\.8: install driver 580 or newer"),
+        ({"STUB_MAJOR": "6"}, "cuda", r"Stub 10 has compute capability 6\.0, at least 7\.5 is needed"),
+        ({"STUB_INIT": "803"}, "cuda", r"does not start \(system has unsupported driver\): install it, or give"),
+        ({"STUB_FREE_MIB": "1"}, "cuda", r"needs \d+ MiB for weights .*, but Stub 10 has 1 of 24576 MiB free"),
+    ],
+)
+def test_what_is_missing_is_named(
+    cuda_bundle: Path,
+    fake_cuda: FakeCuda,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    device: str,
+    message: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DeviceError, match=message):
+        Engine.load(cuda_bundle, device=device)
+    assert fake_cuda.options == {}
+
+
+def test_libraries_that_are_missing_are_named(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    preloaded: list[None] = []
+    there = {"libcudart.so.13", "libcublas.so.13", "libcurand.so.10"}
+    monkeypatch.setattr(ready, "_loads", lambda name: name in there)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: preloaded.append(there.add("libcublasLt.so.13")))
+    monkeypatch.setenv("STUB_GPUS", "1")
+    with pytest.raises(DeviceError, match=r"^device='cuda' cannot be used: libcudnn\.so\.9 cannot be loaded: pip inst"):
+        ready.require_gpu("cuda")
+    assert len(preloaded) == 1
+
+
+def test_all_that_is_missing_is_listed(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(ready, "read_driver", lambda: read_driver("no-such-library.so"))
+    with pytest.raises(DeviceError, match=r"no CUDA provider: pip uninstall .*; NVIDIA's driver is not installed"):
+        ready.require_gpu("cuda")
+
+
+def test_nothing_is_hashed_before_the_gpu_is_there(tmp_path: Path, tiny_bundle: Path) -> None:
+    """On this machine as it is: what opening the bundle would refuse is not looked at."""
+    try:
+        if read_driver().gpus:
+            pytest.skip("there is a GPU")
+    except NoDriverError:
+        pass
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (tmp_path / "bundle" / "whisper.onnx.data").write_bytes(b"")
+    with pytest.raises(DeviceError, match="NVIDIA's driver is not installed"):
+        Engine.load(tmp_path / "bundle", device="cuda")
+
+
+def test_limits_that_are_too_small(cuda_bundle: Path, fake_cuda: FakeCuda) -> None:
+    needed = sum(weights_on_gpu(open_bundle(cuda_bundle)).values())
+    assert needed > 2**20
+    with pytest.raises(DeviceError, match=r"needs \d+ MiB .*, but Limits\(max_gpu_mib=1\) allows no more"):
+        Engine.load(cuda_bundle, device="cuda", limits=Limits(max_gpu_mib=1))
+    with pytest.raises(DeviceError, match=r"needs 30\d\d\d MiB for weights and keys and values"):
+        Engine.load(cuda_bundle, device="cuda", limits=Limits(max_cache_mib=30_000))
