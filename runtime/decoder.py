@@ -10,6 +10,7 @@ import numpy as np
 
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.errors import CapacityError
+from salmonrun.runtime.logits import log_probability
 
 S = TypeVar("S")  # a decoder's own handle of one sequence
 
@@ -24,6 +25,9 @@ class Chunk(Generic[S]):
     # Positions the slot begins with; None: all it has. Fewer: those behind are forgotten.
     keep: int | None = None
     source: S | None = None  # the slot whose first `keep` positions these are, copied before; None: its own
+    # In place of the logits [wanted, V], the likeliest tokens and their log probabilities [wanted, 2], as `likeliest`
+    # finds them: a decoder on another device need not bring the logits here.
+    likeliest: bool = False
 
 
 class Lease(Generic[S]):
@@ -94,7 +98,7 @@ class Decoder(Protocol[S]):
         ...
 
     def forward(self, chunks: Sequence[Chunk[S]]) -> list[F32]:
-        """One round: every chunk is appended to its slot; the logits [wanted, V] of each.
+        """One round: every chunk is appended to its slot; the logits [wanted, V] of each, or its likeliest tokens.
 
         First each slot gets the beginning its chunk says, then all are appended: a slot may be the source of others. A
         round that fails has changed no slot's length but by those beginnings.
@@ -160,6 +164,19 @@ def inputs_of(decoder: Decoder[S], chunks: Sequence[Chunk[S]]) -> list[F32]:
             raise ValueError(f"{chunk.wanted} logits are wanted of {len(new)} positions; at least one is needed")
         embeds.append(new)
     return embeds
+
+
+def answered(chunks: Sequence[Chunk[S]], logits: Sequence[F32]) -> list[F32]:
+    """What each chunk is answered with, of the logits [wanted, V] of each."""
+    return [likeliest(rows) if chunk.likeliest else rows for chunk, rows in zip(chunks, logits, strict=True)]
+
+
+def likeliest(logits: F32) -> F32:
+    """The likeliest token of each row of logits [n, V], the first of equals, and its log probability: [n, 2]."""
+    tokens = logits.argmax(axis=1).tolist() if len(logits) else []
+    assert logits.shape[1] <= 2**24, "float32 has no more whole numbers without gaps"
+    found = [(token, log_probability(row, token)) for token, row in zip(tokens, logits, strict=True)]
+    return np.array(found, np.float32).reshape(-1, 2)
 
 
 def begin(decoder: Decoder[S], chunks: Sequence[Chunk[S]]) -> None:

@@ -98,15 +98,20 @@ def decode(
         logprobs: of these tokens.
     """
     choose = _chooser(config, stop)
-    tokens, logprobs = list(tokens), list(logprobs)
-    logits = yield Need([prompt], tokens)
+    tokens, logprobs, chunk = list(tokens), list(logprobs), prompt
+    logits = yield Need([chunk], tokens)
     while logits is not None:
         row = logits[0][-1]
-        tokens.append(choose(row, tokens))
-        logprobs.append(log_probability(row, tokens[-1]))
+        if chunk.likeliest:
+            tokens.append(int(row[0]))
+            logprobs.append(float(row[1]))
+        else:
+            tokens.append(choose(row, tokens))
+            logprobs.append(log_probability(row, tokens[-1]))
         if reason := end_reason(tokens, config, stop):
             return Hypothesis(tokens, reason, logprobs)
-        logits = yield Need([Chunk(prompt.slot, tokens[-1:])], tokens)
+        chunk = Chunk(prompt.slot, tokens[-1:], likeliest=_takes_likeliest(config, len(tokens)))
+        logits = yield Need([chunk], tokens)
     return Hypothesis(tokens, "cancelled", logprobs)
 
 
@@ -159,6 +164,12 @@ def _chooser(config: GenerationConfig, stop: StopRules) -> Callable[[F32, Sequen
         return sample(scores, config, rng) if rng else int(np.argmax(scores))
 
     return choose
+
+
+def _takes_likeliest(config: GenerationConfig, count: int) -> bool:
+    """Whether the token behind `count` others is the likeliest in any case: nothing is drawn, banned or penalized."""
+    plain = not (config.do_sample or config.no_repeat_ngram_size) and config.repetition_penalty == 1.0
+    return plain and count >= max(1, config.min_new_tokens)
 
 
 def end_reason(tokens: Sequence[int], config: GenerationConfig, stop: StopRules) -> EndReason | None:

@@ -14,7 +14,16 @@ import numpy as np
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import KvCacheType, Limits
-from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity, check_room, inputs_of
+from salmonrun.runtime.decoder import (
+    Chunk,
+    DecoderReport,
+    Lease,
+    answered,
+    begin,
+    check_capacity,
+    check_room,
+    inputs_of,
+)
 from salmonrun.runtime.decoders.cache_budget import CacheBudget
 from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.native_weights import load_model
@@ -117,7 +126,7 @@ class NativeDecoder:
             begin(self, chunks)
             for chunk, new in zip(chunks, embeds, strict=True):
                 check_room(self.length(chunk.slot), len(new), chunk.slot.capacity)
-            return self._run(chunks, embeds)
+            return answered(chunks, self._run(chunks, embeds))
 
     def length(self, slot: NativeSlot) -> int:
         """Positions the slot has."""

@@ -11,7 +11,16 @@ import numpy as np
 from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import Limits
-from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity, check_room, inputs_of
+from salmonrun.runtime.decoder import (
+    Chunk,
+    DecoderReport,
+    Lease,
+    answered,
+    begin,
+    check_capacity,
+    check_room,
+    inputs_of,
+)
 from salmonrun.runtime.decoders.cache_budget import CacheBudget
 from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.kv_cache import KVCache, KVPool, Rows, Slot
@@ -140,7 +149,7 @@ class OnnxDecoder:
             logits = self._run_all(chunks, embeds)
             for chunk, new in zip(chunks, embeds, strict=True):  # all or none
                 chunk.slot.length += len(new)
-        return logits
+        return answered(chunks, logits)
 
     def length(self, slot: Slot) -> int:
         """Positions the slot has."""

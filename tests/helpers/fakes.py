@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from salmonrun.runtime.arrays import F32
-from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity
+from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, answered, begin, check_capacity
 from salmonrun.runtime.decoders.kv_cache import KVPool, Slot
 from salmonrun.runtime.errors import CapacityError
 
@@ -38,7 +38,7 @@ class FakeDecoder:
         for chunk in chunks:
             if chunk.slot.room < len(chunk.inputs):
                 raise CapacityError(f"{len(chunk.inputs)} positions do not fit")
-        return [self._append(chunk) for chunk in chunks]
+        return answered(chunks, [self._append(chunk) for chunk in chunks])
 
     def length(self, slot: Slot) -> int:
         return slot.length

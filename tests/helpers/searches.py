@@ -11,7 +11,7 @@ from torch import nn
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.beam_search import beam_search
 from salmonrun.runtime.config import GenerationConfig
-from salmonrun.runtime.decoder import Chunk, Decoder, DecoderReport, Lease, begin
+from salmonrun.runtime.decoder import Chunk, Decoder, DecoderReport, Lease, answered, begin
 from salmonrun.runtime.rounds import run_together
 from salmonrun.runtime.search import FinishReason, StopRules, decode
 
@@ -54,7 +54,7 @@ class TorchDecoder:
             with torch.no_grad():
                 rows = self._model(inputs_embeds=torch.from_numpy(np.array(chunk.slot))[None]).logits[0].numpy()
             logits.append(rows[len(rows) - chunk.wanted :])
-        return logits
+        return answered(chunks, logits)
 
     def length(self, slot: Sequences) -> int:
         return len(slot)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from salmonrun.runtime.arrays import F32
-from salmonrun.runtime.decoder import Chunk
+from salmonrun.runtime.decoder import Chunk, likeliest
 from salmonrun.runtime.errors import CapacityError, ClosedError
 from tests.helpers.llms import BASE, LLAMA3, MAX_LENGTH, Pair
 
@@ -227,6 +227,26 @@ def test_a_round_of_everything(base: Pair) -> None:
             7,
         ]
         assert_close(base.step([third], [ids[16]]), base.expected(ids[:17])[-1:])
+
+
+def test_likeliest_tokens_in_place_of_logits(base: Pair) -> None:
+    """In rounds with chunks that want logits, of steps and of drafts."""
+    ids = tokens_of(83, 20)
+    with base.open(4) as slots:
+        for slot, count in zip(slots, (5, 9, 3, 12), strict=True):
+            base.prefill(slot, ids[:count])
+        steps = [Chunk(slots[i], [ids[i]], likeliest=i != 1) for i in range(3)]
+        draft = Chunk(slots[3], ids[12:16], wanted=3, likeliest=True)
+        found = base.decoder.forward([*steps, draft])
+        for slot, count in zip(slots, (5, 9, 3, 12), strict=True):
+            base.decoder.truncate(slot, count)
+        plain = [Chunk(chunk.slot, chunk.inputs, chunk.wanted) for chunk in (*steps, draft)]
+        logits = base.decoder.forward(plain)
+    assert [rows.shape for rows in found] == [(1, 2), (1, BASE["vocab_size"]), (1, 2), (3, 2)]
+    np.testing.assert_array_equal(found[1], logits[1])
+    for i in (0, 2, 3):
+        np.testing.assert_array_equal(found[i][:, 0], logits[i].argmax(axis=1))
+        np.testing.assert_allclose(found[i], likeliest(logits[i]), atol=2e-6, rtol=0)
 
 
 def test_more_positions_than_the_model_has_are_refused(base: Pair) -> None:

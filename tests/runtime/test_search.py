@@ -90,6 +90,29 @@ def test_beams_with_every_token_banned_answer_nothing() -> None:
     assert our_tokens(TorchDecoder(model), prompt_embeds(0), config, stop) == ([], "stop")
 
 
+@pytest.mark.parametrize(
+    ("config", "from_step"),
+    [
+        (GenerationConfig(), 0),
+        (GenerationConfig(min_new_tokens=3), 2),
+        (GenerationConfig(repetition_penalty=1.2), None),
+        (GenerationConfig(no_repeat_ngram_size=3), None),
+        (GenerationConfig(do_sample=True, seed=1), None),
+        (GenerationConfig(num_beams=2), None),
+    ],
+)
+def test_steps_ask_for_no_logits_where_the_likeliest_token_is_the_next(
+    config: GenerationConfig, from_step: int | None
+) -> None:
+    decoder = FakeDecoder(random_logits(20, seed=4))
+    our_tokens(decoder, decoder.embed([1, 2]), replace(config, max_new_tokens=6), StopRules(frozenset()))
+    prompt, *steps = decoder.rounds
+    assert not any(chunk.likeliest for chunk in prompt)
+    assert [all(chunk.likeliest for chunk in chunks) for chunks in steps] == [
+        from_step is not None and number >= from_step for number in range(len(steps))
+    ]
+
+
 def test_greedy_ties_go_to_the_smaller_token() -> None:
     decoder, config = TorchDecoder(tiny_llama(0, 40, scale=0.0)), GenerationConfig(max_new_tokens=3)
     tokens, _ = our_tokens(decoder, prompt_embeds(0), config, StopRules(frozenset()))

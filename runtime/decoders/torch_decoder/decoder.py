@@ -11,7 +11,16 @@ from torch import Tensor
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import Limits
-from salmonrun.runtime.decoder import Chunk, DecoderReport, Lease, begin, check_capacity, check_room, inputs_of
+from salmonrun.runtime.decoder import (
+    Chunk,
+    DecoderReport,
+    Lease,
+    answered,
+    begin,
+    check_capacity,
+    check_room,
+    inputs_of,
+)
 from salmonrun.runtime.decoders.cache_budget import CacheBudget
 from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.torch_decoder.attention import choose_attention
@@ -152,12 +161,14 @@ class TorchDecoder:
         for first in range(0, len(steps), BATCHES[-1]):
             batch = steps[first : first + BATCHES[-1]]
             tokens = [int(chunks[i].inputs[0]) for i in batch]
-            rows = self._steps.run([chunks[i].slot for i in batch], tokens).cpu().numpy()
-            for i, row in zip(batch, rows.copy(), strict=True):  # the next step overwrites them
-                logits[i] = row[None]
+            rows, likeliest = self._steps.run([chunks[i].slot for i in batch], tokens)
+            for wanted, found in ((False, rows), (True, likeliest)):  # only what is asked for leaves the device
+                asked = [(place, i) for place, i in enumerate(batch) if chunks[i].likeliest == wanted]
+                for (_, i), row in zip(asked, _on_host(found, [place for place, _ in asked]), strict=True):
+                    logits[i] = row[None]
         for i, (chunk, new) in enumerate(zip(chunks, embeds, strict=True)):
             if not _is_step(chunk):
-                logits[i] = self._append(chunk, new)
+                (logits[i],) = answered([chunk], [self._append(chunk, new)])
         return logits
 
     def _append(self, chunk: Chunk[PagedSlot], embeds: F32) -> F32:
@@ -195,6 +206,14 @@ class TorchDecoder:
             for slot in slots:
                 self._table.close(slot)
             self._budget.give_back(sum(PAGE * pages_of(slot.capacity) for slot in slots))
+
+
+def _on_host(rows: Tensor, places: list[int]) -> F32:
+    """Some rows, copied: all of them at once, where it is all."""
+    if not places:
+        return np.empty((0, rows.shape[1]), np.float32)
+    chosen = rows if len(places) == len(rows) else rows[places]
+    return np.array(chosen.cpu().numpy())
 
 
 def _is_step(chunk: Chunk[PagedSlot]) -> bool:

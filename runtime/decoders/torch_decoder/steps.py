@@ -1,7 +1,7 @@
 """Steps: one token for each of a batch of sequences, in buffers that stay in place, so that a graph can replay it.
 
-A whole step is in the graph: the tokens' embeddings, all layers, logits. What changes from step to step is one small
-array of integers.
+A whole step is in the graph: the tokens' embeddings, all layers, logits, the likeliest token. What changes from step to
+step is one small array of integers.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,17 +32,20 @@ class Steps:
         self._made: dict[tuple[int, int], _Step] = {}
         self.captured = embeddings.is_cuda and model.launches_alike
 
-    def run(self, slots: Sequence[PagedSlot], tokens: Sequence[int]) -> Tensor:
-        """Append a token to each of at most BATCHES[-1] slots, whose pages are there: logits [n, V] on the device.
+    def run(self, slots: Sequence[PagedSlot], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Append a token to each of at most BATCHES[-1] slots, whose pages are there.
 
-        They are overwritten by the next step.
+        Returns:
+            logits [n, V] and, of each, the likeliest token and its log probability [n, 2], on the device. The next step
+            overwrites them.
         """
         batch = next(size for size in BATCHES if size >= len(slots))
         pages = self._longest
         if not self._attention.whole_tables:  # as few as there are, in powers of two, so that few graphs are made
             pages = 1 << (max(len(slot.pages) for slot in slots) - 1).bit_length()
         step = self._made.get((batch, pages)) or self._make(batch, pages)
-        return step.run(slots, tokens)[: len(slots)]
+        logits, likeliest = step.run(slots, tokens)
+        return logits[: len(slots)], likeliest[: len(slots)]
 
     def _make(self, batch: int, pages: int) -> "_Step":
         step = _Step(batch, pages, self._embeddings.device, self._work, self._model.head.rows)
@@ -51,8 +54,8 @@ class Steps:
         self._made[batch, pages] = step
         return step
 
-    def _work(self, changing: Tensor, logits: Tensor) -> None:
-        """What a graph holds. Everything is read from `changing` [B, 4 + pages], and written to `logits` [B, V]."""
+    def _work(self, changing: Tensor, logits: Tensor, likeliest: Tensor) -> None:
+        """What a graph holds. All is read from `changing` [B, 4 + pages], and written to `logits` and `likeliest`."""
         places = Places(
             positions=changing[:, _POSITION : _POSITION + 1].long(),
             rows=changing[:, _ROW].long(),
@@ -62,20 +65,28 @@ class Steps:
         embeds = self._embeddings[changing[:, _TOKEN : _TOKEN + 1]]
         states = self._model.states(embeds, self._pool, places, self._attention)
         logits.copy_(self._model.logits(states[:, 0]))
+        largest, tokens = logits.max(dim=-1)
+        likeliest.copy_(torch.stack((tokens.float(), largest - logits.logsumexp(dim=-1)), dim=-1))
 
 
 class _Step:
     """A step of one batch size and length of tables."""
 
     def __init__(
-        self, batch: int, pages: int, device: torch.device, work: Callable[[Tensor, Tensor], None], vocab_size: int
+        self,
+        batch: int,
+        pages: int,
+        device: torch.device,
+        work: Callable[[Tensor, Tensor, Tensor], None],
+        vocab_size: int,
     ) -> None:
         idle = [0, 0, SCRATCH, 1, *[SCRATCH] * pages]  # writes to nobody's page
         self._host = torch.tensor([idle] * batch, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._rows = self._host.numpy()
         self._changing = self._host.to(device)
         self._logits = torch.zeros(batch, vocab_size, device=device)
-        self._replay = lambda: work(self._changing, self._logits)
+        self._likeliest = torch.zeros(batch, 2, device=device)
+        self._replay = lambda: work(self._changing, self._logits, self._likeliest)
 
     def capture(self) -> None:
         """Make a CUDA graph of the work. Kernels must have been launched once before, to be loaded and tuned."""
@@ -89,8 +100,8 @@ class _Step:
             self._replay()
         self._replay = graph.replay
 
-    def run(self, slots: Sequence[PagedSlot], tokens: Sequence[int]) -> Tensor:
-        """Logits [B, V]."""
+    def run(self, slots: Sequence[PagedSlot], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits [B, V], and what is likeliest [B, 2]."""
         rows = self._rows
         rows[:, :_TABLE] = 0, 0, SCRATCH, 1
         rows[:, _TABLE:] = SCRATCH
@@ -99,7 +110,7 @@ class _Step:
             row[_TABLE : _TABLE + len(slot.pages)] = slot.pages
         self._changing.copy_(self._host, non_blocking=True)
         self._replay()
-        return self._logits
+        return self._logits, self._likeliest
 
 
 def places_of(slot: PagedSlot, count: int, device: torch.device) -> Places:
