@@ -2,14 +2,15 @@
 
 import numpy as np
 
+from salmonrun.runtime.arrays import Array
 from salmonrun.runtime.audio import F32, Audio
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import Limits
-from salmonrun.runtime.device import Device
+from salmonrun.runtime.device import Device, is_gpu
 from salmonrun.runtime.encoders import EncoderName, choose, load_encoders
 from salmonrun.runtime.encoders.part import EncoderPart
 from salmonrun.runtime.features import audio_tokens, fbank, log_mel, whisper_frames
-from salmonrun.runtime.session import load_graph
+from salmonrun.runtime.session import Graph, load_graph
 from salmonrun.runtime.stopwatch import Stopwatch
 
 
@@ -25,6 +26,7 @@ class AudioEncoder:
         release_weights: bool = False,
         limits: Limits | None = None,
     ) -> None:
+        self.device = device
         self.audio = bundle.manifest.audio
         self.fbank = bundle.manifest.fbank
         self.window = bundle.manifest.window
@@ -37,12 +39,26 @@ class AudioEncoder:
         watch = watch or Stopwatch()
         mel, bank = self.features(audio.pcm)
         watch.lap("features")
+        if is_gpu(self.device):
+            return self._encode_there(mel, bank, watch)
         speech = self.whisper(mel)
         watch.lap("whisper")
         states = None if bank is None else self.audio_encoder(bank)
         if states is not None:
             watch.lap("audio_encoder")
         embeds = self.qformer(speech, states)
+        watch.lap("qformer")
+        return embeds
+
+    def _encode_there(self, mel: F32, bank: F32 | None, watch: Stopwatch) -> F32:
+        """The same on a GPU: states stay there, and the embeddings alone are brought here."""
+        graphs = {name: part for name, part in self.parts.items() if isinstance(part, Graph)}
+        states = {"speech": graphs["whisper"].run_there(**whisper_inputs(graphs["whisper"], mel))}
+        watch.lap("whisper")
+        if bank is not None:
+            states["audio"] = graphs["audio_encoder"].run_there(fbank=bank[None])
+            watch.lap("audio_encoder")
+        embeds: F32 = self.qformer_graph.run_there(**states).numpy()[0]
         watch.lap("qformer")
         return embeds
 
@@ -83,9 +99,12 @@ class AudioEncoder:
 
 def run_whisper(whisper: EncoderPart, mel: F32) -> F32:
     """Whisper's states [T, d_model] of a whole log-mel spectrogram [n_mels, 2 T]."""
-    states: F32
-    if whisper.hears_blocks:  # it takes the neighbouring hops as well, of which there are none
-        states = whisper.run(log_mel=np.pad(mel, ((0, 0), (1, 1)))[None], start=np.zeros(1, np.int64))[0]
-    else:
-        states = whisper.run(log_mel=mel[None])[0]
+    states: F32 = whisper.run(**whisper_inputs(whisper, mel))[0]
     return states
+
+
+def whisper_inputs(whisper: EncoderPart, mel: F32) -> dict[str, Array]:
+    """What Whisper is given of a whole log-mel spectrogram [n_mels, 2 T]."""
+    if whisper.hears_blocks:  # it takes the neighbouring hops as well, of which there are none
+        return {"log_mel": np.pad(mel, ((0, 0), (1, 1)))[None], "start": np.zeros(1, np.int64)}
+    return {"log_mel": mel[None]}

@@ -26,12 +26,23 @@ class Graph:
     name: str
     session: onnxruntime.InferenceSession
     spec: GraphSpec
+    device: Device = "cpu"
     elsewhere: tuple[str, ...] = ()  # of a session on a GPU: operators that are not computed there
 
     def run(self, **inputs: Array) -> F32:
         """The graph's result on its own: an encoder that hears in blocks has heard nothing before."""
         outputs: list[F32] = self.session.run([self.spec.result], inputs | self.nothing_past())
         return outputs[0]
+
+    def run_there(self, **inputs: "Array | onnxruntime.OrtValue") -> onnxruntime.OrtValue:
+        """The result as `run` has it, left on the device, where inputs that are there are read."""
+        binding, memory = self.session.io_binding(), memory_of(self.device)
+        for name, value in (inputs | self.nothing_past()).items():
+            there = value if isinstance(value, onnxruntime.OrtValue) else _put(value, memory)
+            binding.bind_ortvalue_input(name, there)
+        binding.bind_output(self.spec.result, *memory)
+        self.session.run_with_iobinding(binding)
+        return binding.get_outputs()[0]
 
     def run_on(self, past: dict[str, Array], **inputs: Array) -> tuple[F32, dict[str, Array]]:
         """The graph's result behind what `past` has kept, and what there is to keep now."""
@@ -84,7 +95,16 @@ def load_graph(bundle: Bundle, name: str, device: Device, threads: int, limits: 
         raise DeviceError(
             f"device={device!r}, but ONNX Runtime gave {name} {', '.join(session.get_providers())}: {problems}"
         )
-    return Graph(name, session, spec, _placed_elsewhere(session) if is_gpu(device) else ())
+    return Graph(name, session, spec, device, _placed_elsewhere(session) if is_gpu(device) else ())
+
+
+def memory_of(device: Device) -> tuple[str, int]:
+    """What ONNX Runtime calls the memory of a device."""
+    return ("cuda", gpu_index(device)) if is_gpu(device) else ("cpu", 0)
+
+
+def _put(array: Array, memory: tuple[str, int]) -> onnxruntime.OrtValue:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *memory)
 
 
 def _providers(device: Device, memory_limit: int | None) -> list[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from salmonrun.runtime import session
 from salmonrun.runtime.cuda import ready
 from salmonrun.runtime.cuda.driver import Driver, read_driver
 
@@ -40,6 +41,11 @@ class FakeCuda:
     starts: bool = True  # whether sessions get it; ONNX Runtime takes the CPU in silence where it does not start
     on_cpu: tuple[str, ...] = ("Shape", "Gather", "Shape")  # operators that it leaves to the CPU
     options: dict[str, dict[str, str]] = field(default_factory=dict)  # of each session's provider, by its file's name
+    to_host: list[tuple[int, ...]] = field(default_factory=list)  # shapes of what was brought from its memory
+    to_device: list[tuple[int, ...]] = field(default_factory=list)
+    runs_on_host: list[str] = field(
+        default_factory=list
+    )  # files of sessions that were given and gave arrays on the host
 
 
 @pytest.fixture
@@ -52,8 +58,13 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, stub_driver: Callable[[], Driver]
             asked = [one if isinstance(one, str) else one[0] for one in providers]
             if ready.PROVIDER in asked:
                 fake.options[Path(path).name] = providers[0][1]
+            self._file = Path(path).name
             super().__init__(path, options, providers=["CPUExecutionProvider"], **rest)
             self._shown = asked if fake.starts else ["CPUExecutionProvider"]
+
+        def run(self, *args: Any, **kwargs: Any) -> Any:
+            fake.runs_on_host.append(self._file)
+            return super().run(*args, **kwargs)
 
         def get_providers(self) -> list[str]:
             return self._shown
@@ -63,6 +74,12 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, stub_driver: Callable[[], Driver]
             return [SimpleNamespace(ep_name=ep, get_nodes=lambda kind=kind: [_node(kind)]) for ep, kind in parts]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(session, "memory_of", lambda _: ("cpu", 0))
+    put, get = session._put, onnxruntime.OrtValue.numpy
+    monkeypatch.setattr(session, "_put", lambda array, memory: fake.to_device.append(array.shape) or put(array, memory))
+    monkeypatch.setattr(
+        onnxruntime.OrtValue, "numpy", lambda value: fake.to_host.append(tuple(value.shape())) or get(value)
+    )
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ready.PROVIDER, "CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "cuda_version", "13.0", raising=False)
     monkeypatch.setattr(ready, "read_driver", stub_driver)

@@ -3,15 +3,19 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 
 from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.runtime import Engine, GenerationConfig, Limits
+from salmonrun.runtime.arrays import F32
+from salmonrun.runtime.audio import Audio
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.cuda import ready
 from salmonrun.runtime.cuda.driver import NoDriverError, read_driver
 from salmonrun.runtime.cuda.memory import weights_on_gpu
+from salmonrun.runtime.encoder import AudioEncoder
 from salmonrun.runtime.errors import DeviceError
 from tests.helpers.exports import noise
 from tests.runtime.cuda.conftest import FakeCuda
@@ -36,6 +40,24 @@ def test_every_session_is_on_the_gpu_that_was_named(cuda_bundle: Path, fake_cuda
     limits = [int(options["gpu_mem_limit"]) for options in fake_cuda.options.values()]
     assert 790 * 2**20 < sum(limits) <= 800 * 2**20
     assert len(set(limits)) == 4
+
+
+def test_states_stay_on_the_gpu(cuda_bundle: Path, fake_cuda: FakeCuda, tiny_engine: Engine) -> None:
+    """Spectrograms go there, embeddings come back, and nothing else; what is computed is what the CPU computes."""
+    audio = noise(1.3, 5)
+    with Engine.load(cuda_bundle, device="cuda") as engine:
+        found = engine.model.encoder.encode(audio)
+    mel, bank = engine_features(tiny_engine, audio)
+    assert fake_cuda.to_device == [(1, *mel.shape), (1, *bank.shape)]
+    assert fake_cuda.to_host == [(1, *found.shape)]
+    assert fake_cuda.runs_on_host == []
+    np.testing.assert_array_equal(found, AudioEncoder(open_bundle(cuda_bundle), "cpu", 1, "onnx").encode(audio))
+
+
+def engine_features(engine: Engine, audio: Audio) -> tuple[F32, F32]:
+    mel, bank = engine.model.encoder.features(audio.pcm)
+    assert bank is not None
+    return mel, bank
 
 
 def test_a_silent_fallback_is_refused(cuda_bundle: Path, fake_cuda: FakeCuda) -> None:
