@@ -103,7 +103,7 @@ kernels: $(VENV)/.dev ## build the native kernels in place, again after a change
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
 FUZZ :=
-fuzz: $(VENV)/.dev ## 100,000 damaged files of native weights and manifests, each refused or run (minutes; FUZZ='--seed 1 --count 1000')
+fuzz: $(VENV)/.dev ## 100,000 damaged files of native weights and manifests, each refused or run (minutes; FUZZ='--target audio': of recordings)
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 emulate: $(VENV)/.dev ## the kernels of processors that this one is not, against the portable ones, in an emulator (needs apt-get)

@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from salmonrun.runtime.audio_file import FileSource, check_rate, open_audio_file
+from salmonrun.runtime.audio_file import DEFAULT_LIMITS, AudioFile, FileSource, check_rate, open_audio_file
 from salmonrun.runtime.channel import Channel, check_channel, choose_channel, take_channel
+from salmonrun.runtime.config import Limits
 from salmonrun.runtime.errors import AudioError, AudioTooLongError
+from salmonrun.runtime.sound_file import F64
 
 SAMPLE_RATE = 16000
 F32 = npt.NDArray[np.float32]
@@ -65,6 +67,7 @@ def load_audio(
     max_s: float | None = None,
     channel: Channel = "first",
     strict: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Audio:
     """Read audio and bring it to what the model was trained on.
 
@@ -80,6 +83,7 @@ def load_audio(
         channel: "first" is channel 0, as checkpoints were trained, or the loudest if channel 0 is silent and that is
             not; "mix" is the mean of all; a number is that channel, silent or not. Notes say what was done.
         strict: refuse a file that ends before its header says; else a note says so.
+        limits: what a file may claim, how much may be held, and whether it is decoded in a process of its own.
 
     Raises:
         AudioError: empty, not finite, not audio, no such channel, an array without a rate, or cut off and `strict`.
@@ -92,9 +96,9 @@ def load_audio(
         _refuse_longer(source.duration_s, max_s)
         return _pad(source, min_s)
     if isinstance(source, np.ndarray):
-        read = _from_array(source, sample_rate, channel)
+        read = _from_array(source, sample_rate, channel, limits)
     else:
-        read = _from_file(source, sample_rate, channel, max_s, strict)
+        read = _from_file(source, sample_rate, channel, max_s, strict, limits)
     return _prepare(read, min_s, max_s)
 
 
@@ -139,25 +143,38 @@ def _resample(samples: npt.NDArray[np.float64], rate: int) -> npt.NDArray[np.flo
     return np.pad(resampled, (0, length - len(resampled)))
 
 
-def _from_array(array: npt.NDArray[Any], rate: int | None, channel: Channel) -> _Read:
-    rate = check_array(array, rate)
+def _from_array(array: npt.NDArray[Any], rate: int | None, channel: Channel, limits: Limits) -> _Read:
+    rate = check_array(array, rate, limits)
     check_channel(channel, 1)
     return _Read(to_full_scale(array), rate, 1)
 
 
-def _from_file(source: FileSource, rate: int | None, channel: Channel, max_s: float | None, strict: bool) -> _Read:
-    with open_audio_file(source, rate) as file:
+def _from_file(
+    source: FileSource, rate: int | None, channel: Channel, max_s: float | None, strict: bool, limits: Limits
+) -> _Read:
+    with open_audio_file(source, rate, limits) as file:
         file.cut_off(file.frames, strict)  # before it is read, where the header tells
         _refuse_longer(file.frames / file.rate, max_s)
         refuse_empty(file.frames)
+        _refuse_larger(file.frames, limits)
         chosen, note = choose_channel(channel, file)
-        parts = [take_channel(block, chosen) for block in file.blocks()]
-        samples = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0), *parts])
+        samples = _samples(file, chosen)
         notes = (note, file.cut_off(len(samples), strict))
         return _Read(samples, file.rate, file.channels, tuple(note for note in notes if note))
 
 
-def check_array(array: npt.NDArray[Any], rate: int | None) -> int:
+def _samples(file: AudioFile, channel: int | None) -> F64:
+    """One channel [N], or the mean of all."""
+    try:
+        parts = [take_channel(block, channel) for block in file.blocks()]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0), *parts])
+    except MemoryError as error:
+        raise AudioError(
+            f"{file.frames} samples do not fit into memory; transcribe reads recordings of any length piece by piece"
+        ) from error
+
+
+def check_array(array: npt.NDArray[Any], rate: int | None, limits: Limits = DEFAULT_LIMITS) -> int:
     """The rate of an array that can be PCM.
 
     Raises:
@@ -165,7 +182,7 @@ def check_array(array: npt.NDArray[Any], rate: int | None) -> int:
     """
     if rate is None:
         raise AudioError("an array needs sample_rate=, e.g. sample_rate=16000; without it the pitch would be a guess")
-    check_rate(rate)
+    check_rate(rate, limits=limits)
     if array.ndim != 1:
         raise AudioError(
             f"the array has shape {array.shape}; expected [N], one channel: of [N, C] pass array[:, 0] or "
@@ -207,6 +224,15 @@ def refuse_unusable(samples: npt.NDArray[np.float64], first: int = 0) -> None:
 def _peak(samples: npt.NDArray[np.floating[Any]]) -> float:
     """The largest magnitude, NaN if there is one; two passes cost less than one and an array of magnitudes."""
     return max(float(samples.max(initial=0.0)), -float(samples.min(initial=0.0)))
+
+
+def _refuse_larger(frames: int, limits: Limits) -> None:
+    mib = frames * 8 / 2**20
+    if mib > limits.max_samples_mib:
+        raise AudioTooLongError(
+            f"the header says {frames} samples, which take {mib:.0f} MiB; the limit is {limits.max_samples_mib}: let "
+            "transcribe read it piece by piece, or raise Limits(max_samples_mib=...)"
+        )
 
 
 def _refuse_longer(seconds: float, max_s: float | None) -> None:

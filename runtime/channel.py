@@ -4,9 +4,10 @@ from typing import Literal
 
 import numpy as np
 
-from salmonrun.runtime.audio_file import F64, AudioFile
+from salmonrun.runtime.audio_file import AudioFile
 from salmonrun.runtime.config import SILENCE_DBFS
 from salmonrun.runtime.errors import AudioError, ConfigError
+from salmonrun.runtime.sound_file import F64
 
 Channel = Literal["first", "mix"] | int
 """What is heard of several channels.

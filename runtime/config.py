@@ -1,6 +1,7 @@
 """Settings that training, export and the engine share. Each default lives here and nowhere else."""
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -254,10 +255,37 @@ class Limits:
     # Memory for keys and values of all requests and streams at once; None: any; the torch decoder reserves it.
     max_cache_mib: int | None = None
     max_gpu_mib: int | None = None  # memory of a GPU that weights, keys and values, and computing take; None: any
+    # What the header of a file may claim. Below 1 kHz nothing of speech is left, and 16 samples are made of one; above
+    # 768 kHz no converter records.
+    min_sample_rate: int = 1000  # Hz
+    max_sample_rate: int = 768_000  # Hz
+    max_channels: int = 64  # the largest microphone arrays in use have as many
+    # FLAC, the densest, packs 65,535 equal samples into a frame of 14 bytes.
+    max_frames_per_byte: int = 8192
+    max_pipe_mib: int = 1024  # of a file that cannot be read twice: it is held in memory
+    max_samples_mib: int = 8192  # of a decoded recording that is held as a whole: 18 hours at 16 kHz
+    # Decode in a process of its own for each recording, so that a crash or hang of libsndfile is an AudioError. It
+    # costs milliseconds a recording. Nothing of a recording reaches libsndfile in the engine's own process then.
+    isolate_decoding: bool = False
+    max_decoding_s: float = 10.0  # with it: of computing until a header, or the next block of samples, is there
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("max_prompt_chars", "max_beams", "max_cache_mib", "max_gpu_mib"):
+        for name in _AT_LEAST_1:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.max_sample_rate < self.min_sample_rate:
+            raise ConfigError(
+                f"max_sample_rate is {self.max_sample_rate}; expected at least min_sample_rate, {self.min_sample_rate}"
+            )
+        if self.isolate_decoding and sys.platform != "linux":
+            raise ConfigError("isolate_decoding is True; it needs Linux: leave it out")
+        if not self.max_decoding_s > 0:
+            raise ConfigError(f"max_decoding_s is {self.max_decoding_s}; it must be above 0")
+
+
+_AT_LEAST_1 = (
+    *("max_prompt_chars", "max_beams", "max_cache_mib", "max_gpu_mib", "min_sample_rate", "max_sample_rate", "max_channels"),
+    *("max_frames_per_byte", "max_pipe_mib", "max_samples_mib"),
+)

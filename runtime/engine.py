@@ -379,9 +379,10 @@ class Engine:
         They add up to the texts of all segments, a line for each. Text that a segment might have to leave to the next,
         or that might be rejected, comes right before its segment; so does that of a beam search.
         """
-        reader = PcmReader(audio, sample_rate, channel, strict)
+        model = self.model
+        reader = PcmReader(audio, sample_rate, channel, strict, model.limits)
         terms = Terms.of(priority, deadline_s, cancel)
-        answerer = BatchAnswerer(self.model, self.model.request(task, prompt, question, generation), terms)
+        answerer = BatchAnswerer(model, model.request(task, prompt, question, generation), terms)
         return transcribe_iter(reader, answerer, config or TranscribeConfig())
 
     @checked()

@@ -80,7 +80,15 @@ class Model:
     ) -> Audio:
         """Read audio by this bundle's policy; see `runtime.audio.load_audio`."""
         window = self.bundle.manifest.audio
-        return load_audio(source, sample_rate, min_s=window.min_s, max_s=window.max_s, channel=channel, strict=strict)
+        return load_audio(
+            source,
+            sample_rate,
+            min_s=window.min_s,
+            max_s=window.max_s,
+            channel=channel,
+            strict=strict,
+            limits=self.limits,
+        )
 
     def request(
         self,

@@ -9,7 +9,7 @@ from salmonrun.runtime.commands.options import add_engine_arguments, check_engin
 from salmonrun.runtime.config import Limits
 from salmonrun.runtime.errors import ConfigError, MissingExtraError
 from salmonrun.runtime.log import LOGGER
-from salmonrun.runtime.server.config import KEYS, PAGE, ServerConfig, keys_in
+from salmonrun.runtime.server.config import ISOLATE_DECODING, KEYS, PAGE, ServerConfig, keys_in
 
 LIMITS: dict[str, tuple[type, str]] = {  # fields of ServerConfig
     "max_running": (int, "requests that are answered at once"),
@@ -79,6 +79,12 @@ def _add_limits(parser: argparse.ArgumentParser, default: ServerConfig) -> None:
         metavar="N",
         help="MiB of keys and values of all that is answered; what finds no room waits (default: any)",
     )
+    limits.add_argument(
+        "--isolate-decoding",
+        action=argparse.BooleanOptionalAction,
+        default=ISOLATE_DECODING,
+        help="decode each recording in a process of its own, which a damaged file may crash (default: do)",
+    )
 
 
 def _settings(arguments: argparse.Namespace) -> ServerConfig:
@@ -109,7 +115,7 @@ def _run(arguments: argparse.Namespace, config: ServerConfig) -> int:
     show_json_log(arguments.verbose)
     spans = tracer_provider(os.environ)
 
-    limits = Limits(max_cache_mib=arguments.max_cache_mib)
+    limits = Limits(max_cache_mib=arguments.max_cache_mib, isolate_decoding=arguments.isolate_decoding)
     load = partial(open_engine, arguments, told=LOGGER.info, limits=limits)
 
     def ready(address: str) -> None:

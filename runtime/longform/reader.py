@@ -17,9 +17,11 @@ from salmonrun.runtime.audio import (
     refuse_unusable,
     to_full_scale,
 )
-from salmonrun.runtime.audio_file import F64, held, open_audio_file
+from salmonrun.runtime.audio_file import DEFAULT_LIMITS, held, open_audio_file
 from salmonrun.runtime.channel import Channel, check_channel, choose_channel, take_channel
+from salmonrun.runtime.config import Limits
 from salmonrun.runtime.errors import AudioError
+from salmonrun.runtime.sound_file import F64
 
 
 class PcmReader:
@@ -31,6 +33,7 @@ class PcmReader:
         sample_rate: of an array, in Hz; files carry their own.
         channel: as in `load_audio`.
         strict: as in `load_audio`; where the header does not tell, a file is refused when its end is reached.
+        limits: as in `load_audio`.
 
     Raises:
         AudioError: empty, not audio, no such channel, an array without a rate, or cut off and `strict`.
@@ -42,6 +45,7 @@ class PcmReader:
         sample_rate: int | None = None,
         channel: Channel = "first",
         strict: bool = False,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         if isinstance(source, Audio):
             if sample_rate is not None:
@@ -49,16 +53,17 @@ class PcmReader:
                     f"sample_rate={sample_rate} was given with an Audio, which is at 16000 Hz; leave it out"
                 )
             source, sample_rate = source.pcm, SAMPLE_RATE
-        self._source = source if isinstance(source, np.ndarray) else held(source)
+        self._source = source if isinstance(source, np.ndarray) else held(source, limits)
         self._channel: int | None = 0
         self._strict = strict
+        self._limits = limits
         self.notes: list[str] = []  # what is done to the recording; complete when its blocks were taken
         if isinstance(self._source, np.ndarray):
-            self.rate, self.channels, self.frames = check_array(self._source, sample_rate), 1, len(self._source)
+            self.rate, self.channels, self.frames = check_array(self._source, sample_rate, limits), 1, len(self._source)
             refuse_empty(self.frames)
             check_channel(channel, 1)
         else:
-            with open_audio_file(self._source, sample_rate) as file:
+            with open_audio_file(self._source, sample_rate, limits) as file:
                 self.rate, self.channels, self.frames = file.rate, file.channels, file.frames
                 refuse_empty(self.frames)
                 file.cut_off(self.frames, strict)
@@ -105,7 +110,7 @@ class PcmReader:
             yield to_full_scale(array[first : first + self.rate])
 
     def _file_blocks(self, source: str | bytes) -> Iterator[F64]:
-        with open_audio_file(source) as file:
+        with open_audio_file(source, limits=self._limits) as file:
             read = 0
             for block in file.blocks(self.rate):
                 read += len(block)

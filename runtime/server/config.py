@@ -1,5 +1,6 @@
 """Settings of a server. Each default lives here; nothing here needs FastAPI."""
 
+import sys
 from dataclasses import dataclass
 
 from salmonrun.runtime.checks import check_types
@@ -7,6 +8,8 @@ from salmonrun.runtime.errors import ConfigError
 
 PAGE = "/page"  # where the page to try a bundle is
 KEYS = "SALMONRUN_API_KEYS"  # environment variable: on a command line, other users of the machine may read keys
+# `Limits.isolate_decoding` of the engine: what clients send is not trusted. Elsewhere it cannot be had.
+ISOLATE_DECODING = sys.platform == "linux"
 # Fields that must be above 0.
 _POSITIVE = ("max_running", "max_body_mib", "max_audio_s", "max_stream_s", "timeout_s")
 

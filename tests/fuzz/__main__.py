@@ -1,6 +1,7 @@
-"""`python -m tests.fuzz`: mutants by the hundred thousand, in processes of their own, which a crash or hang may end."""
+"""`python -m tests.fuzz`: mutants of a target by the thousand, in processes of their own, which a crash may end."""
 
 import argparse
+import math
 import random
 import subprocess
 import sys
@@ -9,11 +10,11 @@ import time
 from pathlib import Path
 
 from salmonrun.kernels.cpu import load_native
+from tests.fuzz.targets import TARGETS, target
 from tests.fuzz.worker import NONE, Progress
 from tests.helpers.native_build import file_of
 
 PATIENCE = 300.0  # seconds that one case may take, on a machine that does much else
-ENOUGH = 20  # findings: then it ends
 
 
 class Worker:
@@ -23,6 +24,7 @@ class Worker:
         self._arguments = arguments
         self._folder = folder / str(number)
         self._folder.mkdir()
+        target(arguments.target).prepare(self._folder)
         self._changed = time.monotonic()
         self._seen = NONE
         self.progress = Progress(self._folder / "progress")
@@ -32,7 +34,8 @@ class Worker:
     def _start(self, first: int) -> None:
         given = self._arguments
         last = given.first + given.count
-        command = [sys.executable, "-m", "tests.fuzz.worker", given.extension, given.seed, first, last, given.workers]
+        command = [sys.executable, "-m", "tests.fuzz.worker", given.extension, given.target, given.seed]
+        command += [first, last, given.workers]
         self._process = subprocess.Popen([*map(str, command), self._folder], stderr=subprocess.PIPE, text=True)
 
     def look(self) -> str | None:
@@ -64,11 +67,11 @@ class Worker:
 def main() -> int:
     """Run all cases; 1 where something was found."""
     arguments = parse()
-    print(f"seed {arguments.seed}, {arguments.count} mutants, {arguments.workers} processes, {arguments.extension}")
+    print(f"{arguments.target}: seed {arguments.seed}, {arguments.count} mutants, {arguments.workers} processes")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         workers = [Worker(arguments, number, Path(folder)) for number in range(arguments.workers)]
         try:
-            findings = watch(workers, arguments.interval)
+            findings = watch(workers, arguments)
         finally:
             for worker in workers:
                 worker.end()
@@ -76,16 +79,17 @@ def main() -> int:
     return int(findings > 0)
 
 
-def watch(workers: list[Worker], interval: float) -> int:
-    """Until all are done, or enough is found: how much."""
+def watch(workers: list[Worker], arguments: argparse.Namespace) -> int:
+    """Until all are done, the time is over, or enough is found: how much."""
     begin, shown, findings = time.monotonic(), 0.0, 0
-    while findings < ENOUGH and not all(worker.done for worker in workers):
+    end = begin + 60 * arguments.minutes
+    while findings < arguments.enough and time.monotonic() < end and not all(worker.done for worker in workers):
         time.sleep(0.1)
         for worker in workers:
             if finding := None if worker.done else worker.look():
                 findings += 1
                 print(finding, flush=True)
-        if time.monotonic() - shown > interval:
+        if time.monotonic() - shown > arguments.interval:
             shown = time.monotonic()
             print(state(workers, begin), flush=True)
     print(state(workers, begin))
@@ -94,17 +98,22 @@ def watch(workers: list[Worker], interval: float) -> int:
 
 def state(workers: list[Worker], begin: float) -> str:
     """How far all are."""
-    refused, ran = (sum(getattr(worker.progress, name) for worker in workers) for name in ("refused", "ran"))
-    return f"{refused + ran} mutants in {time.monotonic() - begin:.0f} s: {refused} refused, {ran} ran"
+    names = ("refused", "late", "ran")
+    refused, late, ran = (sum(getattr(worker.progress, name) for worker in workers) for name in names)
+    seconds = time.monotonic() - begin
+    return f"{refused + late + ran} mutants in {seconds:.0f} s: {refused} refused, {late} refused late, {ran} ran"
 
 
 def parse() -> argparse.Namespace:
     """The command line. A case is told by the seed and its number: `--seed S --first N --count 1` runs it again."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--target", choices=sorted(TARGETS), default="native", help="what is changed (default: native)")
     parser.add_argument("--count", type=int, default=100_000, help="mutants (default: 100000)")
     parser.add_argument("--first", type=int, default=0, help="number of the first one")
     parser.add_argument("--seed", type=int, help="of all of them (default: a new one, which is printed)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="at most (default: as long as it takes)")
+    parser.add_argument("--enough", type=int, default=20, help="findings: then it ends (default: 20)")
     parser.add_argument("--native-build", type=Path, help="folder of another build of the extension")
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between two lines about progress")
     parser.add_argument("--folder", type=Path, help="where mutants are written (default: the system's)")

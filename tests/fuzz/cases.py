@@ -19,6 +19,10 @@ from tests.fuzz.mutations import mutant
 from tests.helpers.guard_pages import EDGES, Edge, guarded
 
 
+def prepare(folder: Path) -> None:
+    """Nothing: every mutant is made from the beginning."""
+
+
 def run(seed: int, index: int, folder: Path) -> str:
     """The case of this number: "refused", or "ran".
 

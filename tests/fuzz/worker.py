@@ -1,24 +1,28 @@
-"""One process of `python -m tests.fuzz`: `python -m tests.fuzz.worker EXTENSION SEED FIRST LAST STEP FOLDER`."""
+"""One process of `python -m tests.fuzz`: `python -m tests.fuzz.worker EXTENSION TARGET SEED FIRST LAST STEP FOLDER`."""
 
 import mmap
+import resource
 import struct
 import sys
+import time
 from pathlib import Path
 
-from tests.fuzz.cases import run
+from tests.fuzz.targets import target
 from tests.helpers.native_build import use
 
 NONE = -1  # no case yet
+CPU_SECONDS = 10  # that a case may take, all threads together: then the system ends the process
+MORE_MEMORY = 2**30  # bytes that the process may have grown by, whatever a case claims
 
 
 class Progress:
     """Numbers in a mapped file, so that they outlive the process that has written them."""
 
-    _LAYOUT = struct.Struct("<qqq")
+    _LAYOUT = struct.Struct("<qqqq")
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            path.write_bytes(self._LAYOUT.pack(NONE, 0, 0))
+            path.write_bytes(self._LAYOUT.pack(NONE, 0, 0, 0))
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), 0)
 
@@ -33,28 +37,50 @@ class Progress:
         return int(self._LAYOUT.unpack(self._memory)[1])
 
     @property
-    def ran(self) -> int:
-        """Mutants that were."""
+    def late(self) -> int:
+        """Mutants that were loaded, and then refused to answer."""
         return int(self._LAYOUT.unpack(self._memory)[2])
+
+    @property
+    def ran(self) -> int:
+        """Mutants that were loaded and answered."""
+        return int(self._LAYOUT.unpack(self._memory)[3])
 
     def begin(self, case: int) -> None:
         """Note which one runs."""
-        self._memory[:] = self._LAYOUT.pack(case, self.refused, self.ran)
+        self._memory[:] = self._LAYOUT.pack(case, self.refused, self.late, self.ran)
 
     def count(self, outcome: str) -> None:
         """Note how it ended."""
-        refused, ran = self.refused + (outcome == "refused"), self.ran + (outcome == "ran")
-        self._memory[:] = self._LAYOUT.pack(self.case, refused, ran)
+        before = {"refused": self.refused, "late": self.late, "ran": self.ran}
+        before[outcome] += 1
+        self._memory[:] = self._LAYOUT.pack(self.case, *before.values())
 
 
 def main() -> None:
     """Every STEP-th case from FIRST on, below LAST. An error that is not ours ends it, as a crash does."""
-    extension, seed, first, last, step, folder = sys.argv[1:]
+    extension, name, seed, first, last, step, folder = sys.argv[1:]
     use(Path(extension))
+    run = target(name).run
     progress = Progress(Path(folder) / "progress")
     for case in range(int(first), int(last), int(step)):
         progress.begin(case)
+        allow_cpu(CPU_SECONDS)
+        before = peak_bytes()
         progress.count(run(int(seed), case, Path(folder)))
+        grown = peak_bytes() - before
+        assert grown < MORE_MEMORY, f"the process has grown by {grown} bytes"
+
+
+def allow_cpu(seconds: int) -> None:
+    """From now on; a clock on the wall would also count what a busy machine does meanwhile."""
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + seconds + 1, most))
+
+
+def peak_bytes() -> int:
+    """Memory that this process had at most."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

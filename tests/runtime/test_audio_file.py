@@ -1,5 +1,6 @@
 """Files that are cut off, that lie, that are no files, and those that come through a pipe: read or refused in words."""
 
+import contextlib
 import io
 import math
 import os
@@ -18,7 +19,8 @@ import soundfile
 
 from salmonrun.runtime import audio_file
 from salmonrun.runtime.audio import Audio, load_audio
-from salmonrun.runtime.errors import AudioError, AudioNotFoundError
+from salmonrun.runtime.config import Limits
+from salmonrun.runtime.errors import AudioError, AudioNotFoundError, AudioTooLongError, ConfigError
 from salmonrun.runtime.longform.reader import PcmReader
 
 
@@ -124,6 +126,54 @@ def test_the_densest_flac_is_believed() -> None:
     assert load_audio(file.getvalue(), min_s=0).source_s == 62.5
 
 
+def test_what_a_file_may_claim_is_a_setting() -> None:
+    refused = {
+        Limits(min_sample_rate=16_001): "sample rate of the bytes given is 16000; expected 16001 to 768000 Hz",
+        Limits(max_sample_rate=8000): "sample rate of the bytes given is 16000; expected 1000 to 8000 Hz",
+        Limits(max_channels=1): "has 2 channels; expected 1 to 1",
+        Limits(max_frames_per_byte=1): "says 300000 samples in .* bytes; expected at most 1 a byte",
+    }
+    content = io.BytesIO()
+    soundfile.write(content, np.zeros((300_000, 2)), 16_000, format="FLAC")
+    for limits, message in refused.items():
+        for open_file in (load_audio, PcmReader):
+            with pytest.raises(AudioError, match=message):
+                open_file(content.getvalue(), limits=limits)
+    with pytest.raises(AudioTooLongError, match="300000 samples, which take 2 MiB; the limit is 1: let transcribe"):
+        load_audio(content.getvalue(), limits=Limits(max_samples_mib=1))
+    assert load_audio(content.getvalue()).source_s == 18.75
+    assert load_audio(wav(channels=65), limits=Limits(max_channels=65)).source_channels == 65
+
+
+def test_limits_that_cannot_be() -> None:
+    for name in ("min_sample_rate", "max_channels", "max_frames_per_byte", "max_pipe_mib", "max_samples_mib"):
+        with pytest.raises(ConfigError, match=f"{name} is 0; it must be at least 1"):
+            Limits(**{name: 0})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="max_sample_rate is 999; expected at least min_sample_rate, 1000"):
+        Limits(max_sample_rate=999)
+    with pytest.raises(ConfigError, match=r"max_decoding_s is 0\.0; it must be above 0"):
+        Limits(max_decoding_s=0.0)
+
+
+def test_memory_that_is_not_there_is_an_audio_error(tmp_path: Path) -> None:
+    """The header of a small file claims 160 MB truly; this process may have 100 MB more than it has."""
+    soundfile.write(tmp_path / "zeros.flac", np.zeros(20_000_000, np.int16), 16_000)
+    code = """
+import resource, sys
+from salmonrun.runtime import load_audio
+from salmonrun.runtime.errors import AudioError
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + 100_000_000,) * 2)
+try:
+    load_audio(sys.argv[1])
+except AudioError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "zeros.flac")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "cannot be read after 0.00 s (Unable to allocate 153. MiB" in done.stdout
+
+
 # Formats
 
 
@@ -172,23 +222,37 @@ def test_a_file_opened_as_text_is_refused() -> None:
         load_audio(io.StringIO("RIFF"))  # type: ignore[arg-type]
 
 
-def load_through(pipe: Path, content: bytes) -> Audio:
-    writer = threading.Thread(target=pipe.write_bytes, args=(content,))
+def test_an_open_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for closed, message in (False, r"\(read\)"), (True, "closed file"):
+        file = (tmp_path / "a").open("rb" if closed else "wb")
+        if closed:
+            file.close()
+        with pytest.raises(AudioError, match=f"the open file cannot be read .*{message}.*opened with mode 'rb'"):
+            load_audio(file)
+        file.close()
+
+
+def load_through(pipe: Path, content: bytes, limits: Limits = Limits()) -> Audio:  # noqa: B008
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError):  # what is too much is not taken
+            pipe.write_bytes(content)
+
+    writer = threading.Thread(target=write)
     writer.start()
     try:
-        return load_audio(pipe)
+        return load_audio(pipe, limits=limits)
     finally:
         writer.join()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in the file system")
-def test_a_pipe_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     content = stored("WAV")
     assert np.array_equal(load_through(pipe, content).pcm, load_audio(content).pcm)
-    monkeypatch.setattr(audio_file, "_LARGEST_PIPE", len(content) - 1)
-    with pytest.raises(AudioError, match=f"pipe' has more than {len(content) - 1} bytes; write it to a file"):
-        load_through(pipe, content)
+    larger = stored("WAV", "DOUBLE", 2**17 + 1)
+    with pytest.raises(AudioError, match="pipe' has more than 1 MiB; write it to a file"):
+        load_through(pipe, larger, Limits(max_pipe_mib=1))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs bash")

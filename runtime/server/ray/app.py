@@ -14,7 +14,7 @@ from ray.serve import Application
 from salmonrun.runtime.config import Limits
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.server.app import make_app
-from salmonrun.runtime.server.config import KEYS, ServerConfig, keys_in
+from salmonrun.runtime.server.config import ISOLATE_DECODING, KEYS, ServerConfig, keys_in
 from salmonrun.runtime.server.exporting import tracer_provider
 from salmonrun.runtime.server.log import show_json_log
 from salmonrun.runtime.server.service import Service
@@ -22,7 +22,7 @@ from salmonrun.runtime.server.tracing import Tracing
 from salmonrun.runtime.server.watchdog import Watchdog
 
 NAME = "salmonrun"  # of the deployment, by which a Serve config overrides what `build` says of it
-_NOT_SERVER = {"bundle", "device", "threads", "max_cache_mib", "min_replicas", "max_replicas"}
+_NOT_SERVER = {"bundle", "device", "threads", "max_cache_mib", "isolate_decoding", "min_replicas", "max_replicas"}
 
 
 class Arguments(BaseModel):
@@ -34,6 +34,7 @@ class Arguments(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"  # cuda: a GPU for each replica
     threads: Annotated[int, Field(ge=1)] = 1  # and CPUs that a replica takes of its node
     max_cache_mib: int | None = None
+    isolate_decoding: bool = ISOLATE_DECODING
     min_replicas: Annotated[int, Field(ge=0)] = 1
     max_replicas: Annotated[int, Field(ge=1)] = 1
     model_names: tuple[str, ...] = ServerConfig.model_names
@@ -61,7 +62,7 @@ class Replica:
 
     async def __init__(self, arguments: Arguments) -> None:  # type: ignore[misc]  # Serve awaits it
         show_json_log(0)
-        limits = Limits(max_cache_mib=arguments.max_cache_mib)
+        limits = Limits(max_cache_mib=arguments.max_cache_mib, isolate_decoding=arguments.isolate_decoding)
         self._service = Service(arguments.server(), Tracing(tracer_provider(os.environ)))
         await self._service.load(
             lambda: Engine.load(arguments.bundle, device=arguments.device, threads=arguments.threads, limits=limits)

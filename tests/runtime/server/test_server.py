@@ -30,6 +30,7 @@ from salmonrun.runtime import Engine  # noqa: E402
 from salmonrun.runtime.decoder import Chunk  # noqa: E402
 from salmonrun.runtime.errors import BundleError, ConfigError  # noqa: E402
 from tests.helpers.openai_shapes import whole  # noqa: E402
+from tests.helpers.processes import children, command_of  # noqa: E402
 from tests.helpers.servers import Running, serving  # noqa: E402
 from tests.helpers.streams import before_steps  # noqa: E402
 from tests.runtime.server.test_realtime import appends, of, pcm16, receive, send, session  # noqa: E402
@@ -273,6 +274,9 @@ def test_sigterm_loses_nothing_that_was_said(demo_bundle: Path, tmp_path: Path) 
     assert process.stdout
     url = process.stdout.readline().strip().removeprefix("ready: http")
     key = {"Authorization": "Bearer secret"}
+    with pytest.raises(openai.BadRequestError, match="is not audio that libsndfile can read"):
+        OpenAI(base_url=f"http{url}", api_key="secret").audio.transcriptions.create(file=b"RIFF", model="demo")
+    assert any("isolation.server" in command_of(child) for child in children(process.pid))  # it was not read here
     with connect(f"ws{url}/realtime", additional_headers=key) as client:
         sentence = soundfile.read(SHOPPING)[0]
         send(client, session(turn_detection=None), *appends(pcm16(sentence)), {"type": "unknown"})

@@ -1,0 +1,1 @@
+"""Decoding in processes of its own, so that no file can take the engine with it."""
