@@ -10,8 +10,14 @@ from salmonrun.runtime.device import Device, is_gpu
 from salmonrun.runtime.encoders import EncoderName, choose, load_encoders
 from salmonrun.runtime.encoders.part import EncoderPart
 from salmonrun.runtime.features import audio_tokens, fbank, log_mel, whisper_frames
+from salmonrun.runtime.finite import check_finite
 from salmonrun.runtime.session import Graph, load_graph
 from salmonrun.runtime.stopwatch import Stopwatch
+
+# What they are called where their output is refused.
+WHISPER = "Whisper encoder"
+AUDIO_ENCODER = "audio encoder"
+QFORMER = "Q-Former"
 
 
 class AudioEncoder:
@@ -35,7 +41,11 @@ class AudioEncoder:
         self.qformer_graph = load_graph(bundle, "qformer", device, threads, limits)
 
     def encode(self, audio: Audio, watch: Stopwatch | None = None) -> F32:
-        """Embed one recording of at most the window's length: [N, dim of the LLM]."""
+        """Embed one recording of at most the window's length: [N, dim of the LLM].
+
+        Raises:
+            NotFiniteError: of one of the encoders, or the Q-Former.
+        """
         watch = watch or Stopwatch()
         mel, bank = self.features(audio.pcm)
         watch.lap("features")
@@ -59,6 +69,7 @@ class AudioEncoder:
             states["audio"] = graphs["audio_encoder"].run_there(fbank=bank[None])
             watch.lap("audio_encoder")
         embeds: F32 = self.qformer_graph.run_there(**states).numpy()[0]
+        check_finite(embeds, QFORMER)
         watch.lap("qformer")
         return embeds
 
@@ -83,17 +94,21 @@ class AudioEncoder:
 
     def whisper(self, mel: F32) -> F32:
         """Whisper's states [T, d_model] of a log-mel spectrogram [n_mels, 2 T]."""
-        return run_whisper(self.parts["whisper"], mel)
+        states = run_whisper(self.parts["whisper"], mel)
+        check_finite(states, WHISPER)
+        return states
 
     def audio_encoder(self, bank: F32) -> F32:
         """The audio encoder's states [tokens, dim] of a filter bank [F, bins]."""
         states: F32 = self.parts["audio_encoder"].run(fbank=bank[None])[0]
+        check_finite(states, AUDIO_ENCODER)
         return states
 
     def qformer(self, speech: F32, audio: F32 | None) -> F32:
         """Audio embeddings [N, dim of the LLM] of both encoders' states."""
         inputs = {"speech": speech[None]} if audio is None else {"speech": speech[None], "audio": audio[None]}
         embeds: F32 = self.qformer_graph.run(**inputs)[0]
+        check_finite(embeds, QFORMER)
         return embeds
 
 

@@ -210,6 +210,7 @@ class Engine:
             CapacityError: prompt and answer do not fit the KV cache.
             ConfigError: an argument of another type than it says, or settings that the limits do not allow.
             DeadlineError: the deadline passed; while decoding, this is known within one round.
+            NotFiniteError: an encoder, the Q-Former or the LLM computes what is no number.
         """
         return drain(
             self.generate_iter(

@@ -18,6 +18,7 @@
     ├── DeviceError (RuntimeError)          the device asked for is not there
     ├── HubError (OSError)                  a repository that cannot be had from the Hugging Face Hub, or written to it
     ├── MissingExtraError (ImportError)     an optional dependency is not installed
+    ├── NotFiniteError (ArithmeticError)    an encoder, the Q-Former or the LLM computes what is no number
     └── ParityError (RuntimeError)          an exported bundle does not compute what the checkpoint does
 
 Each message names the value, what was expected, and what to do.
@@ -100,6 +101,10 @@ class HubError(SalmonrunError, OSError):
 
 class MissingExtraError(SalmonrunError, ImportError):
     """An optional dependency is not installed."""
+
+
+class NotFiniteError(SalmonrunError, ArithmeticError):
+    """The output of an encoder, the Q-Former or the LLM holds NaN or infinity."""
 
 
 class ParityError(SalmonrunError, RuntimeError):

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Generic, TypeVar
 
+from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.decoder import Chunk, Decoder, Lease
-from salmonrun.runtime.errors import BusyError
+from salmonrun.runtime.errors import BusyError, NotFiniteError
+from salmonrun.runtime.finite import check_finite
 from salmonrun.runtime.running import Group, Running
 from salmonrun.runtime.schedule import Round, plan
 from salmonrun.runtime.search import Hypothesis, Need, Search
@@ -39,13 +41,24 @@ def run_round(decoder: Decoder[S], searches: Sequence[Running[S]], number: int) 
     try:
         for search, chunks in shares:
             search.served = number
-            search.receive(logits[first : first + len(chunks)])
+            _hand_over(search, logits[first : first + len(chunks)])
             sent, first = sent + 1, first + len(chunks)
     except BaseException as error:  # interrupted: the slots of the others are ahead of what they know
         for search, _ in shares[sent:]:
             search.fail(error)
         raise
     return report
+
+
+def _hand_over(search: Running[S], logits: Sequence[F32]) -> None:
+    """Logits of any decoder go to their search here. Those that are no numbers end it, and nobody else's."""
+    try:
+        for rows in logits:
+            check_finite(rows, "LLM")
+    except NotFiniteError as error:
+        search.fail(error)
+    else:
+        search.receive(logits)
 
 
 def run_together(decoder: Decoder[S], searches: Sequence[Search[S]]) -> list[Hypothesis]:

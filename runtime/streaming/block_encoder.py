@@ -6,9 +6,10 @@ import numpy as np
 
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
 from salmonrun.runtime.config import Block, FbankConfig
-from salmonrun.runtime.encoder import AudioEncoder
+from salmonrun.runtime.encoder import AUDIO_ENCODER, WHISPER, AudioEncoder
 from salmonrun.runtime.encoders.part import Past
 from salmonrun.runtime.features import FBANK_LENGTH, HOP, MELS_PER_FRAME, audio_tokens, fbank, log_mel, whisper_frames
+from salmonrun.runtime.finite import check_finite
 
 FRAME = HOP * MELS_PER_FRAME  # samples of one of Whisper's frames
 # Samples behind a block that its features need: the filter bank's last frame starts a hop before the block's end.
@@ -93,6 +94,7 @@ class BlockEncoder:
         mel = np.pad(mel, ((0, 0), (max(0, -first), max(0, last - hops))))  # what the convolution pads at both ends
         part = self._encoder.parts["whisper"]
         states, kept = part.run_on(self._kept.whisper, log_mel=mel[None], start=np.array([start], np.int64))
+        check_finite(states, WHISPER)
         return states[0], kept
 
     def _audio_encoder(self, pcm: F32, start: int, end: int, config: FbankConfig | None) -> tuple[F32 | None, Past]:
@@ -104,6 +106,7 @@ class BlockEncoder:
         first, last = (token // config.patch_tokens * config.patch_frames * HOP for token in (start, end))
         bank = fbank(pcm[first : last + LOOK_AHEAD], config)
         states, kept = part.run_on(self._kept.audio, fbank=bank[None])
+        check_finite(states, AUDIO_ENCODER)
         return states[0], kept
 
     def _within_lookback(self, kept: Past) -> Past:
