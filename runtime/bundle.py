@@ -35,6 +35,7 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+    private: bool = False  # whether weights are read into memory of this process alone, instead of being mapped
 
     def path(self, name: str) -> Path:
         """The path of a file the manifest lists."""
@@ -57,6 +58,14 @@ class Bundle:
                 f"{', '.join(runs)}: choose another {what}, or export with --{what} onnx"
             )
         return manifest.graphs[name]
+
+    @property
+    def model_files(self) -> list[Path]:
+        """The paths of all that an engine may load; golden runs and descriptions are not of it."""
+        manifest, llm = self.manifest, self.manifest.llm
+        names = {name for graph in manifest.graphs.values() for name in (graph.file, graph.weights)}
+        names |= {*llm.weights.files, *manifest.native_files, llm.embedding.file, "tokenizer.json"}
+        return [self.folder / name for name in (MANIFEST, *sorted(names & manifest.files.keys()))]
 
     @property
     def onnx_weights(self) -> OnnxWeights:

@@ -7,17 +7,16 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
-from salmonrun.runtime.answer import answer, choose_search
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, AudioSource
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.channel import Channel
 from salmonrun.runtime.checks import checked
 from salmonrun.runtime.config import GenerationConfig, KvCacheType, Limits
-from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.decoders import DecoderName
 from salmonrun.runtime.device import Device
 from salmonrun.runtime.encoders import EncoderName
 from salmonrun.runtime.errors import ClosedError
+from salmonrun.runtime.generation import generate
 from salmonrun.runtime.heard import Heard, listen
 from salmonrun.runtime.hub import locate_bundle
 from salmonrun.runtime.log import LOGGER
@@ -27,13 +26,12 @@ from salmonrun.runtime.longform.reader import PcmReader
 from salmonrun.runtime.longform.transcribe import TranscriptInfo, transcribe_iter
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.report import Report, describe
-from salmonrun.runtime.request import Request
-from salmonrun.runtime.result import Result, drain, empty_result, make_result
+from salmonrun.runtime.result import Result, drain
 from salmonrun.runtime.segment import Segment
 from salmonrun.runtime.stopwatch import Stopwatch
 from salmonrun.runtime.streaming.config import StreamConfig
 from salmonrun.runtime.streaming.stream import Stream
-from salmonrun.runtime.terms import NORMAL, CancelledEarlyError, Terms
+from salmonrun.runtime.terms import NORMAL, Terms
 from salmonrun.runtime.vad import load_vad
 
 
@@ -59,6 +57,7 @@ class Engine:
         kv_cache: KvCacheType = "fp16",
         encoder: EncoderName = "auto",
         release_weights: bool = False,
+        copy: bool = False,
     ) -> "Engine":
         """Open, check and load a bundle.
 
@@ -77,6 +76,8 @@ class Engine:
                 for them, on a CPU.
             release_weights: give each part's memory back to the system when a request has done with it: no more than
                 one part's weights are resident at once, for the time it takes to map them again. Native parts alone.
+            copy: read all weights into memory of this process alone. Else they are mapped, which loads at once and is
+                shared between processes, but a file that is cut while the engine runs ends the process.
 
         Raises:
             BundleError: the bundle is damaged, of a newer format, or cannot be loaded.
@@ -86,7 +87,7 @@ class Engine:
         """
         started = time.perf_counter()
         model = Model.load(
-            path, device, decoder, threads, verify, limits or Limits(), kv_cache, encoder, release_weights
+            path, device, decoder, threads, verify, limits or Limits(), kv_cache, encoder, release_weights, copy
         )
         what = describe(model)
         LOGGER.info(
@@ -112,6 +113,7 @@ class Engine:
         kv_cache: KvCacheType = "fp16",
         encoder: EncoderName = "auto",
         release_weights: bool = False,
+        copy: bool = False,
     ) -> "Engine":
         """Load a bundle of the Hugging Face Hub, by the extra `hub`: what the cache lacks of it is downloaded.
 
@@ -134,8 +136,18 @@ class Engine:
         if located.hub:
             LOGGER.info("%s", located)
         return cls.load(
-            located.folder, device, decoder, threads, True, limits, kv_cache, encoder, release_weights=release_weights
+            located.folder, device, decoder, threads, True, limits, kv_cache, encoder, release_weights, copy
         )
+
+    def check_files(self) -> None:
+        """Whether the bundle's files are still those that were loaded: their sizes, times and inodes.
+
+        With `copy=True` it does not matter, and nothing is looked at.
+
+        Raises:
+            BundleIntegrityError: one was changed in place, replaced or removed.
+        """
+        self.model.check_files()
 
     def close(self) -> None:
         """Let go of the model. What is being answered, and streams and recordings that are open, keep it to their end.
@@ -255,7 +267,7 @@ class Engine:
         recording = model.load_audio(audio, sample_rate, channel, strict)
         watch.lap("audio")
         model.check_capacity(request, len(recording.pcm))
-        return _answer(model, recording, request, terms, watch)
+        return generate(model, recording, request, terms, watch)
 
     async def agenerate(
         self,
@@ -424,22 +436,3 @@ class Engine:
     def report(self) -> Report:
         """What really runs: providers, decoder, precision, threads, memory."""
         return describe(self.model)
-
-
-def _answer(
-    model: Model, recording: Audio, request: Request, terms: Terms, watch: Stopwatch
-) -> Generator[str, None, Result]:
-    """The data path behind the features: encoders, prompt, LLM, search, text."""
-    config = request.config
-    if note := model.silence(recording):
-        return empty_result(recording, "stop", note, watch)
-    try:
-        inputs_embeds = model.inputs_embeds(request.prompt, model.encode(recording, terms, watch))
-        lease = model.rounds.open(config.num_beams, len(inputs_embeds) + config.max_new_tokens, terms)
-    except CancelledEarlyError as early:
-        return empty_result(recording, "cancelled", str(early), watch)
-    with lease as slots:
-        search = choose_search(request, Chunk(slots[0], inputs_embeds), slots, len(inputs_embeds))
-        watch.lap("prompt")
-        answered = yield from answer(model, request, search, watch, terms, lease)
-    return make_result(model, answered, recording, watch)

@@ -1,6 +1,7 @@
 """A bundle in memory: what every way of asking it needs."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from salmonrun.runtime.device import check_device, is_gpu
 from salmonrun.runtime.encoder import AudioEncoder
 from salmonrun.runtime.encoders import EncoderName
 from salmonrun.runtime.errors import ConfigError, PromptError
+from salmonrun.runtime.held_files import HeldFiles
 from salmonrun.runtime.manifest import ConfidenceThreshold
 from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
 from salmonrun.runtime.request import Request
@@ -36,8 +38,16 @@ NOTHING_HEARD = "no speech: the model heard nothing to transcribe"
 class Model:
     """Encoders and whose turn they are, decoder and its rounds, tokenizer, prompts and limits. It does not change."""
 
-    def __init__(self, bundle: Bundle, encoder: AudioEncoder, decoder: Decoder[Any], limits: Limits) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        encoder: AudioEncoder,
+        decoder: Decoder[Any],
+        limits: Limits,
+        files: HeldFiles | None = None,
+    ) -> None:
         self.bundle = bundle
+        self._files = files  # that weights are mapped from; None: from none
         self.tokenizer = Tokenizer(bundle.path("tokenizer.json"))
         self.encoder = encoder
         self.decoder = decoder
@@ -57,18 +67,29 @@ class Model:
         kv_cache: KvCacheType,
         encoder: EncoderName,
         release_weights: bool,
+        copy: bool,
     ) -> "Model":
         """Open, check and load a bundle; see `Engine.load`."""
         check_device(device)
         if is_gpu(device):
             require_gpu(device)  # before gigabytes are hashed
         count = thread_count(threads)
-        bundle = open_bundle(path, verify)
+        if copy and release_weights:
+            raise ConfigError("copy and release_weights are True; what is copied cannot be read again: leave out one")
+        bundle = replace(open_bundle(path, verify), private=copy)
+        files = HeldFiles(bundle.model_files)
         where = resolve_device(device, bundle.manifest.target)
         if is_gpu(where):
             require_memory(bundle, where, require_gpu(where), limits)
         chosen = choose(bundle, decoder, where, count, limits, kv_cache, release_weights)
-        return cls(bundle, AudioEncoder(bundle, where, count, encoder, release_weights, limits), chosen, limits)
+        encoders = AudioEncoder(bundle, where, count, encoder, release_weights, limits)
+        files.check()  # what has been loaded is what was there in the beginning
+        return cls(bundle, encoders, chosen, limits, None if copy else files)
+
+    def check_files(self) -> None:
+        """See `Engine.check_files`."""
+        if self._files:
+            self._files.check()
 
     @property
     def tasks(self) -> tuple[str, ...]:

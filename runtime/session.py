@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -86,6 +87,9 @@ def load_graph(bundle: Bundle, name: str, device: Device, threads: int, limits: 
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1" if is_gpu(device) else "0")
     providers = _providers(device, session_limit(bundle, name, limits))
     try:
+        if bundle.private and spec.weights in bundle.manifest.files:
+            content = bundle.path(spec.weights).read_bytes()
+            options.add_external_initializers_from_files_in_memory([Path(spec.weights).name], [content], [len(content)])
         session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime raises many types, all derived from Exception
         raise BundleError(f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {error}") from error

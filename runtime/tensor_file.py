@@ -1,11 +1,12 @@
-"""Weights in a safetensors file, read as they lie: mapped, checked, never copied."""
+"""Weights in a safetensors file, read as they lie: mapped, and copied only for who asks for it; checked."""
 
 import errno
 import json
 import math
 import mmap
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,19 +26,23 @@ DTYPES: dict[str, np.dtype[Any]] = {
 class TensorFile:
     """The tensors of one file.
 
+    Args:
+        path: of the file.
+        private: read it into memory of this process alone: what becomes of the file then changes nothing.
+
     Raises:
         BundleError: it is no safetensors file, or one whose tensors are not where docs/bundle.md has them.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, private: bool = False) -> None:
         self._path = path
         try:
             with path.open("rb") as file:
-                # Before a page of it is touched: later, small pages stay small.
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = _read(file) if private else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise BundleError(f"{path} cannot be mapped: {error}") from error
-        _advise_huge_pages(self._map)
+        if not private:
+            _advise_huge_pages(self._map)
         self._start, self._header = self._read_header()
 
     @property
@@ -68,7 +73,7 @@ class TensorFile:
             )
         count = math.prod(shape)
         offset = self._place(name, found.get("data_offsets"), count * DTYPES[dtype].itemsize)
-        return np.frombuffer(self._map, DTYPES[dtype], count, offset).reshape(shape)
+        return np.frombuffer(memoryview(self._map).toreadonly(), DTYPES[dtype], count, offset).reshape(shape)
 
     def release(self) -> None:
         """Give its memory back to the system; what is read again comes out of the page cache, or off the disk."""
@@ -115,8 +120,21 @@ def huge_page_bytes(path: Path) -> int | None:
     return total
 
 
+def _read(file: BinaryIO) -> mmap.mmap:
+    """All of a file, in memory that is no file's."""
+    size = os.fstat(file.fileno()).st_size
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, size, **private)
+    _advise_huge_pages(memory)
+    if (read := file.readinto(memory)) != size:  # type: ignore[attr-defined]  # a buffered file has it
+        raise OSError(f"it ends after {read} bytes of {size}")
+    return memory
+
+
 def _advise_huge_pages(mapped: mmap.mmap) -> None:
-    """Worth a third of the time of a step where kernel and file system take the advice; nothing where they do not."""
+    """Before a page is touched: later, small ones stay small. Worth a third of the time of a step where kernel and file
+    system take the advice; nothing where they do not.
+    """
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             mapped.madvise(mmap.MADV_HUGEPAGE)

@@ -34,6 +34,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="give each part's memory back when a request has done with it: less at once, a little slower",
     )
     parser.add_argument(
+        "--copy",
+        action="store_true",
+        help="read all weights into memory of this process alone: what becomes of the files then does not matter",
+    )
+    parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="say what is loaded; -vv: and where each request's time goes"
     )
 
@@ -87,6 +92,7 @@ def open_engine(
         threads=arguments.threads,
         limits=limits,
         release_weights=arguments.release_weights,
+        copy=arguments.copy,
     )
 
 

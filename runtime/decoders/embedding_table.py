@@ -11,11 +11,16 @@ from salmonrun.runtime.manifest import EmbeddingSpec
 
 
 class EmbeddingTable:
-    """Token embeddings gathered from a memory map."""
+    """Token embeddings gathered from a memory map, or from a copy of the file where the bundle says so."""
 
     def __init__(self, bundle: Bundle, spec: EmbeddingSpec) -> None:
         stored: Any = np.uint16 if spec.dtype == "bfloat16" else np.dtype(spec.dtype)
-        self._rows = np.memmap(bundle.path(spec.file), stored, mode="r", shape=(spec.rows, spec.dim))
+        path, shape = bundle.path(spec.file), (spec.rows, spec.dim)
+        self._rows = (
+            np.fromfile(path, stored, spec.rows * spec.dim).reshape(shape)
+            if bundle.private
+            else np.memmap(path, stored, mode="r", shape=shape)
+        )
         self._bfloat16 = spec.dtype == "bfloat16"
 
     def __call__(self, token_ids: Sequence[int], /) -> F32:

@@ -60,7 +60,7 @@ class NativeDecoder:
         spec = bundle.manifest.llm
         self.embed = EmbeddingTable(bundle, spec.embedding)
         native = spec.weights.native
-        self._weights = bundle.path(native.file) if native else None
+        self._weights = bundle.path(native.file) if native and not bundle.private else None
         self._vocab_size = spec.vocab_size
         self._max_length = spec.max_length
         self._model = model

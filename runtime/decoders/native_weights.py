@@ -30,7 +30,7 @@ def load_model(
             f"{bundle.folder} has no weights for the native decoder, only for {', '.join(llm.weights.decoders)}: "
             "choose another decoder, or export with --decoder native"
         )
-    file = TensorFile(bundle.path(weights.file))
+    file = TensorFile(bundle.path(weights.file), bundle.private)
     reader = LlmReader(file, llm, weights)
     try:
         return reader.model(instruction_set, threads, cache_bits), file

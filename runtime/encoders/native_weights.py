@@ -25,7 +25,7 @@ class EncoderReader:
     def __init__(self, bundle: Bundle, encoder: NativeEncoder) -> None:
         self._native = kernels()
         self._encoder = encoder
-        self.file = TensorFile(bundle.path(encoder.file))
+        self.file = TensorFile(bundle.path(encoder.file), bundle.private)
         self._matrices = MatrixReader(self.file, encoder.block, encoder.activation_block)
 
     def encoder(

@@ -29,7 +29,7 @@ class ErrorAnswer(_Strict):
 class Health(_Strict):
     """How the server is doing."""
 
-    status: Literal["loading", "ready", "draining"]
+    status: Literal["loading", "ready", "draining", "changed"]
 
 
 class Model(_Strict):
@@ -157,7 +157,7 @@ SEEN = errors(405, 413, 500, 504)
 HEALTH: Responses = {
     **SEEN,
     200: {"model": Health, "description": "A request would be answered."},
-    503: {"model": Health, "description": "The server is loading, or about to end."},
+    503: {"model": Health, "description": "The server is loading, or about to end; or its bundle has changed."},
 }
 METRICS: Responses = {**SEEN, 200: {"content": _TEXT, "description": "Prometheus' text format."}}
 TRANSCRIPTIONS: Responses = {

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from fastapi import Request
 
 from salmonrun.runtime.engine import Engine
+from salmonrun.runtime.errors import BundleIntegrityError
 from salmonrun.runtime.log import LOGGER
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.server.admission import StreamAdmission, capacity
@@ -22,7 +23,7 @@ from salmonrun.runtime.server.tracing import Tracing
 from salmonrun.runtime.terms import NORMAL
 
 T = TypeVar("T")
-State = Literal["loading", "ready", "draining"]
+State = Literal["loading", "ready", "draining", "changed"]
 SHORT = 0.5  # of --max-cache-mib, from which on memory is short
 
 
@@ -51,6 +52,8 @@ class Service:
         """Whether it can answer."""
         if self.draining.is_set():
             return "draining"
+        if self._changed():
+            return "changed"
         return "ready" if self._engine else "loading"
 
     @property
@@ -58,8 +61,9 @@ class Service:
         """What answers.
 
         Raises:
-            ApiError: 503, it is not loaded yet, or about to go away.
+            ApiError: 503, it is not loaded yet, or about to go away, or its files are not what was loaded.
         """
+        self._refuse_changed()
         if self._engine is None or self.draining.is_set():
             raise ApiError(503, self.state, f"the server is {self.state}: ask again later", retry_after_s=5)
         return self._engine
@@ -111,8 +115,22 @@ class Service:
             self._engine.model.rounds.watchers.remove(self.metrics.round)
 
     async def _before_turn(self) -> None:
+        self._refuse_changed()
         await self.streams.unhurried()
         self.make_room()
+
+    def _refuse_changed(self) -> None:
+        if changed := self._changed():
+            raise ApiError(503, "bundle_changed", changed)
+
+    def _changed(self) -> str:
+        """What has become of a file that an engine maps; empty: nothing. A few system calls for each file."""
+        try:
+            for engine in filter(None, (self._engine, self.beside)):
+                engine.check_files()
+        except BundleIntegrityError as error:
+            return str(error)
+        return ""
 
     def _watch(self) -> None:
         watch = self.metrics.watch

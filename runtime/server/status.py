@@ -29,8 +29,11 @@ def status(service: Service) -> APIRouter:
 
     @router.get("/health", responses=HEALTH)
     async def health() -> JSONResponse:
-        """200 where a request would be answered; 503 while the engine is being loaded, and at the end."""
-        return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)
+        """200 where a request would be answered; 503 while the engine is loaded, at the end, and when the bundle's
+        files are not what was loaded.
+        """
+        state = service.state
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
 
     @router.get("/metrics", responses=METRICS, response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -3,6 +3,9 @@
 import functools
 import io
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +48,36 @@ def run(seed: int, index: int, folder: Path) -> str:
     if index % 5 == 0:
         source = folder / "mutant"
         source.write_bytes(content)
-    limits = Limits(isolate_decoding=index % 16 == 0)
+    with quiet():
+        return _read(source, Limits(isolate_decoding=index % 16 == 0), whole=index % 2 == 1)
+
+
+def _read(source: bytes | Path, limits: Limits, whole: bool) -> str:
     try:
         reader = PcmReader(source, limits=limits)
     except AudioError:
         return "refused"
     try:
-        pcm = load_audio(source, min_s=0.0, limits=limits).pcm if index % 2 else np.concatenate(list(reader.blocks()))
+        pcm = load_audio(source, min_s=0.0, limits=limits).pcm if whole else np.concatenate(list(reader.blocks()))
     except AudioError:
         return "late"
     assert np.isfinite(pcm).all()
     return "ran"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Decoders print, more than who waits for the end of this process reads meanwhile."""
+    nowhere, kept = os.open(os.devnull, os.O_WRONLY), [os.dup(1), os.dup(2)]
+    try:
+        for standard in (1, 2):
+            os.dup2(nowhere, standard)
+        yield
+    finally:
+        for standard, descriptor in enumerate(kept, 1):
+            os.dup2(descriptor, standard)
+        for descriptor in (nowhere, *kept):
+            os.close(descriptor)
 
 
 def mutant(rng: Rng, index: int) -> bytes:

@@ -1,6 +1,5 @@
 """A stage whose output is no number: one error, which names it, however it is asked and whatever runs it."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.runtime import Engine, GenerationConfig, StreamConfig, TranscribeConfig
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.decoder import Chunk
@@ -51,20 +49,6 @@ def spoilt(bundle: Path, stage: str, native: bool, folder: Path) -> Path:
     return copy
 
 
-@pytest.fixture(scope="module")
-def bundles(
-    streaming_checkpoint: Path, streaming_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """For each runtime, one that it runs all of, but for the Q-Former."""
-    if importlib.util.find_spec("salmonrun.kernels.cpu._native") is None:
-        return {"onnx": streaming_bundle}
-    options = ExportOptions(llm_precision="int8", encoder_precision="int8")
-    return {
-        "onnx": streaming_bundle,
-        "native": export_bundle(streaming_checkpoint, tmp_path_factory.mktemp("native") / "bundle", options),
-    }
-
-
 def transcribe_all(engine: Engine, generation: GenerationConfig) -> None:
     config = TranscribeConfig(overlap_s=1.0, vad="energy")
     list(engine.transcribe(RECORDING, sample_rate=16_000, generation=generation, config=config)[0])
@@ -79,11 +63,11 @@ def stream_all(engine: Engine, policy: Any) -> None:
 @pytest.mark.parametrize("runtime", ["onnx", "native"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_stage_is_named_by_all_ways_to_ask(
-    runtime: str, stage: str, bundles: dict[str, Path], tmp_path: Path
+    runtime: str, stage: str, runtimes: dict[str, Path], tmp_path: Path
 ) -> None:
-    if runtime not in bundles:
+    if runtime not in runtimes:
         pytest.skip("the native kernels were not built")
-    bundle = spoilt(bundles[runtime], stage, runtime == "native", tmp_path)
+    bundle = spoilt(runtimes[runtime], stage, runtime == "native", tmp_path)
     engine = Engine.load(bundle, verify=False, decoder=runtime, encoder=runtime)  # type: ignore[arg-type]
     message = rf"the output of the {STAGES[stage]} has \d+ values of \d+ that are not finite, the first is -?(nan|inf)"
     for way, settings in WAYS.items():
