@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import NoReturn, SupportsIndex
 
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, AudioSource
 from salmonrun.runtime.bundle import Bundle
@@ -15,7 +16,7 @@ from salmonrun.runtime.config import GenerationConfig, KvCacheType, Limits
 from salmonrun.runtime.decoders import DecoderName
 from salmonrun.runtime.device import Device
 from salmonrun.runtime.encoders import EncoderName
-from salmonrun.runtime.errors import ClosedError
+from salmonrun.runtime.errors import ClosedError, SharingError
 from salmonrun.runtime.generation import generate
 from salmonrun.runtime.heard import Heard, listen
 from salmonrun.runtime.hub import locate_bundle
@@ -155,6 +156,12 @@ class Engine:
         After this, every request raises ClosedError.
         """
         self._model = None
+
+    def __reduce_ex__(self, _: SupportsIndex) -> NoReturn:
+        raise SharingError(
+            "an Engine can be neither pickled nor copied: any number of threads share one as it is; in another process "
+            "call Engine.load with the same folder, whose mapped weights all processes share"
+        )
 
     def __enter__(self) -> "Engine":
         _ = self.model  # refuses, if it is closed

@@ -19,7 +19,8 @@
     ├── HubError (OSError)                  a repository that cannot be had from the Hugging Face Hub, or written to it
     ├── MissingExtraError (ImportError)     an optional dependency is not installed
     ├── NotFiniteError (ArithmeticError)    an encoder, the Q-Former or the LLM computes what is no number
-    └── ParityError (RuntimeError)          an exported bundle does not compute what the checkpoint does
+    ├── ParityError (RuntimeError)          an exported bundle does not compute what the checkpoint does
+    └── SharingError (TypeError)            an engine, a stream or a recording is pickled or copied
 
 Each message names the value, what was expected, and what to do.
 """
@@ -109,3 +110,7 @@ class NotFiniteError(SalmonrunError, ArithmeticError):
 
 class ParityError(SalmonrunError, RuntimeError):
     """An exported bundle does not compute what the checkpoint does."""
+
+
+class SharingError(SalmonrunError, TypeError):
+    """An engine, or what lives in one, can be neither pickled nor copied."""

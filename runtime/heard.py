@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from salmonrun.runtime.audio import Audio
 from salmonrun.runtime.checks import checked
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.decoder import Chunk, Lease
-from salmonrun.runtime.errors import ClosedError
+from salmonrun.runtime.errors import ClosedError, SharingError
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.prompt import SPEECH_MARK
 from salmonrun.runtime.request import Request
@@ -97,6 +97,9 @@ class Heard:
         watch = Stopwatch()
         self._check_open()
         return self._answer(self._model.request(task, prompt, question, config), terms, watch)
+
+    def __reduce_ex__(self, _: SupportsIndex) -> NoReturn:
+        raise SharingError("a Heard can be neither pickled nor copied: ask it from any thread while it is open")
 
     def _check_open(self) -> None:
         if self._lease.closed:

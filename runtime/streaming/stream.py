@@ -4,7 +4,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import SAMPLE_RATE
 from salmonrun.runtime.config import GenerationConfig
-from salmonrun.runtime.errors import AudioError, ClosedError, ConfigError, PromptError
+from salmonrun.runtime.errors import AudioError, ClosedError, ConfigError, PromptError, SharingError
 from salmonrun.runtime.heard import listen
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.repetition import repeated
@@ -87,6 +87,9 @@ class Stream:
         self._last: F32 | None = None  # audio of the utterance before
         self._result: Result | None = None
         self._lease = model.rounds.open(1, model.positions(request, len(self._buffer)), LIVE, stays=True)
+
+    def __reduce_ex__(self, _: SupportsIndex) -> NoReturn:
+        raise SharingError("a Stream can be neither pickled nor copied: each has one speaker; open another for another")
 
     def __enter__(self) -> "Stream":
         return self
