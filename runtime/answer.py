@@ -7,6 +7,7 @@ from typing import Any
 
 from salmonrun.runtime.beam_search import beam_search
 from salmonrun.runtime.config import PromptConfig
+from salmonrun.runtime.cut_text import CutText
 from salmonrun.runtime.decoder import Chunk, Lease
 from salmonrun.runtime.model import Model
 from salmonrun.runtime.request import Request
@@ -47,7 +48,7 @@ def answer(
     model: Model, request: Request, search: Search[Any], watch: Stopwatch, terms: Terms, lease: Lease[Any]
 ) -> Generator[str, None, Answer]:
     """Decode; yields text as it becomes certain. The search's slots are given back when it has ended."""
-    text = GrowingText(model.tokenizer, request.config.stop_strings, model.bundle.manifest.prompt)
+    text = GrowingText(model.tokenizer, request.stop.cuts, model.bundle.manifest.prompt)
     tokens = model.rounds.tokens(search, terms, lease)
     while True:
         try:
@@ -76,25 +77,23 @@ def answer(
 
 
 class GrowingText:
-    """Text that is handed out piece by piece and cut before the first stop string; none if it says "nothing"."""
+    """Text that is handed out piece by piece and cut before the first of some strings; none if it says "nothing"."""
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: tuple[str, ...], prompt: PromptConfig) -> None:
+    def __init__(self, tokenizer: Tokenizer, cuts: tuple[str, ...], prompt: PromptConfig) -> None:
         self._prompt = prompt
         self._detokenizer = StreamingDetokenizer(tokenizer)
-        self._stop_strings = stop_strings
-        self._held = ""  # may still turn out to begin a stop string
-        self._stopped = False
+        self._text = CutText(cuts)
         self._unsaid = ""  # may still turn out to say that there is nothing to be transcribed
         self.emitted = ""
         self.heard_nothing = False
 
     def add(self, token_id: int) -> str:
         """The text that became certain with this token."""
-        return self._emit(self._cut(self._detokenizer.add(token_id), final=False), final=False)
+        return self._emit(self._text.add(self._detokenizer.add(token_id)), final=False)
 
     def finish(self) -> str:
         """What was held back."""
-        return self._emit(self._cut(self._detokenizer.finish(), final=True), final=True)
+        return self._emit(self._text.add(self._detokenizer.finish(), final=True), final=True)
 
     def _emit(self, certain: str, final: bool) -> str:
         self._unsaid += certain
@@ -104,25 +103,3 @@ class GrowingText:
         said, self._unsaid = "" if self.heard_nothing else self._unsaid, ""
         self.emitted += said
         return said
-
-    def _cut(self, piece: str, final: bool) -> str:
-        """The text in front of the first stop string, as far as it is known with this piece."""
-        if self._stopped:
-            return ""
-        self._held += piece
-        cuts = [at for string in self._stop_strings if (at := self._held.find(string)) >= 0]
-        if cuts:
-            self._stopped = True
-            certain = self._held[: min(cuts)]
-        else:
-            certain = self._held if final else self._held[: len(self._held) - self._uncertain()]
-        self._held = self._held[len(certain) :]
-        return certain
-
-    def _uncertain(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
-        longest = max((len(string) for string in self._stop_strings), default=1) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
-            if any(string.startswith(self._held[-length:]) for string in self._stop_strings):
-                return length
-        return 0

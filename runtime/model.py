@@ -1,6 +1,7 @@
 """A bundle in memory: what every way of asking it needs."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from salmonrun.runtime.config import GenerationConfig, KvCacheType, Limits
 from salmonrun.runtime.cores import thread_count
 from salmonrun.runtime.cuda.memory import require_memory
 from salmonrun.runtime.cuda.ready import require_gpu, resolve_device
+from salmonrun.runtime.cut_text import cut_text
 from salmonrun.runtime.decoder import Decoder, check_capacity
 from salmonrun.runtime.decoders import DecoderName, choose
 from salmonrun.runtime.device import check_device, is_gpu
@@ -22,7 +24,7 @@ from salmonrun.runtime.encoders import EncoderName
 from salmonrun.runtime.errors import ConfigError, PromptError
 from salmonrun.runtime.held_files import HeldFiles
 from salmonrun.runtime.manifest import ConfidenceThreshold
-from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
+from salmonrun.runtime.prompt import PromptIds, choose_prompt, end_texts, prompt_ids
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.rounds import Rounds
 from salmonrun.runtime.search import StopRules
@@ -49,6 +51,7 @@ class Model:
         self.bundle = bundle
         self._files = files  # that weights are mapped from; None: from none
         self.tokenizer = Tokenizer(bundle.path("tokenizer.json"))
+        self._ends = end_texts(bundle.manifest.prompt, self.tokenizer)
         self.encoder = encoder
         self.decoder = decoder
         self.rounds = Rounds(decoder)
@@ -130,8 +133,16 @@ class Model:
         own = self.bundle.manifest.prompt.stop_token_ids
         stop_ids = own if config.stop_token_ids is None else config.stop_token_ids
         nothing = self.tokenizer.encode(self.bundle.manifest.prompt.nothing)
-        decode = self.tokenizer.decode
-        stop = StopRules(frozenset(stop_ids), config.stop_strings, decode, nothing[0] if nothing else None)
+        cuts = (*config.stop_strings, *self._ends)
+        # Behind it nothing changes the text any more, but of beams it could be another one that wins.
+        ends_there = config.stop_token_ids is None and config.num_beams == 1
+        stop = StopRules(
+            frozenset(stop_ids),
+            cuts if ends_there else config.stop_strings,
+            self.tokenizer.decode,
+            nothing[0] if nothing else None,
+            cuts,
+        )
         return Request(self._prompt_ids(task, prompt, question), config, stop)
 
     def check_capacity(self, request: Request, samples: int) -> None:
@@ -170,6 +181,10 @@ class Model:
         if floor is None or audio.peak_dbfs >= floor:
             return ""
         return f"silence: the peak is {audio.peak_dbfs:.0f} dBFS, below {floor:g} dBFS, so nothing was decoded"
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, without one that ends it."""
+        return cut_text(self.tokenizer.decode(token_ids), self._ends)
 
     def heard_nothing(self, text: str) -> bool:
         """Whether an answer's text says, as the model was trained to, that there is nothing to be transcribed."""

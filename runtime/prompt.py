@@ -69,6 +69,14 @@ def prompt_halves(config: PromptConfig, prompt: str) -> tuple[str, str]:
     return before, after
 
 
+def end_texts(config: PromptConfig, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """What ends an answer's text: the end symbol, where it is no stop token but text, as in the published stage-2 files
+    for Llama 3. The published evaluator splits at it.
+    """
+    is_text = config.end_symbol != "" and tokenizer.token_id(config.end_symbol) not in config.stop_token_ids
+    return (config.end_symbol,) if is_text else ()
+
+
 def prompt_ids(config: PromptConfig, tokenizer: Tokenizer, prompt: str) -> PromptIds:
     """Token ids of the wrapped prompt on both sides of the audio."""
     before, after = prompt_halves(config, prompt)

@@ -12,6 +12,7 @@ import numpy as np
 
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.cut_text import cut_text
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.logits import log_probability, process, sample
 from salmonrun.runtime.repetition import ends_in_repetition
@@ -32,6 +33,7 @@ class StopRules:
     strings: tuple[str, ...] = ()
     decode: Callable[[Sequence[int]], str] | None = None
     nothing_id: int | None = None
+    cuts: tuple[str, ...] = ()  # in front of the first of which the text of an answer ends
 
     def reached(self, tokens: Sequence[int]) -> bool:
         """Whether the last of `tokens` ends the answer."""
@@ -45,6 +47,18 @@ class StopRules:
     def without_stop(self, tokens: list[int]) -> list[int]:
         """The tokens of an answer without the stop token that may be its last."""
         return tokens[:-1] if tokens and tokens[-1] in self.token_ids else tokens
+
+    def in_front_of_end(self, tokens: list[int]) -> list[int]:
+        """The same, and without those that have a part in a string that ends the text."""
+        tokens = self.without_stop(tokens)
+        if not self.cuts or self.decode is None:
+            return tokens
+        text = self.decode(tokens)
+        kept = len(cut_text(text, self.cuts))
+        while len(text) > kept:
+            tokens = tokens[:-1]
+            text = self.decode(tokens)
+        return tokens
 
 
 @dataclass(frozen=True, eq=False)

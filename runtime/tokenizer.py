@@ -1,5 +1,6 @@
 """Text to ids and back, and text that grows token by token without broken characters."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +21,9 @@ class Tokenizer:
             raise BundleError(f"{path} is not a tokenizer.json that can be read: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._special = {token_id for token_id, token in added.items() if token.special}
+        self._bytes = self._byte_tokens()
+        # Decoders take the space in front of a text away, but not that behind a letter.
+        self._letter = self._find_letter() if self._bytes else []
 
     @property
     def vocab_size(self) -> int:
@@ -33,30 +35,69 @@ class Tokenizer:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of `token_ids`; special tokens have none."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """The text of `token_ids`; special tokens have none.
 
-    def has_text(self, token_id: int) -> bool:
-        """Whether decoding sees a token: special tokens and ids beyond the vocabulary are skipped."""
-        return token_id not in self._special and self._tokenizer.id_to_token(token_id) is not None
-
-    def is_byte(self, token_id: int) -> bool:
-        """Whether a token is a single byte of a byte-fallback tokenizer, such as <0xE2>."""
-        token = self._tokenizer.id_to_token(token_id)
-        return token is not None and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+        Of byte-fallback tokenizers (Llama 2, Vicuna) it is SentencePiece's: a byte that is of no character becomes one
+        replacement character, and what stands beside it is untouched. The tokenizers library would give up the whole
+        run of bytes, newlines too.
+        """
+        text = ""
+        for is_bytes, run in itertools.groupby(token_ids, self._bytes.__contains__):
+            ids = list(run)
+            if is_bytes:
+                text += _characters(bytes(self._bytes[token_id] for token_id in ids))
+            elif text:
+                text += self._decode([*self._letter, *ids])[1:]
+            else:
+                text = self._decode(ids)
+        return text
 
     def token_id(self, token: str) -> int | None:
         """The id of a whole token such as "</s>"; None if there is none."""
         found = self._tokenizer.token_to_id(token)
         return None if found is None else int(found)
 
+    def _decode(self, token_ids: list[int]) -> str:
+        """As the library does it."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def _byte_tokens(self) -> dict[int, int]:
+        """Tokens such as <0xE2>, and their bytes; none where they are text as any other."""
+        ids = {self.token_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
+        letter = self.token_id("<0x41>")
+        if letter is None or self._decode([letter]) != "A":
+            return {}
+        return {token_id: byte for token_id, byte in ids.items() if token_id is not None}
+
+    def _find_letter(self) -> list[int]:
+        """A token whose text is one character, and no space or byte."""
+        likely = (self.token_id(letter) for letter in "abcdefghijklmnopqrstuvwxyz")
+        for token_id in itertools.chain(likely, range(self.vocab_size)):
+            if token_id is None:
+                continue
+            text = "" if token_id in self._bytes else self._decode([token_id])
+            if len(text) == 1 and not text.isspace():
+                return [token_id]
+        return []
+
+
+def _characters(content: bytes) -> str:
+    """UTF-8, with one replacement character for each byte that is of none."""
+    text = ""
+    while content:
+        try:
+            return text + content.decode()
+        except UnicodeDecodeError as error:
+            text += content[: error.start].decode() + REPLACEMENT * (error.end - error.start)
+            content = content[error.end :]
+    return text
+
 
 class StreamingDetokenizer:
     """Turns ids into text pieces whose concatenation is `decode` of all ids.
 
-    A piece is held back while its characters may still change: while it ends in an incomplete byte sequence, or in a
-    run of byte-fallback tokens, which one bad byte spoils as a whole. Only the ids since the last stable point are
-    decoded again, so the cost per token does not grow.
+    A piece is held back while its characters may still change: while it ends in an incomplete byte sequence. Only the
+    ids since the last stable point are decoded again, so the cost per token does not grow.
 
     `tokenizers.decoders.DecodeStream` is not it: of byte-fallback tokens (Llama 2, Vicuna) it hands a character out
     before a bad byte behind it takes it back, then raises; and it has no end at which what was held back comes out.
@@ -67,16 +108,13 @@ class StreamingDetokenizer:
         self._ids: list[int] = []
         self._context = 0  # decoding starts here, so that word-initial spaces are seen
         self._stable = 0  # ids before this have been emitted
-        self._in_bytes = False  # the last id with a text is a byte of a byte-fallback tokenizer
 
     def add(self, token_id: int) -> str:
         """The text that became certain with this token; often one word, sometimes empty."""
         self._ids.append(token_id)
-        if self._tokenizer.has_text(token_id):
-            self._in_bytes = self._tokenizer.is_byte(token_id)
         before = self._tokenizer.decode(self._ids[self._context : self._stable])
         now = self._tokenizer.decode(self._ids[self._context :])
-        if self._in_bytes or now.endswith(REPLACEMENT) or len(now) <= len(before):
+        if now.endswith(REPLACEMENT) or len(now) <= len(before):
             return ""
         self._context, self._stable = self._stable, len(self._ids)
         return now[len(before) :]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from salmonrun.runtime.answer import choose_search
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio
+from salmonrun.runtime.cut_text import cut_text
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.log import LOGGER, stages_ms
 from salmonrun.runtime.longform.windows import Window
@@ -55,9 +56,8 @@ class BatchAnswerer:
         LOGGER.debug("%d windows, %.1f s of audio: %d tokens; ms: %s", len(windows), seconds, tokens, spent)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """The text of an answer's tokens, cut before the first stop string."""
-        text = self.model.tokenizer.decode(token_ids)
-        return text[: min((at for string in self.request.stop.strings if (at := text.find(string)) >= 0), default=None)]
+        """The text of an answer's tokens, cut before the first string that ends it."""
+        return cut_text(self.model.tokenizer.decode(token_ids), self.request.stop.cuts)
 
     def _decode(self, recordings: Sequence[Audio]) -> Iterator[int | Hypothesis]:
         """The tokens of each recording's answer, and the answer; all of them are decoded meanwhile."""

@@ -98,8 +98,8 @@ class _Transcription:
         self._answerer = answerer
         self._splitter = Splitter(vad.open(), info.config)
         self._info = info
-        model, stop = answerer.model, answerer.request.config.stop_strings
-        self._told = ToldText(lambda: GrowingText(model.tokenizer, stop, model.bundle.manifest.prompt))
+        model, cuts = answerer.model, answerer.request.stop.cuts
+        self._told = ToldText(lambda: GrowingText(model.tokenizer, cuts, model.bundle.manifest.prompt))
         self._covered = 0  # sample after the last that a window has
         self._complete = True
 
@@ -200,7 +200,7 @@ class _Transcription:
     def _join(self, previous: _Answered, following: _Answered) -> None:
         """Leave each token of the overlap to one of two neighbours; both keep theirs if they have nothing in common."""
         stop = self._answerer.request.stop
-        before, after = (stop.without_stop(answered.token_ids) for answered in (previous, following))
+        before, after = (stop.in_front_of_end(answered.token_ids) for answered in (previous, following))
         if not before or not after:
             return
         samples = len(previous.window.pcm) + len(following.window.pcm)

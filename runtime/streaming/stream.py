@@ -71,7 +71,7 @@ class Stream:
         self._cancelled = threading.Event()
         self._input = PcmInput(sample_rate)
         self._endpointer = Endpointer(config.endpoint, vad.open() if vad else None)
-        self._transcript = Transcript(model.tokenizer)
+        self._transcript = Transcript(model.tokenizer, request.stop.cuts)
         self._buffer = np.empty(round(model.bundle.manifest.audio.max_s * SAMPLE_RATE), np.float32)  # for an utterance
         if self._endpointer.margin + VAD_HOP > len(self._buffer):
             longest_s = len(self._buffer) / SAMPLE_RATE

@@ -68,7 +68,7 @@ class Utterance:
 
     @property
     def _answered(self) -> list[int]:
-        return self._request.stop.without_stop(self._hypothesis.tokens)
+        return self._request.stop.in_front_of_end(self._hypothesis.tokens)
 
     @property
     def pcm(self) -> F32:
@@ -172,7 +172,7 @@ class Utterance:
     def _answer(self) -> None:
         """Make the greedy answer to the audio so far, that begins with what is certain, the latest hypothesis."""
         self._hypothesis = self._decoded()
-        self._says_nothing = self._model.heard_nothing(self._model.tokenizer.decode(self._answered))
+        self._says_nothing = self._model.heard_nothing(self._model.text(self._answered))
 
     def _decoded(self) -> Hypothesis:
         model, request = self._model, self._request

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -120,7 +121,7 @@ def test_the_librarys_own_stream_takes_back_and_forgets(tmp_path: Path) -> None:
         return [library.get_vocab()[token] for token in tokens]
 
     spoiled = ids("<0x41>", "<0x87>", "d")  # "A", and a byte that is no character's
-    assert "".join(pieces(tokenizer, spoiled)) == tokenizer.decode(spoiled) == REPLACEMENT * 2 + "d"
+    assert "".join(pieces(tokenizer, spoiled)) == tokenizer.decode(spoiled) == f"A{REPLACEMENT}d"
     stream = decoders.DecodeStream(skip_special_tokens=True)
     assert stream.step(library, spoiled[0]) == "A"
     with pytest.raises(Exception, match="Invalid prefix"):
@@ -129,6 +130,53 @@ def test_the_librarys_own_stream_takes_back_and_forgets(tmp_path: Path) -> None:
     assert "".join(pieces(tokenizer, unfinished)) == tokenizer.decode(unfinished) == "a" + REPLACEMENT * 2
     stream = decoders.DecodeStream(skip_special_tokens=True)
     assert [stream.step(library, token_id) for token_id in unfinished] == ["a", None, None]
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Tokenizer]:
+    """SentencePiece, with Llama 2's settings, and a tokenizer.json of the same ids."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    (folder / "text").write_text("the cat and the dog, a thing or two;\nothers then: 日本語 été\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text"),
+        model_prefix=str(folder / "model"),
+        model_type="bpe",
+        vocab_size=340,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(folder / "model.model"))
+    vocab = {oracle.id_to_piece(i): i for i in range(oracle.get_piece_size())}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<unk>", "<s>", "</s>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return oracle, Tokenizer(folder / "tokenizer.json")
+
+
+@given(data=st.data())
+def test_the_text_of_bytes_is_sentencepieces(sentencepiece_pair: tuple[Any, Tokenizer], data: st.DataObject) -> None:
+    """Of any ids but <unk>, for which SentencePiece has a sign of its own; half of them bytes, some of characters."""
+    oracle, tokenizer = sentencepiece_pair
+    byte = st.sampled_from([0x0A, 0x20, 0x41, 0x7F, 0x80, 0x82, 0xAC, 0xC2, 0xC3, 0xE2, 0x96, 0xED, 0xF0, 0x9F, 0xFF])
+    piece = st.integers(1, oracle.get_piece_size() - 1)
+    ids = data.draw(st.lists(st.one_of(piece, byte.map(lambda value: value + 3)), max_size=20))
+    assert tokenizer.decode(ids) == oracle.decode(ids)
+    assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_what_stands_beside_a_bad_byte_is_kept(tmp_path: Path) -> None:
+    """And a newline, which is a byte for Llama 2, is not waited with."""
+    write_llama2_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    ids = [tokenizer.token_id(token) or 0 for token in ("<0x0A>", "<0x0A>", "<0xE2>", "<0x82>", "<0x0A>", "▁the")]
+    assert tokenizer.decode(ids) == f"\n\n{REPLACEMENT * 2}\n the"
+    assert list(pieces(tokenizer, ids)) == ["\n", "\n", "", "", f"{REPLACEMENT * 2}\n", " the", ""]
 
 
 def test_ascii_is_not_held_back(tokenizer: Tokenizer) -> None:
@@ -148,9 +196,6 @@ def test_long_texts_are_decoded_in_windows(tokenizer: Tokenizer) -> None:
     class Counting(Tokenizer):
         def __init__(self) -> None:
             pass
-
-        is_byte = staticmethod(tokenizer.is_byte)
-        has_text = staticmethod(tokenizer.has_text)
 
         def decode(self, token_ids: Sequence[int]) -> str:
             nonlocal decoded

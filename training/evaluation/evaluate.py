@@ -59,7 +59,7 @@ class BundleSubject:
     def answer(self, audio: Audio, prompt: str, config: GenerationConfig) -> Reply:
         """What the model says; that there is nothing to be transcribed in its own words, as annotations have it."""
         result = self._engine.generate(audio, prompt=prompt, config=config)
-        said = self._engine.model.tokenizer.decode(result.token_ids)
+        said = self._engine.model.text(result.token_ids)
         text = self.prompts.nothing if self._engine.model.heard_nothing(said) else result.text
         return Reply(text, result.token_ids, result.score)
 
@@ -88,7 +88,7 @@ class CheckpointSubject:
         tokens = model.generate_from(embeds, config)
         logprobs = model.logprobs(embeds, tokens)
         score = sum(logprobs) / len(logprobs) if logprobs else None
-        return Reply(model.tokenizer.decode(tokens), tokens, score)
+        return Reply(model.text(tokens), tokens, score)
 
 
 def open_subject(path: str | Path, device: Device = "auto", threads: int | None = None) -> Subject:

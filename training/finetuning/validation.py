@@ -73,7 +73,7 @@ class Validation:
     def _answer(self, entry: Entry) -> str:
         model = self._model
         audio = load_recording(entry, model.config.audio)
-        return model.tokenizer.decode(model.generate(audio, task=entry.task, question=entry.question or None))
+        return model.text(model.generate(audio, task=entry.task, question=entry.question or None))
 
 
 def _spread(entries: Sequence[Entry], count: int) -> list[Entry]:

@@ -10,8 +10,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 
 from salmonrun.runtime.audio import Audio, AudioSource, load_audio
 from salmonrun.runtime.config import Block, GenerationConfig, PromptConfig
+from salmonrun.runtime.cut_text import cut_text
 from salmonrun.runtime.errors import ConfigError
-from salmonrun.runtime.prompt import PromptIds, choose_prompt, prompt_ids
+from salmonrun.runtime.prompt import PromptIds, choose_prompt, end_texts, prompt_ids
 from salmonrun.runtime.repetition import ends_in_repetition
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.model.blocks import valid_positions
@@ -116,6 +117,10 @@ class SalmonnModel(nn.Module):
         """Embeddings of the prompt around the audio's [1, N, llm_dim], and of an answer behind it: [P, llm_dim]."""
         before, after = self.embed_tokens(prompt.before)[0], self.embed_tokens((*prompt.after, *target))[0]
         return torch.cat([before, audio_embeds[0].to(before.dtype), after])
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, cut where the end symbol is text."""
+        return cut_text(self.tokenizer.decode(token_ids), end_texts(self.prompts, self.tokenizer))
 
     @torch.inference_mode()
     def generate(

@@ -39,8 +39,8 @@ def prompt_config(
             stops = tuple(dict.fromkeys([token, *stops]))
         elif stops:  # the published stage-2 files for Llama 3 were trained with "</s>", which is plain text there
             warnings.append(
-                f"end_sym {end!r} is no token of this tokenizer: answers stop at tokens {list(stops)}, and {end!r} "
-                f"may stand at their end as text; cut it with stop_strings=({end!r},), or name a token: --end-symbol"
+                f"end_sym {end!r} is no token of this tokenizer: answers stop at tokens {list(stops)}, and their text "
+                f"ends where it says {end!r}; to have them end at a token, name one: --end-symbol"
             )
         else:
             raise CheckpointError(
