@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Kernels take minutes to compile: once for the environment, the wheel and the wheel of the tests (setup.py).
 export SALMONRUN_KERNEL_CACHE := $(CURDIR)/build/kernels
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak hearing kernels conformance emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance hearing kernels conformance emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -95,6 +95,9 @@ bench-serving: $(VENV)/.dev ## how many live streams and requests a server carri
 
 soak: $(VENV)/.dev ## half an hour of streams and requests at one server: does it last? (make demo first; SOAK='--minutes 5')
 	$(BIN)/python -m benchmarks.serving.soak build/demo/bundle $(SOAK)
+
+endurance: $(VENV)/.dev ## ten hours of audio through transcribe and through one stream: memory, samples (make demo first; ENDURANCE='--minutes 60')
+	$(BIN)/python -m benchmarks.endurance build/demo/bundle --minutes 600 --pause 20 --update 2 $(ENDURANCE)
 
 hearing: $(VENV)/.dev ## is everybody heard? joined recordings, pauses, sounds, telephones; needs espeak-ng and flite (HEARING=--quick: minutes)
 	$(BIN)/python -m benchmarks.hearing.measure --docs docs $(HEARING)

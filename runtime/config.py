@@ -286,6 +286,14 @@ class Limits:
 
 
 _AT_LEAST_1 = (
-    *("max_prompt_chars", "max_beams", "max_cache_mib", "max_gpu_mib", "min_sample_rate", "max_sample_rate", "max_channels"),
+    *(
+        "max_prompt_chars",
+        "max_beams",
+        "max_cache_mib",
+        "max_gpu_mib",
+        "min_sample_rate",
+        "max_sample_rate",
+        "max_channels",
+    ),
     *("max_frames_per_byte", "max_pipe_mib", "max_samples_mib"),
 )
