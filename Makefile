@@ -105,9 +105,10 @@ hearing: $(VENV)/.dev ## is everybody heard? joined recordings, pauses, sounds, 
 kernels: $(VENV)/.dev ## build the native kernels in place, again after a change in kernels/cpu
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
+MINUTES := 10
 FUZZ :=
-fuzz: $(VENV)/.dev ## 100,000 damaged files of native weights and manifests, each refused or run (minutes; FUZZ='--target audio': of recordings)
-	$(BIN)/python -m tests.fuzz $(FUZZ)
+fuzz: $(VENV)/.dev ## mutants of all targets, each refused or run, in MINUTES=10 (FUZZ='--target bundles --seed 1 --count 1000')
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(FUZZ)
 
 emulate: $(VENV)/.dev ## the kernels of processors that this one is not, against the portable ones, in an emulator (needs apt-get)
 	@(command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64-static) > /dev/null || \

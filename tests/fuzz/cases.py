@@ -23,7 +23,7 @@ def prepare(folder: Path) -> None:
     """Nothing: every mutant is made from the beginning."""
 
 
-def run(seed: int, index: int, folder: Path) -> str:
+def run(seed: int, index: int, folder: Path, material: Path) -> str:
     """The case of this number: "refused", or "ran".
 
     Raises:

@@ -9,11 +9,17 @@ class Target(Protocol):
     """A module of `TARGETS`."""
 
     def prepare(self, folder: Path) -> None:
-        """Make what cases are changes of, in a worker's folder."""
+        """Make what cases are changes of."""
         ...
 
-    def run(self, seed: int, index: int, folder: Path) -> str:
+    def run(self, seed: int, index: int, folder: Path, material: Path) -> str:
         """The case of this number: "refused", "late" (refused when it was used, not before) or "ran".
+
+        Args:
+            seed: of all cases.
+            index: the case's number.
+            folder: where it may write.
+            material: what `prepare` has filled.
 
         Raises:
             Exception: any other error than ours, which is a finding; so is a crash, or what takes too long.
@@ -23,6 +29,8 @@ class Target(Protocol):
 
 TARGETS = {
     "native": "tests.fuzz.cases",
+    "manifests": "tests.fuzz.manifests",
+    "bundles": "tests.fuzz.bundles",
     "audio": "tests.fuzz.audio",
 }
 
