@@ -1,6 +1,5 @@
 """Settings that training, export and the engine share. Each default lives here and nowhere else."""
 
-import math
 import sys
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +10,10 @@ from salmonrun.runtime.schema import OPTIONAL
 
 MAX_LENGTH_PENALTY = 10  # an exponent on the length: beyond this float32 scores over- or underflow
 SPEECH_PLACEHOLDER = "<SpeechHere>"
+# Sizes that no model has: what is larger is damage or malice, and would be computed for ever.
+LONGEST_WINDOW_S = 600  # Whisper hears 30 s, EAT's positions reach to 123 s
+LARGEST_WINDOW = 2**16  # frames of a window or block, bins, patches
+LARGEST_FEATURE = 1e6  # of a spectrogram, and of samples on Kaldi's scale
 SILENCE_DBFS = -80.0  # a recording, or a channel of it, whose peak is below this is silent
 
 KvCacheType = Literal["fp16", "int8"]  # what the native decoder keeps keys and values as
@@ -36,8 +39,12 @@ class AudioConfig:
             raise ConfigError(f"n_mels is {self.n_mels}; Whisper encoders take 80 or 128")
         if self.sample_rate != 16000:
             raise ConfigError(f"sample_rate is {self.sample_rate}; the encoders take 16000")
-        if not 0 < self.min_s <= self.max_s < math.inf:
-            raise ConfigError(f"min_s {self.min_s} and max_s {self.max_s} must satisfy 0 < min_s <= max_s < infinity")
+        if not 0 < self.min_s <= self.max_s <= LONGEST_WINDOW_S:
+            raise ConfigError(
+                f"min_s {self.min_s} and max_s {self.max_s} must satisfy 0 < min_s <= max_s <= {LONGEST_WINDOW_S}"
+            )
+        if self.log_mel_max is not None and not abs(self.log_mel_max) <= LARGEST_FEATURE:
+            raise ConfigError(f"log_mel_max is {self.log_mel_max}; expected -{LARGEST_FEATURE} to {LARGEST_FEATURE}")
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,14 @@ class FbankConfig:
 
     def __post_init__(self) -> None:
         for name in ("bins", "patch_frames", "patch_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not (self.scale > 0 and self.waveform_scale > 0):
-            raise ConfigError(f"scale {self.scale} and waveform_scale {self.waveform_scale} must be above 0")
+            if not 1 <= getattr(self, name) <= LARGEST_WINDOW:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 to {LARGEST_WINDOW}")
+        if not abs(self.mean) <= LARGEST_FEATURE:
+            raise ConfigError(f"mean is {self.mean}; expected -{LARGEST_FEATURE} to {LARGEST_FEATURE}")
+        # A scale of less than this makes features that float32 cannot hold.
+        for name in ("scale", "waveform_scale"):
+            if not 1e-6 <= getattr(self, name) <= LARGEST_FEATURE:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1e-06 to {LARGEST_FEATURE}")
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,9 @@ class WindowConfig:
     num_queries: int = 1  # audio embeddings a window yields
 
     def __post_init__(self) -> None:
-        if min(self.frames, self.stride, self.num_queries) < 1:
-            raise ConfigError(f"frames, stride and num_queries must be at least 1, got {self}")
+        for name in ("frames", "stride", "num_queries"):
+            if not 1 <= getattr(self, name) <= LARGEST_WINDOW:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 to {LARGEST_WINDOW}")
 
     def count(self, total_frames: int) -> int:
         """Number of windows in `total_frames` encoder frames (a tail that fills no window is dropped)."""
@@ -102,8 +114,10 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         for name, values in (("sizes", self.sizes), ("lookbacks", self.lookbacks)):
-            if not values or list(values) != sorted(set(values)) or values[0] < 1:
-                raise ConfigError(f"streaming.{name} is {values}; expected numbers of frames, at least 1, ascending")
+            if not values or list(values) != sorted(set(values)) or values[0] < 1 or values[-1] > LARGEST_WINDOW:
+                raise ConfigError(
+                    f"streaming.{name} is {values}; expected numbers of frames, 1 to {LARGEST_WINDOW}, ascending"
+                )
             wrong = [value for value in values if value % PATCH_FRAMES]
             if wrong:
                 raise ConfigError(f"streaming.{name} has {wrong[0]}; expected multiples of {PATCH_FRAMES} frames")
@@ -169,11 +183,20 @@ class PromptConfig:
     nothing: str = field(default="", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
-        if self.template.count("{}") != 1:
-            raise ConfigError(f"template {self.template!r} must contain {{}} exactly once")
+        if self.template.count("{}") != 1 or SPEECH_PLACEHOLDER in self.template:
+            raise ConfigError(
+                f"template {self.template[:200]!r} must contain {{}} exactly once, and no {SPEECH_PLACEHOLDER}, which "
+                "a prompt brings"
+            )
         for task, prompts in self.tasks.items():
             if not prompts:
                 raise ConfigError(f"task {task!r} has no prompt")
+            for prompt in prompts:
+                if not prompt.strip() or prompt.count(SPEECH_PLACEHOLDER) > 1:
+                    raise ConfigError(
+                        f"task {task!r} has the prompt {prompt[:200]!r}; expected some text, with at most one "
+                        f"{SPEECH_PLACEHOLDER}"
+                    )
         if self.nothing != self.nothing.strip():
             raise ConfigError(f"nothing is {self.nothing!r}; expected it without spaces around it")
 

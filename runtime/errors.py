@@ -20,6 +20,7 @@
     ├── MissingExtraError (ImportError)     an optional dependency is not installed
     ├── NotFiniteError (ArithmeticError)    an encoder, the Q-Former or the LLM computes what is no number
     ├── ParityError (RuntimeError)          an exported bundle does not compute what the checkpoint does
+    ├── ResourceError (OSError)             this machine has no memory, open files or disk space left
     └── SharingError (TypeError)            an engine, a stream or a recording is pickled or copied
 
 Each message names the value, what was expected, and what to do.
@@ -110,6 +111,10 @@ class NotFiniteError(SalmonrunError, ArithmeticError):
 
 class ParityError(SalmonrunError, RuntimeError):
     """An exported bundle does not compute what the checkpoint does."""
+
+
+class ResourceError(SalmonrunError, OSError):
+    """This machine has no memory, no open files or no disk space left for it."""
 
 
 class SharingError(SalmonrunError, TypeError):

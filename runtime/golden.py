@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.audio import SAMPLE_RATE, load_audio
 from salmonrun.runtime.decoder import prefill, step
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.errors import BundleError
+from salmonrun.runtime.npz_file import read_npz
 from salmonrun.runtime.prompt import prompt_ids
 
-F32 = npt.NDArray[np.float32]
 GOLDEN = "golden.npz"
 GOLDEN_TOKENS = 16
 KEPT_LOGITS = 32  # of each step: the largest
+MAX_GOLDEN_BYTES = 64 * 2**20  # of all arrays; half a minute has 2 MiB
+MAX_PROMPT_BYTES = 2**16
 
 # How far logits may move on another processor, as a share of their rms. Quantized bundles round activations, and
 # processors without VNNI sum in another order and, for int8 encoders, saturate.
@@ -85,35 +88,89 @@ def check(engine: Engine) -> CheckReport:
     These are of the same encoders and decoder, where the bundle has them.
 
     Raises:
-        BundleError: the bundle has no golden run.
+        BundleError: the bundle has no golden run, or one that cannot be.
     """
     golden = _load_golden(engine)
-    decoder, encoder = engine.model.decoder.describe().name, engine.model.encoder.runtime
-    known = [golden_suffix(*pair) for pair in ((decoder, encoder), ("", encoder), (decoder, ""))]
-    own = next((suffix for suffix in known if f"logits{suffix}" in golden), "")  # the first ones have none
-    tokens, ids, expected = golden["tokens"].tolist(), golden[f"logit_ids{own}"], golden[f"logits{own}"]
-    tolerance = float(golden["tolerance"])
-    logits = _replay(engine, golden, tokens)
-    difference = np.abs(np.take_along_axis(logits, ids, axis=1) - expected).max()
-    near_tie = expected[:, 0] - expected[:, 1] < 2 * tolerance
-    wrong = (logits.argmax(axis=1) != ids[:, 0]) & ~near_tie
+    logits = _replay(engine, golden)
+    most = 2 * TOLERANCE_QUANTIZED * max(1.0, float(np.sqrt(np.mean(np.square(logits)))))
+    if not golden.tolerance <= most:
+        raise BundleError(
+            f"{engine.bundle.folder}/{GOLDEN} tolerates {golden.tolerance:g}; at most {most:g} is credible for these "
+            "logits: export the bundle again"
+        )
+    difference = np.abs(np.take_along_axis(logits, golden.ids, axis=1) - golden.logits).max()
+    near_tie = golden.logits[:, 0] - golden.logits[:, 1] < 2 * golden.tolerance
+    wrong = (logits.argmax(axis=1) != golden.ids[:, 0]) & ~near_tie
     return CheckReport(
-        float(difference), tolerance, len(tokens), tuple(np.flatnonzero(wrong).tolist()), int(near_tie.sum())
+        float(difference),
+        golden.tolerance,
+        len(golden.tokens),
+        tuple(np.flatnonzero(wrong).tolist()),
+        int(near_tie.sum()),
     )
 
 
-def _load_golden(engine: Engine) -> dict[str, npt.NDArray[Any]]:
-    if GOLDEN not in engine.bundle.manifest.files:
+@dataclass(frozen=True)
+class _Golden:
+    """A golden run, as far as it is for the encoders and the decoder that run."""
+
+    pcm: F32  # [N] at 16 kHz
+    prompt: str
+    tokens: list[int]
+    ids: npt.NDArray[np.int64]  # [n, KEPT_LOGITS]
+    logits: F32  # of these
+    tolerance: float
+
+
+def _load_golden(engine: Engine) -> _Golden:
+    manifest = engine.bundle.manifest
+    if GOLDEN not in manifest.files:
         raise BundleError(f"{engine.bundle.folder} has no {GOLDEN}; export the bundle again")
-    with np.load(engine.bundle.path(GOLDEN), allow_pickle=False) as file:
-        return dict(file)
+    path = engine.bundle.path(GOLDEN)
+    arrays = read_npz(path, MAX_GOLDEN_BYTES)
+    decoder, encoder = engine.model.decoder.describe().name, engine.model.encoder.runtime
+    known = [golden_suffix(*pair) for pair in ((decoder, encoder), ("", encoder), (decoder, ""))]
+    own = next((suffix for suffix in known if f"logits{suffix}" in arrays), "")  # the first ones have none
+    tokens = _take(path, arrays, "tokens", np.int64, (GOLDEN_TOKENS,))
+    kept = (len(tokens), KEPT_LOGITS)
+    ids = _take(path, arrays, f"logit_ids{own}", np.int64, kept)
+    pcm = _take(path, arrays, "pcm", np.float32, (round(manifest.audio.max_s * SAMPLE_RATE),))
+    logits = _take(path, arrays, f"logits{own}", np.float32, kept)
+    tolerance = float(_take(path, arrays, "tolerance", np.float32, ()))
+    if not len(tokens) or logits.shape != ids.shape or len(ids) != len(tokens) or ids.shape[1] < 2:
+        raise BundleError(f"{path} has {len(tokens)} tokens and logits {list(logits.shape)}; export the bundle again")
+    for name, found in (("tokens", tokens), ("logit_ids", ids)):
+        if found.min() < 0 or found.max() >= manifest.llm.vocab_size:
+            raise BundleError(
+                f"{path}: {name} are {found.min()} to {found.max()}; the LLM has {manifest.llm.vocab_size}"
+            )
+    try:
+        prompt = _take(path, arrays, "prompt", np.uint8, (MAX_PROMPT_BYTES,)).tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path}: prompt is not UTF-8 ({error.reason}); export the bundle again") from error
+    return _Golden(pcm, prompt, tokens.tolist(), ids, logits, tolerance)
 
 
-def _replay(engine: Engine, golden: dict[str, npt.NDArray[Any]], tokens: list[int]) -> F32:
+def _take(path: Path, arrays: dict[str, Array], name: str, dtype: npt.DTypeLike, most: tuple[int, ...]) -> Array:
+    """An array of this type, and at most these sizes; numbers that are none are in no golden run."""
+    array = arrays.get(name)
+    if array is None:
+        raise BundleError(f"{path} has no array {name!r}; export the bundle again")
+    fits = array.dtype == dtype and array.ndim == len(most)
+    if not fits or any(size > limit for size, limit in zip(array.shape, most, strict=True)):
+        raise BundleError(
+            f"{path}: {name} is {array.dtype} {list(array.shape)}, expected {np.dtype(dtype)} of at most {list(most)}"
+        )
+    if not np.isfinite(array).all():
+        raise BundleError(f"{path}: {name} has numbers that are not finite; export the bundle again")
+    return array
+
+
+def _replay(engine: Engine, golden: _Golden) -> F32:
     """Logits [n, V] before each recorded token."""
-    model = engine.model
-    audio = load_audio(golden["pcm"], SAMPLE_RATE, min_s=model.bundle.manifest.audio.min_s)
-    ids = prompt_ids(model.bundle.manifest.prompt, model.tokenizer, golden["prompt"].tobytes().decode())
+    model, tokens = engine.model, golden.tokens
+    audio = load_audio(golden.pcm, SAMPLE_RATE, min_s=model.bundle.manifest.audio.min_s)
+    ids = prompt_ids(model.bundle.manifest.prompt, model.tokenizer, golden.prompt)
     embeds = model.inputs_embeds(ids, model.encoder.encode(audio))
     with model.decoder.open(1, len(embeds) + len(tokens)) as (slot,):
         logits = [prefill(model.decoder, slot, embeds)]

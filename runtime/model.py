@@ -21,7 +21,7 @@ from salmonrun.runtime.decoders import DecoderName, choose
 from salmonrun.runtime.device import check_device, is_gpu
 from salmonrun.runtime.encoder import AudioEncoder
 from salmonrun.runtime.encoders import EncoderName
-from salmonrun.runtime.errors import ConfigError, PromptError
+from salmonrun.runtime.errors import BundleError, ConfigError, PromptError
 from salmonrun.runtime.held_files import HeldFiles
 from salmonrun.runtime.manifest import ConfidenceThreshold
 from salmonrun.runtime.prompt import PromptIds, choose_prompt, end_texts, prompt_ids
@@ -50,7 +50,7 @@ class Model:
     ) -> None:
         self.bundle = bundle
         self._files = files  # that weights are mapped from; None: from none
-        self.tokenizer = Tokenizer(bundle.path("tokenizer.json"))
+        self.tokenizer = _tokenizer(bundle)
         self._ends = end_texts(bundle.manifest.prompt, self.tokenizer)
         self.encoder = encoder
         self.decoder = decoder
@@ -244,3 +244,18 @@ class Model:
         if unknown:
             raise ConfigError(f"stop_token_ids has {unknown[0]}; this model's tokens are 0 to {vocab_size - 1}")
         return config
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    """The bundle's, none of whose ids is beyond the table of embeddings.
+
+    Raises:
+        BundleError: it cannot be read, or belongs to another LLM.
+    """
+    path, rows = bundle.path("tokenizer.json"), bundle.manifest.llm.vocab_size
+    tokenizer = Tokenizer(path)
+    if tokenizer.largest_id >= rows:
+        raise BundleError(
+            f"{path} has token {tokenizer.largest_id}, the LLM {rows} tokens: they do not belong together"
+        )
+    return tokenizer

@@ -82,7 +82,7 @@ def _parse(hint: Any, value: Any, where: str, complete: bool) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected an object, got {_show(value)}")
-        return {key: _parse(args[1], item, f"{where}.{key}", complete) for key, item in value.items()}
+        return {_text(key, where): _parse(args[1], item, f"{where}.{key}", complete) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where, complete)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -92,6 +92,15 @@ def _parse(hint: Any, value: Any, where: str, complete: bool) -> Any:
             raise ConfigError(f"{where}: {_show(value)} is too large for a float") from None
     if type(value) is not hint:
         raise ConfigError(f"{where}: expected {hint.__name__}, got {_show(value)}")
+    return _text(value, where) if hint is str else value
+
+
+def _text(value: str, where: str) -> str:
+    """JSON can name halves of characters, which no tokenizer, file or terminal takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where}: {_show(value)} is not valid Unicode ({error.reason})") from error
     return value
 
 

@@ -1,6 +1,8 @@
 """ONNX Runtime sessions: providers, threads, and graphs called by name."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +15,7 @@ from salmonrun.runtime.config import Limits
 from salmonrun.runtime.cuda.memory import session_limit
 from salmonrun.runtime.cuda.ready import PROVIDER, look_for_gpu
 from salmonrun.runtime.device import Device, gpu_index, is_gpu
-from salmonrun.runtime.errors import BundleError, DeviceError
+from salmonrun.runtime.errors import BundleError, DeviceError, ResourceError
 from salmonrun.runtime.manifest import GraphSpec
 from salmonrun.runtime.onnx_runtime import onnxruntime
 
@@ -32,8 +34,7 @@ class Graph:
 
     def run(self, **inputs: Array) -> F32:
         """The graph's result on its own: an encoder that hears in blocks has heard nothing before."""
-        outputs: list[F32] = self.session.run([self.spec.result], inputs | self.nothing_past())
-        return outputs[0]
+        return self._run([self.spec.result], inputs | self.nothing_past())[0]
 
     def run_there(self, **inputs: "Array | onnxruntime.OrtValue") -> onnxruntime.OrtValue:
         """The result as `run` has it, left on the device, where inputs that are there are read."""
@@ -48,8 +49,29 @@ class Graph:
     def run_on(self, past: dict[str, Array], **inputs: Array) -> tuple[F32, dict[str, Array]]:
         """The graph's result behind what `past` has kept, and what there is to keep now."""
         names = [self.spec.result, *(spec.name.replace("past_", "present_") for spec in self.spec.past)]
-        result, *present = self.session.run(names, inputs | past)
+        result, *present = self._run(names, inputs | past)
         return result, dict(zip(past, present, strict=True))
+
+    def _run(self, names: list[str], inputs: dict[str, Array]) -> list[F32]:
+        """The outputs of these names, as the manifest describes them.
+
+        Raises:
+            BundleError: the graph cannot be computed, or gives something else.
+            ResourceError: there is no memory for it.
+        """
+        with running(self.name):
+            outputs: list[F32] = self.session.run(names, inputs)
+        described = {spec.name: spec for spec in self.spec.outputs}
+        for name, output in zip(names, outputs, strict=True):
+            dims = described[name].dims
+            fits = len(dims) == output.ndim and all(
+                size == dim for size, dim in zip(output.shape, dims, strict=True) if isinstance(dim, int)
+            )
+            if not fits:
+                raise BundleError(
+                    f"graph {self.name} gives {name} {list(output.shape)}; the manifest says {list(dims)}: export again"
+                )
+        return outputs
 
     def nothing_past(self) -> dict[str, Array]:
         """What has been kept before the first block: zeros, and no keys and values."""
@@ -72,6 +94,30 @@ class Graph:
     def providers(self) -> tuple[str, ...]:
         """Execution providers really in use, first choice first."""
         return tuple(self.session.get_providers())
+
+
+@contextmanager
+def running(name: str) -> Iterator[None]:
+    """What ONNX Runtime raises while it computes a graph, in our words.
+
+    Raises:
+        BundleError: the graph cannot be computed.
+        ResourceError: there is no memory for it.
+    """
+    try:
+        yield
+    except Exception as error:  # onnxruntime raises many types, all derived from Exception
+        reason = " ".join(str(error).split())[:500]
+        if isinstance(error, MemoryError) or any(words in reason for words in _NO_MEMORY):
+            raise ResourceError(f"there is no memory to compute graph {name}: {reason}") from error
+        raise BundleError(
+            f"graph {name} cannot be computed by onnxruntime {onnxruntime.__version__}: {reason}; "
+            "export the bundle again, or report it if it was exported by this version"
+        ) from error
+
+
+# How ONNX Runtime's arenas and the C++ library say it.
+_NO_MEMORY = ("Failed to allocate memory", "bad allocation", "std::bad_alloc", "out of memory")
 
 
 def load_graph(bundle: Bundle, name: str, device: Device, threads: int, limits: Limits | None = None) -> Graph:

@@ -30,6 +30,11 @@ class Tokenizer:
         """Ids the tokenizer knows, added tokens included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def largest_id(self) -> int:
+        """Of all tokens, added ones included; ids may have gaps."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no beginning or end symbols added."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

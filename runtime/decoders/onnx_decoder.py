@@ -26,7 +26,7 @@ from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.kv_cache import KVCache, KVPool, Rows, Slot
 from salmonrun.runtime.device import Device
 from salmonrun.runtime.onnx_runtime import onnxruntime
-from salmonrun.runtime.session import Graph, load_graph
+from salmonrun.runtime.session import Graph, load_graph, running
 
 # Rows between two that take a step which may take it with them, for nothing: an idle row costs less than another run.
 BRIDGED = 2
@@ -60,7 +60,8 @@ class SessionGraph:
         for name, array in bound.items():
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits))
-        self._session.run_with_iobinding(binding)
+        with running("llm"):
+            self._session.run_with_iobinding(binding)
 
     def _bind(self, rows: Rows) -> onnxruntime.IOBinding:
         binding = self._bindings[rows] = self._session.io_binding()

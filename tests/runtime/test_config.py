@@ -102,9 +102,9 @@ def test_audio_config(options: dict[str, Any], message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (17, -17, 1)])
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (17, -17, 1), (2**16 + 1, 1, 1)])
 def test_window_config(sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(ConfigError, match="must be at least 1"):
+    with pytest.raises(ConfigError, match=r"(frames|stride|num_queries) is -?\d+; expected 1 to 65536"):
         WindowConfig(*sizes)
 
 

@@ -216,7 +216,7 @@ def test_path_outside_the_folder(bundle: Path, name: str) -> None:
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "nul\0", "\ud800"], ids=["long", "nul", "surrogate"])
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0"], ids=["long", "nul"])
 def test_path_no_file_can_have(bundle: Path, name: str) -> None:
     reseal(bundle, lambda data: data["files"].update({name: {"size": 6, "sha256": ""}}))
     with pytest.raises(BundleIntegrityError):
@@ -313,7 +313,7 @@ def test_fuzzed_values_of_a_sealed_manifest(spare: Path, data: st.DataObject) ->
         (lambda data: data["fbank"].update(bins=64), "inputs of audio_encoder: fbank .* expected .*64"),
         (lambda data: data["graphs"].pop("audio_encoder"), "inputs of qformer and the graph audio_encoder"),
         (lambda data: data.update(fbank=None), "fbank and the inputs of qformer"),
-        (lambda data: data["fbank"].update(scale=0.0), "scale 0.0 and waveform_scale"),
+        (lambda data: data["fbank"].update(scale=0.0), "scale is 0.0; expected 1e-06 to"),
         (lambda data: data["fbank"].update(window="hamming"), "'povey', 'hanning'"),
         (lambda data: data["precision"].update(whisper="banana"), "'fp32', 'fp16', 'bf16', 'int8', 'int4', 'nf4'"),
         (lambda data: data["audio"].pop("max_s"), "'max_s' is missing"),
