@@ -33,7 +33,6 @@ from salmonrun.export.options import ExportOptions
 from salmonrun.export.parity.gate import prove
 from salmonrun.export.parity.speech import packaged_speech
 from salmonrun.export.progress import Progress, counted
-from salmonrun.export.staging import staged
 from salmonrun.export.weights.encoders import max_frames, native_encoders, write_encoder
 from salmonrun.export.weights.kept import identity, kept_beside
 from salmonrun.export.weights.native import FILE as NATIVE_FILE
@@ -42,12 +41,14 @@ from salmonrun.export.weights.pytorch import FILE as TORCH_FILE
 from salmonrun.export.weights.pytorch import write_torch
 from salmonrun.export.weights.stored import StoredLlm
 from salmonrun.runtime.audio import Audio, load_audio
+from salmonrun.runtime.bundle import check_bundle
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError, MissingExtraError
 from salmonrun.runtime.manifest import GraphSpec, Manifest
 from salmonrun.runtime.matrices import kernels
 from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.model.llm import EMBEDDING, published_parameters
+from salmonrun.training.staging import staged
 
 
 def export_bundle(
@@ -94,8 +95,9 @@ def export_bundle(
     with _calibrating(source, options, calibration, out) as rounding, staged(out) as folder:
         manifest = _write(source, options, folder, golden_audio, rounding, speech, progress)
         if calibration is not None:
-            threshold = measure_threshold(folder, calibration, progress)
-            write_manifest(replace(manifest, confidence=threshold), folder)
+            threshold = measure_threshold(check_bundle(folder, manifest, verify=False), calibration, progress)
+            manifest = replace(manifest, confidence=threshold)
+        write_manifest(manifest, folder)  # the last of all: without it nothing opens what was not compared
     return out
 
 
@@ -185,7 +187,7 @@ def _write(
     speech: Sequence[Entry],
     show: bool,
 ) -> Manifest:
-    """Fill the folder. Parts are built one after the other, so that memory holds one at a time."""
+    """Fill the folder, but for the manifest. Parts are built in turn, so that memory holds one at a time."""
     parts = (2 if source.config.audio_encoder else 1) * len(options.encoders) + 1 + len(options.decoders)
     steps = (calibration is not None) + 2 * (options.budget is not None) + (not options.exact)
     (folder / "llm").mkdir()
@@ -206,11 +208,10 @@ def _write(
         _write_embedding(source, folder / EMBEDDING_FILE)
         shutil.copyfile(source.tokenizer_file, folder / "tokenizer.json")
         manifest = make_manifest(source, options, graphs, folder, llm)
-        write_manifest(manifest, folder)
-        parity = prove(source, folder, golden_audio, speech, options, progress, llm.choice)
+        written = check_bundle(folder, manifest, verify=False)
+        parity = prove(source, written, golden_audio, speech, options, progress, llm.choice)
     manifest = replace(manifest, files=list_files(folder))
     write_card(source, manifest, parity, folder)
-    write_manifest(manifest, folder)
     return manifest
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.runtime.manifest import ConfidenceThreshold
+from salmonrun.runtime.model import Model
 from salmonrun.training.data.annotation import Entry, Problem, check_entry, read_annotation
 from salmonrun.training.data.recordings import load_recording
 from salmonrun.training.model.config import ModelConfig
@@ -32,13 +34,13 @@ def read_speech(annotation: str | Path, config: ModelConfig) -> list[Entry]:
     return [entry for entry in entries if entry.text != config.prompt.nothing]
 
 
-def measure_threshold(bundle: Path, speech: Sequence[Entry], progress: bool = False) -> ConfidenceThreshold | None:
+def measure_threshold(bundle: Bundle, speech: Sequence[Entry], progress: bool = False) -> ConfidenceThreshold | None:
     """Answer every recording greedily, by the first prompt of its task: the threshold for the scores of the answers.
 
     None if fewer than 50 of them have a score. The bundle is loaded as a whole, as an app would.
     """
     scores = []
-    with Engine.load(bundle, device="cpu", verify=False) as engine:
+    with Engine(Model.of(bundle, device="cpu")) as engine:
         audio = engine.bundle.manifest.audio
         for entry in tqdm(speech, desc="confidence", disable=not progress, unit="recording"):
             recording = load_recording(entry, audio)

@@ -94,7 +94,15 @@ def open_bundle(folder: str | os.PathLike[str], verify: bool = True) -> Bundle:
         BundleError: not a bundle, a manifest that does not follow the specification, or a graph that is not as it says.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder, verify)
+    return check_bundle(folder, read_manifest(folder, verify), verify)
+
+
+def check_bundle(folder: Path, manifest: Manifest, verify: bool = True) -> Bundle:
+    """A bundle by its manifest, wherever that is from: an exporter has it before it is written.
+
+    Raises:
+        BundleError: as of `open_bundle`.
+    """
     for name, spec in manifest.files.items():
         _check_file(folder, name, spec, verify)
     if verify:

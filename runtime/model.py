@@ -76,10 +76,26 @@ class Model:
         check_device(device)
         if is_gpu(device):
             require_gpu(device)  # before gigabytes are hashed
-        count = thread_count(threads)
+        thread_count(threads)  # refuses what cannot be
         if copy and release_weights:
             raise ConfigError("copy and release_weights are True; what is copied cannot be read again: leave out one")
         bundle = replace(open_bundle(path, verify), private=copy)
+        return cls.of(bundle, device, decoder, threads, limits, kv_cache, encoder, release_weights)
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        device: str = "auto",
+        decoder: DecoderName = "auto",
+        threads: int | None = None,
+        limits: Limits | None = None,
+        kv_cache: KvCacheType = "fp16",
+        encoder: EncoderName = "auto",
+        release_weights: bool = False,
+    ) -> "Model":
+        """Load a bundle that was opened and checked."""
+        count, limits = thread_count(threads), limits or Limits()
         files = HeldFiles(bundle.model_files)
         where = resolve_device(device, bundle.manifest.target)
         if is_gpu(where):
@@ -87,7 +103,7 @@ class Model:
         chosen = choose(bundle, decoder, where, count, limits, kv_cache, release_weights)
         encoders = AudioEncoder(bundle, where, count, encoder, release_weights, limits)
         files.check()  # what has been loaded is what was there in the beginning
-        return cls(bundle, encoders, chosen, limits, None if copy else files)
+        return cls(bundle, encoders, chosen, limits, None if bundle.private else files)
 
     def check_files(self) -> None:
         """See `Engine.check_files`."""

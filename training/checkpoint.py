@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from salmonrun.training.model.lora import base_parameters, load_lora, lora_param
 from salmonrun.training.model.qformer import QFormer
 from salmonrun.training.model.salmonn import SalmonnModel
 from salmonrun.training.model.whisper import WhisperEncoder, build_whisper
+from salmonrun.training.staging import staged
 from salmonrun.training.tensors import LazyTensors, load_strict, open_safetensors, with_prefix
 
 M = TypeVar("M", bound=nn.Module)
@@ -206,14 +206,8 @@ def write_checkpoint(
     folder = Path(folder)
     if folder.exists():
         raise CheckpointError(f"{folder} exists; choose another name or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with staged(folder) as temporary:
         save_config(config, temporary)
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         shutil.copyfile(tokenizer_file, temporary / "tokenizer.json")
         (temporary / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -7,7 +7,6 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ from salmonrun.export.parity.llm import GOLDEN_PROMPT, further_logits, reference
 from salmonrun.export.parity.speech import compare_tokens
 from salmonrun.export.progress import Progress
 from salmonrun.runtime.audio import SAMPLE_RATE, Audio, load_audio
-from salmonrun.runtime.bundle import Bundle, open_bundle
+from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import Block, BlockConfig
 from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.encoder import AudioEncoder
@@ -39,7 +38,7 @@ BLOCKS_COMPARED = 4  # of each size
 
 def prove(
     source: Checkpoint,
-    folder: Path,
+    bundle: Bundle,
     golden_audio: Audio | None,
     speech: Sequence[Entry],
     options: ExportOptions,
@@ -50,7 +49,8 @@ def prove(
 
     Args:
         source: the checkpoint.
-        folder: a bundle whose manifest does not yet list these two files.
+        bundle: of which the manifest does not yet list these two files, and is not in the folder: it would be taken for
+            proven.
         golden_audio: recording to compare on; None for a synthetic one.
         speech: of a bundle that need not be exact, recordings to compare tokens on.
         options: what is demanded.
@@ -60,7 +60,6 @@ def prove(
     Raises:
         ParityError: names the stage and its error, or how many tokens differ.
     """
-    bundle = open_bundle(folder, verify=False)
     audio = golden_audio or synthetic_audio(source)
     parity = _measure(source, bundle, audio, None if options.exact else options.parity_budget, progress)
     parity = replace(parity, choice=choice)
@@ -70,7 +69,7 @@ def prove(
         tokens = compare_tokens(source, bundle, speech, progress)
         parity = replace(parity, token_agreement=options.token_agreement if tokens else None, speech=tokens)
         _judge_tokens(tokens, options.token_agreement)
-    (folder / PARITY).write_text(json.dumps(asdict(parity), indent=2) + "\n")
+    (bundle.folder / PARITY).write_text(json.dumps(asdict(parity), indent=2) + "\n")
     return parity
 
 

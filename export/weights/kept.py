@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from salmonrun.export.staging import lock, remove_unless_held
 from salmonrun.runtime import __version__
 from salmonrun.runtime.bundle import file_sha256
 from salmonrun.runtime.errors import BundleError
 from salmonrun.training.checkpoint import Checkpoint
 from salmonrun.training.data.annotation import Entry
+from salmonrun.training.staging import lock, remove_unless_held
 
 
 @contextmanager

@@ -12,11 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.export import bundle as bundle_module
 from salmonrun.export.graphs.linear import Matrix, plain_linear
 from salmonrun.export.graphs.qformer import build_qformer
 from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.runtime import BundleError, ConfigError
+from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.errors import CheckpointError, ParityError
+from salmonrun.runtime.parity import Parity
 from salmonrun.training.starting.init import init_checkpoint
 from tests.helpers.exports import TINY
 
@@ -127,6 +130,27 @@ def test_a_killed_export_leaves_nothing_behind(
     with pytest.raises(error):
         export_bundle(tiny_checkpoint, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_leaves_is_no_bundle(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is written when the gate begins, and nothing is proven: the manifest comes last."""
+    real, seen = bundle_module.prove, []
+
+    def then_killed(*arguments: Any) -> Parity:
+        (folder,) = tmp_path.iterdir()
+        with pytest.raises(BundleError, match=r"has no bundle\.json; it is not a bundle"):
+            open_bundle(folder)
+        seen.append({path.name for path in folder.rglob("*")})
+        parity = real(*arguments)
+        with pytest.raises(BundleError, match=r"has no bundle\.json; it is not a bundle"):
+            open_bundle(folder, verify=False)
+        return parity
+
+    monkeypatch.setattr(bundle_module, "prove", then_killed)
+    open_bundle(export_bundle(tiny_checkpoint, tmp_path / "bundle"))
+    assert {"whisper.onnx", "decoder.onnx", "embed_tokens.bin", "tokenizer.json"} <= seen[0]
 
 
 def longrope(longest: int) -> dict[str, Any]:
