@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.errors import BundleError, BundleIntegrityError, BundleVersionError, ConfigError
+from salmonrun.runtime.file_kind import odd_kind
 from salmonrun.runtime.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -136,7 +137,8 @@ def read_manifest(folder: Path, verify: bool = True) -> Manifest:
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BundleIntegrityError(f"{path} is not JSON ({error}); it was changed or cut") from error
+        reason = odd_kind(path) or f"{error}; it was changed or cut"
+        raise BundleIntegrityError(f"{path} is not JSON: {reason}") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if not isinstance(version, int):
         raise BundleError(f"{path} has no format_version; it is not a bundle's manifest")
@@ -182,7 +184,8 @@ def _check_file(folder: Path, name: str, spec: FileSpec, verify: bool) -> None:
             f"{folder}/{MANIFEST} lists {name[:80]!r}, which cannot be a file: {error}"
         ) from error
     if size != spec.size:
-        raise BundleIntegrityError(f"{path} has {size} bytes, {MANIFEST} says {spec.size}: it was changed or cut")
+        reason = odd_kind(path) or "it was changed or cut"
+        raise BundleIntegrityError(f"{path} has {size} bytes, {MANIFEST} says {spec.size}: {reason}")
 
 
 def _check_hashes(folder: Path, files: Mapping[str, FileSpec]) -> None:

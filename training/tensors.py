@@ -1,7 +1,6 @@
 """Named tensors read on demand from safetensors and PyTorch files, and the strict check that all of them are used."""
 
 import json
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from salmonrun.runtime.errors import CheckpointError
+from salmonrun.runtime.file_kind import explained, odd_kind
 
 # Loading is lazy, so that a checkpoint larger than memory can be read tensor by tensor.
 LazyTensors = dict[str, Callable[[], Tensor]]
@@ -25,7 +25,22 @@ def open_safetensors(path: Path) -> LazyTensors:
         with safe_open(str(path), framework="pt") as file:
             return {name: _getter(path, name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors: {explained(path, _truncated(path) or error)}"
+        ) from error
+
+
+def _truncated(path: Path) -> str:
+    """Whether a .safetensors file is shorter than its header says; empty if not, or if there is no header."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, 100_000_000)))
+        said = 8 + length + max(info["data_offsets"][1] for name, info in header.items() if name != "__metadata__")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ""
+    return f"it is truncated: it has {size} bytes, its header lists {said}; get it again" if size < said else ""
 
 
 def _open_folder(folder: Path) -> LazyTensors:
@@ -70,8 +85,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} does not exist") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {explained(path, error)}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}; expected an object")
     return value
@@ -104,7 +119,11 @@ def load_pickle(path: Path, stand_ins: Sequence[tuple[Callable[..., Any], str]] 
     try:
         with torch.serialization.safe_globals(list(stand_ins)):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # whatever the bytes of another kind of file stumble over: IndexError, struct.error, ...
+        if kind := odd_kind(path):
+            raise CheckpointError(f"{path} is no PyTorch file: {kind}") from error
         text = str(error) or type(error).__name__
         cause = re.search(r"WeightsUnpickler error: (.+?)(?:\. |\n|$)", text)  # what torch's own advice stands around
         reason = cause[1] if cause else text.splitlines()[0]

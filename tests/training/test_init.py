@@ -314,7 +314,8 @@ def test_options_that_make_no_model_are_named(bench: Bench) -> None:
             qformer_config(dim)
     with pytest.raises(ConfigError, match="layers are 0"):
         qformer_config(layers=0)
-    bench.refuses("rank r is 0", lora=LoraConfig(r=0))
+    with pytest.raises(ConfigError, match="rank r is 0; expected at least 1, or no adapters"):
+        LoraConfig(r=0)
     bench.refuses(r"targets has 'no_proj'; linear layers here are down_proj", lora=LoraConfig(targets=("no_proj",)))
     bench.refuses("must contain {} exactly once", prompt=PromptOptions(template="no place"))
     bench.refuses("end symbol '</s>' is no token", prompt=PromptOptions(end_symbol="</s>"))

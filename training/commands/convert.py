@@ -36,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out the layers that the file lists (default: only if its own config has `prune: True`)",
     )
+    parser.add_argument(
+        "--qformer-heads", type=int, help="attention heads of the Q-Former (default: as many as 64 goes into its width)"
+    )
+    parser.add_argument("--max-s", type=float, help="longest recording the model hears, in seconds (default: 30)")
     parser.set_defaults(run=_run)
 
 
@@ -55,6 +59,8 @@ def _run(arguments: argparse.Namespace) -> int:
         adapter=arguments.adapter,
         merge_adapter=arguments.merge_adapter,
         prune=arguments.prune,
+        qformer_heads=arguments.qformer_heads,
+        max_s=arguments.max_s,
     )
     for warning in conversion.warnings:
         print(f"warning: {warning}", file=sys.stderr)

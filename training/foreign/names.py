@@ -86,7 +86,7 @@ def rename_salmonn(state: LazyTensors, where: Path) -> tuple[LazyTensors, dict[s
     """
     renamed, leftovers = account_for(state, (*QFORMER_NAMES, *LORA_NAMES), LEFTOVERS, str(where))
     if query := renamed.get("qformer.query_tokens"):
-        renamed["qformer.query_tokens"] = _squeeze(query)
+        renamed["qformer.query_tokens"] = _squeeze(query, where)
     return renamed, leftovers
 
 
@@ -102,5 +102,8 @@ def run_state(entries: set[str], where: Path) -> dict[str, str]:
     return {name: reason for name, reason in RUN_STATE.items() if name in entries}
 
 
-def _squeeze(get: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def _squeeze(get: Callable[[], Tensor], where: Path) -> Callable[[], Tensor]:
+    shape = get().shape
+    if len(shape) != 3 or shape[0] != 1:
+        raise CheckpointError(f"{where}: speech_query_tokens is {list(shape)}; expected [1, queries, width]")
     return lambda: get().squeeze(0)

@@ -41,22 +41,22 @@ OPENAI_NAMES = (
 def read_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
     """The encoder of a transformers folder (config.json, safetensors) or an OpenAI .pt file."""
     if path.is_file():
-        return _read_openai_whisper(path)
-    raw = read_json(path / "config.json")
+        return openai_whisper_of(path, load_pickle(path))
+    return whisper_of(path, read_json(path / "config.json"), open_weights(path))
+
+
+def whisper_of(path: Path, raw: dict[str, Any], tensors: LazyTensors) -> tuple[WhisperConfig, LazyTensors]:
+    """The encoder of a transformers folder's config.json and tensors."""
     sizes = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
-    width, layers, heads, ffn, n_mels, frames = read_sizes(
-        raw, (*sizes, "max_source_positions"), f"{path / 'config.json'}"
-    )
-    config = WhisperConfig(width, layers, heads, ffn, n_mels, frames)
-    tensors = open_weights(path)
+    config = WhisperConfig(*read_sizes(raw, (*sizes, "max_source_positions"), f"{path / 'config.json'}"))
     encoder = with_prefix(tensors, "model.encoder.") or with_prefix(tensors, "encoder.")
     if not encoder:
         raise CheckpointError(f"{path} has no tensors named model.encoder.*; expected a Whisper folder")
     return config, encoder
 
 
-def _read_openai_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
-    loaded = load_pickle(path)
+def openai_whisper_of(path: Path, loaded: dict[str, Any]) -> tuple[WhisperConfig, LazyTensors]:
+    """The encoder of an OpenAI .pt, which was loaded."""
     dims, state = loaded.get("dims"), loaded.get("model_state_dict")
     if not isinstance(dims, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{path} has no 'dims' and 'model_state_dict'; expected an OpenAI Whisper file")
@@ -86,7 +86,12 @@ def open_published(path: Path) -> Published:
     """A published audio encoder: its own settings, and its tensors."""
     if path.is_dir():
         return Published(path, read_json(path / "config.json"), open_safetensors(path))
-    loaded = load_pickle(path, STAND_INS)
+    return published_of(path, load_pickle(path, STAND_INS))
+
+
+def published_of(path: Path, loaded: dict[str, Any]) -> Published:
+    """A published audio encoder's .pt, which was loaded."""
+    loaded = dict(loaded)
     state = loaded.pop("model", None)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} has no 'model'; expected a published audio encoder")

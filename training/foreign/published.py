@@ -12,6 +12,7 @@ from salmonrun.training.model.config import LoraConfig, QFormerConfig
 from salmonrun.training.tensors import LazyTensors, load_pickle
 
 BERT_HEAD_DIM = 64  # bert-base: 768 / 12; the number of heads is in no published checkpoint
+MOST = 1e6  # of a setting, which is seconds, a factor or a share
 WHISPER_WINDOW_FRAMES = 1500  # the published code derives the window from 1500 frames in 30 s
 
 
@@ -62,9 +63,13 @@ def read_salmonn(loaded: dict[str, Any], path: Path) -> SalmonnFile:
 
 
 def _layer_numbers(loaded: dict[str, Any], key: str, path: Path) -> tuple[int, ...]:
-    numbers = loaded.get(key) or []
+    numbers = loaded.get(key)
+    if numbers is None:
+        return ()
     if not isinstance(numbers, list | tuple) or not all(type(number) is int for number in numbers):
-        raise CheckpointError(f"{path}: {key} is {numbers!r}; expected a list of layer numbers")
+        raise CheckpointError(
+            f"{path}: {key} is {numbers!r}; expected a list of layer numbers, as NOTA-09's code stores"
+        )
     return tuple(sorted(numbers))
 
 
@@ -97,31 +102,54 @@ def whisper_adapted(file: SalmonnFile) -> bool:
     return adapted or option is True
 
 
-def qformer_config(file: SalmonnFile) -> QFormerConfig:
+def qformer_config(file: SalmonnFile, heads: int | None = None) -> QFormerConfig:
     """Sizes by the tensors, windows by the file's config.
 
+    Args:
+        file: the opened file.
+        heads: of the attention, which no tensor tells; None: as wide as BERT's.
+
     Raises:
-        CheckpointError: it is no window-level Q-Former.
+        CheckpointError: it is no window-level Q-Former, or `heads` must be said.
     """
     tensors, options = file.tensors, file.options
     for name in ("qformer.query_tokens", "qformer.layers.0.fc1.weight"):
         if name not in tensors:
             raise CheckpointError(f"the file has no {name.removeprefix('qformer.')}; a window-level Q-Former is needed")
     num_queries, dim = tensors["qformer.query_tokens"]().shape
+    if heads is None and (dim < BERT_HEAD_DIM or dim % BERT_HEAD_DIM):
+        raise CheckpointError(
+            f"{file.path}: the Q-Former is {dim} wide, no multiple of {BERT_HEAD_DIM}, the width of BERT's heads: "
+            "say how many heads it was trained with (--qformer-heads)"
+        )
     layers = {int(name.split(".")[2]) for name in tensors if name.startswith("qformer.layers.")}
+    fc1 = tensors["qformer.layers.0.fc1.weight"]()
+    if layers != set(range(len(layers))) or fc1.ndim != 2:
+        raise CheckpointError(
+            f"{file.path}: the Q-Former has layers {sorted(layers)[:8]}, and fc1 of shape {list(fc1.shape)}; expected "
+            "layers from 0 on, without gaps, and a matrix"
+        )
     if options.get("window_level_Qformer", True) is not True:
         raise CheckpointError("the file was trained with window_level_Qformer=False, which is not supported")
     return QFormerConfig(
         dim=dim,
-        layers=max(layers) + 1,
-        heads=max(1, dim // BERT_HEAD_DIM),
-        ffn=tensors["qformer.layers.0.fc1.weight"]().shape[0],
+        layers=len(layers),
+        heads=dim // BERT_HEAD_DIM if heads is None else heads,
+        ffn=len(fc1),
         window=WindowConfig(
-            frames=seconds_to_frames(options.get("second_per_window", 0.333333)),
-            stride=seconds_to_frames(options.get("second_stride", 0.333333)),
+            frames=seconds_to_frames(_number(file, "second_per_window", 0.333333)),
+            stride=seconds_to_frames(_number(file, "second_stride", 0.333333)),
             num_queries=num_queries,
         ),
     )
+
+
+def _number(file: SalmonnFile, key: str, default: float) -> float:
+    """A setting of the file's own config; where the key is not there, what the published code takes."""
+    value = file.options.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MOST:
+        raise CheckpointError(f"{file.path}: {key} in its config is {value!r}; expected a number, at least 0")
+    return float(value)
 
 
 def seconds_to_frames(seconds: float) -> int:
@@ -134,12 +162,15 @@ def lora_config(file: SalmonnFile, part: str) -> LoraConfig | None:
     adapters = [name for name in file.tensors if name.startswith(f"{part}.")]
     if not adapters:
         return None
-    rank = next((file.tensors[name]().shape[0] for name in adapters if name.endswith(".A")), 0)
+    if file.options.get(part) is False:  # the published code then reads none of them
+        raise CheckpointError(f"{file.path}: its config has {part}: False, but there are adapters: {adapters[0]}")
+    matrices = (file.tensors[name]() for name in adapters if name.endswith(".A"))
+    rank = next((len(matrix) for matrix in matrices if matrix.ndim == 2), 0)
     if not rank:
         raise CheckpointError(f"{file.path}: {part} has no A matrices, missing {adapters[0][:-1]}A")
     return LoraConfig(
         r=rank,
-        alpha=float(file.options.get("lora_alpha", 32)),
-        dropout=float(file.options.get("lora_dropout", 0.1)),
+        alpha=_number(file, "lora_alpha", 32),
+        dropout=_number(file, "lora_dropout", 0.1),
         targets=tuple(sorted({name.split(".")[-2] for name in adapters})),
     )

@@ -5,6 +5,7 @@ import pickletools
 import zipfile
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from salmonrun.runtime.errors import CheckpointError
+from salmonrun.runtime.file_kind import explained, odd_kind
 from salmonrun.training.foreign.fairseq import STAND_INS
 from salmonrun.training.foreign.weight_files import weight_files
+from salmonrun.training.tensors import LazyTensors
 
 # safetensors' names of dtypes -> PyTorch's.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
@@ -50,8 +53,8 @@ def safetensors_table(path: Path) -> TensorTable:
             for name, info in header.items()
             if name != "__metadata__"
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} has no header of safetensors: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has no header of safetensors: {explained(path, error)}") from error
 
 
 def folder_table(folder: Path) -> TensorTable:
@@ -76,7 +79,7 @@ def pickle_entries(path: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # whatever the bytes of another kind of file stumble over: IndexError, struct.error, ...
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = odd_kind(path) or (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} cannot be read with weights_only=True: {reason}") from error
     return loaded if isinstance(loaded, dict) else {}
 
@@ -105,6 +108,15 @@ def table(state: Any) -> TensorTable:
         for name, value in state.items()
         if isinstance(value, Tensor)
     }
+
+
+def without_values(tensors: TensorTable) -> LazyTensors:
+    """Tensors of these names, shapes and dtypes that have no memory."""
+
+    def empty(info: TensorInfo) -> Tensor:
+        return torch.empty(info.shape, dtype=getattr(torch, info.dtype, torch.uint8), device="meta")
+
+    return {name: partial(empty, info) for name, info in tensors.items()}
 
 
 def summary(tensors: TensorTable) -> dict[str, Any]:

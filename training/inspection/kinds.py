@@ -1,6 +1,7 @@
 """Each kind of file and folder: its facts, what keeps it from being used, and the command that comes next."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from salmonrun.runtime.config import Pruning
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.schema import from_dict
 from salmonrun.training.foreign.adapters import WEIGHT, check_adapter
+from salmonrun.training.foreign.part_checks import check_encoder, check_llm_table
+from salmonrun.training.foreign.part_files import openai_whisper_of, published_of, whisper_of
 from salmonrun.training.foreign.published import SalmonnFile, lora_config, qformer_config, read_salmonn
 from salmonrun.training.foreign.quantized import check_method
 from salmonrun.training.foreign.weight_files import weight_files
-from salmonrun.training.inspection.contents import TensorTable, folder_table, summary, table
+from salmonrun.training.inspection.contents import TensorTable, folder_table, summary, table, without_values
 from salmonrun.training.inspection.finding import Finding
 from salmonrun.training.model.config import ModelConfig, load_config
+from salmonrun.training.model.encoders import read_encoder
 from salmonrun.training.tensors import read_json
 
 CONVERT = "salmonrun convert SALMONN.pth checkpoint/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm LLM"
@@ -68,11 +72,13 @@ def _salmonn_facts(file: SalmonnFile) -> dict[str, str]:
 def openai_whisper(path: Path, loaded: dict[str, Any]) -> Finding:
     """Whisper as openai/whisper stores it."""
     dims = loaded["dims"]
+    problems = _misfits(lambda: check_encoder(*openai_whisper_of(path, loaded), "the encoder"))
     facts = {"encoder": f"{dims.get('n_audio_layer')} layers of {dims.get('n_audio_state')}, {dims.get('n_mels')} mels"}
     return Finding(
         "Whisper, OpenAI .pt",
         facts,
         summary(table(loaded["model_state_dict"])),
+        problems=problems,
         command=INIT.replace("WHISPER", str(path)),
     )
 
@@ -83,7 +89,10 @@ def beats(path: Path, loaded: dict[str, Any]) -> Finding:
     facts = {"encoder": f"{cfg.get('encoder_layers')} layers of {cfg.get('encoder_embed_dim')}"}
     if any(name.startswith("predictor.") for name in tensors):
         facts["not needed"] = "its classifier, and the copies of its shared bias table"
-    return Finding("BEATs .pt", facts, summary(tensors), command=INIT.replace("AUDIO_ENCODER", str(path)))
+    problems = _misfits(lambda: check_encoder(*read_encoder(published_of(path, loaded))[:2], "the encoder"))
+    return Finding(
+        "BEATs .pt", facts, summary(tensors), problems=problems, command=INIT.replace("AUDIO_ENCODER", str(path))
+    )
 
 
 def eat(path: Path, tensors: TensorTable | None) -> Finding:
@@ -122,7 +131,9 @@ def whisper_folder(folder: Path, config: dict[str, Any]) -> Finding:
         "encoder": f"{config.get('encoder_layers')} layers of {config.get('d_model')}, "
         f"{config.get('num_mel_bins')} mels, {config.get('max_source_positions')} frames at most"
     }
-    problems = () if any("encoder.layers." in name for name in tensors) else ("no weights of an encoder are here",)
+    problems: tuple[str, ...] = ("no weights of an encoder are here",)
+    if any("encoder.layers." in name for name in tensors):
+        problems = _misfits(lambda: check_encoder(*whisper_of(folder, config, without_values(tensors)), "the encoder"))
     command = INIT.replace("WHISPER", str(folder))
     return Finding("Whisper folder", facts, summary(tensors), problems=problems, command=command)
 
@@ -147,7 +158,10 @@ def llm_folder(folder: Path, config: dict[str, Any]) -> Finding:
         problems.append(f"transformers has no language model of model_type {kind!r}")
     if not tensors:
         problems.append("no weights are here: neither model.safetensors nor pytorch_model.bin nor shards of either")
-    problems += [f"{file.name} is missing" for file in weight_files(folder) if not file.is_file()]
+    lacking = [f"{file.name} is missing" for file in weight_files(folder) if not file.is_file()]
+    problems += lacking
+    if tensors and not lacking and not quantization and not problems:
+        problems += _misfits(lambda: check_llm_table(config, {name: info.shape for name, info in tensors.items()}))
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         problems.append("neither tokenizer.json nor tokenizer.model is here")
     name = "LLM folder, 4 bits" if quantization and "stored" in facts else "LLM folder"
@@ -192,6 +206,15 @@ def bundle(folder: Path) -> Finding:
     steps = manifest.get("provenance", {}).get("pruning", [])
     facts |= {f"pruning, step {i}": _step(step, folder) for i, step in enumerate(steps, 1)}
     return Finding("bundle", facts, problems=tuple(missing), command=f"salmonrun check {folder}")
+
+
+def _misfits(check: Callable[[], None]) -> tuple[str, ...]:
+    """What keeps the tensors from being those of their config."""
+    try:
+        check()
+    except (CheckpointError, ConfigError) as error:
+        return (str(error),)
+    return ()
 
 
 def _step(raw: dict[str, Any], folder: Path) -> str:

@@ -8,14 +8,21 @@ from typing import Any
 
 from salmonrun.runtime.config import AudioConfig, BlockConfig, PromptConfig, Pruning
 from salmonrun.runtime.errors import CheckpointError, ConfigError
+from salmonrun.runtime.file_kind import explained
 from salmonrun.runtime.schema import OPTIONAL, from_dict, to_dict
 from salmonrun.training.model.encoders import AudioEncoderConfig
 from salmonrun.training.model.features import FRAMES_PER_S, FrontEnd
+from salmonrun.training.model.sizes import MAX_LAYERS, MAX_SIZE
 from salmonrun.training.model.sizes import LoraConfig as LoraConfig
 from salmonrun.training.model.sizes import QFormerConfig as QFormerConfig
 from salmonrun.training.model.sizes import WhisperConfig as WhisperConfig
 
 FORMAT_VERSION = 1
+# Of an LLM's config.json.
+LLM_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "num_experts", "num_local_experts", "moe_intermediate_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,14 @@ class ModelConfig:
         for key in ("model_type", "hidden_size", "vocab_size"):
             if key not in self.llm:
                 raise ConfigError(f"llm has no {key!r}; it must be the LLM's config.json")
+        self._check_llm()
+
+    def _check_llm(self) -> None:
+        """Sizes that transformers would lay out whatever they are."""
+        for key, value in self.llm.items():
+            most = MAX_LAYERS if key == "num_hidden_layers" else MAX_SIZE
+            if key in LLM_SIZES and value is not None and (type(value) is not int or not 1 <= value <= most):
+                raise ConfigError(f"llm.{key} is {value!r}; expected 1 to {most}")
 
     def _check_audio_encoder(self, encoder: AudioEncoderConfig) -> None:
         if self.streaming and not encoder.block_causal:
@@ -97,7 +112,7 @@ class ModelConfig:
         if self.audio.max_s > encoder.longest_s:
             raise ConfigError(
                 f"audio.max_s is {self.audio.max_s:g}, but the audio encoder has positions for {encoder.longest_s:g} s "
-                "only: lower it, or take one with more"
+                "only: lower it (--max-s), or take one with more"
             )
 
     @property
@@ -129,9 +144,13 @@ def load_config(folder: str | Path) -> ModelConfig:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; a checkpoint folder has config.json and model.safetensors")
     try:
-        return from_dict(ModelConfig, json.loads(path.read_text()), str(path))
-    except (json.JSONDecodeError, ConfigError) as error:
+        return from_dict(ModelConfig, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested without end
+        raise CheckpointError(f"{path}: {explained(path, error)}") from error
 
 
 def save_config(config: ModelConfig, folder: str | Path) -> None:

@@ -1,10 +1,26 @@
 """Sizes of a model's parts. Read by command lines, too: importing them imports no PyTorch."""
 
+import math
 from dataclasses import dataclass, field
 
 from salmonrun.runtime.config import WindowConfig
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.schema import OPTIONAL
+
+MAX_LAYERS = 1000
+MAX_SIZE = 2**20  # of a width, a number of heads, a table's rows
+
+
+def check_sizes(config: object, *names: str) -> None:
+    """Whether sizes are ones that a model can have, before it is laid out.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in names:
+        value, most = getattr(config, name), MAX_LAYERS if name == "layers" else MAX_SIZE
+        if not 1 <= value <= most:
+            raise ConfigError(f"{name} is {value}; expected 1 to {most}")
 
 
 @dataclass(frozen=True)
@@ -21,6 +37,7 @@ class WhisperConfig:
     ranks: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
+        check_sizes(self, "d_model", "layers", "heads", "ffn", "max_frames")
         if self.d_model % self.heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of heads {self.heads}")
         for name, rank in (self.ranks or {}).items():
@@ -39,6 +56,7 @@ class QFormerConfig:
     window: WindowConfig = field(default_factory=WindowConfig)
 
     def __post_init__(self) -> None:
+        check_sizes(self, "dim", "layers", "heads", "ffn")
         if self.dim % self.heads:
             raise ConfigError(f"dim {self.dim} is not a multiple of heads {self.heads}")
 
@@ -51,6 +69,13 @@ class LoraConfig:
     alpha: float = 32.0
     dropout: float = 0.1
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.r <= MAX_SIZE:
+            raise ConfigError(f"the adapters' rank r is {self.r}; expected at least 1, or no adapters (--no-lora)")
+        for name in ("alpha", "dropout"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a finite number")
 
     @property
     def scale(self) -> float:

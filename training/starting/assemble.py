@@ -15,6 +15,7 @@ from salmonrun.runtime.config import AudioConfig, PromptConfig, WindowConfig
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import stored_prefix, write_checkpoint
+from salmonrun.training.foreign.part_checks import check_encoder, check_llm
 from salmonrun.training.foreign.part_files import open_published, read_llm, read_whisper
 from salmonrun.training.foreign.published import BERT_HEAD_DIM
 from salmonrun.training.foreign.sources import pin_source
@@ -22,10 +23,9 @@ from salmonrun.training.model.config import LoraConfig, ModelConfig, PartSource,
 from salmonrun.training.model.encoders import AudioEncoderConfig, read_encoder
 from salmonrun.training.model.encoders.published import Leftovers
 from salmonrun.training.model.features import FRAMES_PER_S
-from salmonrun.training.model.llm import build_llm, load_base
+from salmonrun.training.model.llm import build_llm
 from salmonrun.training.model.lora import lora_parameters
 from salmonrun.training.model.qformer import QFormer
-from salmonrun.training.model.whisper import WhisperEncoder
 from salmonrun.training.starting.chat import (
     ChatTemplate,
     read_bos,
@@ -36,7 +36,7 @@ from salmonrun.training.starting.chat import (
 )
 from salmonrun.training.starting.presets import TASKS
 from salmonrun.training.starting.prompts import read_prompts
-from salmonrun.training.tensors import LazyTensors, load_strict, read_json
+from salmonrun.training.tensors import LazyTensors, read_json
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,6 @@ def assemble(
     """
     if Path(out).exists():  # now, and not after gigabytes of hashing
         raise CheckpointError(f"{out} exists; choose another name or remove it")
-    if lora is not None and lora.r < 1:
-        raise ConfigError(f"the adapters' rank r is {lora.r}; expected at least 1, or no adapters (--no-lora)")
     whisper, audio_encoder, llm = Path(whisper), Path(audio_encoder) if audio_encoder else None, Path(llm)
     _check_kinds(whisper, audio_encoder, llm)
     with _naming(whisper):
@@ -205,13 +203,12 @@ def _new_tensors(config: ModelConfig, pretrained: dict[str, LazyTensors], seed: 
 
     The pretrained parts are laid out without memory, so that this takes no more than the new tensors and one of theirs.
     """
+    check_encoder(config.whisper, pretrained["whisper"], "whisper")
+    if config.audio_encoder is not None:
+        check_encoder(config.audio_encoder, pretrained["audio_encoder"], "audio_encoder")
+    check_llm(config.llm, pretrained["llm"])
     with torch.device("meta"):
-        whisper, llm = WhisperEncoder(config.whisper), build_llm(config.llm, config.lora)
-        audio_encoder = config.audio_encoder.build() if config.audio_encoder else None
-    load_strict(dict(whisper.named_parameters()), pretrained["whisper"], "whisper")
-    if audio_encoder is not None:
-        load_strict(audio_encoder.state_dict(), pretrained["audio_encoder"], "audio_encoder")
-    load_base(llm, pretrained["llm"], tied=bool(config.llm.get("tie_word_embeddings", False)))
+        llm = build_llm(config.llm, config.lora)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tensors = {f"qformer.{name}": value for name, value in QFormer(config).state_dict().items()}

@@ -10,6 +10,7 @@ from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import write_checkpoint
 from salmonrun.training.foreign.adapters import read_adapter
 from salmonrun.training.foreign.hub import ADAPTER, AUDIO_ENCODER, LLM, SALMONN, WHISPER, locate, source_name
+from salmonrun.training.foreign.part_checks import check_encoder, check_llm
 from salmonrun.training.foreign.part_files import read_audio_encoder, read_llm, read_whisper
 from salmonrun.training.foreign.published import SalmonnFile, left_out_layers, lora_config, open_salmonn, qformer_config
 from salmonrun.training.foreign.sources import pin_source, read_source
@@ -23,6 +24,14 @@ from salmonrun.training.starting.conversion_checks import (
 )
 from salmonrun.training.starting.prompts import prompt_config
 from salmonrun.training.tensors import LazyTensors
+
+
+@dataclass(frozen=True)
+class Unstored:
+    """What no published file says. None: as the published code has it."""
+
+    qformer_heads: int | None = None
+    max_s: float | None = None  # seconds of audio that the model hears at most
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ def convert_salmonn(
     adapter: str | Path | None = None,
     merge_adapter: bool = False,
     prune: bool = False,
+    qformer_heads: int | None = None,
+    max_s: float | None = None,
 ) -> Conversion:
     """Turn a SALMONN `.pth` and the frozen parts it was trained on into a checkpoint folder that refers to them.
 
@@ -63,6 +74,8 @@ def convert_salmonn(
         adapter: PEFT folder: the LLM's adapters, where the file has none.
         merge_adapter: add `adapter` to the LLM's weights instead, whenever they are read; the file may have its own.
         prune: leave out the layers that the file lists, even if its config has no `prune: True`.
+        qformer_heads: of the Q-Former's attention, which no tensor tells; None: heads of 64, as BERT's.
+        max_s: longest recording that the model hears; None: Whisper's 30 s. EAT may have positions for less.
 
     Raises:
         CheckpointError: a key is missing, unknown or misshapen, or a part does not fit.
@@ -85,7 +98,7 @@ def convert_salmonn(
         prompt_options = Path(prompts) if prompts else None, end_symbol
         prompt, ending = prompt_config(llm_folder, llm_config, tokenizer, file.options, *prompt_options)
         tensors, lora = _stored(file, None if merge_adapter else peft)
-        config = _model_config(file, sources, llm_config, lora, prompt)
+        config = _model_config(file, sources, llm_config, lora, prompt, Unstored(qformer_heads, max_s))
         warnings = [
             *check_named_parts(file, sources.of("whisper"), config.whisper.n_mels, llm_source),
             *check_output_layer(file, llm_config, llm_tensors, tokenizer.vocab_size),
@@ -94,6 +107,7 @@ def convert_salmonn(
             *ending,
         ]
         check_shapes(tensors, config, file.path, warnings)
+        _check_parts(sources, llm_config, llm_tensors)
         config = replace(config, sources=sources.map(pin_source))
         stored = {name: get().float().contiguous() for name, get in tensors.items()}
         write_checkpoint(config, stored, tokenizer_json, out)
@@ -125,20 +139,40 @@ def _stored(file: SalmonnFile, adapter: PartSource | None) -> tuple[LazyTensors,
 
 
 def _model_config(
-    file: SalmonnFile, sources: Sources, llm: dict[str, Any], lora: LoraConfig | None, prompt: PromptConfig
+    file: SalmonnFile,
+    sources: Sources,
+    llm: dict[str, Any],
+    lora: LoraConfig | None,
+    prompt: PromptConfig,
+    sizes: "Unstored",
 ) -> ModelConfig:
     whisper, _ = read_source(sources.of("whisper"), read_whisper)
+    audio = AudioConfig(n_mels=whisper.n_mels)
     return ModelConfig(
         name=source_name(sources.of("llm")),
         whisper=whisper,
         audio_encoder=read_source(sources.audio_encoder, read_audio_encoder)[0] if sources.audio_encoder else None,
-        qformer=qformer_config(file),
+        qformer=qformer_config(file, sizes.qformer_heads),
         llm=llm,
         prompt=prompt,
-        audio=AudioConfig(n_mels=whisper.n_mels),
+        audio=audio if sizes.max_s is None else replace(audio, max_s=sizes.max_s, min_s=min(audio.min_s, sizes.max_s)),
         lora=lora,
         whisper_lora=lora_config(file, "whisper_lora"),
     )
+
+
+def _check_parts(sources: Sources, llm: dict[str, Any], llm_tensors: LazyTensors) -> None:
+    """Whether the parts that are referred to are whole: nobody looks at their tensors before an export or training.
+
+    Raises:
+        CheckpointError: a part lacks a tensor, or has one too many or misshapen.
+    """
+    whisper, tensors = read_source(sources.of("whisper"), read_whisper)
+    check_encoder(whisper, tensors, f"whisper {sources.of('whisper').path}")
+    if sources.audio_encoder:
+        audio_encoder, tensors = read_source(sources.audio_encoder, read_audio_encoder)
+        check_encoder(audio_encoder, tensors, f"audio_encoder {sources.audio_encoder.path}")
+    check_llm(llm, llm_tensors)
 
 
 def _pruning_not_done(file: SalmonnFile, prune: bool) -> list[str]:

@@ -19,6 +19,7 @@ from salmonrun.runtime.schema import OPTIONAL
 from salmonrun.training.model.blocks import attended, valid_positions
 from salmonrun.training.model.encoders.published import Leftovers, Published, check_patches
 from salmonrun.training.model.features import count_tokens
+from salmonrun.training.model.sizes import check_sizes
 from salmonrun.training.tensors import LazyTensors, lazy, read_sizes
 
 BIAS_TABLE = "self_attn.relative_attention_bias.weight"
@@ -61,6 +62,7 @@ class BeatsConfig:
     deepnorm_layers: int | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
+        check_sizes(self, *CFG_NAMES)
         if self.dim % self.heads:
             raise ConfigError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         if self.dim % self.conv_pos_groups:

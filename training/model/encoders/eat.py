@@ -17,6 +17,7 @@ from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.training.model.blocks import attended, valid_positions
 from salmonrun.training.model.encoders.published import Leftovers, Published, check_patches
 from salmonrun.training.model.features import count_tokens
+from salmonrun.training.model.sizes import check_sizes
 from salmonrun.training.tensors import LazyTensors, account_for, read_sizes
 
 EPS = 1e-6
@@ -43,6 +44,7 @@ class EatConfig:
     fbank: FbankConfig = EAT_FBANK
 
     def __post_init__(self) -> None:
+        check_sizes(self, "dim", "layers", "heads", "ffn", "patch_size", "max_patches")
         if self.dim % self.heads or self.dim % 4:
             raise ConfigError(f"dim {self.dim} is not a multiple of heads {self.heads} and of 4")
         check_patches(self.fbank, self.patch_size)
