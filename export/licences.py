@@ -4,7 +4,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
+from salmonrun.runtime.errors import ConfigError
+from salmonrun.training.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
     from salmonrun.training.checkpoint import Checkpoint
@@ -56,7 +57,7 @@ def _header(card: Path) -> dict[str, object]:
     if not text.startswith("---\n"):
         return {}
     try:
-        header = yaml.safe_load(text[4:].partition("\n---")[0])
-    except yaml.YAMLError:
+        header = parse_yaml(text[4:].partition("\n---")[0], str(card))
+    except ConfigError:
         return {}
     return header if isinstance(header, dict) else {}

@@ -80,7 +80,8 @@ class Model:
         if copy and release_weights:
             raise ConfigError("copy and release_weights are True; what is copied cannot be read again: leave out one")
         bundle = replace(open_bundle(path, verify), private=copy)
-        return cls.of(bundle, device, decoder, threads, limits, kv_cache, encoder, release_weights)
+        files = HeldFiles(bundle.model_files)
+        return cls.of(bundle, device, decoder, threads, limits, kv_cache, encoder, release_weights, files)
 
     @classmethod
     def of(
@@ -93,16 +94,17 @@ class Model:
         kv_cache: KvCacheType = "fp16",
         encoder: EncoderName = "auto",
         release_weights: bool = False,
+        files: HeldFiles | None = None,
     ) -> "Model":
-        """Load a bundle that was opened and checked."""
+        """Load a bundle that was opened and checked; `files` are the held ones of what it is loaded from."""
         count, limits = thread_count(threads), limits or Limits()
-        files = HeldFiles(bundle.model_files)
         where = resolve_device(device, bundle.manifest.target)
         if is_gpu(where):
             require_memory(bundle, where, require_gpu(where), limits)
         chosen = choose(bundle, decoder, where, count, limits, kv_cache, release_weights)
         encoders = AudioEncoder(bundle, where, count, encoder, release_weights, limits)
-        files.check()  # what has been loaded is what was there in the beginning
+        if files:
+            files.check()  # what has been loaded is what was there in the beginning
         return cls(bundle, encoders, chosen, limits, None if bundle.private else files)
 
     def check_files(self) -> None:

@@ -28,7 +28,7 @@ def from_dict(cls: type[T], data: Any, where: str, complete: bool = False) -> T:
         raise ConfigError(f"{where}: expected an object, got {_show(data)}")
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(fields))
+    unknown = sorted(set(data) - set(fields), key=str)  # YAML has keys of any type
     if unknown:
         raise ConfigError(f"{where}: unknown key {', '.join(map(repr, unknown))}; known keys are {', '.join(fields)}")
     values = {}
@@ -78,10 +78,14 @@ def _parse(hint: Any, value: Any, where: str, complete: bool) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise ConfigError(f"{where}: expected a list, got {_show(value)}")
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}")
         return tuple(_parse(args[0], item, f"{where}[{i}]", complete) for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected an object, got {_show(value)}")
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise ConfigError(f"{where}: expected text as key, got {_show(wrong[0])}")
         return {_text(key, where): _parse(args[1], item, f"{where}.{key}", complete) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where, complete)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from salmonrun.runtime.errors import CheckpointError
+from salmonrun.runtime.schema import from_dict
 
 T = TypeVar("T")
 Settings = dict[str, Any]  # what decides the results: a file of other ones is refused
@@ -53,6 +54,15 @@ def read(path: Path, make: Callable[..., T], what: str) -> tuple[Settings, list[
     first, *others = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] or [""]
     try:
         settings: Settings = json.loads(first)["settings"]
-        return settings, [make(**json.loads(line)) for line in others]
-    except (ValueError, TypeError, KeyError) as error:
+        if not isinstance(settings, dict):
+            raise ValueError("settings are no object")
+        return settings, [_row(make, json.loads(line), number) for number, line in enumerate(others, 2)]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} does not hold {what} ({error}); choose another file or remove it") from error
+
+
+def _row(make: Callable[..., T], values: Any, number: int) -> T:
+    """A result of a line; that of a dataclass has values of its types, or was edited."""
+    if isinstance(make, type):
+        return from_dict(make, values, f"line {number}")
+    return make(**values)

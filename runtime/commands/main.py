@@ -150,6 +150,9 @@ def _guarded(work: Callable[[], int]) -> int:
     except (SalmonrunError, OSError) as error:
         print(f"error: {_unwritable() or error}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"error: this machine has no memory left: {error}", file=sys.stderr)
+        return 1
     except Terminated:
         print("terminated", file=sys.stderr)
         return 143

@@ -32,6 +32,8 @@ TARGETS = {
     "manifests": "tests.fuzz.manifests",
     "bundles": "tests.fuzz.bundles",
     "audio": "tests.fuzz.audio",
+    "recipes": "tests.fuzz.recipes",
+    "pickles": "tests.fuzz.pickles",
 }
 
 

@@ -73,7 +73,7 @@ def read_annotation(
             problems.append(Problem(str(file), index, f"unknown key {unknown[0]!r}; known are {known}"))
             continue
         ignored |= set(unknown)
-        reason = _malformed(raw)
+        reason = _malformed(raw) or _outside(raw)
         if reason:
             problems.append(Problem(str(file), index, reason))
             continue
@@ -173,6 +173,14 @@ def _malformed(raw: Any) -> str:
             return f"{key} is a {type(raw[key]).__name__}, expected a string"
     if not raw.get("path"):
         return "path is missing"
+    return ""
+
+
+def _outside(raw: dict[str, Any]) -> str:
+    """Why a path is one that no data set needs: it climbs out of its folder, or is none at all."""
+    for path in (raw["path"], *(raw.get("expand_wav") or [])):
+        if "\0" in path or os.path.normpath(path.lstrip("/")).split("/")[0] == "..":
+            return f"{path!r} leads out of its folder; name a prefix further up, or an absolute path"
     return ""
 
 

@@ -2,17 +2,24 @@
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.model.features import Features, States
+
+_DIGEST = "sha256"  # in a file's metadata, of its tensors
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,27 +33,34 @@ class FeatureCache:
 
     def fill(
         self, entries: Sequence[Entry], compute: Callable[[Entry], Features | States], progress: bool = False
-    ) -> None:
-        """Compute what is missing."""
+    ) -> int:
+        """Compute what is missing, and anew what is damaged: how many files were. The log has that as a warning."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = {path: entry for entry in entries if not (path := self._path(entry)).is_file()}
+        wanted = {self._path(entry): entry for entry in entries}
+        damaged = {path for path in wanted if path.is_file() and _read(path) is None}
+        missing = {path: entry for path, entry in wanted.items() if path in damaged or not path.is_file()}
+        if damaged:
+            _log.warning("%s: %d of %d files are damaged, and are made again", self.folder, len(damaged), len(wanted))
         for path, entry in tqdm(missing.items(), disable=not progress or not missing, desc="features", unit="file"):
             values = compute(entry)
             tensors = {name: value.contiguous().cpu() for name, value in vars(values).items() if value is not None}
             temporary = path.with_suffix(f".{os.getpid()}")
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, metadata={_DIGEST: _digest(tensors)})
             temporary.rename(path)
+        return len(damaged)
 
     def read(self, entry: Entry) -> Features | States:
         """What `fill` computed.
 
         Raises:
-            CheckpointError: the recording has changed since.
+            CheckpointError: the recording has changed since, or the file is damaged.
         """
         path = self._path(entry)
         if not path.is_file():
             raise CheckpointError(f"{entry.path} has changed since its features were kept; start the run again")
-        tensors = load_file(path)
+        tensors = _read(path)
+        if tensors is None:
+            raise CheckpointError(f"{path} is damaged; start the run again, which makes it again")
         if "speech" in tensors:
             return States(tensors["speech"], tensors.get("audio"))
         return Features(tensors["log_mel"], tensors.get("fbank"))
@@ -54,6 +68,26 @@ class FeatureCache:
     def _path(self, entry: Entry) -> Path:
         text = json.dumps(recordings_as_they_are(entry))
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file; None if they are not those that were written."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            digest = (file.metadata() or {}).get(_DIGEST)
+    except (SafetensorError, OSError):
+        return None
+    return tensors if tensors.keys() & {"speech", "log_mel"} and digest == _digest(tensors) else None
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def recordings_as_they_are(entry: Entry) -> list[tuple[str, int, int]]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
+from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.journal import Settings as Settings
 from salmonrun.training.journal import append, read, resume
@@ -52,7 +53,7 @@ def resume_answers(path: Path, settings: Settings) -> list[Answered]:
     Raises:
         CheckpointError: the file was made with other settings, or is something else.
     """
-    return resume(path, settings, Answered, _WHAT)
+    return _once(path, resume(path, settings, Answered, _WHAT))
 
 
 def read_answers(path: Path) -> tuple[Settings, list[Answered]]:
@@ -61,7 +62,21 @@ def read_answers(path: Path) -> tuple[Settings, list[Answered]]:
     Raises:
         CheckpointError: the file is something else.
     """
-    return read(path, Answered, _WHAT)
+    settings, rows = read(path, Answered, _WHAT)
+    return settings, _once(path, rows)
+
+
+def _once(path: Path, rows: list[Answered]) -> list[Answered]:
+    """The rows, of which no entry has two: such a file was edited, and would count it twice."""
+    seen = set()
+    for row in rows:
+        if (row.dataset, row.index) in seen:
+            raise CheckpointError(
+                f"{path} has two answers to entry {row.index} of {row.dataset}: it was edited; remove one of them, or "
+                "choose another file"
+            )
+        seen.add((row.dataset, row.index))
+    return rows
 
 
 def append_answer(file: TextIO, row: Answered) -> None:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
 from salmonrun.runtime.config import BlockConfig
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.schema import from_dict
@@ -15,6 +13,7 @@ from salmonrun.training.model.config import LoraConfig
 from salmonrun.training.pruning.choose import Search
 from salmonrun.training.pruning.prune import PruneOptions
 from salmonrun.training.pruning.sensitivity import Criterion
+from salmonrun.training.yaml_file import parse_yaml, read_yaml
 
 R = TypeVar("R", bound="Recipe")
 
@@ -147,12 +146,7 @@ def read_recipe(kind: type[R], path: str | Path, options: Sequence[str] = ()) ->
     Raises:
         ConfigError: not YAML, an unknown or missing key, or a value of the wrong type.
     """
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; expected a YAML recipe") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    data = read_yaml(Path(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds a {type(data).__name__}; expected keys such as checkpoint, data and run")
     for option in options:
@@ -170,7 +164,7 @@ def _override(data: dict[str, Any], option: str) -> None:
         group = group.setdefault(parent, {}) if isinstance(group, dict) else group[_index(group, parent, option)]
         if not isinstance(group, (dict, list)):
             raise ConfigError(f"option {option!r}: {parent} is not a group of settings")
-    group[last if isinstance(group, dict) else _index(group, last, option)] = yaml.safe_load(value)
+    group[last if isinstance(group, dict) else _index(group, last, option)] = parse_yaml(value, f"option {option!r}")
 
 
 def _index(items: list[Any], key: str, option: str) -> int:

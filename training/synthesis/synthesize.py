@@ -1,5 +1,6 @@
 """The recordings of a data set, made in processes side by side, and their annotation."""
 
+import io
 import json
 import multiprocessing
 from collections.abc import Sequence
@@ -95,7 +96,9 @@ def _make(data: _Set, item: tuple[str, int]) -> list[dict[str, str]]:
     make = {"speech": _speech, "sound": _sound, "mixture": _mixture, "other": _other}[kind]
     pcm, entries = make(data, rng, path)
     peak = float(np.abs(pcm).max())
-    soundfile.write(path, pcm / max(1.0, peak / 0.99), SAMPLE_RATE, subtype="PCM_16")
+    content = io.BytesIO()
+    soundfile.write(content, pcm / max(1.0, peak / 0.99), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    path.write_bytes(content.getvalue())  # libsndfile takes a full disk for a wrong format; this says what it is
     return entries
 
 
