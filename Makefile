@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Kernels take minutes to compile: once for the environment, the wheel and the wheel of the tests (setup.py).
 export SALMONRUN_KERNEL_CACHE := $(CURDIR)/build/kernels
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance hearing kernels conformance emulate fuzz sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance hearing kernels conformance emulate fuzz kill-storm sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -109,6 +109,10 @@ MINUTES := 10
 FUZZ :=
 fuzz: $(VENV)/.dev ## mutants of all targets, each refused or run, in MINUTES=10 (FUZZ='--target bundles --seed 1 --count 1000')
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(FUZZ)
+
+KILLS := 40
+kill-storm: $(VENV)/.dev ## kill init, export and evaluate at any moment: nothing half-made opens, the next run is whole (minutes; KILLS=200)
+	$(BIN)/python -m tests.kill_storm --kills $(KILLS)
 
 emulate: $(VENV)/.dev ## the kernels of processors that this one is not, against the portable ones, in an emulator (needs apt-get)
 	@(command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64-static) > /dev/null || \

@@ -92,7 +92,7 @@ def check(engine: Engine) -> CheckReport:
     """
     golden = _load_golden(engine)
     logits = _replay(engine, golden)
-    most = 2 * TOLERANCE_QUANTIZED * max(1.0, float(np.sqrt(np.mean(np.square(logits)))))
+    most = 2 * TOLERANCE_QUANTIZED * max(1.0, float(np.sqrt(np.mean(np.square(logits, dtype=np.float64)))))
     if not golden.tolerance <= most:
         raise BundleError(
             f"{engine.bundle.folder}/{GOLDEN} tolerates {golden.tolerance:g}; at most {most:g} is credible for these "

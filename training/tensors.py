@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from salmonrun.runtime.errors import CheckpointError
+from salmonrun.runtime.errors import CheckpointError, SalmonrunError
 from salmonrun.runtime.file_kind import explained, odd_kind
 
 # Loading is lazy, so that a checkpoint larger than memory can be read tensor by tensor.
@@ -104,6 +105,24 @@ def read_sizes(raw: dict[str, Any], names: tuple[str, ...], where: str) -> list[
     return [raw[name] for name in names]
 
 
+@contextmanager
+def foreign(path: Path) -> Iterator[None]:
+    """What a file of others holds is used here: where it is of kinds that nobody foresaw, that is the file's fault.
+
+    Raises:
+        CheckpointError: in place of whatever such values stumble over.
+    """
+    try:
+        yield
+    except SalmonrunError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} holds values of kinds that no published file has ({reason}); see salmonrun inspect"
+        ) from error
+
+
 def load_pickle(path: Path, stand_ins: Sequence[tuple[Callable[..., Any], str]] = ()) -> dict[str, Any]:
     """A PyTorch file, memory-mapped, weights only: no code in it is ever run.
 
@@ -124,16 +143,20 @@ def load_pickle(path: Path, stand_ins: Sequence[tuple[Callable[..., Any], str]] 
     except Exception as error:  # whatever the bytes of another kind of file stumble over: IndexError, struct.error, ...
         if kind := odd_kind(path):
             raise CheckpointError(f"{path} is no PyTorch file: {kind}") from error
-        text = str(error) or type(error).__name__
-        cause = re.search(r"WeightsUnpickler error: (.+?)(?:\. |\n|$)", text)  # what torch's own advice stands around
-        reason = cause[1] if cause else text.splitlines()[0]
         raise CheckpointError(
-            f"{path} cannot be loaded with weights_only=True: {reason}; "
+            f"{path} cannot be loaded with weights_only=True: {pickle_reason(error)}; "
             "files that need arbitrary code are refused: save tensors and plain values only"
         ) from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a dict")
     return loaded
+
+
+def pickle_reason(error: Exception) -> str:
+    """What torch.load says, without its advice to run whatever is in the file."""
+    text = str(error) or type(error).__name__
+    cause = re.search(r"WeightsUnpickler error: (.+?)(?:\. |\n|$)", text)
+    return cause[1] if cause else text.splitlines()[0].partition(". In PyTorch 2.6")[0]
 
 
 def _is_zip(path: Path) -> bool:

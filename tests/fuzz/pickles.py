@@ -58,8 +58,8 @@ def run(seed: int, index: int, folder: Path, material: Path) -> str:
     source, ran = files[index % len(files)], folder / "code-was-run"
     case = folder / source.name
     case.write_bytes(changed(rng, source, ran))
-    inspect_path(case)
     try:
+        inspect_path(case)
         use(case)
     except SalmonrunError:
         return "refused"

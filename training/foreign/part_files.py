@@ -14,6 +14,7 @@ from salmonrun.training.model.encoders import AudioEncoderConfig, read_encoder
 from salmonrun.training.model.encoders.published import Published
 from salmonrun.training.tensors import (
     LazyTensors,
+    foreign,
     lazy,
     load_pickle,
     open_safetensors,
@@ -41,7 +42,8 @@ OPENAI_NAMES = (
 def read_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
     """The encoder of a transformers folder (config.json, safetensors) or an OpenAI .pt file."""
     if path.is_file():
-        return openai_whisper_of(path, load_pickle(path))
+        with foreign(path):
+            return openai_whisper_of(path, load_pickle(path))
     return whisper_of(path, read_json(path / "config.json"), open_weights(path))
 
 
@@ -78,7 +80,8 @@ def read_audio_encoder(path: Path) -> tuple[AudioEncoderConfig, LazyTensors]:
     Raises:
         CheckpointError: it is of no kind that is known, or damaged.
     """
-    config, tensors, _ = read_encoder(open_published(path))
+    with foreign(path):
+        config, tensors, _ = read_encoder(open_published(path))
     return config, tensors
 
 
@@ -130,4 +133,6 @@ def open_weights(folder: Path) -> LazyTensors:
 
 def as_lazy(state: dict[str, Any]) -> LazyTensors:
     """The tensors of a state dict, other values left out."""
+    if wrong := [name for name in state if not isinstance(name, str)]:
+        raise CheckpointError(f"a state dict has the key {wrong[0]!r}; expected names of tensors")
     return lazy({name: value for name, value in state.items() if isinstance(value, Tensor)})

@@ -9,7 +9,7 @@ from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.foreign.names import rename_salmonn, run_state
 from salmonrun.training.foreign.part_files import as_lazy
 from salmonrun.training.model.config import LoraConfig, QFormerConfig
-from salmonrun.training.tensors import LazyTensors, load_pickle
+from salmonrun.training.tensors import LazyTensors, foreign, load_pickle
 
 BERT_HEAD_DIM = 64  # bert-base: 768 / 12; the number of heads is in no published checkpoint
 MOST = 1e6  # of a setting, which is seconds, a factor or a share
@@ -40,7 +40,8 @@ def open_salmonn(path: Path) -> SalmonnFile:
     Raises:
         CheckpointError: it is none, or has an entry or a key that is neither used nor known to be superfluous.
     """
-    return read_salmonn(load_pickle(path), path)
+    with foreign(path):
+        return read_salmonn(load_pickle(path), path)
 
 
 def read_salmonn(loaded: dict[str, Any], path: Path) -> SalmonnFile:

@@ -2,7 +2,9 @@
 
 import json
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +18,7 @@ from salmonrun.runtime.errors import CheckpointError
 from salmonrun.runtime.file_kind import explained, odd_kind
 from salmonrun.training.foreign.fairseq import STAND_INS
 from salmonrun.training.foreign.weight_files import weight_files
-from salmonrun.training.tensors import LazyTensors
+from salmonrun.training.tensors import LazyTensors, pickle_reason
 
 # safetensors' names of dtypes -> PyTorch's.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
@@ -76,26 +78,21 @@ def pickle_entries(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(list(STAND_INS)):
             loaded = torch.load(path, map_location="meta", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # whatever the bytes of another kind of file stumble over: IndexError, struct.error, ...
-        reason = odd_kind(path) or (str(error) or type(error).__name__).splitlines()[0]
+        reason = odd_kind(path) or pickle_reason(error)
         raise CheckpointError(f"{path} cannot be read with weights_only=True: {reason}") from error
     return loaded if isinstance(loaded, dict) else {}
 
 
 def pickled_words(path: Path) -> set[str]:
     """The strings in a PyTorch file that must not be unpickled: key names, and the classes it needs (`module name`)."""
-    if not zipfile.is_zipfile(path):
-        return set()
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith("data.pkl")]
-        if not names:  # another kind of archive
-            return set()
-        data = archive.read(names[0])
     try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            data = archive.read(names[0]) if names else b""  # none: another kind of archive
         return {str(argument) for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)}
-    except ValueError:  # no pickle
+    # No archive, a damaged one, or no pickle.
+    except (zipfile.BadZipFile, zlib.error, ValueError, LookupError, EOFError, OSError, RuntimeError, struct.error):
         return set()
 
 
@@ -106,7 +103,7 @@ def table(state: Any) -> TensorTable:
     return {
         name: TensorInfo(tuple(value.shape), str(value.dtype).removeprefix("torch."))
         for name, value in state.items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor) and isinstance(name, str)
     }
 
 

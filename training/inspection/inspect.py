@@ -15,7 +15,7 @@ from salmonrun.training.inspection.contents import (
     table,
 )
 from salmonrun.training.inspection.finding import Finding
-from salmonrun.training.tensors import read_json
+from salmonrun.training.tensors import foreign, read_json
 
 
 def inspect_path(reference: str | Path) -> Finding:
@@ -25,7 +25,8 @@ def inspect_path(reference: str | Path) -> Finding:
         CheckpointError: there is nothing, or a file of it is damaged.
     """
     path = _find(reference)
-    finding = _inspect_folder(path) if path.is_dir() else _inspect_file(path)
+    with foreign(path):
+        finding = _inspect_folder(path) if path.is_dir() else _inspect_file(path)
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     return replace(finding, path=str(reference), size=sum(file.stat().st_size for file in files))
 

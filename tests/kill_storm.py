@@ -1,0 +1,142 @@
+"""`python -m tests.kill_storm`: commands that write are killed. Nothing half-made opens, and the next run is whole."""
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.errors import SalmonrunError
+from salmonrun.runtime.manifest import MANIFEST
+from salmonrun.training.checkpoint import open_checkpoint
+from salmonrun.training.evaluation.answers import read_answers
+
+RECORDINGS = 12
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A command, what it writes, and how that is compared with what an undisturbed run has written."""
+
+    name: str
+    arguments: Callable[[Path], Sequence[str | Path]]  # of the file or folder that it writes
+    digest: Callable[[Path], object]
+    out: str
+
+
+def main() -> int:
+    """Kill each in turn; 1 where something half-made opened, or a later run was another."""
+    parser = argparse.ArgumentParser(prog="python -m tests.kill_storm", description=__doc__)
+    parser.add_argument("--kills", type=int, default=40, help="of all commands together (default: 40)")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rng, faults = random.Random(arguments.seed), 0
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        victims = prepare(root)
+        for victim in victims:
+            faults += storm(victim, root / victim.name, arguments.kills // len(victims), rng)
+    print(f"{faults} faults")
+    return int(faults > 0)
+
+
+def prepare(root: Path) -> list[Victim]:
+    """A tiny checkpoint, recordings, and what is done with them."""
+    checkpoint, bundle, annotation = root / "checkpoint", root / "bundle", root / "a.json"
+    run(["init", checkpoint, "--preset", "tiny"])
+    run(["export", checkpoint, bundle])
+    rng = np.random.default_rng(0)
+    for i in range(RECORDINGS):
+        soundfile.write(root / f"{i}.wav", 0.1 * rng.standard_normal(16000), 16000)
+    entries = [{"path": f"{i}.wav", "text": "one two"} for i in range(RECORDINGS)]
+    annotation.write_text(json.dumps({"annotation": entries}))
+    return [
+        Victim("init", lambda out: ["init", out, "--preset", "tiny"], checkpoint_digest, "checkpoint"),
+        Victim("export", lambda out: ["export", checkpoint, out], bundle_digest, "bundle"),
+        Victim("evaluate", lambda out: ["evaluate", bundle, annotation, "--out", out], answers_digest, "a.jsonl"),
+    ]
+
+
+def checkpoint_digest(out: Path) -> object:
+    return open_checkpoint(out).sha256()
+
+
+def bundle_digest(out: Path) -> object:
+    """Of all that is proven but what was measured, which names versions and times."""
+    files = open_bundle(out).manifest.files
+    return {name: spec.sha256 for name, spec in files.items() if name not in ("parity.json", "golden.npz")}
+
+
+def answers_digest(out: Path) -> object:
+    return [(row.index, row.hypothesis) for row in read_answers(out)[1]]
+
+
+def storm(victim: Victim, folder: Path, kills: int, rng: random.Random) -> int:
+    """Kill the command so many times, each time after another part of the time that it takes: the faults found."""
+    folder.mkdir()
+    started = time.monotonic()
+    run(victim.arguments(folder / "whole" / victim.out))
+    took, expected, faults = time.monotonic() - started, victim.digest(folder / "whole" / victim.out), 0
+    out = folder / "killed" / victim.out
+    for number in range(kills):
+        process = subprocess.Popen(command(victim.arguments(out)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(rng.uniform(0.3, 1.0) * took)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        faults += len(found := half_made(out.parent, out))
+        print(f"{victim.name}, kill {number + 1}: {'; '.join(found) or 'fine'}", flush=True)
+        if process.returncode == 0 and out.is_dir():
+            shutil.rmtree(out)
+    if not out.is_dir():
+        run(victim.arguments(out))
+    same = victim.digest(out) == expected
+    leftovers = [path.name for path in out.parent.iterdir() if path != out]
+    print(f"{victim.name}: {'the same' if same else 'ANOTHER'} as undisturbed, leftovers {leftovers}", flush=True)
+    return faults + (not same) + bool(leftovers)
+
+
+def half_made(folder: Path, out: Path) -> list[str]:
+    """Folders beside `out` that open as bundles or checkpoints, or an `out` that does not."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not path.is_dir():
+            continue
+        opens = open_bundle if (path / MANIFEST).exists() else open_checkpoint
+        try:
+            opens(path)
+            whole = True
+        except SalmonrunError:
+            whole = False
+        if whole and path != out and opens is open_bundle:
+            found.append(f"{path.name} opens")
+        elif not whole and path == out:
+            found.append(f"{path.name} does not open")
+    return found
+
+
+def command(arguments: Sequence[str | Path]) -> list[str]:
+    return [sys.executable, "-m", "salmonrun", *map(str, arguments)]
+
+
+def run(arguments: Sequence[str | Path]) -> None:
+    """To its end."""
+    for part in arguments:
+        if isinstance(part, Path):
+            part.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(command(arguments), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
