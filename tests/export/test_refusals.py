@@ -16,6 +16,7 @@ from salmonrun.export import bundle as bundle_module
 from salmonrun.export.graphs.linear import Matrix, plain_linear
 from salmonrun.export.graphs.qformer import build_qformer
 from salmonrun.export.graphs.rope import rope_tables
+from salmonrun.export.parity.gate import prove
 from salmonrun.runtime import BundleError, ConfigError
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.errors import CheckpointError, ParityError
@@ -136,7 +137,7 @@ def test_what_a_killed_export_leaves_is_no_bundle(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of it is written when the gate begins, and nothing is proven: the manifest comes last."""
-    real, seen = bundle_module.prove, []
+    real, seen = prove, []
 
     def then_killed(*arguments: Any) -> Parity:
         (folder,) = tmp_path.iterdir()

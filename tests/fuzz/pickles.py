@@ -90,9 +90,9 @@ def changed(rng: Rng, source: Path, ran: Path) -> bytes:
     loaded = torch.load(source, weights_only=True)
     for _ in range(int(rng.integers(1, 4))):
         change(rng, loaded, ran)
-    content = io.BytesIO()
-    torch.save(loaded, content, pickle_module=pickle)
-    return content.getvalue()
+    saved = io.BytesIO()
+    torch.save(loaded, saved, pickle_module=pickle)
+    return saved.getvalue()
 
 
 def change(rng: Rng, loaded: dict[str, Any], ran: Path) -> None:

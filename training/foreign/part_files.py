@@ -50,7 +50,10 @@ def read_whisper(path: Path) -> tuple[WhisperConfig, LazyTensors]:
 def whisper_of(path: Path, raw: dict[str, Any], tensors: LazyTensors) -> tuple[WhisperConfig, LazyTensors]:
     """The encoder of a transformers folder's config.json and tensors."""
     sizes = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
-    config = WhisperConfig(*read_sizes(raw, (*sizes, "max_source_positions"), f"{path / 'config.json'}"))
+    width, layers, heads, ffn, n_mels, frames = read_sizes(
+        raw, (*sizes, "max_source_positions"), f"{path / 'config.json'}"
+    )
+    config = WhisperConfig(width, layers, heads, ffn, n_mels, frames)
     encoder = with_prefix(tensors, "model.encoder.") or with_prefix(tensors, "encoder.")
     if not encoder:
         raise CheckpointError(f"{path} has no tensors named model.encoder.*; expected a Whisper folder")
