@@ -25,7 +25,7 @@ def outcomes(target: object, count: int, folder: Path, material: Path) -> set[st
 
 
 def test_manifests(material: Path, tmp_path: Path) -> None:
-    assert outcomes(manifests, 40, tmp_path, material) >= {"refused", "ran"}
+    assert outcomes(manifests, 200, tmp_path, material) >= {"refused", "ran"}
 
 
 def test_bundles(material: Path, tmp_path: Path) -> None:
