@@ -172,10 +172,16 @@ def answered(chunks: Sequence[Chunk[S]], logits: Sequence[F32]) -> list[F32]:
 
 
 def likeliest(logits: F32) -> F32:
-    """The likeliest token of each row of logits [n, V], the first of equals, and its log probability: [n, 2]."""
+    """The likeliest token of each row of logits [n, V], the first of equals, and its log probability: [n, 2].
+
+    Where a logit of a row is not finite, the log probability is NaN, so that whoever gets it alone sees that.
+    """
     tokens = logits.argmax(axis=1).tolist() if len(logits) else []
     assert logits.shape[1] <= 2**24, "float32 has no more whole numbers without gaps"
-    found = [(token, log_probability(row, token)) for token, row in zip(tokens, logits, strict=True)]
+    found = [
+        (token, log_probability(row, token) if np.isfinite(row).all() else np.nan)
+        for token, row in zip(tokens, logits, strict=True)
+    ]
     return np.array(found, np.float32).reshape(-1, 2)
 
 

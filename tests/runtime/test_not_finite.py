@@ -103,7 +103,7 @@ def test_the_others_of_a_round_go_on(value: float) -> None:
     expected = answers(FakeDecoder(clean), [1, 3])
     decoder = FakeDecoder(logits)
     assert answers(decoder, [1, 3]) == expected
-    with pytest.raises(NotFiniteError, match="the LLM has 1 values of 20"):
+    with pytest.raises(NotFiniteError, match="the LLM has 1 values of"):
         answers(decoder, [1, 2, 3])
     assert max(len(chunks) for chunks in decoder.rounds) == 3
 

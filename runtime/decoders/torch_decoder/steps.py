@@ -66,7 +66,9 @@ class Steps:
         states = self._model.states(embeds, self._pool, places, self._attention)
         logits.copy_(self._model.logits(states[:, 0]))
         largest, tokens = logits.max(dim=-1)
-        likeliest.copy_(torch.stack((tokens.float(), largest - logits.logsumexp(dim=-1)), dim=-1))
+        log_probabilities = largest - logits.logsumexp(dim=-1)
+        log_probabilities.masked_fill_(~logits.isfinite().all(dim=-1), torch.nan)  # as `likeliest` of the seam has it
+        likeliest.copy_(torch.stack((tokens.float(), log_probabilities), dim=-1))
 
 
 class _Step:
