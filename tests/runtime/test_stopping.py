@@ -104,7 +104,11 @@ def drained(
     nothing: str = "",
 ) -> tuple[list[str], Answer]:
     """The pieces of the answer to a prompt of two positions, and all of it."""
-    request = Request(PromptIds((), ()), config, StopRules(frozenset(), config.stop_strings, tokenizer.decode))
+    request = Request(
+        PromptIds((), ()),
+        config,
+        StopRules(frozenset(), config.stop_strings, tokenizer.decode, cuts=config.stop_strings),
+    )
     bundle = SimpleNamespace(manifest=SimpleNamespace(prompt=PromptConfig(nothing=nothing)))
     model: Any = SimpleNamespace(tokenizer=tokenizer, rounds=Rounds(decoder), bundle=bundle)
     shown: list[str] = []

@@ -262,11 +262,11 @@ def test_training_hears_what_was_drawn(recipe: str, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((), "expected numbers of frames, at least 1, ascending"),
+        ((), "expected numbers of frames, 1 to 65536, ascending"),
         ((32, 16), "ascending"),
         ((16, 16), "ascending"),
-        ((0, 16), "at least 1"),
-        ((-16,), "at least 1"),
+        ((0, 16), "1 to 65536"),
+        ((-16,), "1 to 65536"),
         ((16, 20), "has 20; expected multiples of 8 frames"),
     ],
 )

@@ -1,7 +1,6 @@
 """A teacher's own answers as an annotation: what a student with another tokenizer can learn from."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,10 +103,15 @@ def _count(left_out: dict[str, int]) -> str:
 
 def _listed(entry: Entry, text: str, folder: Path) -> dict[str, Any]:
     """An entry of an annotation in a folder."""
-    first, *appended = (os.path.relpath(path.resolve(), folder.resolve()) for path in entry.recordings)
+    first, *appended = (_named(path.resolve(), folder.resolve()) for path in entry.recordings)
     listed: dict[str, Any] = {"path": first, "text": text, "task": entry.task}
     if entry.question:
         listed["Q"] = entry.question
     if appended:
         listed["expand_wav"] = appended
     return listed
+
+
+def _named(path: Path, folder: Path) -> str:
+    """A recording as an annotation names it: from its folder on, or in full where it lies elsewhere."""
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
