@@ -7,17 +7,16 @@ from typing import Literal
 
 import numpy as np
 
-from salmonrun.export.graphs.linear import BLOCK, Stacked, to_numpy
+from salmonrun.export.graphs.linear import BLOCK, Stacked
 from salmonrun.export.graphs.llm_family import LlmShape
-from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.export.options import LlmPrecision
-from salmonrun.export.weights.stacked import Getter, place, stacked
+from salmonrun.export.weights.llm_file import write_llm
+from salmonrun.export.weights.stacked import Getter
 from salmonrun.export.weights.tensor_file import Array, TensorFileWriter
 from salmonrun.kernels.formats import GROUP, LINE, pack_nf4_t16, quantize_nf4_t16, quantize_t16
 from salmonrun.runtime.manifest import NativeWeights
 from salmonrun.runtime.matrices import BITS
 from salmonrun.training.foreign.quantized import FourBitMatrix
-from salmonrun.training.model.llm import EMBEDDING, LM_HEAD
 from salmonrun.training.tensors import LazyTensors
 
 FILE = "llm/native.bin"
@@ -49,31 +48,8 @@ def write_native(
     max_length: int,
     done: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Write the file, tensor by tensor, in the order a step reads them: layer after layer, the output layer last.
-
-    Args:
-        path: of the file.
-        shape: the LLM's.
-        tensors: exactly those of transformers' model, adapters merged.
-        weights: how matrices are quantized, as the manifest says it.
-        max_length: positions of the rotary tables.
-        done: called with each number of weights that are written.
-    """
-    inner = {name: get for name, get in tensors.items() if name not in (EMBEDDING, LM_HEAD)}
-    stored = stacked(inner, shape.config.model_type)
-    with TensorFileWriter(path) as file:
-        matrices = _Matrices(file, weights.block, done)
-        for name in sorted(stored, key=place):
-            getters = stored[name]
-            if ".experts." in name:
-                matrices.add(name, getters, weights.precision, stacked=True)
-            elif name.endswith("_proj.weight"):  # told by the name, so that nothing is read for it
-                matrices.add(name, getters, weights.precision_of(name.removesuffix(".weight")))
-            else:
-                file.add(name, _vector(name, to_numpy(getters[0]())))
-        matrices.add(LM_HEAD, [tensors[EMBEDDING if shape.tied else LM_HEAD]], weights.lm_head)
-        for name, table in zip(("cos", "sin"), rope_tables(shape.config, shape.head_dim, max_length), strict=True):
-            file.add(f"rope.{name}", table)
+    """Write the file; see `write_llm`. `done` is called with each number of weights that are written."""
+    write_llm(path, shape, tensors, weights, max_length, lambda file: _Matrices(file, weights.block, done), _vector)
 
 
 def _vector(name: str, values: Array) -> Array:

@@ -8,17 +8,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from salmonrun.export.graphs.linear import BLOCK, Stacked, to_numpy
+from salmonrun.export.graphs.linear import BLOCK, Stacked
 from salmonrun.export.graphs.llm_family import LlmShape
-from salmonrun.export.graphs.rope import rope_tables
 from salmonrun.export.options import LlmPrecision, Target
+from salmonrun.export.weights.llm_file import write_llm
 from salmonrun.export.weights.native import NF4_BLOCK, PIECE
-from salmonrun.export.weights.stacked import Getter, place, stacked
+from salmonrun.export.weights.stacked import Getter
 from salmonrun.export.weights.tensor_file import Array, TensorFileWriter
 from salmonrun.kernels.formats import F32, pack_nibbles, quantize_blocks, quantize_nf4
 from salmonrun.runtime.manifest import TorchWeights
 from salmonrun.training.foreign.quantized import FourBitMatrix
-from salmonrun.training.model.llm import EMBEDDING, LM_HEAD
 from salmonrun.training.tensors import LazyTensors
 
 FILE = "llm/torch.bin"
@@ -58,31 +57,8 @@ def write_torch(
     max_length: int,
     done: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Write the file, tensor by tensor.
-
-    Args:
-        path: of the file.
-        shape: the LLM's.
-        tensors: exactly those of transformers' model, adapters merged.
-        weights: how matrices are stored, as the manifest says it.
-        max_length: positions of the rotary tables.
-        done: called with each number of weights that are written.
-    """
-    inner = {name: get for name, get in tensors.items() if name not in (EMBEDDING, LM_HEAD)}
-    named = stacked(inner, shape.config.model_type)
-    with TensorFileWriter(path) as file:
-        matrices = _Matrices(file, weights.block, done)
-        for name in sorted(named, key=place):
-            getters = named[name]
-            if ".experts." in name:
-                matrices.add(name, getters, weights.precision, stacked=True)
-            elif name.endswith("_proj.weight"):  # told by the name, so that nothing is read for it
-                matrices.add(name, getters, weights.precision_of(name.removesuffix(".weight")))
-            else:
-                file.add(name, to_numpy(getters[0]()))
-        matrices.add(LM_HEAD, [tensors[EMBEDDING if shape.tied else LM_HEAD]], weights.lm_head)
-        for name, table in zip(("cos", "sin"), rope_tables(shape.config, shape.head_dim, max_length), strict=True):
-            file.add(f"rope.{name}", table)
+    """Write the file; see `write_llm`. `done` is called with each number of weights that are written."""
+    write_llm(path, shape, tensors, weights, max_length, lambda file: _Matrices(file, weights.block, done))
 
 
 class _Matrices:

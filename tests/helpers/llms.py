@@ -190,3 +190,14 @@ class Pair:
         while len(tokens) < count:
             tokens.append(int(np.argmax(self.step([slot], tokens[-1:])[0])))
         return tokens
+
+
+def tokens_of(seed: int, count: int, below: int = 50) -> list[int]:
+    return np.random.default_rng(seed).integers(0, below, count).tolist()
+
+
+def assert_close(found: F32, expected: F32) -> None:
+    """Within 1e-4, for logits of order one."""
+    assert found.shape == expected.shape
+    scale = max(1.0, float(np.sqrt(np.mean(np.square(expected)))))
+    assert np.abs(found - expected).max() <= 1e-4 * scale

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.decoder import Chunk, likeliest
 from salmonrun.runtime.errors import CapacityError, ClosedError
-from tests.helpers.llms import BASE, LLAMA3, MAX_LENGTH, Pair
+from tests.helpers.llms import BASE, LLAMA3, MAX_LENGTH, Pair, assert_close, tokens_of
 
 Runs = Literal["onnx", "torch"]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -60,17 +59,6 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module", params=RUNS)
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(BASE, tmp_path_factory.mktemp("llm"), request.param)
-
-
-def tokens_of(seed: int, count: int, below: int = 50) -> list[int]:
-    return np.random.default_rng(seed).integers(0, below, count).tolist()
-
-
-def assert_close(found: F32, expected: F32) -> None:
-    """Within 1e-4, for logits of order one."""
-    assert found.shape == expected.shape
-    scale = max(1.0, float(np.sqrt(np.mean(np.square(expected)))))
-    assert np.abs(found - expected).max() <= 1e-4 * scale
 
 
 # Every way to append, on every variant

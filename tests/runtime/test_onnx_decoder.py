@@ -20,7 +20,7 @@ from salmonrun.runtime.decoders.kv_cache import Rows
 from salmonrun.runtime.decoders.onnx_decoder import BRIDGED, SessionGraph
 from salmonrun.runtime.manifest import EmbeddingSpec, LlmSpec, LlmWeights, OnnxWeights
 from tests.helpers.bundles import bundle_of
-from tests.helpers.llms import BASE, Pair
+from tests.helpers.llms import BASE, Pair, assert_close, tokens_of
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,17 +35,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(BASE, tmp_path_factory.mktemp("llm"))
-
-
-def tokens_of(seed: int, count: int, below: int = 50) -> list[int]:
-    return np.random.default_rng(seed).integers(0, below, count).tolist()
-
-
-def assert_close(found: F32, expected: F32) -> None:
-    """Within 1e-4, for logits of order one."""
-    assert found.shape == expected.shape
-    scale = max(1.0, float(np.sqrt(np.mean(np.square(expected)))))
-    assert np.abs(found - expected).max() <= 1e-4 * scale
 
 
 # Slots and their memory, on one variant

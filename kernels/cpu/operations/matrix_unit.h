@@ -5,7 +5,7 @@
 // are unpacked as signed bytes, whose sums need no correction for a zero point.
 //
 // Two tiles of rows by two groups go together, so that the unit has four products for every four lines that it loads. Its sums
-// go through memory to where floats are computed; while that is done for some blocks, the unit is at those that follow.
+// go through memory to where floats are computed; it is asked for those of the next blocks first, so that it may be at them.
 #pragma once
 
 #include "operations.h"
