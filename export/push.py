@@ -12,6 +12,7 @@ from salmonrun.runtime.bundle import Bundle, open_bundle, read_manifest
 from salmonrun.runtime.errors import BundleError, ConfigError, HubError
 from salmonrun.runtime.hub import first_line, library, told
 from salmonrun.runtime.manifest import MANIFEST
+from salmonrun.runtime.signed import SIGNATURE
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def push_bundle(
     with told(repo_id, repo_id):
         _make_repository(api, repo_id, private, revision)
         adds = [hub.CommitOperationAdd(CARD, card.encode())]
-        adds += [hub.CommitOperationAdd(name, str(bundle.folder / name)) for name in (MANIFEST, *bundle.manifest.files)]
+        adds += [hub.CommitOperationAdd(name, str(bundle.folder / name)) for name in _files(bundle)]
         stale = _stale_files(hub, api, bundle, repo_id, revision)
         operations = [*adds, *(hub.CommitOperationDelete(name) for name in stale)]
         message = message or f"Bundle of {bundle.manifest.provenance.model}, by {bundle.manifest.provenance.exporter}"
@@ -95,4 +96,10 @@ def _stale_files(hub: Any, api: Any, bundle: Bundle, repo_id: str, revision: str
         listed = read_manifest(before).files
     except BundleError:  # of another format: nothing is known of it
         return []
-    return sorted((listed.keys() - bundle.manifest.files.keys()) & there)
+    return sorted(({SIGNATURE, *listed} - set(_files(bundle))) & there)
+
+
+def _files(bundle: Bundle) -> list[str]:
+    """All that make the bundle, and its signature if it has one."""
+    signed = [SIGNATURE] if (bundle.folder / SIGNATURE).exists() else []
+    return [MANIFEST, *signed, *bundle.manifest.files]

@@ -23,6 +23,7 @@ from salmonrun.runtime.manifest import (
 )
 from salmonrun.runtime.schema import from_dict
 from salmonrun.runtime.signature import check_graph, check_signatures
+from salmonrun.runtime.signed import Verify, check_signature, is_key
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 NATIVE_PAGE = 2 * 2**20  # weights for our own kernels are mapped with pages of this size
@@ -81,21 +82,22 @@ class Bundle:
         return weights
 
 
-def open_bundle(folder: str | os.PathLike[str], verify: bool = True) -> Bundle:
+def open_bundle(folder: str | os.PathLike[str], verify: Verify = True) -> Bundle:
     """Read and check a bundle.
 
     Args:
         folder: of the bundle.
         verify: hash every file; without it, no link is followed, not even in the Hugging Face cache. Sizes, paths, the
-            manifest's own hash and the graphs are always checked.
+            manifest's own hash and the graphs are always checked. A public key: whether it is signed by it, too.
 
     Raises:
         BundleVersionError: written in another format.
         BundleIntegrityError: a file is missing, changed, linked or outside the folder.
+        BundleSignatureError: it is not signed by that key.
         BundleError: not a bundle, a manifest that does not follow the specification, or a graph that is not as it says.
     """
     folder = Path(folder)
-    return check_bundle(folder, read_manifest(folder, verify), verify)
+    return check_bundle(folder, read_manifest(folder, verify), bool(verify))
 
 
 def check_bundle(folder: Path, manifest: Manifest, verify: bool = True) -> Bundle:
@@ -116,8 +118,8 @@ def check_bundle(folder: Path, manifest: Manifest, verify: bool = True) -> Bundl
     return Bundle(folder, manifest)
 
 
-def read_manifest(folder: Path, verify: bool = True) -> Manifest:
-    """The manifest alone, as it was written; whether the files are as it says is for `open_bundle`.
+def read_manifest(folder: Path, verify: Verify = True) -> Manifest:
+    """The manifest alone, as it was written, and signed by a key; whether files are as it says is for `open_bundle`.
 
     Raises:
         BundleError: as of `open_bundle`.
@@ -130,10 +132,12 @@ def read_manifest(folder: Path, verify: bool = True) -> Manifest:
     if not path.is_file():
         raise BundleIntegrityError(f"{folder} has no {MANIFEST}; it is not a bundle")
     if path.is_symlink():
-        _check_link(folder, path, verify)
+        _check_link(folder, path, bool(verify))
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleIntegrityError(f"{path} has {path.stat().st_size} bytes; at most {MAX_MANIFEST_BYTES} are read")
     content = _read(path, Path.read_bytes)
+    if is_key(verify):
+        check_signature(folder, content, verify)
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:

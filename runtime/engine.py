@@ -29,6 +29,7 @@ from salmonrun.runtime.model import Model
 from salmonrun.runtime.report import Report, describe
 from salmonrun.runtime.result import Result, drain
 from salmonrun.runtime.segment import Segment
+from salmonrun.runtime.signed import Verify
 from salmonrun.runtime.stopwatch import Stopwatch
 from salmonrun.runtime.streaming.config import StreamConfig
 from salmonrun.runtime.streaming.stream import Stream
@@ -53,7 +54,7 @@ class Engine:
         device: Device = "auto",
         decoder: DecoderName = "auto",
         threads: int | None = None,
-        verify: bool = True,
+        verify: Verify = True,
         limits: Limits | None = None,
         kv_cache: KvCacheType = "fp16",
         encoder: EncoderName = "auto",
@@ -69,7 +70,8 @@ class Engine:
             decoder: what runs the LLM; "auto" takes our own kernels on a CPU and PyTorch on a GPU, where the bundle has
                 weights for them, else ONNX Runtime.
             threads: for each part, at most the cores this process may use; None for all of them.
-            verify: hash every file first.
+            verify: hash every file first; a public key of minisign (text, or its file): and refuse a bundle that it has
+                not signed (`salmonrun sign`).
             limits: what to refuse.
             kv_cache: what the native decoder keeps keys and values as; "int8" takes little more than half the memory,
                 for an error that docs/performance.md has. The onnx decoder's are as its graph has them.
@@ -81,7 +83,7 @@ class Engine:
                 shared between processes, but a file that is cut while the engine runs ends the process.
 
         Raises:
-            BundleError: the bundle is damaged, of a newer format, or cannot be loaded.
+            BundleError: the bundle is damaged, of a newer format, not signed by the key, or cannot be loaded.
             ConfigError: an argument of another type, no such decoder or encoder, threads that there are no cores for,
                 or `kv_cache="int8"` or `release_weights` where our own kernels do not run.
             DeviceError: the device is not there, has too little memory, or is not used; it says what is missing.
@@ -107,6 +109,7 @@ class Engine:
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | None = None,
         local_files_only: bool = False,
+        signed_by: str | os.PathLike[str] | None = None,
         device: Device = "auto",
         decoder: DecoderName = "auto",
         threads: int | None = None,
@@ -127,17 +130,19 @@ class Engine:
             cache_dir: None: where HF_HUB_CACHE says.
             token: None: the one that was logged in with, if any.
             local_files_only: take what the cache has, and ask nobody, as with HF_HUB_OFFLINE.
+            signed_by: a public key of minisign, as `verify` of `load` takes it: what it has not signed is refused.
 
         Raises:
             BundleError: the repository holds no bundle.
             HubError: no such repository or revision, no access, or neither network nor all of it in the cache.
             MissingExtraError: huggingface_hub is not installed.
         """
-        located = locate_bundle(repo_id, revision, cache_dir, token, local_files_only)
+        located = locate_bundle(repo_id, revision, cache_dir, token, local_files_only, signed=signed_by is not None)
         if located.hub:
             LOGGER.info("%s", located)
         return cls.load(
-            located.folder, device, decoder, threads, True, limits, kv_cache, encoder, release_weights, copy
+            *(located.folder, device, decoder, threads, True if signed_by is None else signed_by),
+            *(limits, kv_cache, encoder, release_weights, copy),
         )
 
     def check_files(self) -> None:

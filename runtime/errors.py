@@ -12,7 +12,8 @@
     ├── DeadlineError (TimeoutError)        the deadline of a request passed
     ├── BundleError (ValueError)            a bundle that must not be run
     │   ├── BundleVersionError              written by a newer salmonrun
-    │   └── BundleIntegrityError            a file is missing, changed, linked or outside the folder
+    │   ├── BundleIntegrityError            a file is missing, changed, linked or outside the folder
+    │   └── BundleSignatureError            not signed by the key that was asked for
     ├── CheckpointError (ValueError)        a checkpoint with missing, extra or misshapen tensors
     ├── ClosedError (RuntimeError)          a recording asked about after its `with` block
     ├── DeviceError (RuntimeError)          the device asked for is not there
@@ -83,6 +84,10 @@ class BundleVersionError(BundleError):
 
 class BundleIntegrityError(BundleError):
     """A file of the bundle is missing, changed, linked or outside the folder."""
+
+
+class BundleSignatureError(BundleError):
+    """The bundle is not signed by who was expected to have signed it."""
 
 
 class CheckpointError(SalmonrunError, ValueError):

@@ -13,6 +13,7 @@ from salmonrun.runtime.bundle import read_manifest
 from salmonrun.runtime.errors import BundleError, ConfigError, HubError, MissingExtraError
 from salmonrun.runtime.log import LOGGER
 from salmonrun.runtime.manifest import MANIFEST
+from salmonrun.runtime.signed import SIGNATURE
 
 # As the Hub has them; "runs/bundle" is one, too, so a folder of that name comes first.
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
@@ -40,6 +41,7 @@ def locate_bundle(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    signed: bool = False,
 ) -> Located:
     """A bundle's folder: a local one of that name as it is, else that of a repository, in the hub's cache.
 
@@ -51,6 +53,7 @@ def locate_bundle(
         cache_dir: of the hub; None: where HF_HUB_CACHE says, as for all that use it.
         token: None: the one that was logged in with, if any.
         local_files_only: take what the cache has, and ask nobody.
+        signed: have the signature, too, if the repository has one.
 
     Raises:
         BundleError: the repository holds no bundle, or none of this format.
@@ -66,7 +69,7 @@ def locate_bundle(
     repo, named = matched.groups()
     if named and revision:
         raise ConfigError(f"revision is {revision!r}, and {name} names one; leave out one of them")
-    return _fetch(_Repository(repo, named or revision, cache_dir, token), local_files_only)
+    return _fetch(_Repository(repo, named or revision, cache_dir, token), local_files_only, signed)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class _Repository:
         return self.repo + (f"@{self.revision}" if self.revision else "")
 
 
-def _fetch(asked: _Repository, cached: bool) -> Located:
+def _fetch(asked: _Repository, cached: bool, signed: bool) -> Located:
     hub = library(f"{asked.repo} is no folder here, and to have it from the Hugging Face Hub")
     with told(str(asked), asked.repo):
         on_hub = None if cached else _commit_on_hub(hub, asked)
@@ -94,6 +97,7 @@ def _fetch(asked: _Repository, cached: bool) -> Located:
         if on_hub not in (None, commit):
             LOGGER.warning("%s is at %s on the hub, which did not hand it out; the cache has %s", asked, on_hub, commit)
         sizes = {name: spec.size for name, spec in read_manifest(folder).files.items()}
+        sizes |= {SIGNATURE: 0} if signed else {}
         missing = [name for name in sizes if not (folder / name).exists()]
         if missing:
             patterns = [glob.escape(name) for name in missing]

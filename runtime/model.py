@@ -28,6 +28,7 @@ from salmonrun.runtime.prompt import PromptIds, choose_prompt, end_texts, prompt
 from salmonrun.runtime.request import Request
 from salmonrun.runtime.rounds import Rounds
 from salmonrun.runtime.search import StopRules
+from salmonrun.runtime.signed import Verify
 from salmonrun.runtime.stopwatch import Stopwatch
 from salmonrun.runtime.terms import Terms
 from salmonrun.runtime.tokenizer import Tokenizer
@@ -65,7 +66,7 @@ class Model:
         device: str,
         decoder: DecoderName,
         threads: int | None,
-        verify: bool,
+        verify: Verify,
         limits: Limits,
         kv_cache: KvCacheType,
         encoder: EncoderName,

@@ -60,7 +60,7 @@ def test_all_commands_are_listed_in_groups(capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "usage: salmonrun [-h] [--version] COMMAND ..."
     assert set(COMMANDS) == {
-        *("transcribe", "stream", "serve", "latency", "check", "export", "push", "convert", "init", "inspect"),
+        *("transcribe", "stream", "serve", "latency", "check", "export", "sign", "push", "convert", "init", "inspect"),
         *("synthesize", "data", "finetune", "distill", "prune", "evaluate", "report", "baseline", "batch", "doctor"),
     }
     for group in GROUPS.values():

@@ -189,8 +189,11 @@ LOADING: list[tuple[dict[str, Any], str]] = [
     ({"threads": 0}, "threads is 0; it must be at least 1"),
     ({"threads": 100_000}, f"threads is 100000; this process may use {usable_cores()} core"),
     ({"threads": usable_cores() + 1}, f"threads is {usable_cores() + 1}; this process may use {usable_cores()} core"),
-    ({"verify": "no"}, "verify is 'no'; expected True or False"),
-    ({"verify": 0}, "verify is 0; expected True or False"),
+    (
+        {"verify": "no"},
+        "verify is 'no', neither a key nor a file; expected True, False, or a public key of minisign: RW..., or",
+    ),
+    ({"verify": 0}, "verify is 0; expected True, False, str or PathLike"),
     ({"limits": 3}, "limits is 3; expected Limits or None"),
     ({"limits": {"max_beams": 3}}, "limits is {'max_beams': 3}; expected Limits or None"),
 ]

@@ -52,12 +52,13 @@ def main() -> None:
         runs = dict(runtimes(bundle, part, arguments.threads)) | {"PyTorch fp32": module(LOADERS[part](source))}
         parts[part] = times(bundle, part, runs, arguments.rounds), errors(bundle, part, runs)
     taken = {part: found for part, (found, _) in parts.items()}
+    case = f"{bundle.folder.name}, {machine()['kind']}"
     tables = {
-        f"encoders, {bundle.folder.name}": f"{where}\n\n{_time_table(taken)}",
-        f"encoder-errors, {bundle.folder.name}": _error_table({part: found for part, (_, found) in parts.items()}),
+        f"encoders, {case}": f"{where}\n\n{_time_table(taken)}",
+        f"encoder-errors, {case}": _error_table({part: found for part, (_, found) in parts.items()}),
     }
     if bundle.manifest.encoders:
-        tables[f"encoder-layers, {bundle.folder.name}"] = layer_table(bundle, source, arguments.threads)
+        tables[f"encoder-layers, {case}"] = layer_table(bundle, source, arguments.threads)
     print("\n\n".join(tables.values()))
     if arguments.docs:
         place = arguments.docs / "performance.md"

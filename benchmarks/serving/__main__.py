@@ -1,7 +1,8 @@
 """What a server carries, for docs/performance.md: python -m benchmarks.serving BUNDLE [--docs docs]
 
-Live streams, paced as people speak: more and more of them, until they are not in real time any more. Then recordings:
-one client, several at once, and the same several at a server that answers one after the other.
+Live streams, paced as people speak: more and more of them, until they are not in real time any more, and the most that
+are once more and again; then the same at a server whose rounds have room for one search alone. Then recordings: one
+client, several at once, and the same several at a server that answers one after the other.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from benchmarks.serving.server import serving
 from benchmarks.tables import place_marked
 
 Run = tuple[int, float, streams.Told]
+ONE_BY_ONE = "benchmarks.serving.one_by_one"
 MANY = "100000"  # streams and requests: nothing is refused, so that it is seen where real time ends
 
 
@@ -30,23 +32,26 @@ def main() -> None:
     limits = ("--max-streams", MANY, "--max-waiting", MANY)
     running = ("--max-running", str(arguments.clients))
     if arguments.url:
-        runs = climb(lambda count: _streams(arguments, arguments.url, count), arguments.most)
+        runs = {"as it serves": _climbed(arguments, arguments.url)}
         asked = [_asked(arguments, arguments.url, "as it serves", count) for count in (1, arguments.clients)]
     else:
         with serving(arguments.bundle, arguments.threads, *limits, *running) as url:
-            runs = climb(lambda count: _streams(arguments, url, count), arguments.most)
+            runs = {"together": _climbed(arguments, url)}
             asked = [_asked(arguments, url, "together", count) for count in (1, arguments.clients)]
+        with serving(arguments.bundle, arguments.threads, *limits, module=ONE_BY_ONE) as url:
+            runs["one search a round"] = _climbed(arguments, url)
         with serving(arguments.bundle, arguments.threads, *limits, "--max-running", "1") as url:
             asked.append(_asked(arguments, url, "one after the other", arguments.clients))
     where = _where(arguments, busy)
+    most = "; ".join(f"{how}: {best(found)} streams" for how, found in runs.items())
     made = {
-        "serving-streams": f"{where}\n\n{streams_table(runs)}\n\nIn real time: {best(runs)} streams.",
+        "serving-streams": f"{where}\n\n{streams_table(runs)}\n\nIn real time, {most}.",
         "serving-requests": f"{where}\n\n{requests_table(asked)}",
     }
     print("\n\n".join(made.values()))
     if arguments.docs:
-        page, kind = arguments.docs / "performance.md", machine()["kind"]
-        page.write_text(place_marked(page.read_text(), {f"{name}, {kind}": text for name, text in made.items()}))
+        page, case = arguments.docs / "performance.md", f"{_served(arguments)}, {machine()['kind']}"
+        page.write_text(place_marked(page.read_text(), {f"{name}, {case}": text for name, text in made.items()}))
 
 
 def climb(measure: Callable[[int], Run], most: int) -> list[Run]:
@@ -65,6 +70,24 @@ def climb(measure: Callable[[int], Run], most: int) -> list[Run]:
     return sorted(runs, key=lambda run: run[0])
 
 
+def settle(runs: list[Run], measure: Callable[[int], Run], trials: int) -> list[Run]:
+    """The most that were in real time, measured so often; where they are not any more, the next fewer.
+
+    Samples of all trials are taken together, so that chance has no say in which number is the last.
+    """
+    found = {count: told for count, _, told in runs}
+    while (count := best(runs)) and found[count].trials < trials:
+        found[count].add(measure(count)[2])
+    return runs
+
+
+def _climbed(arguments: argparse.Namespace, url: str) -> list[Run]:
+    def measure(count: int) -> Run:
+        return _streams(arguments, url, count)
+
+    return settle(climb(measure, arguments.most), measure, arguments.trials)
+
+
 def _streams(arguments: argparse.Namespace, url: str, count: int) -> Run:
     tqdm.write(f"{count} streams ...")
     return count, arguments.seconds, streams.measure(url, count, arguments.seconds, arguments.utterance)
@@ -77,13 +100,19 @@ def _asked(arguments: argparse.Namespace, url: str, how: str, clients: int) -> t
 
 def _where(arguments: argparse.Namespace, busy: str) -> str:
     found = machine()
-    what = arguments.bundle.name if arguments.bundle else arguments.url
-    text = (
-        f"{what}; {found['cpu']} ({', '.join(found['instructions'])}), {arguments.threads or found['cores']} threads, "
-    )
+    threads = arguments.threads or found["cores"]
+    text = f"{_served(arguments)}; {found['cpu']} ({', '.join(found['instructions'])}), {threads} threads, "
     text += f"{datetime.date.today().isoformat()}; streams of {arguments.seconds:g} s that end an utterance every "
     text += f"{arguments.utterance:g} s, {arguments.requests} recordings of {arguments.length:g} s."
     return text + (f" {busy.capitalize()}." if busy else "")
+
+
+def _served(arguments: argparse.Namespace) -> str:
+    """A bundle in a folder of its own is called by the folder."""
+    if arguments.url:
+        return str(arguments.url)
+    bundle: Path = arguments.bundle.absolute()
+    return bundle.parent.name if bundle.name == "bundle" else bundle.name
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="of the servers (default: all cores)")
     parser.add_argument("--most", type=int, default=256, help="streams that are tried (default: 256)")
     parser.add_argument("--seconds", type=float, default=30.0, help="of a stream (default: 30)")
+    parser.add_argument("--trials", type=int, default=3, help="of the most streams in real time (default: 3)")
     parser.add_argument("--utterance", type=float, default=6.0, help="seconds of an utterance (default: 6)")
     parser.add_argument("--clients", type=int, default=8, help="that ask at once (default: 8)")
     parser.add_argument("--requests", type=int, default=48, help="of each run (default: 48)")

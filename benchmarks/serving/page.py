@@ -1,6 +1,6 @@
 """Tables of what was measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,10 +11,17 @@ from benchmarks.tables import table
 QUANTILES = (50, 90, 95, 99)
 
 
-def streams_table(runs: Sequence[tuple[int, float, Told]]) -> str:
-    """Of (streams, seconds of each, what they were told): Riva's form."""
-    header = ["streams", *(f"{what} {which}" for what in ("lag", "final") for which in _names()), "RTFX", "real time"]
-    return table(header, [_stream_row(*run) for run in runs])
+def streams_table(runs: Mapping[str, Sequence[tuple[int, float, Told]]]) -> str:
+    """Of (streams, seconds of each, what they were told), by how they were served: Riva's form."""
+    header = [
+        "",
+        "streams",
+        "trials",
+        *(f"{what} {which}" for what in ("lag", "final") for which in _names()),
+        "RTFX",
+        "real time",
+    ]
+    return table(header, [[how, *_stream_row(*run)] for how, found in runs.items() for run in found])
 
 
 def best(runs: Sequence[tuple[int, float, Told]]) -> int:
@@ -38,9 +45,10 @@ def requests_table(runs: Sequence[tuple[str, int, Answered]]) -> str:
 
 def _stream_row(streams: int, seconds: float, told: Told) -> list[str]:
     lost = f"no: {told.lost} lost" if told.lost else "no"
-    factor = streams * seconds / told.took_s
+    factor = streams * seconds * told.trials / told.took_s
     return [
         str(streams),
+        str(told.trials),
         *_cells(told.lag_s),
         *_cells(told.final_s),
         f"{factor:.1f}",

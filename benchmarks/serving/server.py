@@ -10,17 +10,19 @@ END_S = 60
 
 
 @contextmanager
-def serving(bundle: Path, threads: int | None, *options: str) -> Iterator[str]:
+def serving(bundle: Path, threads: int | None, *options: str, module: str = "salmonrun") -> Iterator[str]:
     """The address of a server, until the context ends."""
-    with launched(bundle, threads, *options) as (url, _):
+    with launched(bundle, threads, *options, module=module) as (url, _):
         yield url
 
 
 @contextmanager
-def launched(bundle: Path, threads: int | None, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`salmonrun serve` in a process of its own, on any free port of loopback: its address and process."""
+def launched(
+    bundle: Path, threads: int | None, *options: str, module: str = "salmonrun"
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`salmonrun serve`, or another module's, on any free port of loopback: its address and process."""
     own = [] if threads is None else ["--threads", str(threads)]
-    command = [sys.executable, "-m", "salmonrun", "serve", str(bundle), "--port", "0", *own, *options]
+    command = [sys.executable, "-m", module, "serve", str(bundle), "--port", "0", *own, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout

@@ -31,12 +31,21 @@ SESSION = {
 
 @dataclass
 class Told:
-    """What the clients of one run were told, and when."""
+    """What the clients of one run, or of several trials, were told, and when."""
 
     lag_s: list[float] = field(default_factory=list)  # of each update, behind the end of the audio it is about
     final_s: list[float] = field(default_factory=list)  # of each utterance, behind its last sample
     lost: int = 0  # streams that were refused or closed
     took_s: float = 0.0  # from the first sample of all to the last text
+    trials: int = 1
+
+    def add(self, again: "Told") -> None:
+        """Another trial of the same."""
+        self.lag_s += again.lag_s
+        self.final_s += again.final_s
+        self.lost += again.lost
+        self.took_s += again.took_s
+        self.trials += again.trials
 
     @property
     def real_time(self) -> bool:

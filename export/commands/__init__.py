@@ -6,4 +6,5 @@ EXPORT = Command("export", "salmonrun.export.commands.export", "a checkpoint bec
 PUSH = Command(
     "push", "salmonrun.export.commands.push", "a bundle becomes a repository of the Hugging Face Hub", extra="hub"
 )
-EXPORTING = Group("make a bundle of it", (EXPORT, PUSH))
+SIGN = Command("sign", "salmonrun.export.commands.sign", "a bundle gets a signature: who made it", extra="sign")
+EXPORTING = Group("make a bundle of it", (EXPORT, SIGN, PUSH))

@@ -34,6 +34,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="give each part's memory back when a request has done with it: less at once, a little slower",
     )
     parser.add_argument(
+        "--signed-by",
+        metavar="KEY",
+        help="refuse a bundle that this public key of minisign has not signed: RW..., or its file (extra: sign)",
+    )
+    parser.add_argument(
         "--copy",
         action="store_true",
         help="read all weights into memory of this process alone: what becomes of the files then does not matter",
@@ -83,13 +88,14 @@ def open_engine(
     from salmonrun.runtime.engine import Engine
     from salmonrun.runtime.hub import locate_bundle
 
-    located = locate_bundle(bundle)
+    located = locate_bundle(bundle, signed=arguments.signed_by is not None)
     if located.hub:
         told(str(located))
     return Engine.load(
         located.folder,
         device=arguments.device,
         threads=arguments.threads,
+        verify=True if arguments.signed_by is None else arguments.signed_by,
         limits=limits,
         release_weights=arguments.release_weights,
         copy=arguments.copy,

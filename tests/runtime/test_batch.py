@@ -245,7 +245,7 @@ def start(bundle: Path, talks: Path, out: Path) -> subprocess.Popen[str]:
 
 def stop_in_the_middle(process: subprocess.Popen[str], out: Path, number: signal.Signals) -> None:
     deadline = time.monotonic() + KILL_S
-    while len(list(out.rglob("*.json"))) < 5:
+    while sum(path.with_suffix(".srt").exists() for path in out.rglob("*.json")) < 5:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.002)
