@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Kernels take minutes to compile: once for the environment, the wheel and the wheel of the tests (setup.py).
 export SALMONRUN_KERNEL_CACHE := $(CURDIR)/build/kernels
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance hearing kernels conformance emulate fuzz kill-storm sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance hearing kernels conformance emulate fuzz kill-storm faults sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test sbom
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -111,8 +111,12 @@ fuzz: $(VENV)/.dev ## mutants of all targets, each refused or run, in MINUTES=10
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(FUZZ)
 
 KILLS := 40
-kill-storm: $(VENV)/.dev ## kill init, export and evaluate at any moment: nothing half-made opens, the next run is whole (minutes; KILLS=200)
+kill-storm: $(VENV)/.dev ## kill what writes at any moment: nothing half-made opens, the next run is whole (minutes; KILLS=200)
 	$(BIN)/python -m tests.kill_storm --kills $(KILLS)
+
+FAULTS :=
+faults: $(VENV)/.dev ## full disks, failed reads, no memory, at every call one after another (minutes; FAULTS='--most 1000 --kind write')
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 emulate: $(VENV)/.dev ## the kernels of processors that this one is not, against the portable ones, in an emulator (needs apt-get)
 	@(command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64-static) > /dev/null || \
@@ -198,6 +202,16 @@ $(RAY)/bundle/bundle.json: | $(VENV)/.export
 
 optimum-test: wheel ## optimum-cli export salmonrun, from two wheels in a fresh environment (minutes; needs the network)
 	$(BIN)/python -m pytest -m optimum -rs tests/packaging/test_optimum.py
+
+# What runs where a bundle is served; nanobind, which the kernels are built with, is a part of their wheel.
+SBOM := build/sbom
+sbom: wheel ## all that `pip install salmonrun[serve,vad,hub,sign]` brings, as CycloneDX, in build/dist (needs the network)
+	@rm -rf $(SBOM) && $(PYTHON) -m venv $(SBOM)/tool && $(PYTHON) -m venv $(SBOM)/venv --without-pip
+	$(SBOM)/tool/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	$(SBOM)/tool/bin/python -m pip --python $(SBOM)/venv/bin/python install --quiet --disable-pip-version-check \
+		--constraint constraints.txt "$$(ls build/dist/salmonrun-*.whl)[serve,vad,hub,sign]"
+	$(SBOM)/tool/bin/cyclonedx-py environment $(SBOM)/venv/bin/python --pyproject pyproject.toml --mc-type library \
+		--output-reproducible --output-file build/dist/salmonrun.cdx.json
 
 docs: $(VENV)/.docs ## the site with the API reference, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.errors import CheckpointError
+from salmonrun.runtime.loading import Loading
 from salmonrun.runtime.manifest import ConfidenceThreshold
 from salmonrun.runtime.model import Model
 from salmonrun.training.data.annotation import Entry, Problem, check_entry, read_annotation
@@ -40,7 +41,7 @@ def measure_threshold(bundle: Bundle, speech: Sequence[Entry], progress: bool = 
     None if fewer than 50 of them have a score. The bundle is loaded as a whole, as an app would.
     """
     scores = []
-    with Engine(Model.of(bundle, device="cpu")) as engine:
+    with Engine(Model.of(bundle, Loading(device="cpu"))) as engine:
         audio = engine.bundle.manifest.audio
         for entry in tqdm(speech, desc="confidence", disable=not progress, unit="recording"):
             recording = load_recording(entry, audio)

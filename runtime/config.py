@@ -1,7 +1,7 @@
 """Settings that training, export and the engine share. Each default lives here and nowhere else."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from salmonrun.runtime.checks import check_types
@@ -45,6 +45,10 @@ class AudioConfig:
             )
         if self.log_mel_max is not None and not abs(self.log_mel_max) <= LARGEST_FEATURE:
             raise ConfigError(f"log_mel_max is {self.log_mel_max}; expected -{LARGEST_FEATURE} to {LARGEST_FEATURE}")
+
+    def up_to(self, max_s: float | None) -> "AudioConfig":
+        """The same for recordings of at most so many seconds, even if that is less than `min_s`; None: as it is."""
+        return self if max_s is None else replace(self, max_s=max_s, min_s=min(self.min_s, max_s))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from salmonrun.runtime.errors import ClosedError, SharingError
 from salmonrun.runtime.generation import generate
 from salmonrun.runtime.heard import Heard, listen
 from salmonrun.runtime.hub import locate_bundle
+from salmonrun.runtime.loading import Loading
 from salmonrun.runtime.log import LOGGER
 from salmonrun.runtime.longform.batch import BatchAnswerer
 from salmonrun.runtime.longform.config import TranscribeConfig
@@ -88,17 +89,8 @@ class Engine:
                 or `kv_cache="int8"` or `release_weights` where our own kernels do not run.
             DeviceError: the device is not there, has too little memory, or is not used; it says what is missing.
         """
-        started = time.perf_counter()
-        model = Model.load(
-            path, device, decoder, threads, verify, limits or Limits(), kv_cache, encoder, release_weights, copy
-        )
-        what = describe(model)
-        LOGGER.info(
-            "loaded %s (%s) in %.2f s: encoders %s, decoder %s on %s, %d threads, onnxruntime %s",
-            *(what.bundle, what.model, time.perf_counter() - started),
-            *(what.encoder, what.decoder, what.device, what.threads, what.onnxruntime),
-        )
-        return cls(model)
+        asked = Loading(device, decoder, threads, limits, kv_cache, encoder, release_weights, copy)
+        return cls._loaded(path, verify, asked)
 
     @classmethod
     @checked("device")
@@ -137,13 +129,19 @@ class Engine:
             HubError: no such repository or revision, no access, or neither network nor all of it in the cache.
             MissingExtraError: huggingface_hub is not installed.
         """
+        asked = Loading(device, decoder, threads, limits, kv_cache, encoder, release_weights, copy)
+        asked.check()  # before anything is downloaded
         located = locate_bundle(repo_id, revision, cache_dir, token, local_files_only, signed=signed_by is not None)
         if located.hub:
             LOGGER.info("%s", located)
-        return cls.load(
-            *(located.folder, device, decoder, threads, True if signed_by is None else signed_by),
-            *(limits, kv_cache, encoder, release_weights, copy),
-        )
+        return cls._loaded(located.folder, True if signed_by is None else signed_by, asked)
+
+    @classmethod
+    def _loaded(cls, path: str | os.PathLike[str], verify: Verify, asked: Loading) -> "Engine":
+        started = time.perf_counter()
+        model = Model.load(path, verify, asked)
+        LOGGER.info("loaded in %.2f s: %s", time.perf_counter() - started, describe(model).summary)
+        return cls(model)
 
     def check_files(self) -> None:
         """Whether the bundle's files are still those that were loaded: their sizes, times and inodes.

@@ -11,18 +11,18 @@ from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import Audio, AudioSource, load_audio
 from salmonrun.runtime.bundle import Bundle, open_bundle
 from salmonrun.runtime.channel import Channel
-from salmonrun.runtime.config import GenerationConfig, KvCacheType, Limits
+from salmonrun.runtime.config import GenerationConfig, Limits
 from salmonrun.runtime.cores import thread_count
 from salmonrun.runtime.cuda.memory import require_memory
 from salmonrun.runtime.cuda.ready import require_gpu, resolve_device
 from salmonrun.runtime.cut_text import cut_text
 from salmonrun.runtime.decoder import Decoder, check_capacity
-from salmonrun.runtime.decoders import DecoderName, choose
-from salmonrun.runtime.device import check_device, is_gpu
+from salmonrun.runtime.decoders import choose
+from salmonrun.runtime.device import is_gpu
 from salmonrun.runtime.encoder import AudioEncoder
-from salmonrun.runtime.encoders import EncoderName
 from salmonrun.runtime.errors import BundleError, ConfigError, PromptError
 from salmonrun.runtime.held_files import HeldFiles
+from salmonrun.runtime.loading import Loading
 from salmonrun.runtime.manifest import ConfidenceThreshold
 from salmonrun.runtime.prompt import PromptIds, choose_prompt, end_texts, prompt_ids
 from salmonrun.runtime.request import Request
@@ -60,53 +60,24 @@ class Model:
         self.limits = limits
 
     @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        device: str,
-        decoder: DecoderName,
-        threads: int | None,
-        verify: Verify,
-        limits: Limits,
-        kv_cache: KvCacheType,
-        encoder: EncoderName,
-        release_weights: bool,
-        copy: bool,
-    ) -> "Model":
+    def load(cls, path: str | os.PathLike[str], verify: Verify, asked: Loading) -> "Model":
         """Open, check and load a bundle; see `Engine.load`."""
-        check_device(device)
-        if is_gpu(device):
-            require_gpu(device)  # before gigabytes are hashed
-        thread_count(threads)  # refuses what cannot be
-        if copy and release_weights:
-            raise ConfigError("copy and release_weights are True; what is copied cannot be read again: leave out one")
-        bundle = replace(open_bundle(path, verify), private=copy)
-        files = HeldFiles(bundle.model_files)
-        return cls.of(bundle, device, decoder, threads, limits, kv_cache, encoder, release_weights, files)
+        asked.check()
+        bundle = replace(open_bundle(path, verify), private=asked.copy)
+        return cls.of(bundle, asked, HeldFiles(bundle.model_files))
 
     @classmethod
-    def of(
-        cls,
-        bundle: Bundle,
-        device: str = "auto",
-        decoder: DecoderName = "auto",
-        threads: int | None = None,
-        limits: Limits | None = None,
-        kv_cache: KvCacheType = "fp16",
-        encoder: EncoderName = "auto",
-        release_weights: bool = False,
-        files: HeldFiles | None = None,
-    ) -> "Model":
+    def of(cls, bundle: Bundle, asked: Loading, files: HeldFiles | None = None) -> "Model":
         """Load a bundle that was opened and checked; `files` are the held ones of what it is loaded from."""
-        count, limits = thread_count(threads), limits or Limits()
-        where = resolve_device(device, bundle.manifest.target)
-        if is_gpu(where):
-            require_memory(bundle, where, require_gpu(where), limits)
-        chosen = choose(bundle, decoder, where, count, limits, kv_cache, release_weights)
-        encoders = AudioEncoder(bundle, where, count, encoder, release_weights, limits)
+        threads, limits = thread_count(asked.threads), asked.limits or Limits()
+        device = resolve_device(asked.device, bundle.manifest.target)
+        if is_gpu(device):
+            require_memory(bundle, device, require_gpu(device), limits)
+        decoder = choose(bundle, asked.decoder, device, threads, limits, asked.kv_cache, asked.release_weights)
+        encoder = AudioEncoder(bundle, device, threads, asked.encoder, asked.release_weights, limits)
         if files:
             files.check()  # what has been loaded is what was there in the beginning
-        return cls(bundle, encoders, chosen, limits, None if bundle.private else files)
+        return cls(bundle, encoder, decoder, limits, None if bundle.private else files)
 
     def check_files(self) -> None:
         """See `Engine.check_files`."""

@@ -34,6 +34,14 @@ class Report:
     resident_bytes: int | None  # of this process, now; None: the system does not say
     peak_resident_bytes: int | None
 
+    @property
+    def summary(self) -> str:
+        """What runs where, in a line."""
+        return (
+            f"{self.bundle} ({self.model}): encoders {self.encoder}, decoder {self.decoder} on {self.device}, "
+            f"{self.threads} threads, onnxruntime {self.onnxruntime}"
+        )
+
 
 def describe(model: Model) -> Report:
     """Collect the report."""

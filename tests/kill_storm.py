@@ -10,18 +10,28 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from salmonrun.runtime.bundle import open_bundle
-from salmonrun.runtime.errors import SalmonrunError
+from salmonrun.runtime.audio import load_audio
+from salmonrun.runtime.bundle import file_sha256, open_bundle
+from salmonrun.runtime.errors import CheckpointError, SalmonrunError
 from salmonrun.runtime.manifest import MANIFEST
 from salmonrun.training.checkpoint import open_checkpoint
+from salmonrun.training.data.annotation import read_annotation
 from salmonrun.training.evaluation.answers import read_answers
 
 RECORDINGS = 12
+SPOKEN = ("--speech", "6", "--sounds", "4", "--mixtures", "2")
+RECIPE = """
+checkpoint: {checkpoint}
+data: {{train: {annotation}}}
+train: {{qformer: true, lora: true}}
+run: {{out: run, steps: 8, batch_size: 2, save_every: 2, log_every: 2}}
+"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Victim:
     arguments: Callable[[Path], Sequence[str | Path]]  # of the file or folder that it writes
     digest: Callable[[Path], object]
     out: str
+    product: str = ""  # in the folder that it writes: what it is made for, and whole as soon as it is there
 
 
 def main() -> int:
@@ -58,13 +69,25 @@ def prepare(root: Path) -> list[Victim]:
     rng = np.random.default_rng(0)
     for i in range(RECORDINGS):
         soundfile.write(root / f"{i}.wav", 0.1 * rng.standard_normal(16000), 16000)
-    entries = [{"path": f"{i}.wav", "text": "one two"} for i in range(RECORDINGS)]
+    entries = [{"path": f"{i}.wav", "text": "one two", "task": "asr"} for i in range(RECORDINGS)]
     annotation.write_text(json.dumps({"annotation": entries}))
+    recipe = root / "recipe.yaml"
+    recipe.write_text(RECIPE.format(checkpoint=checkpoint, annotation=annotation))
+    calibrated: list[str | Path] = ["--llm-precision", "int4", "--calibration-speech", annotation]
     return [
         Victim("init", lambda out: ["init", out, "--preset", "tiny"], checkpoint_digest, "checkpoint"),
         Victim("export", lambda out: ["export", checkpoint, out], bundle_digest, "bundle"),
+        Victim("calibrate", lambda out: ["export", checkpoint, out, *calibrated], bundle_digest, "bundle"),
+        Victim("finetune", partial(finetune, recipe), checkpoint_digest, "run", "final"),
+        Victim("synthesize", lambda out: ["synthesize", out, *SPOKEN], recordings_digest, "data"),
         Victim("evaluate", lambda out: ["evaluate", bundle, annotation, "--out", out], answers_digest, "a.jsonl"),
     ]
+
+
+def finetune(recipe: Path, out: Path) -> list[str | Path]:
+    """From the beginning, or from the newest snapshot."""
+    resumed = ["--resume"] if next(out.glob("checkpoint-*"), None) else []
+    return ["finetune", "--cfg-path", recipe, *resumed, "--options", f"run.out={out}"]
 
 
 def checkpoint_digest(out: Path) -> object:
@@ -77,6 +100,11 @@ def bundle_digest(out: Path) -> object:
     return {name: spec.sha256 for name, spec in files.items() if name not in ("parity.json", "golden.npz")}
 
 
+def recordings_digest(out: Path) -> object:
+    """Of all that was said, played and written down."""
+    return {path.relative_to(out).as_posix(): file_sha256(path) for path in out.rglob("*") if path.is_file()}
+
+
 def answers_digest(out: Path) -> object:
     return [(row.index, row.hypothesis) for row in read_answers(out)[1]]
 
@@ -86,8 +114,13 @@ def storm(victim: Victim, folder: Path, kills: int, rng: random.Random) -> int:
     folder.mkdir()
     started = time.monotonic()
     run(victim.arguments(folder / "whole" / victim.out))
-    took, expected, faults = time.monotonic() - started, victim.digest(folder / "whole" / victim.out), 0
+    took, expected, faults = (
+        time.monotonic() - started,
+        victim.digest(folder / "whole" / victim.out / victim.product),
+        0,
+    )
     out = folder / "killed" / victim.out
+    product = out / victim.product
     for number in range(kills):
         process = subprocess.Popen(command(victim.arguments(out)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -95,14 +128,14 @@ def storm(victim: Victim, folder: Path, kills: int, rng: random.Random) -> int:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        faults += len(found := half_made(out.parent, out))
+        faults += len(found := half_made(product.parent, product))
         print(f"{victim.name}, kill {number + 1}: {'; '.join(found) or 'fine'}", flush=True)
         if process.returncode == 0 and out.is_dir():
             shutil.rmtree(out)
-    if not out.is_dir():
+    if not product.is_dir():
         run(victim.arguments(out))
-    same = victim.digest(out) == expected
-    leftovers = [path.name for path in out.parent.iterdir() if path.name.startswith(".")]
+    same = victim.digest(product) == expected
+    leftovers = [path.name for path in product.parent.iterdir() if path.name.startswith(".")]
     print(f"{victim.name}: {'the same' if same else 'ANOTHER'} as undisturbed, leftovers {leftovers}", flush=True)
     return faults + (not same) + bool(leftovers)
 
@@ -111,9 +144,9 @@ def half_made(folder: Path, out: Path) -> list[str]:
     """Folders beside `out` that open as bundles or checkpoints, or an `out` that does not."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        if not path.is_dir():
-            continue
-        opens = open_bundle if (path / MANIFEST).exists() else open_checkpoint
+        if not path.is_dir() or (path != out and path.name.startswith("checkpoint-")):
+            continue  # which snapshots are whole is for --resume to tell
+        opens = open_bundle if (path / MANIFEST).exists() else open_recordings if is_data(path) else open_checkpoint
         try:
             opens(path)
             whole = True
@@ -124,6 +157,25 @@ def half_made(folder: Path, out: Path) -> list[str]:
         elif not whole and path == out:
             found.append(f"{path.name} does not open")
     return found
+
+
+def is_data(folder: Path) -> bool:
+    """Whether it looks like what synthesize writes."""
+    return (folder / "audio").exists() or (folder / "annotation.json").exists()
+
+
+def open_recordings(folder: Path) -> None:
+    """Read all that an annotation names.
+
+    Raises:
+        AudioError: one is not whole.
+        CheckpointError: the annotation is not.
+    """
+    entries, problems = read_annotation(folder / "annotation.json")
+    if problems:
+        raise CheckpointError(str(problems[0]))
+    for entry in entries:
+        load_audio(entry.path, min_s=0, max_s=60)
 
 
 def command(arguments: Sequence[str | Path]) -> list[str]:

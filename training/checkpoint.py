@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from salmonrun.runtime.errors import CheckpointError
@@ -23,7 +22,7 @@ from salmonrun.training.model.qformer import QFormer
 from salmonrun.training.model.salmonn import SalmonnModel
 from salmonrun.training.model.whisper import WhisperEncoder, build_whisper
 from salmonrun.training.staging import staged
-from salmonrun.training.tensors import LazyTensors, load_strict, open_safetensors, with_prefix
+from salmonrun.training.tensors import LazyTensors, load_strict, open_safetensors, with_prefix, write_safetensors
 
 M = TypeVar("M", bound=nn.Module)
 PARTS = ("whisper", "whisper_lora", "audio_encoder", "qformer", "llm", "lora")
@@ -208,6 +207,6 @@ def write_checkpoint(
         raise CheckpointError(f"{folder} exists; choose another name or remove it")
     with staged(folder) as temporary:
         save_config(config, temporary)
-        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        write_safetensors(tensors, temporary / "model.safetensors", {"format": "pt"})
         shutil.copyfile(tokenizer_file, temporary / "tokenizer.json")
         (temporary / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone

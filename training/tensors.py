@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from salmonrun.runtime.errors import CheckpointError, SalmonrunError
+from salmonrun.runtime.errors import CheckpointError, ResourceError, SalmonrunError
 from salmonrun.runtime.file_kind import explained, odd_kind
 
 # Loading is lazy, so that a checkpoint larger than memory can be read tensor by tensor.
@@ -103,6 +104,18 @@ def read_sizes(raw: dict[str, Any], names: tuple[str, ...], where: str) -> list[
         if not isinstance(raw.get(name), int):
             raise CheckpointError(f"{where} has no integer {name!r}: {raw.get(name)!r}; the model's size is not known")
     return [raw[name] for name in names]
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """A file of tensors.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # whatever the system has said is in its text alone
+        raise ResourceError(f"{path} cannot be written: {error}") from error
 
 
 @contextmanager

@@ -54,38 +54,30 @@ def main() -> None:
         page.write_text(place_marked(page.read_text(), {f"{name}, {case}": text for name, text in made.items()}))
 
 
-def climb(measure: Callable[[int], Run], most: int) -> list[Run]:
-    """Twice as many streams each time, until they are late; then between, to the most that are not."""
+def climb(measure: Callable[[int], Run], most: int, trials: int) -> list[Run]:
+    """Twice as many streams each time, until they are late; then between, to the most that are not, in all trials.
+
+    Samples of all trials of a number are taken together, so that chance has no say in which number is the last.
+    """
     runs, count = [measure(1)], 1
     while runs[-1][2].real_time and count < most:
         count = min(2 * count, most)
         runs.append(measure(count))
-    if runs[-1][2].real_time:
-        return runs
-    good, bad = best(runs), count
-    while bad - good > max(1, good // 8):
-        middle = (good + bad) // 2
-        runs.append(measure(middle))
-        good, bad = (middle, bad) if runs[-1][2].real_time else (good, middle)
-    return sorted(runs, key=lambda run: run[0])
-
-
-def settle(runs: list[Run], measure: Callable[[int], Run], trials: int) -> list[Run]:
-    """The most that were in real time, measured so often; where they are not any more, the next fewer.
-
-    Samples of all trials are taken together, so that chance has no say in which number is the last.
-    """
     found = {count: told for count, _, told in runs}
-    while (count := best(runs)) and found[count].trials < trials:
-        found[count].add(measure(count)[2])
-    return runs
+    while True:
+        good = best(runs)
+        late = [count for count in found if count > good]
+        if good and found[good].trials < trials:
+            found[good].add(measure(good)[2])
+        elif late and min(late) - good > max(1, good // 8):
+            runs.append(measure((good + min(late)) // 2))
+            found[runs[-1][0]] = runs[-1][2]
+        else:
+            return sorted(runs, key=lambda run: run[0])
 
 
 def _climbed(arguments: argparse.Namespace, url: str) -> list[Run]:
-    def measure(count: int) -> Run:
-        return _streams(arguments, url, count)
-
-    return settle(climb(measure, arguments.most), measure, arguments.trials)
+    return climb(lambda count: _streams(arguments, url, count), arguments.most, arguments.trials)
 
 
 def _streams(arguments: argparse.Namespace, url: str, count: int) -> Run:

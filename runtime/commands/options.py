@@ -21,12 +21,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder made by salmonrun export; or, where there is none, a repository of the Hugging Face Hub: "
         "org/name or org/name@revision",
     )
-    parser.add_argument(
-        "--device",
-        type=_device,
-        default="auto",
-        help="cpu, cuda, of several GPUs cuda:1; auto (the default): what the bundle was exported for, if it is there",
-    )
+    add_device_argument(parser)
     parser.add_argument("--threads", type=int, help="at most, and by default, all usable cores")
     parser.add_argument(
         "--release-weights",
@@ -45,6 +40,16 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="say what is loaded; -vv: and where each request's time goes"
+    )
+
+
+def add_device_argument(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    """Where it shall run."""
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        help="cpu, cuda, of several GPUs cuda:1; auto (the default): what a bundle was exported for, if it is there",
     )
 
 

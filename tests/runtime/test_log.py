@@ -18,7 +18,7 @@ def test_loading_and_requests(tiny_bundle: Path, speech: Path, caplog: pytest.Lo
     engine = Engine.load(tiny_bundle, threads=1, verify=False)
     (loaded,) = caplog.records
     assert (loaded.name, loaded.levelno) == ("salmonrun", logging.INFO)
-    assert loaded.getMessage().startswith(f"loaded {tiny_bundle} (tiny) in ")
+    assert f": {tiny_bundle} (tiny): encoders " in loaded.getMessage()
     assert "decoder onnx on cpu, 1 threads, onnxruntime 1." in loaded.getMessage()
 
     result = engine.generate(speech, config=FEW)

@@ -10,7 +10,7 @@ import tokenizers
 
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.runtime.tokenizer import Tokenizer
-from salmonrun.training.starting.chat import read_bos, read_end_symbol, read_special_id, stop_ids
+from salmonrun.training.starting.chat import read_bos, read_end_symbol, read_special_id, stop_ids, tokenizer_file
 from salmonrun.training.starting.conversion_checks import check_tokenizer
 
 
@@ -134,6 +134,30 @@ def test_a_llama_3_tokenizer_in_a_llama_2_folder_is_refused(tmp_path: Path) -> N
     tokenizer, config = write(tmp_path, FAMILIES["Llama-3.2-Instruct"])
     with pytest.raises(CheckpointError, match=r"the tokenizer has 5 tokens, the LLM 4: they do not belong together"):
         check_tokenizer(tmp_path, config | {"vocab_size": 4}, tokenizer)
+
+
+def test_the_pad_that_training_added_is_left_out(tmp_path: Path) -> None:
+    """A folder whose tokenizer was saved with it, behind the LLM's own tokens: all other ids are the same."""
+    tokenizer, config = write(tmp_path, FAMILIES["Llama-3.2-Instruct"])
+    path = tmp_path / "tokenizer.json"
+    whole = tokenizers.Tokenizer.from_file(str(path))
+    rows = whole.get_vocab_size()
+    whole.add_special_tokens(["[PAD]"])
+    whole.enable_padding(pad_id=rows, pad_token="[PAD]")
+    whole.save(str(path))
+    assert Tokenizer(path).vocab_size == rows + 1
+    with tokenizer_file(tmp_path, rows) as kept:
+        shorter = Tokenizer(kept)
+        assert shorter.vocab_size == rows
+        assert not check_tokenizer(tmp_path, config, shorter)
+        text = "".join(FAMILIES["Llama-3.2-Instruct"].specials)
+        assert shorter.encode(text) == tokenizer.encode(text)
+    with tokenizer_file(tmp_path, rows + 1) as own:  # which the LLM has a row for
+        assert own == path
+    whole.add_special_tokens(["<more>"])
+    whole.save(str(path))
+    with tokenizer_file(tmp_path, rows) as more, pytest.raises(CheckpointError, match="do not belong together"):
+        check_tokenizer(tmp_path, config, Tokenizer(more))
 
 
 def test_special_tokens_the_tokenizer_lacks_are_refused(tmp_path: Path) -> None:

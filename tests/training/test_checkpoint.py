@@ -298,7 +298,7 @@ def test_a_failed_write_leaves_nothing_behind(
         raise error
 
     model = load(tiny_checkpoint)
-    monkeypatch.setattr("salmonrun.training.checkpoint.save_file", fail)
+    monkeypatch.setattr("salmonrun.training.tensors.save_file", fail)
     with pytest.raises(type(error)):
         save(model, tmp_path / "deep" / "out", tiny_checkpoint / "tokenizer.json")
     assert list((tmp_path / "deep").iterdir()) == []

@@ -368,13 +368,14 @@ def test_the_command_with_everything(bench: Bench) -> None:
     prompts = bench.folder / "prompts.json"
     prompts.write_text(json.dumps({"asr": HEARD}))
     options = "--queries 2 --window-frames 0.5s --stride 12 --qformer-dim 128 --qformer-layers 1 --lora-r 4 "
-    options += "--lora-alpha 8 --lora-targets q_proj,o_proj --audio-window trimmed --end-symbol <|endoftext|> --seed 5"
+    options += "--lora-alpha 8 --lora-targets q_proj,o_proj --audio-window trimmed --max-s 10.24 "
+    options += "--end-symbol <|endoftext|> --seed 5"
     more = ["--template", "Q: {}", "--prompts", str(prompts), "--copy"]
     assert main(arguments(bench, *options.split(), *more)) == 0
     config = load_config(bench.out)
     assert config.qformer == qformer_config(128, 1, WindowConfig(25, 12, 2))
     assert config.lora == LoraConfig(r=4, alpha=8.0, targets=("q_proj", "o_proj"))
-    assert config.audio.window == "trimmed"
+    assert (config.audio.window, config.audio.max_s) == ("trimmed", 10.24)
     assert config.sources == type(config.sources)()
     prompt = config.prompt
     assert (prompt.template, prompt.tasks, prompt.end_symbol) == ("Q: {}", {"asr": (HEARD,)}, "<|endoftext|>")

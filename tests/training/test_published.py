@@ -260,7 +260,7 @@ def test_prompt_halves_are_those_of_the_slow_tokenizer(files: Published) -> None
 def test_without_sentencepiece_its_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_sentencepiece(tmp_path, ["USER: ASSISTANT:"])
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(MissingExtraError, match=r"sentencepiece.*salmonrun\[train\]"), tokenizer_file(tmp_path):
+    with pytest.raises(MissingExtraError, match=r"sentencepiece.*salmonrun\[train\]"), tokenizer_file(tmp_path, 99):
         pass
 
 
@@ -269,7 +269,7 @@ def test_a_conversion_that_gives_other_tokens_is_refused(tmp_path: Path) -> None
     write_sentencepiece(tmp_path, ["USER: ASSISTANT:"], add_dummy_prefix=False)
     with (
         pytest.raises(CheckpointError, match="gives other tokens than SentencePiece for 'USER"),
-        tokenizer_file(tmp_path),
+        tokenizer_file(tmp_path, 99),
     ):
         pass
 
@@ -277,7 +277,7 @@ def test_a_conversion_that_gives_other_tokens_is_refused(tmp_path: Path) -> None
 def test_a_tokenizer_model_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"nothing")
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model cannot be converted"), tokenizer_file(tmp_path):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model cannot be converted"), tokenizer_file(tmp_path, 99):
         pass
 
 

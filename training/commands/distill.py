@@ -2,6 +2,8 @@
 
 import argparse
 
+from salmonrun.runtime.commands.options import add_device_argument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what it does and what it takes."""
@@ -42,7 +44,7 @@ def _add_answers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     answering.add_argument(
         "--max-wer", type=float, help="leave out transcriptions with more of the words wrong, where DATA has a text"
     )
-    answering.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    add_device_argument(answering)
     answering.add_argument("--threads", type=int, help="at most, and by default, all usable cores")
     answering.add_argument("--num-beams", type=int, default=1, help="default: 1, greedy")
     answering.add_argument("--max-new-tokens", type=int, default=200, help="default: 200")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from salmonrun.runtime.commands.options import add_device_argument
 from salmonrun.runtime.config import GenerationConfig
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.training.evaluation.tasks import MODES, SUBMISSIONS, TASK_GROUPS, is_of_task
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings the model should not answer about, for --reliability: their answers should be rejected; "
         "entries of the same tasks",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    add_device_argument(parser)
     parser.add_argument("--threads", type=int, help="at most, and by default, all usable cores")
     parser.add_argument("--num-beams", type=int, default=1, help="default: 1, greedy")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="default: 200")

@@ -67,6 +67,7 @@ def _add_part_arguments(parts: "argparse._ArgumentGroup") -> None:
         choices=("padded", "trimmed"),
         help="what Whisper hears: always 30 s, or only as much as the recording fills (default: padded)",
     )
+    parts.add_argument("--max-s", type=float, help="longest recording the model hears, in seconds (default: 30)")
     parts.add_argument("--prompts", type=Path, help="JSON of task -> prompt or prompts (default: our own)")
     parts.add_argument("--template", help="text around a prompt, {} in its place (default: the LLM's chat template)")
     parts.add_argument("--end-symbol", help="text that ends an answer (default: the LLM's eos_token)")
@@ -164,6 +165,7 @@ def _init_from_parts(arguments: argparse.Namespace, given: dict[str, Any]) -> st
         qformer=qformer_config(given.get("qformer_dim"), given.get("qformer_layers"), window),
         lora=None if "no_lora" in given else LoraConfig(**adapters),
         audio_window=given.get("audio_window", "padded"),
+        max_s=given.get("max_s"),
         prompt=PromptOptions(given.get("prompts"), given.get("template"), given.get("end_symbol")),
         copy=given.get("copy", False),
         seed=arguments.seed,

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from salmonrun.runtime.commands.options import add_device_argument
 from salmonrun.runtime.errors import CheckpointError, MissingExtraError
 
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix", help="folder of relative paths in the annotation (default: its own)")
     parser.add_argument("--task", action="append", dest="tasks", help="only entries of it; may be repeated")
     parser.add_argument("--limit", type=int, help="only the first so many entries of each task")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of bundles (default: auto)")
+    add_device_argument(parser)
     parser.add_argument("--threads", type=int, help="at most, and by default, all usable cores")
     parser.add_argument("--num-beams", type=int, default=1, help="default: 1, greedy")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="default: 200")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.model.features import Features, States
+from salmonrun.training.tensors import write_safetensors
 
 _DIGEST = "sha256"  # in a file's metadata, of its tensors
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class FeatureCache:
             values = compute(entry)
             tensors = {name: value.contiguous().cpu() for name, value in vars(values).items() if value is not None}
             temporary = path.with_suffix(f".{os.getpid()}")
-            save_file(tensors, temporary, metadata={_DIGEST: _digest(tensors)})
+            write_safetensors(tensors, temporary, {_DIGEST: _digest(tensors)})
             temporary.rename(path)
         return len(damaged)
 

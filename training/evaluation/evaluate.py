@@ -4,13 +4,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
 
 from salmonrun.runtime.audio import Audio
 from salmonrun.runtime.config import AudioConfig, GenerationConfig, PromptConfig
+from salmonrun.runtime.device import Device, check_device, gpu_index, is_gpu
 from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.errors import CheckpointError, ConfigError, DeviceError
 from salmonrun.runtime.prompt import choose_prompt
@@ -20,8 +21,6 @@ from salmonrun.training.data.annotation import Entry, Problem, check_entry, is_t
 from salmonrun.training.data.recordings import load_recording
 from salmonrun.training.evaluation.answers import Answered, Settings, append_answer, asked, resume_answers
 from salmonrun.training.evaluation.scores import TaskScore, score
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,11 @@ class CheckpointSubject:
             if threads < 1:
                 raise ConfigError(f"threads is {threads}; it must be at least 1")
             torch.set_num_threads(threads)  # of the whole process: PyTorch knows no others
-        if device == "cuda" and not torch.cuda.is_available():
-            raise DeviceError("device cuda: PyTorch sees no CUDA GPU; use auto or cpu")
-        self.device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        check_device(device)
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if is_gpu(device) and gpu_index(device) >= gpus:
+            raise DeviceError(f"device {device}: PyTorch sees {gpus} CUDA GPUs; use auto or cpu, or one that is there")
+        self.device = device if device != "auto" else "cuda" if gpus else "cpu"
         self._model = load(path).to(self.device)
         self.prompts, self.audio = self._model.prompts, self._model.config.audio
         self.sha256 = open_checkpoint(path, verify=False).sha256()  # load has verified the files it refers to

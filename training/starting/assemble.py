@@ -36,7 +36,7 @@ from salmonrun.training.starting.chat import (
 )
 from salmonrun.training.starting.presets import TASKS
 from salmonrun.training.starting.prompts import read_prompts
-from salmonrun.training.tensors import LazyTensors, read_json
+from salmonrun.training.tensors import LazyTensors, read_json, read_sizes
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def assemble(
     qformer: QFormerConfig | None = None,
     lora: LoraConfig | None = None,
     audio_window: Literal["padded", "trimmed"] = "padded",
+    max_s: float | None = None,
     prompt: PromptOptions | None = None,
     copy: bool = False,
     seed: int = 0,
@@ -98,6 +99,7 @@ def assemble(
         qformer: the Q-Former's size and window; None for the published one.
         lora: the adapters on the LLM; None for none.
         audio_window: see AudioConfig.window.
+        max_s: longest recording that the model hears; None: Whisper's 30 s. EAT may have positions for less.
         prompt: how the LLM is prompted; None for its own settings.
         copy: store the parts in the checkpoint; else it refers to them, and they must stay where they are.
         seed: of the new weights.
@@ -112,10 +114,11 @@ def assemble(
     _check_kinds(whisper, audio_encoder, llm)
     with _naming(whisper):
         whisper_config, whisper_tensors = read_whisper(whisper)
-        audio = AudioConfig(n_mels=whisper_config.n_mels, window=audio_window)
+        audio = AudioConfig(n_mels=whisper_config.n_mels, window=audio_window).up_to(max_s)
     encoder_config, encoder_tensors, leftovers = _read_audio_encoder(audio_encoder)
     llm_config, llm_tensors = read_llm(llm)
-    prompt_config, origin = _prompt_config(llm, llm_config, prompt or PromptOptions())
+    (rows,) = read_sizes(llm_config, ("vocab_size",), f"{llm / 'config.json'}")
+    prompt_config, origin = _prompt_config(llm, llm_config, rows, prompt or PromptOptions())
     config = ModelConfig(
         name=llm.resolve().name,
         whisper=whisper_config,
@@ -134,7 +137,7 @@ def assemble(
         for part, tensors in pretrained.items():
             stored |= {f"{stored_prefix(config, part)}.{name}": get() for name, get in tensors.items()}
     stored = {name: tensor.contiguous() for name, tensor in stored.items()}
-    with tokenizer_file(llm) as file:
+    with tokenizer_file(llm, rows) as file:
         write_checkpoint(config, stored, file, out)
     return Assembly(config, origin, sum(tensor.numel() for tensor in new.values()), leftovers)
 
@@ -175,12 +178,14 @@ def _sources(*paths: Path | None) -> Sources:
     return Sources(*(None if path is None else PartSource(str(path), {}) for path in paths))
 
 
-def _prompt_config(llm: Path, llm_config: dict[str, Any], options: PromptOptions) -> tuple[PromptConfig, str]:
+def _prompt_config(
+    llm: Path, llm_config: dict[str, Any], rows: int, options: PromptOptions
+) -> tuple[PromptConfig, str]:
     """The prompt's settings, and where its template is from."""
-    with tokenizer_file(llm) as file:
+    with tokenizer_file(llm, rows) as file:
         tokenizer = Tokenizer(file)
-    if tokenizer.vocab_size > llm_config.get("vocab_size", tokenizer.vocab_size):
-        sizes = f"{tokenizer.vocab_size} tokens, the LLM {llm_config['vocab_size']}"
+    if tokenizer.vocab_size > rows:
+        sizes = f"{tokenizer.vocab_size} tokens, the LLM {rows}"
         raise CheckpointError(f"{llm / 'tokenizer.json'} has {sizes}: they do not belong together")
     own = options.template is None
     template = read_chat_template(llm) if own else ChatTemplate(str(options.template), "given")

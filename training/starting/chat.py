@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import transformers
 
 from salmonrun.runtime.config import PromptConfig
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.runtime.tokenizer import Tokenizer
+from salmonrun.training.foreign.pad_token import without_pad
 from salmonrun.training.foreign.slow_tokenizer import convert_sentencepiece
 from salmonrun.training.tensors import read_json
 
@@ -56,25 +58,37 @@ def read_chat_template(llm: Path) -> ChatTemplate:
 
 
 @contextmanager
-def tokenizer_file(llm: Path) -> Iterator[Path]:
-    """The LLM's tokenizer.json, or one made of its SentencePiece model, which is gone afterwards.
+def tokenizer_file(llm: Path, rows: int) -> Iterator[Path]:
+    """The LLM's tokenizer.json, or one made of its SentencePiece model or without a `[PAD]`, which is gone afterwards.
+
+    Args:
+        llm: its folder.
+        rows: of its embedding table.
 
     Raises:
         CheckpointError: there is neither, or the model cannot be converted.
         MissingExtraError: converting it takes a package that is not installed.
     """
-    if (llm / "tokenizer.json").is_file():
-        yield llm / "tokenizer.json"
-        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = llm / "tokenizer.json"
+        if not path.is_file():
+            path = Path(scratch) / "tokenizer.json"
+            _convert(llm).save(str(path))
+        Tokenizer(path)  # refuses what is none
+        shorter = without_pad(path, rows)
+        if shorter is not None:
+            path = Path(scratch) / "shorter.json"
+            path.write_text(shorter)
+        yield path
+
+
+def _convert(llm: Path) -> tokenizers.Tokenizer:
     if not (llm / "tokenizer.model").is_file():
         raise CheckpointError(
             f"{llm / 'tokenizer.json'} does not exist, nor does tokenizer.model; make it with transformers: "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "tokenizer.json"
-        convert_sentencepiece(llm).save(str(path))
-        yield path
+    return convert_sentencepiece(llm)
 
 
 def read_bos(llm: Path, llm_config: dict[str, Any], tokenizer: Tokenizer) -> int | None:

@@ -23,7 +23,7 @@ from salmonrun.training.starting.conversion_checks import (
     check_tokenizer,
 )
 from salmonrun.training.starting.prompts import prompt_config
-from salmonrun.training.tensors import LazyTensors
+from salmonrun.training.tensors import LazyTensors, read_sizes
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def convert_salmonn(
     sources = _as_trained(sources, file, prune, peft if merge_adapter else None)
     llm_source, llm_folder = sources.of("llm"), Path(sources.of("llm").path)
     llm_config, llm_tensors = read_source(llm_source, read_llm)
-    with tokenizer_file(llm_folder) as tokenizer_json:
+    (rows,) = read_sizes(llm_config, ("vocab_size",), f"{llm_folder / 'config.json'}")
+    with tokenizer_file(llm_folder, rows) as tokenizer_json:
         tokenizer = Tokenizer(tokenizer_json)
         prompt_options = Path(prompts) if prompts else None, end_symbol
         prompt, ending = prompt_config(llm_folder, llm_config, tokenizer, file.options, *prompt_options)
@@ -147,7 +148,6 @@ def _model_config(
     sizes: "Unstored",
 ) -> ModelConfig:
     whisper, _ = read_source(sources.of("whisper"), read_whisper)
-    audio = AudioConfig(n_mels=whisper.n_mels)
     return ModelConfig(
         name=source_name(sources.of("llm")),
         whisper=whisper,
@@ -155,7 +155,7 @@ def _model_config(
         qformer=qformer_config(file, sizes.qformer_heads),
         llm=llm,
         prompt=prompt,
-        audio=audio if sizes.max_s is None else replace(audio, max_s=sizes.max_s, min_s=min(audio.min_s, sizes.max_s)),
+        audio=AudioConfig(n_mels=whisper.n_mels).up_to(sizes.max_s),
         lora=lora,
         whisper_lora=lora_config(file, "whisper_lora"),
     )

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from salmonrun.runtime.config import GenerationConfig
+from salmonrun.runtime.device import Device
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.evaluation.answers import asked
-from salmonrun.training.evaluation.evaluate import Device, evaluate, open_subject
+from salmonrun.training.evaluation.evaluate import evaluate, open_subject
 from salmonrun.training.evaluation.report.cost import Cost, measure_cost
 from salmonrun.training.evaluation.report.measured import Measured, Quality, agreement
 from salmonrun.training.evaluation.report.models import Model
