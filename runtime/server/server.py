@@ -22,6 +22,9 @@ from salmonrun.runtime.server.service import Service
 from salmonrun.runtime.server.tracing import Tracing
 
 CLOSE_S = 1  # for connections to close, after all was answered or the time is up
+# Of an idle connection. OpenAI's clients keep theirs for 5 s, as uvicorn does unless it is told: the client must be the
+# first to close, or a request that is on its way is reset.
+KEEP_S = 75
 LARGEST_FRAME = 4 * 2**20  # bytes of a message on a websocket: a minute of audio
 
 
@@ -133,6 +136,7 @@ def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=CLOSE_S,
+        timeout_keep_alive=KEEP_S,
     )
 
 

@@ -21,6 +21,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
 
+from fastapi import FastAPI  # noqa: E402
 from openai import OpenAI  # noqa: E402
 from openai.types import Model  # noqa: E402
 from websockets.exceptions import ConnectionClosed  # noqa: E402
@@ -29,6 +30,7 @@ from websockets.sync.client import connect  # noqa: E402
 from salmonrun.runtime import Engine  # noqa: E402
 from salmonrun.runtime.decoder import Chunk  # noqa: E402
 from salmonrun.runtime.errors import BundleError, ConfigError  # noqa: E402
+from salmonrun.runtime.server import server as server_module  # noqa: E402
 from tests.helpers.openai_shapes import whole  # noqa: E402
 from tests.helpers.processes import children, command_of  # noqa: E402
 from tests.helpers.servers import Running, serving  # noqa: E402
@@ -119,6 +121,12 @@ def test_models(client: OpenAI, demo_engine: Engine) -> None:
         own = OpenAI(base_url=f"{running.url}/v1", api_key="none")
         assert [model.id for model in own.models.list()] == ["mine", "whisper-1"]
         assert own.audio.transcriptions.create(file=SHOPPING, model="whisper-1").text == SAID
+
+
+def test_idle_connections_are_closed_by_clients(client: OpenAI) -> None:
+    """Closed by the server first, one may just have been chosen for the next request, which is reset then."""
+    kept_s = client._client._transport._pool._keepalive_expiry  # type: ignore[attr-defined]
+    assert server_module._uvicorn_config(FastAPI()).timeout_keep_alive > 10 * kept_s
 
 
 def test_keys_are_for_v1(demo_engine: Engine) -> None:
