@@ -24,12 +24,32 @@ def open_safetensors(path: Path) -> LazyTensors:
     if path.is_dir():
         return _open_folder(path)
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with mapped(path) as file:
             return {name: _getter(path, name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except ResourceError:  # an OSError that is not the file's fault
+        raise
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} cannot be read as safetensors: {explained(path, _truncated(path) or error)}"
         ) from error
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[Any]:
+    """A .safetensors file, as safetensors opens it for PyTorch.
+
+    Raises:
+        ResourceError: the system has no memory or no open files left for it.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except FileNotFoundError as error:  # safetensors says so of whatever it cannot open
+        if not path.exists():
+            raise
+        raise ResourceError(f"{path} is there and cannot be opened; are too many open files the reason?") from error
+    except RuntimeError as error:  # PyTorch's own, which maps the file once more
+        raise ResourceError(f"{path} cannot be opened or mapped: {str(error).partition(chr(10))[0]}") from error
 
 
 def _truncated(path: Path) -> str:
@@ -68,7 +88,7 @@ def _open_folder(folder: Path) -> LazyTensors:
 def _getter(path: Path, name: str) -> Callable[[], Tensor]:
     def get() -> Tensor:
         # Opened anew for every tensor: pages of a mapping that have been read stay resident until it is closed.
-        with safe_open(str(path), framework="pt") as file:
+        with mapped(path) as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 

@@ -1,10 +1,16 @@
 """Tensors read on demand."""
 
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from salmonrun.runtime.errors import ResourceError
 from salmonrun.training.tensors import open_safetensors
 
 
@@ -24,3 +30,29 @@ def test_a_tensors_pages_are_given_back_with_it(tmp_path: Path) -> None:
     del tensor
     assert not mapped(path)
     assert tensors["b"]().tolist() == [1, 1, 1]
+
+
+@contextmanager
+def files_left(count: int) -> Iterator[None]:
+    """This process may open so many more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as held:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 16, hard))
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        others = []
+        with suppress(OSError):
+            while True:
+                others.append(held.enter_context(open(os.devnull)))
+        for other in others[:count]:
+            other.close()
+        yield
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_no_files_are_left(tmp_path: Path, left: int) -> None:
+    """safetensors opens it once, and PyTorch once more: both say so in their own ways."""
+    save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors")
+    tensors = open_safetensors(tmp_path / "a.safetensors")
+    with files_left(left), pytest.raises(ResourceError, match="oo many open files"):
+        tensors["a"]()
+    torch.testing.assert_close(tensors["a"](), torch.ones(3))

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.model.features import Features, States
-from salmonrun.training.tensors import write_safetensors
+from salmonrun.training.tensors import mapped, write_safetensors
 
 _DIGEST = "sha256"  # in a file's metadata, of its tensors
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class FeatureCache:
 def _read(path: Path) -> dict[str, Tensor] | None:
     """The tensors of a file; None if they are not those that were written."""
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with mapped(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             digest = (file.metadata() or {}).get(_DIGEST)
     except (SafetensorError, OSError):
