@@ -13,7 +13,7 @@ from salmonrun.export.card import write_card
 from salmonrun.export.confidence import measure_threshold, read_speech
 from salmonrun.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder, WeightFile
 from salmonrun.export.graphs.encoders import BUILDERS
-from salmonrun.export.graphs.linear import ENCODER_LINEARS
+from salmonrun.export.graphs.linear import ENCODER_LINEARS, QFORMER_LINEARS
 from salmonrun.export.graphs.llm import build_llm_graph
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.qformer import build_qformer
@@ -26,6 +26,7 @@ from salmonrun.export.manifest import (
     list_files,
     make_manifest,
     max_length,
+    qformer_precision,
     stored_torch,
     write_manifest,
 )
@@ -221,9 +222,10 @@ def _builders(
     """Part -> its file and how to build it."""
     config = source.config
     builders = _encoder_builders(source, options) if "onnx" in options.encoders else {}
+    linear = QFORMER_LINEARS[qformer_precision(options)]
     builders["qformer"] = (
         "qformer.onnx",
-        lambda weights: build_qformer(config.qformer, load_qformer(source), weights, config.llm_dim),
+        lambda weights: build_qformer(config.qformer, load_qformer(source), weights, config.llm_dim, linear),
     )
     if "onnx" in options.decoders:
         builders["llm"] = ("llm/decoder.onnx", _llm_builder(source, llm, options, progress))

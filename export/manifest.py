@@ -77,7 +77,7 @@ def make_manifest(
         precision=Precision(
             whisper=options.encoder_precision,
             audio_encoder=options.encoder_precision if config.audio_encoder else None,
-            qformer="fp32",
+            qformer=qformer_precision(options),
         ),
         provenance=_provenance(source, stored),
         graphs=graphs,
@@ -97,6 +97,11 @@ def audio_config(source: Checkpoint, options: ExportOptions) -> AudioConfig:
     if source.config.streaming:
         source.config.streaming.check(audio, source.config.qformer.window)
     return audio
+
+
+def qformer_precision(options: ExportOptions) -> Literal["fp32", "fp16"]:
+    """What the Q-Former's products are computed in: half precision beside encoders of that, else float32."""
+    return "fp16" if options.encoder_precision == "fp16" else "fp32"
 
 
 def max_length(source: Checkpoint, options: ExportOptions) -> int:

@@ -7,7 +7,7 @@ from typing import Literal
 from salmonrun.runtime.checks import check_types
 from salmonrun.runtime.errors import ConfigError
 
-EncoderPrecision = Literal["fp32", "bf16", "int8"]
+EncoderPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 LlmPrecision = Literal["fp32", "int8", "int4", "nf4"]
 Target = Literal["cpu", "cuda"]
 AudioWindow = Literal["padded", "trimmed"]
@@ -77,10 +77,14 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.target == "cuda" and self.encoder_precision != "fp32":
+        if self.target == "cuda" and self.encoder_precision not in ("fp32", "fp16"):
             raise ConfigError(
                 f"{self.encoder_precision} encoders run on the CPU only; "
-                "use --encoder-precision fp32 with --target cuda"
+                "use --encoder-precision fp16 with --target cuda"
+            )
+        if self.target == "cpu" and self.encoder_precision == "fp16":
+            raise ConfigError(
+                "fp16 encoders are for GPUs; use --target cuda with it, or --encoder-precision bf16 or int8 on a CPU"
             )
         if self.encoder_precision == "bf16" and self.encoder in ("onnx", "both"):
             raise ConfigError(

@@ -2,18 +2,24 @@
 
 import numpy as np
 
-from salmonrun.export.graphs.builder import GraphBuilder
-from salmonrun.export.graphs.linear import F32, Linear, Matrix, Stacked, to_numpy
+from salmonrun.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder
+from salmonrun.export.graphs.linear import F32, Linear, Matrix, Stacked, half_linear, to_numpy
 from salmonrun.training.tensors import LazyTensors
 
 
 class NamedLayers:
-    """Adds layers to a graph, each under the name of its tensors."""
+    """Adds layers to a graph, each under the name of its tensors.
+
+    Where products are computed in half precision, `narrow` and `wide` say what is: products, convolutions and what lies
+    between two of them. Residuals, norms and softmax stay in float32, so that nothing is summed over layers or squared
+    in 16 bits. Anywhere else both leave a value as it is.
+    """
 
     def __init__(self, graph: GraphBuilder, tensors: LazyTensors, linear: Linear) -> None:
         self._graph = graph
         self._tensors = tensors
         self._linear = linear
+        self._half = linear is half_linear
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of this name."""
@@ -26,6 +32,21 @@ class NamedLayers:
     def weight(self, name: str) -> str:
         """A tensor as it is."""
         return self._graph.weight(name, self.array(name))
+
+    def factor(self, name: str, array: F32 | None = None) -> str:
+        """An array that is multiplied with, as products are computed; None: the tensor of this name."""
+        array = self.array(name) if array is None else array
+        if not self._half:
+            return self._graph.weight(name, array)
+        return self._graph.raw_weight(name, array.astype(np.float16))
+
+    def narrow(self, x: str) -> str:
+        """x as products are computed."""
+        return self._graph.op("Cast", x, to=FLOAT16) if self._half else x
+
+    def wide(self, x: str) -> str:
+        """x in float32, of what products gave."""
+        return self._graph.op("Cast", x, to=FLOAT) if self._half else x
 
     def norm(self, x: str, name: str, epsilon: float) -> str:
         """Layer normalisation of the last axis."""
@@ -52,6 +73,10 @@ class NamedLayers:
         if factor != 1.0:
             weight = weight[:, :] * np.float32(factor)
             bias = None if bias is None else bias * np.float32(factor)
+        return self.product(x, name, weight, bias)
+
+    def product(self, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
+        """x [..., in] times a matrix [out, in] that no tensor has as it is, plus a bias [out] if there is one."""
         return self._linear(self._graph, x, name, weight, bias)
 
     def _is_thin(self, name: str) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from salmonrun.export.graphs.builder import FLOAT, MICROSOFT, NUMPY_TYPES, GraphBuilder
+from salmonrun.export.graphs.builder import FLOAT, FLOAT16, MICROSOFT, NUMPY_TYPES, GraphBuilder
 from salmonrun.kernels.formats import Bytes, quantize_blocks
 
 F32 = npt.NDArray[np.float32]
@@ -53,11 +53,20 @@ class Stacked:
 
 def plain_linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
     """x @ weight.T + bias in the activations' precision."""
+    return _float_linear(graph, x, name, weight, bias, graph.dtype)
+
+
+def half_linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
+    """x @ weight.T + bias in float16, which x is in, too."""
+    return _float_linear(graph, x, name, weight, bias, FLOAT16)
+
+
+def _float_linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None, kind: int) -> str:
     rows, columns = weight.shape
-    dtype = np.dtype(NUMPY_TYPES[graph.dtype])
+    dtype = np.dtype(NUMPY_TYPES[kind])
     transposed = (weight[ALL, piece].T.astype(dtype) for piece in _pieces(columns, rows))
     product = graph.op("MatMul", x, graph.streamed_weight(f"{name}.weight", dtype, (columns, rows), transposed))
-    return product if bias is None else graph.op("Add", product, graph.weight(f"{name}.bias", bias))
+    return product if bias is None else graph.op("Add", product, graph.raw_weight(f"{name}.bias", bias.astype(dtype)))
 
 
 def dynamic_int8_linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
@@ -124,7 +133,8 @@ def _pieces(count: int, width: int) -> Iterator[slice]:
     return (slice(i, i + step) for i in range(0, count, step))
 
 
-ENCODER_LINEARS: dict[str, Linear] = {"fp32": plain_linear, "int8": dynamic_int8_linear}
+ENCODER_LINEARS: dict[str, Linear] = {"fp32": plain_linear, "fp16": half_linear, "int8": dynamic_int8_linear}
+QFORMER_LINEARS: dict[str, Linear] = {name: ENCODER_LINEARS[name] for name in ("fp32", "fp16")}
 # The output layer decides between tokens: with int4 it stays at 8 bits.
 LM_HEAD_LINEARS: dict[str, Linear] = {"fp32": plain_linear, "int8": blockwise_linear(8), "int4": blockwise_linear(8)}
 

@@ -14,7 +14,7 @@ import torch
 
 from salmonrun.export.graphs.builder import GraphBuilder, WeightFile
 from salmonrun.export.graphs.layers import NamedLayers
-from salmonrun.export.graphs.linear import F32, plain_linear, to_numpy
+from salmonrun.export.graphs.linear import F32, Linear, plain_linear, to_numpy
 from salmonrun.training.model.config import QFormerConfig
 from salmonrun.training.model.qformer import BERT_EPS, BertAttention, QFormer, QFormerLayer
 from salmonrun.training.tensors import lazy
@@ -22,26 +22,29 @@ from salmonrun.training.tensors import lazy
 LN_EPS = 1e-5
 
 
-def build_qformer(config: QFormerConfig, qformer: QFormer, weights: WeightFile, llm_dim: int) -> GraphBuilder:
+def build_qformer(
+    config: QFormerConfig, qformer: QFormer, weights: WeightFile, llm_dim: int, linear: Linear = plain_linear
+) -> GraphBuilder:
     """speech [1, S, Ds] and, with an audio encoder, audio [1, A, Da] -> audio_embeds [1, N, llm_dim]."""
     graph = GraphBuilder("qformer", weights)
-    named = NamedLayers(graph, lazy(qformer.state_dict()), plain_linear)
+    named = NamedLayers(graph, lazy(qformer.state_dict()), linear)
     windows = _windows(graph, config, _fuse(graph, named, qformer))  # [L, frames, width]
     x = _first_layer(graph, named, config, qformer, windows)
     for i in range(1, config.layers):
         x = _layer(graph, named, config, qformer.layers[i], f"layers.{i}.", x, windows)  # type: ignore[arg-type]
-    embeds = graph.op("Reshape", named.linear(x, "proj"), graph.ints(1, -1, llm_dim))
+    embeds = named.wide(named.linear(named.narrow(x), "proj"))
+    embeds = graph.op("Reshape", embeds, graph.ints(1, -1, llm_dim))
     graph.output(embeds, "audio_embeds", [1, "audio_embeds", llm_dim])
     return graph
 
 
 def _fuse(graph: GraphBuilder, named: NamedLayers, qformer: QFormer) -> str:
     speech = graph.input("speech", [1, "frames", qformer.ln_speech.normalized_shape[0]])
-    speech = named.norm(speech, "ln_speech", LN_EPS)
+    speech = named.narrow(named.norm(speech, "ln_speech", LN_EPS))
     if qformer.ln_audio is None:
         return speech
     audio = graph.input("audio", [1, "audio_tokens", qformer.ln_audio.normalized_shape[0]])
-    audio = named.norm(audio, "ln_audio", LN_EPS)
+    audio = named.narrow(named.norm(audio, "ln_audio", LN_EPS))
     length = graph.op("Max", graph.dim(speech, 1), graph.dim(audio, 1))
     return graph.op("Concat", *(_pad(graph, x, length) for x in (speech, audio)), axis=2)
 
@@ -74,7 +77,7 @@ def _first_layer(graph: GraphBuilder, named: NamedLayers, config: QFormerConfig,
         x = qformer.embed_norm(qformer.query_tokens)[None]
         x = layer.self_attn(x, x)[0]  # [queries, dim], a constant
         keys = _absorb_keys(layer.cross_attn, layer.cross_attn.query(x))  # [queries * heads, width]
-    scores = graph.op("MatMul", windows, graph.weight("layers.0.absorbed_keys", keys.T))  # [L, frames, queries * heads]
+    scores = graph.op("MatMul", windows, named.factor("layers.0.absorbed_keys", keys.T))  # [L, frames, queries * heads]
     scores = graph.op("Transpose", scores, perm=[0, 2, 1])
     attended = _attend(graph, named, config, "layers.0.cross_attn.", scores, windows)
     residual = graph.weight("layers.0.residual", to_numpy(x)[None])
@@ -93,10 +96,10 @@ def _layer(
     """[L, queries, dim] -> [L, queries, dim]."""
     x = _self_attention(graph, named, config, layer.self_attn, f"{prefix}self_attn.", x)
     heads, head_dim, queries = config.heads, config.dim // config.heads, config.window.num_queries
-    q = named.linear(x, f"{prefix}cross_attn.query")
+    q = named.linear(named.narrow(x), f"{prefix}cross_attn.query")
     q = graph.op("Reshape", q, graph.ints(-1, heads, head_dim))  # [L * queries, heads, head_dim]
     keys = named.array(f"{prefix}cross_attn.key.weight").reshape(heads, head_dim, -1) / math.sqrt(head_dim)
-    q = graph.op("MatMul", graph.op("Transpose", q, perm=[1, 0, 2]), graph.weight(f"{prefix}absorbed_keys", keys))
+    q = graph.op("MatMul", graph.op("Transpose", q, perm=[1, 0, 2]), named.factor(f"{prefix}absorbed_keys", keys))
     q = graph.op("Transpose", q, perm=[1, 0, 2])  # [L * queries, heads, width]
     q = graph.op("Reshape", q, graph.ints(-1, queries * heads, keys.shape[2]))
     scores = graph.op("MatMul", q, graph.op("Transpose", windows, perm=[0, 2, 1]))  # [L, queries * heads, frames]
@@ -117,15 +120,16 @@ def _attend(
 ) -> str:
     """Scores [L, queries * heads, frames] -> output of the cross-attention [L, queries, dim], residual not added."""
     heads, head_dim = config.heads, config.dim // config.heads
-    weighted = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), windows)  # [L, queries * heads, width]
+    shares = named.narrow(graph.op("Softmax", named.wide(scores), axis=-1))
+    weighted = graph.op("MatMul", shares, windows)  # [L, queries * heads, width]
     values = named.array(f"{prefix}value.weight").reshape(heads, head_dim, -1).transpose(0, 2, 1)
     weighted = graph.op("Reshape", weighted, graph.ints(-1, heads, values.shape[1]))
     by_head = graph.op("Transpose", weighted, perm=[1, 0, 2])  # [heads, L * queries, width]
-    by_head = graph.op("MatMul", by_head, graph.weight(f"{prefix}value.weight", values))
+    by_head = graph.op("MatMul", by_head, named.factor(f"{prefix}value.weight", values))
     joined = graph.op("Transpose", by_head, perm=[1, 0, 2])
     joined = graph.op("Reshape", joined, graph.ints(-1, config.window.num_queries, config.dim))
-    joined = graph.op("Add", joined, named.weight(f"{prefix}value.bias"))
-    return named.linear(joined, f"{prefix}out")
+    joined = graph.op("Add", joined, named.factor(f"{prefix}value.bias"))
+    return named.wide(named.linear(joined, f"{prefix}out"))
 
 
 def _self_attention(
@@ -136,16 +140,17 @@ def _self_attention(
         with torch.inference_mode():
             weight = to_numpy(attention.out.weight @ attention.value.weight)
             bias = to_numpy(attention.out.weight @ attention.value.bias + attention.out.bias)
-        mixed = plain_linear(graph, x, f"{prefix}value_out", weight, bias)
+        mixed = named.product(named.narrow(x), f"{prefix}value_out", weight, bias)
     else:
-        q, k, v = (_heads(graph, named, config, x, f"{prefix}{name}") for name in ("query", "key", "value"))
-        scale = graph.weight(f"{prefix}scale", np.array(1 / math.sqrt(config.dim // config.heads), np.float32))
+        x_narrow = named.narrow(x)
+        q, k, v = (_heads(graph, named, config, x_narrow, f"{prefix}{name}") for name in ("query", "key", "value"))
+        scale = named.factor(f"{prefix}scale", np.array(1 / math.sqrt(config.dim // config.heads), np.float32))
         scores = graph.op("MatMul", graph.op("Mul", q, scale), graph.op("Transpose", k, perm=[0, 1, 3, 2]))
-        mixed = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), v)
+        mixed = graph.op("MatMul", named.narrow(graph.op("Softmax", named.wide(scores), axis=-1)), v)
         mixed = graph.op("Transpose", mixed, perm=[0, 2, 1, 3])
         mixed = graph.op("Reshape", mixed, graph.ints(-1, config.window.num_queries, config.dim))
         mixed = named.linear(mixed, f"{prefix}out")
-    return named.norm(graph.op("Add", x, mixed), f"{prefix}norm", BERT_EPS)
+    return named.norm(graph.op("Add", x, named.wide(mixed)), f"{prefix}norm", BERT_EPS)
 
 
 def _heads(graph: GraphBuilder, named: NamedLayers, config: QFormerConfig, x: str, name: str) -> str:
@@ -158,5 +163,5 @@ def _heads(graph: GraphBuilder, named: NamedLayers, config: QFormerConfig, x: st
 def _finish_layer(graph: GraphBuilder, named: NamedLayers, prefix: str, attended: str) -> str:
     """Norm of the cross-attention, then the feed-forward with its own."""
     x = named.norm(attended, f"{prefix}cross_attn.norm", BERT_EPS)
-    h = named.linear(graph.op("Gelu", named.linear(x, f"{prefix}fc1")), f"{prefix}fc2")
-    return named.norm(graph.op("Add", x, h), f"{prefix}norm", BERT_EPS)
+    h = named.linear(graph.op("Gelu", named.linear(named.narrow(x), f"{prefix}fc1")), f"{prefix}fc2")
+    return named.norm(graph.op("Add", x, named.wide(h)), f"{prefix}norm", BERT_EPS)

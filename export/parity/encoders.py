@@ -6,14 +6,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from salmonrun.export.parity.half import LARGEST, SimulatedHalf
+from salmonrun.runtime.arrays import Array
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import AudioConfig
 from salmonrun.runtime.cores import usable_cores
-from salmonrun.runtime.encoder import run_whisper
+from salmonrun.runtime.encoder import run_whisper, whisper_inputs
 from salmonrun.runtime.encoders import load_encoder
+from salmonrun.runtime.errors import ParityError
 from salmonrun.runtime.features import fbank, log_mel, whisper_frames
 from salmonrun.runtime.manifest import EncoderRuntime
-from salmonrun.runtime.session import load_graph
+from salmonrun.runtime.session import Graph, load_graph
 from salmonrun.training.checkpoint import Checkpoint, load_audio_encoder, load_qformer, load_whisper
 
 F32 = npt.NDArray[np.float32]
@@ -50,6 +53,34 @@ def bundled(bundle: Bundle, runtime: EncoderRuntime) -> PartRunner:
         return [encoder.run(fbank=bank) for (bank,) in inputs]
 
     return run
+
+
+def in_half(bundle: Bundle) -> PartRunner:
+    """The bundle's side as a GPU computes it in half precision, simulated.
+
+    Raises:
+        ParityError: when it is run, of a part in which something is too large for 16 bits.
+    """
+
+    def run(part: str, inputs: Sequence[Sequence[F32]]) -> list[F32]:
+        simulated = SimulatedHalf(bundle, part, usable_cores())
+        found = [simulated.run(**half_inputs(simulated.graph, arrays)) for arrays in inputs]
+        if any(each.overflows for each in found):
+            raise ParityError(
+                f"{part}: something in it is larger than {LARGEST:g}, which 16 bits cannot hold; "
+                "use --encoder-precision fp32"
+            )
+        return [each.result for each in found]
+
+    return run
+
+
+def half_inputs(graph: Graph, arrays: Sequence[F32]) -> dict[str, Array]:
+    """What a part's graph is given: its features, or of the Q-Former both encoders' states, each [1, ...]."""
+    if graph.name == "whisper":
+        return whisper_inputs(graph, arrays[0][0])
+    names = [spec.name for spec in graph.spec.inputs if spec not in graph.spec.past]
+    return dict(zip(names, arrays, strict=True))
 
 
 def modules_of(source: Checkpoint) -> PartRunner:

@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 
 from salmonrun.export.options import ExportOptions
-from salmonrun.export.parity.encoders import audio_embeds, bundled, features, modules_of
+from salmonrun.export.parity.encoders import audio_embeds, bundled, features, in_half, modules_of
 from salmonrun.export.parity.llm import GOLDEN_PROMPT, further_logits, reference_logits, run_llm
 from salmonrun.export.parity.speech import compare_tokens
 from salmonrun.export.progress import Progress
@@ -145,7 +145,24 @@ def _measure_encoders(
     alone, *own = bundled(bundle, runtimes[0])("qformer", [list(reference.values()), *got.values()])
     (embeds,) = modules("qformer", [list(reference.values())])
     stages["qformer"] = StageError.between(alone, embeds)
+    if bundle.manifest.precision.whisper == "fp16":
+        stages |= _measure_half(bundle, inputs, reference | {"qformer": embeds}, progress)
     return stages, {runtime: each[0] for runtime, each in zip(runtimes, own, strict=True)}, embeds[0]
+
+
+def _measure_half(
+    bundle: Bundle, inputs: dict[str, F32], reference: dict[str, F32], progress: Progress
+) -> dict[str, StageError]:
+    """Errors of encoders and Q-Former where 16 bits are what they are on a GPU; ONNX Runtime on a CPU widens them."""
+    run, stages = in_half(bundle), {}
+    given = {part: [features] for part, features in inputs.items()}
+    given["qformer"] = [reference[part] for part in inputs]
+    for part, arrays in given.items():
+        name = f"{part}, in float16"
+        progress(f"checking {name}")
+        (found,) = run(part, [arrays])
+        stages[name] = StageError.between(found, reference[part])
+    return stages
 
 
 def _stage(name: str, runtime: EncoderRuntime, runtimes: Sequence[EncoderRuntime]) -> str:

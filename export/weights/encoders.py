@@ -29,10 +29,12 @@ from salmonrun.training.tensors import LazyTensors
 FILES = {"whisper": "whisper.bin", "audio_encoder": "audio_encoder.bin"}
 # Of int8: where all of a row's activations share a scale, the error on Whisper base is twice as large.
 BLOCK: Literal[128] = 128
+NativePrecision = Literal["fp32", "bf16", "int8"]
 
 
 def native_encoders(source: Checkpoint, precision: EncoderPrecision) -> NativeEncoders:
     """What the manifest says of a checkpoint's encoders."""
+    assert precision != "fp16", "ExportOptions has it for GPUs alone"
     config = source.config
     encoder = _audio_encoder(config.audio_encoder, max_frames(source), precision) if config.audio_encoder else None
     return NativeEncoders(_whisper(config.whisper, precision), encoder)
@@ -56,7 +58,7 @@ def write_encoder(path: Path, encoder: NativeEncoder, config: object, tensors: L
         WRITERS[type(encoder)](_Writer(file, tensors, encoder), encoder, config)
 
 
-def _whisper(config: WhisperConfig, precision: EncoderPrecision) -> NativeWhisper:
+def _whisper(config: WhisperConfig, precision: NativePrecision) -> NativeWhisper:
     return NativeWhisper(
         file=FILES["whisper"],
         layout="t16",
@@ -73,7 +75,7 @@ def _whisper(config: WhisperConfig, precision: EncoderPrecision) -> NativeWhispe
     )
 
 
-def _audio_encoder(config: AudioEncoderConfig, frames: int, precision: EncoderPrecision) -> NativeBeats | NativeEat:
+def _audio_encoder(config: AudioEncoderConfig, frames: int, precision: NativePrecision) -> NativeBeats | NativeEat:
     common = {
         "file": FILES["audio_encoder"],
         "layout": "t16",

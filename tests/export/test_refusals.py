@@ -38,10 +38,10 @@ def test_a_quantized_bundle_over_its_budget_is_refused(
 
 
 def wrong_qformer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build_wrong(config: Any, qformer: Any, weights: Any, llm_dim: int) -> Any:
+    def build_wrong(config: Any, qformer: Any, *rest: Any) -> Any:
         with torch.no_grad():
             qformer.layers[1].fc1.weight[0, 0] += 0.5
-        return build_qformer(config, qformer, weights, llm_dim)
+        return build_qformer(config, qformer, *rest)
 
     monkeypatch.setattr("salmonrun.export.bundle.build_qformer", build_wrong)
 
@@ -102,6 +102,7 @@ def test_other_tokens_are_never_written(tmp_path: Path, tiny_checkpoint: Path, m
     ("options", "message"),
     [
         ({"target": "cuda", "encoder_precision": "int8"}, "int8 encoders run on the CPU only"),
+        ({"encoder_precision": "fp16"}, "fp16 encoders are for GPUs; use --target cuda"),
         ({"max_length": 64}, "max_length is 64"),
         ({"parity_budget": 0.0}, "parity_budget is 0"),
         ({"parity_budget": float("nan")}, "parity_budget is nan"),

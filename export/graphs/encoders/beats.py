@@ -31,11 +31,12 @@ def build_beats(
     encoder = NamedLayers(graph, tensors, linear)
     fbank = graph.input("fbank", [1, "fbank_frames", config.fbank.bins])
     patch = config.patch_size
-    x = graph.op("Unsqueeze", fbank, graph.ints(1))
-    x = graph.op("Conv", x, encoder.weight("patch_embedding.weight"), strides=[patch, patch])  # [1, patch_dim, T, 8]
+    x = graph.op("Unsqueeze", encoder.narrow(fbank), graph.ints(1))
+    x = graph.op("Conv", x, encoder.factor("patch_embedding.weight"), strides=[patch, patch])  # [1, patch_dim, T, 8]
     x = graph.op("Reshape", x, graph.ints(1, config.patch_dim, -1))
-    x = encoder.norm(graph.op("Transpose", x, perm=[0, 2, 1]), "layer_norm", EPS)  # tokens: time-major, 8 bands each
-    x = encoder.linear(x, "post_extract_proj")
+    x = encoder.wide(graph.op("Transpose", x, perm=[0, 2, 1]))
+    x = encoder.norm(x, "layer_norm", EPS)  # tokens: time-major, 8 bands each
+    x = encoder.wide(encoder.linear(encoder.narrow(x), "post_extract_proj"))
     conv = _position_conv(graph, encoder, x, config, blocks)
     x = encoder.norm(graph.op("Add", x, conv), "encoder.layer_norm", EPS)
     longest = longest_positions(config, max_frames)
@@ -43,10 +44,10 @@ def build_beats(
     alpha = residual_weight(config)
     for i in range(config.layers):
         prefix = f"encoder.layers.{i}."
-        attended = _attention(graph, encoder, x, i, config, bias, alpha, blocks)
+        attended = encoder.wide(_attention(graph, encoder, x, i, config, bias, alpha, blocks))
         x = encoder.norm(graph.op("Add", x, attended), f"{prefix}self_attn_layer_norm", EPS / alpha**2)
-        h = graph.op("Gelu", encoder.linear(x, f"{prefix}fc1"))
-        h = encoder.linear(h, f"{prefix}fc2", factor=1 / alpha)
+        h = graph.op("Gelu", encoder.linear(encoder.narrow(x), f"{prefix}fc1"))
+        h = encoder.wide(encoder.linear(h, f"{prefix}fc2", factor=1 / alpha))
         x = encoder.norm(graph.op("Add", x, h), f"{prefix}final_layer_norm", EPS / alpha**2)
     graph.output(x, "audio", [1, "audio_tokens", config.dim])
     return graph
@@ -86,13 +87,13 @@ def _position_conv(graph: GraphBuilder, encoder: NamedLayers, x: str, config: Be
         graph.output(last, "present_conv", [1, half, config.dim])
     conv = graph.op(
         "Conv",
-        graph.op("Transpose", x, perm=[0, 2, 1]),
-        encoder.weight("encoder.pos_conv.weight"),
-        encoder.weight("encoder.pos_conv.bias"),
+        encoder.narrow(graph.op("Transpose", x, perm=[0, 2, 1])),
+        encoder.factor("encoder.pos_conv.weight"),
+        encoder.factor("encoder.pos_conv.bias"),
         group=config.conv_pos_groups,
         pads=[0 if blocks else half, half - 1 + config.conv_pos % 2],
     )
-    return graph.op("Transpose", graph.op("Gelu", conv), perm=[0, 2, 1])
+    return encoder.wide(graph.op("Transpose", graph.op("Gelu", conv), perm=[0, 2, 1]))
 
 
 def _position_bias(
@@ -121,14 +122,15 @@ def _attention(
     alpha: float,
     blocks: bool,
 ) -> str:
+    """In float32, but for products with matrices: in 16 bits the published code has to scale these scores down."""
     prefix = f"encoder.layers.{layer}.self_attn."
-    qkv = encoder.linear(x, f"{prefix}qkv_proj", *(f"{prefix}{p}_proj" for p in "qkv"))
-    q, k, v = graph.op_n(3, "Split", qkv, axis=2, num_outputs=3)
+    qkv = encoder.linear(encoder.narrow(x), f"{prefix}qkv_proj", *(f"{prefix}{p}_proj" for p in "qkv"))
+    q, k, v = graph.op_n(3, "Split", encoder.wide(qkv), axis=2, num_outputs=3)
     gated = graph.op("Mul", _gate(graph, encoder, q, prefix, config), bias)  # [1, heads, T, P + T]
     if blocks:
         k, v = with_past(graph, layer, config.dim, k, v)
     attended = graph.op("MultiHeadAttention", q, k, v, "", "", gated, domain=MICROSOFT, num_heads=config.heads)
-    return encoder.linear(attended, f"{prefix}out_proj", factor=1 / alpha)
+    return encoder.linear(encoder.narrow(attended), f"{prefix}out_proj", factor=1 / alpha)
 
 
 def _gate(graph: GraphBuilder, encoder: NamedLayers, q: str, prefix: str, config: BeatsConfig) -> str:

@@ -23,23 +23,24 @@ def build_eat(
     fbank = graph.input("fbank", [1, "fbank_frames", config.fbank.bins])
     patches = graph.op(
         "Conv",
-        graph.op("Unsqueeze", fbank, graph.ints(1)),
-        encoder.weight("patch_embedding.weight"),
-        encoder.weight("patch_embedding.bias"),
+        graph.op("Unsqueeze", encoder.narrow(fbank), graph.ints(1)),
+        encoder.factor("patch_embedding.weight"),
+        encoder.factor("patch_embedding.bias"),
         strides=[config.patch_size] * 2,
     )  # [1, dim, T, 8]
-    x = graph.op("Transpose", graph.op("Reshape", patches, graph.ints(1, config.dim, -1)), perm=[0, 2, 1])
+    x = encoder.wide(graph.op("Reshape", patches, graph.ints(1, config.dim, -1)))
+    x = graph.op("Transpose", x, perm=[0, 2, 1])
     table = graph.weight("positions", encoder.array("positions")[:, : longest_positions(config, max_frames)])
     x = graph.op("Add", x, graph.op("Slice", table, graph.ints(0), graph.dim(x, 1), graph.ints(1)))
     x = encoder.norm(graph.op("Concat", encoder.weight("cls_token"), x, axis=1), "pre_norm", EPS)
     for i in range(config.layers):
-        qkv = encoder.linear(x, f"blocks.{i}.attn.qkv")
+        qkv = encoder.linear(encoder.narrow(x), f"blocks.{i}.attn.qkv")
         q, k, v = graph.op_n(3, "Split", qkv, axis=2, num_outputs=3)
         attended = graph.op("MultiHeadAttention", q, k, v, domain=MICROSOFT, num_heads=config.heads)
-        attended = encoder.linear(attended, f"blocks.{i}.attn.proj")
+        attended = encoder.wide(encoder.linear(attended, f"blocks.{i}.attn.proj"))
         x = encoder.norm(graph.op("Add", x, attended), f"blocks.{i}.norm1", EPS)
-        h = graph.op("Gelu", encoder.linear(x, f"blocks.{i}.mlp.fc1"))
-        h = encoder.linear(h, f"blocks.{i}.mlp.fc2")
+        h = graph.op("Gelu", encoder.linear(encoder.narrow(x), f"blocks.{i}.mlp.fc1"))
+        h = encoder.wide(encoder.linear(h, f"blocks.{i}.mlp.fc2"))
         x = encoder.norm(graph.op("Add", x, h), f"blocks.{i}.norm2", EPS)
     frames = graph.op("Slice", x, graph.ints(1), graph.ints(END), graph.ints(1))  # without the CLS token
     graph.output(frames, "audio", [1, "audio_tokens", config.dim])
