@@ -5,12 +5,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from salmonrun.runtime.commands.options import add_engine_arguments, check_engine_arguments, load_engine
 from salmonrun.runtime.commands.progress import ProgressLine
 from salmonrun.runtime.errors import ConfigError
-from salmonrun.runtime.latency.config import PROTOCOLS, LatencyConfig
+from salmonrun.runtime.latency.config import PROTOCOLS, BaselineLlm, LatencyConfig
 from salmonrun.runtime.latency.sampling import StopRule
 
 if TYPE_CHECKING:
@@ -109,6 +109,12 @@ def _add_sampling_arguments(parser: argparse.ArgumentParser, rule: StopRule) -> 
     found.add_argument(
         "--baseline", metavar="CHECKPOINT", help="run it in PyTorch beside the bundle, in turn (reference, request)"
     )
+    found.add_argument(
+        "--baseline-llm",
+        choices=get_args(BaselineLlm),
+        default="fp32",
+        help="what PyTorch's LLM is in: nf4 is bitsandbytes' 4 bits (default: fp32)",
+    )
     found.add_argument("--json", metavar="FILE", help="write everything, with every sample")
     found.add_argument("--plot", metavar="FILE", help="write a picture (PNG)")
     found.add_argument(
@@ -150,6 +156,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
             config,
             recording=arguments.recording,
             baseline=arguments.baseline,
+            baseline_llm=arguments.baseline_llm,
             progress=_shown(line, config),
         )
     finally:

@@ -16,7 +16,7 @@ from typing import Any
 from salmonrun.runtime.audio import F32
 from salmonrun.runtime.errors import SalmonrunError
 from salmonrun.runtime.latency import reference
-from salmonrun.runtime.latency.config import LatencyConfig
+from salmonrun.runtime.latency.config import BaselineLlm, LatencyConfig
 from salmonrun.runtime.latency.recording import Recording, wav
 from salmonrun.runtime.latency.request import name
 from salmonrun.runtime.latency.sampling import Case, Sample
@@ -34,17 +34,30 @@ class Baseline:
     load_s: float
     loaded_mb: float
     versions: dict[str, str]
+    llm: BaselineLlm = "fp32"
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        """In words, for the table."""
+        llm = {"fp32": "", "bf16": ", its LLM in bfloat16", "nf4": ", its LLM in bitsandbytes' nf4"}[self.llm]
+        where = "the same threads" if self.device == "cpu" else f"on {self.device}"
+        return f"PyTorch {self.versions['torch']}, float32{llm}, eager, {where}"
 
 
 class BaselineProcess:
-    """PyTorch with a checkpoint, in float32 and eager, with as many threads as the engine."""
+    """PyTorch with a checkpoint, eager, on the engine's device and with as many threads.
 
-    def __init__(self, checkpoint: str, threads: int) -> None:
+    Encoders and Q-Former are in float32; the LLM is, too, or in bfloat16, or in bitsandbytes' 4 bits.
+    """
+
+    def __init__(self, checkpoint: str, threads: int, llm: BaselineLlm = "fp32", device: str = "cpu") -> None:
         self._resources = ExitStack()
         self._folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory()))
         self._errors = self._resources.enter_context((self._folder / "errors").open("w+"))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "salmonrun", "baseline", checkpoint, "--threads", str(threads)],
+            [sys.executable, "-m", "salmonrun", "baseline", checkpoint, "--threads", str(threads)]
+            + ([] if llm == "fp32" else ["--llm", llm])
+            + ([] if device == "cpu" else ["--device", device]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -52,7 +65,7 @@ class BaselineProcess:
         )
         self._resources.callback(self._stop)
         try:
-            self.description = Baseline(checkpoint, **self._read())
+            self.description = Baseline(checkpoint, **self._read(), llm=llm, device=device)
         except BaseException:
             self._resources.close()
             raise

@@ -9,6 +9,7 @@ from salmonrun.runtime.latency.sampling import StopRule
 
 ProtocolName = Literal["reference", "request", "stream", "load"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+BaselineLlm = Literal["fp32", "bf16", "nf4"]  # what PyTorch's LLM is in: nf4 is bitsandbytes' 4 bits
 LENGTHS_S = (2.0, 5.0, 10.0, 20.0, 30.0)
 
 

@@ -12,7 +12,7 @@ from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.errors import AudioError, ConfigError
 from salmonrun.runtime.latency import load, reference, request, stream
 from salmonrun.runtime.latency.baseline import BaselineProcess
-from salmonrun.runtime.latency.config import LENGTHS_S, LatencyConfig, ProtocolName
+from salmonrun.runtime.latency.config import LENGTHS_S, BaselineLlm, LatencyConfig, ProtocolName
 from salmonrun.runtime.latency.machine import MemoryMeter, describe_machine
 from salmonrun.runtime.latency.outcome import Outcome, ProtocolOutcome
 from salmonrun.runtime.latency.recording import Recording
@@ -35,6 +35,7 @@ def measure(
     *,
     recording: AudioSource | None = None,
     baseline: str | None = None,
+    baseline_llm: BaselineLlm = "fp32",
     progress: Progress | None = None,
 ) -> Outcome:
     """Measure a loaded engine.
@@ -44,7 +45,8 @@ def measure(
         load_s: what loading took.
         config: what to measure.
         recording: speech to measure with; None for the one that comes with the package.
-        baseline: checkpoint folder to run in PyTorch beside it.
+        baseline: checkpoint folder to run in PyTorch beside it, on the same device.
+        baseline_llm: what its LLM is in there.
         progress: told after every repetition.
 
     Raises:
@@ -59,7 +61,10 @@ def measure(
     speech = _load_speech(engine, recording)
     with ExitStack() as resources:
         report = engine.report()
-        beside = resources.enter_context(BaselineProcess(baseline, report.threads)) if baseline else None
+        beside = None
+        if baseline:
+            process = BaselineProcess(baseline, report.threads, baseline_llm, report.device)
+            beside = resources.enter_context(process)
         protocols = [_measure(name, engine, config, speech, meter, beside, progress) for name in config.protocols]
         return Outcome(
             date=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -28,9 +28,7 @@ def format_outcome(outcome: Outcome) -> str:
         f"  loaded and verified in {outcome.load_s:.2f} s (files in the page cache as they were found)",
     ]
     if outcome.baseline:
-        lines.append(
-            f"  beside it PyTorch {outcome.baseline.versions['torch']}, float32, eager, the same threads, in turn"
-        )
+        lines.append(f"  beside it {outcome.baseline}, in turn")
     lines += [f"  {note}" for note in outcome.notes]
     for protocol in outcome.protocols:
         lines += ["", *_protocol(protocol)]

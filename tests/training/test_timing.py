@@ -1,5 +1,8 @@
 """The PyTorch side of `salmonrun latency --baseline`: the same work, counted and timed by a clock told to."""
 
+import io
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,6 +131,32 @@ def test_the_reference_by_a_clock(monkeypatch: pytest.MonkeyPatch, model: Salmon
 def test_the_answer_is_json(model: SalmonnModel, audio: str) -> None:
     for sample in (take_time(model, work(audio)), take_time(model, work(audio, beams=2))):
         assert all(type(value) is float for values in sample.values() for value in values)
+
+
+@pytest.mark.parametrize("llm", ["fp32", "bf16", "nf4"])
+def test_an_llm_of_fewer_bits(
+    llm: str, tiny_checkpoint: Path, audio: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It answers all the same; what it says of itself are two lines of JSON."""
+    timed: list[SalmonnModel] = []
+    real = timing.take_time
+
+    def noted(model: SalmonnModel, asked: Work) -> Any:
+        timed.append(model)
+        return real(model, asked)
+
+    monkeypatch.setattr(timing, "take_time", noted)
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(asdict(work(audio, "reference"))) + "\n"))
+    assert main(["baseline", str(tiny_checkpoint), "--threads", "1", "--llm", llm]) == 0
+    loaded, sample = map(json.loads, capsys.readouterr().out.splitlines())
+    assert set(loaded) == {"load_s", "loaded_mb", "versions"}
+    assert set(sample) == {"ttft", "tpot", "latency"}
+    (model,) = timed
+    kinds = {type(layer).__name__ for name, layer in model.llm.named_modules() if name.endswith("q_proj")}
+    assert kinds == {"Linear4bit" if llm == "nf4" else "Linear"}
+    embeddings = model.llm.get_parameter("model.embed_tokens.weight")
+    assert embeddings.dtype == (torch.float32 if llm == "fp32" else torch.bfloat16)
+    assert next(model.whisper.parameters()).dtype == torch.float32
 
 
 def test_a_folder_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

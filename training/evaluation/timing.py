@@ -52,7 +52,7 @@ def _reference(model: SalmonnModel, work: Work) -> dict[str, list[float]]:
     started = time.perf_counter()
     if model.config.audio_encoder is not None:
         fbank(audio.pcm, model.config.audio_encoder.fbank)
-    (audio_embeds,) = model.fuse(model.encode_states(collate([features])))
+    (audio_embeds,) = model.fuse(model.states(collate([features])))
     first, second = (at - started for _, at in greedy(model, _prompt(model, audio_embeds, work), 2))
     return {"ttft": [first], "tpot": [second - first], "latency": [second]}
 

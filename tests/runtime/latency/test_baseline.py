@@ -139,6 +139,10 @@ def test_it_gets_the_threads_and_the_work(instead: Callable[[str], None]) -> Non
     assert request["asked"] == {"protocol": "request", **work, "tokens": 3, "beams": 2}
     assert request["bytes"] == pytest.approx(2 * 2 * 16_000, abs=200)
     assert asked["asked"] == {"memory": True}
+    with BaselineProcess("checkpoint", 3, "nf4", "cuda:1") as process:
+        arguments: Any = process.memory_mb()
+        assert str(process.description) == "PyTorch 0, float32, its LLM in bitsandbytes' nf4, eager, on cuda:1"
+    assert arguments["arguments"][4:] == ["--threads", "3", "--llm", "nf4", "--device", "cuda:1"]
 
 
 def ask(started: Started) -> None:
