@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Kernels take minutes to compile: once for the environment, the wheel and the wheel of the tests (setup.py).
 export SALMONRUN_KERNEL_CACHE := $(CURDIR)/build/kernels
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance hearing kernels conformance emulate fuzz kill-storm faults sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test sbom
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance test-gpu bench-gpu hearing kernels conformance emulate fuzz kill-storm faults sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test sbom
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -98,6 +98,14 @@ soak: $(VENV)/.dev ## half an hour of streams and requests at one server: does i
 
 endurance: $(VENV)/.dev ## ten hours of audio through transcribe and through one stream: memory, samples (make demo first; ENDURANCE='--minutes 60')
 	$(BIN)/python -m benchmarks.endurance build/demo/bundle --minutes 600 --pause 20 --update 2 $(ENDURANCE)
+
+# Of a GPU, unless DEVICE=cpu. A step whose file is in build/gpu/DEVICE is not done again, unless it failed.
+DEVICE := cuda
+test-gpu: $(VENV)/.dev ## does a GPU compute what the CPU does? (minutes, goes on where it was; DEVICE=cpu tries it without one)
+	$(BIN)/python -m benchmarks.gpu test --device $(DEVICE) $(GPU)
+
+bench-gpu: $(VENV)/.dev ## steps, memory, latency and streams on a GPU (minutes, goes on where it was; DEVICE=cpu tries it without one)
+	$(BIN)/python -m benchmarks.gpu bench --device $(DEVICE) $(GPU)
 
 hearing: $(VENV)/.dev ## is everybody heard? joined recordings, pauses, sounds, telephones; needs espeak-ng and flite (HEARING=--quick: minutes)
 	$(BIN)/python -m benchmarks.hearing.measure --docs docs $(HEARING)

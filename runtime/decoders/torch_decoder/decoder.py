@@ -23,7 +23,7 @@ from salmonrun.runtime.decoder import (
 )
 from salmonrun.runtime.decoders.cache_budget import CacheBudget
 from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
-from salmonrun.runtime.decoders.torch_decoder.attention import choose_attention
+from salmonrun.runtime.decoders.torch_decoder.attention import Attention, choose_attention
 from salmonrun.runtime.decoders.torch_decoder.model import Pool, TorchModel
 from salmonrun.runtime.decoders.torch_decoder.pages import PAGE, SCRATCH, PagedSlot, PageTable, pages_of
 from salmonrun.runtime.decoders.torch_decoder.steps import BATCHES, Steps, places_of
@@ -39,7 +39,15 @@ SHARE = 0.5  # of a GPU's free memory that the pool takes at most, if there is n
 class TorchDecoder:
     """Satisfies `runtime.decoder.Decoder`. Rounds do not overlap."""
 
-    def __init__(self, bundle: Bundle, model: TorchModel, threads: int, limits: Limits | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: TorchModel,
+        threads: int,
+        limits: Limits | None,
+        attention: Attention | None = None,
+        captured: bool = True,
+    ) -> None:
         spec = bundle.manifest.llm
         self.embed = EmbeddingTable(bundle, spec.embedding)
         self._max_length = spec.max_length
@@ -47,7 +55,7 @@ class TorchDecoder:
         self._model = model
         self._threads = threads
         self._device = model.cos.device
-        self._attention = choose_attention(self._device, model.dtype)
+        self._attention = attention or choose_attention(self._device, model.dtype)
         page = PAGE * 2 * spec.layers * spec.kv_heads * spec.head_dim * model.dtype.itemsize
         pages = _pool_pages(spec, page, self._device, limits)
         self._budget = CacheBudget(page // PAGE, pages * page)
@@ -56,20 +64,37 @@ class TorchDecoder:
         # Reserved: a CPU has memory taken as pages are written, a GPU now.
         self._pool = Pool(*(torch.empty(shape, dtype=model.dtype, device=self._device) for _ in range(2)))
         self._pool.clear([SCRATCH])
-        self._steps = Steps(model, self._pool, self._attention, self._embeddings(), spec.max_length)
+        self._steps = Steps(model, self._pool, self._attention, self._embeddings(), spec.max_length, captured)
         # The collector may close a lease while this thread computes.
         self._round = threading.RLock()
 
     @classmethod
-    def load(cls, bundle: Bundle, device: str, threads: int, limits: Limits | None = None) -> "TorchDecoder":
+    def load(
+        cls,
+        bundle: Bundle,
+        device: str,
+        threads: int,
+        limits: Limits | None = None,
+        attention: Attention | None = None,
+        captured: bool = True,
+    ) -> "TorchDecoder":
         """The decoder of a bundle.
+
+        Args:
+            bundle: with weights for PyTorch.
+            device: of PyTorch's: "cpu", "cuda", "cuda:1".
+            threads: of PyTorch on a CPU.
+            limits: of the pool.
+            attention: an implementation; None: the fastest there is.
+            captured: whether steps are CUDA graphs, where they can be.
 
         Raises:
             BundleError: it has no weights for PyTorch, or they are not as the manifest says.
         """
         where = torch.device(device)
         with torch.inference_mode():
-            return cls(bundle, load_model(bundle, where, _activations(bundle.manifest.llm, where)), threads, limits)
+            model = load_model(bundle, where, _activations(bundle.manifest.llm, where))
+            return cls(bundle, model, threads, limits, attention, captured)
 
     @property
     def max_length(self) -> int:

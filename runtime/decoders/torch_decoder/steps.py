@@ -22,7 +22,13 @@ class Steps:
     """The steps of a model over one pool."""
 
     def __init__(
-        self, model: TorchModel, pool: Pool, attention: Attention, embeddings: Tensor, max_length: int
+        self,
+        model: TorchModel,
+        pool: Pool,
+        attention: Attention,
+        embeddings: Tensor,
+        max_length: int,
+        captured: bool = True,
     ) -> None:
         self._model = model
         self._pool = pool
@@ -30,7 +36,7 @@ class Steps:
         self._embeddings = embeddings  # [V, dim]
         self._longest = pages_of(max_length)
         self._made: dict[tuple[int, int], _Step] = {}
-        self.captured = embeddings.is_cuda and model.launches_alike
+        self.captured = captured and embeddings.is_cuda and model.launches_alike
 
     def run(self, slots: Sequence[PagedSlot], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Append a token to each of at most BATCHES[-1] slots, whose pages are there.
