@@ -85,7 +85,7 @@ def test_scores_of_attention_are_rounded(graph: HandMade) -> None:
     simulated = graph.simulated("attention", build)
     ran = simulated.run(q=q, k=k, v=v)
     np.testing.assert_allclose(ran.result, attended_in_half(q, k, v), rtol=2e-3, atol=1e-4)
-    exact = torch.nn.functional.scaled_dot_product_attention(*(heads(x) for x in (q, k, v))).transpose(1, 2)
+    exact = torch.nn.functional.scaled_dot_product_attention(heads(q), heads(k), heads(v)).transpose(1, 2)
     np.testing.assert_allclose(ran.result, exact.flatten(2).numpy(), rtol=0.05, atol=5e-3)
     assert simulated.run(q=300 * q, k=300 * k, v=v).overflows  # scores of 90000
     assert not simulated.run(q=100 * q, k=100 * k, v=v).overflows
