@@ -102,7 +102,7 @@ def beside_pytorch(plan: Plan) -> str:
         if found := _found(plan, f"latency-{precision}"):
             rows += _reference_rows(precision, found)
             below.append(f"Requests, {precision}:\n\n{request_table(found)}")
-            below += [f"While {precision} was measured {note}." for note in found["notes"]]
+            below += [f"When {precision} was measured: {note}." for note in found["notes"]]
     header = ["10 s of noise", "first token", "further token", "both (95 % interval)", "PyTorch / bundle (quartiles)"]
     return "\n\n".join([table(header, rows), *below]) if rows else ""
 
@@ -110,12 +110,12 @@ def beside_pytorch(plan: Plan) -> str:
 def streams(plan: Plan) -> str:
     """Those of the server, and those of one engine."""
     served = [(run["streams"], run["seconds"], Told(**run["told"])) for run in _found(plan, "streams").get("runs", ())]
-    made = [f"Streams at a server, the demo's bundle:\n\n{streams_table(served)}"] if served else []
+    made = {"a server, the demo's bundle": served} if served else {}
     if load := _found(plan, "load"):
         (protocol,) = load["protocols"]
         runs = [_as_told(case, load["config"]["utterance_s"]) for case in protocol["cases"]]
-        made.append(f"Streams of one engine, {plan.preset}:\n\n{streams_table(runs)}")
-    return "\n\n".join(made)
+        made[f"one engine, {plan.preset}"] = runs
+    return streams_table(made) if made else ""
 
 
 def _as_told(case: Found, utterance_s: float) -> tuple[int, float, Told]:
