@@ -28,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encoder-precision",
         choices=get_args(EncoderPrecision),
         default=default.encoder_precision,
-        help="of Whisper and the audio encoder; bf16 runs on our own kernels alone; fp16 is for GPUs, and of the "
-        "Q-Former, too (default: fp32)",
+        help="of Whisper and the audio encoder; bf16: on our own kernels alone; fp16: on GPUs alone (default: fp32)",
     )
     parser.add_argument(
         "--llm-precision",
