@@ -84,7 +84,7 @@ SETTINGS: list[tuple[type, str, Any, str]] = [
     (LatencyConfig, "load_of", "files", "expected 'streams' or 'requests'"),
     (LatencyConfig, "task", 3, "expected str or None"),
     (LatencyConfig, "rule", 0.05, "expected StopRule"),
-    (ExportOptions, "encoder_precision", "int4", "expected 'fp32', 'bf16' or 'int8'"),
+    (ExportOptions, "encoder_precision", "int4", "expected 'fp32', 'fp16', 'bf16' or 'int8'"),
     (ExportOptions, "llm_precision", "fp16", "expected 'fp32', 'int8', 'int4' or 'nf4'"),
     (ExportOptions, "target", "tpu", "expected 'cpu' or 'cuda'"),
     (ExportOptions, "window", "short", "expected 'padded', 'trimmed' or None"),
