@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,11 +24,12 @@ from salmonrun.runtime.decoder import (
 )
 from salmonrun.runtime.decoders.cache_budget import CacheBudget
 from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
-from salmonrun.runtime.decoders.torch_decoder.attention import choose_attention
+from salmonrun.runtime.decoders.torch_decoder.attention import Attention, choose_attention
 from salmonrun.runtime.decoders.torch_decoder.model import Pool, TorchModel
 from salmonrun.runtime.decoders.torch_decoder.pages import PAGE, SCRATCH, PagedSlot, PageTable, pages_of
-from salmonrun.runtime.decoders.torch_decoder.steps import BATCHES, Steps, places_of
+from salmonrun.runtime.decoders.torch_decoder.steps import BATCHES, StepLayers, Steps, places_of, torch_layers
 from salmonrun.runtime.decoders.torch_decoder.weights import load_model
+from salmonrun.runtime.errors import ConfigError, MissingExtraError
 from salmonrun.runtime.manifest import LlmSpec
 
 PIECE = 512  # positions of a prompt that are computed at once, to bound the memory
@@ -35,11 +37,15 @@ ROWS = 2**13  # of the embedding table, that are brought to the device at once
 SEQUENCES = 64  # of the greatest length, that the pool has room for, if there is no limit
 SHARE = 0.5  # of a GPU's free memory that the pool takes at most, if there is no limit
 
+Kernels = Literal["torch", "triton"]  # of steps: PyTorch's and what else is installed, or our own
+
 
 class TorchDecoder:
     """Satisfies `runtime.decoder.Decoder`. Rounds do not overlap."""
 
-    def __init__(self, bundle: Bundle, model: TorchModel, threads: int, limits: Limits | None) -> None:
+    def __init__(
+        self, bundle: Bundle, model: TorchModel, threads: int, limits: Limits | None, kernels: Kernels = "torch"
+    ) -> None:
         spec = bundle.manifest.llm
         self.embed = EmbeddingTable(bundle, spec.embedding)
         self._max_length = spec.max_length
@@ -56,20 +62,39 @@ class TorchDecoder:
         # Reserved: a CPU has memory taken as pages are written, a GPU now.
         self._pool = Pool(*(torch.empty(shape, dtype=model.dtype, device=self._device) for _ in range(2)))
         self._pool.clear([SCRATCH])
-        self._steps = Steps(model, self._pool, self._attention, self._embeddings(), spec.max_length)
+        self._layers = _choose_layers(kernels, model, self._attention)
+        self._steps = Steps(model, self._pool, self._layers, self._embeddings(), spec.max_length)
         # The collector may close a lease while this thread computes.
         self._round = threading.RLock()
 
     @classmethod
-    def load(cls, bundle: Bundle, device: str, threads: int, limits: Limits | None = None) -> "TorchDecoder":
+    def load(
+        cls,
+        bundle: Bundle,
+        device: str,
+        threads: int,
+        limits: Limits | None = None,
+        kernels: Kernels = "torch",
+    ) -> "TorchDecoder":
         """The decoder of a bundle.
+
+        Args:
+            bundle: with weights for PyTorch.
+            device: as PyTorch names it.
+            threads: on a CPU.
+            limits: of the pool.
+            kernels: what computes a step's layers; "triton" are our own (docs/gpu.md).
 
         Raises:
             BundleError: it has no weights for PyTorch, or they are not as the manifest says.
+            ConfigError: there are no such kernels.
+            DeviceError: they do not run there.
+            MissingExtraError: Triton is not installed.
         """
         where = torch.device(device)
         with torch.inference_mode():
-            return cls(bundle, load_model(bundle, where, _activations(bundle.manifest.llm, where)), threads, limits)
+            model = load_model(bundle, where, _activations(bundle.manifest.llm, where))
+            return cls(bundle, model, threads, limits, kernels)
 
     @property
     def max_length(self) -> int:
@@ -136,6 +161,7 @@ class TorchDecoder:
                 "attention": self._attention.name,
                 "products": ", ".join(self._model.products),
                 "steps": "CUDA graphs" if self._steps.captured else "eager",
+                "step kernels": self._layers.name,
             },
         )
 
@@ -218,6 +244,22 @@ def _on_host(rows: Tensor, places: list[int]) -> F32:
 
 def _is_step(chunk: Chunk[PagedSlot]) -> bool:
     return not isinstance(chunk.inputs, np.ndarray) and len(chunk.inputs) == chunk.wanted == 1
+
+
+def _choose_layers(kernels: Kernels, model: TorchModel, attention: Attention) -> StepLayers:
+    if kernels == "torch":
+        return torch_layers(model, attention)
+    if kernels != "triton":
+        raise ConfigError(f"kernels is {kernels!r}; expected 'torch' or 'triton'")
+    try:
+        from salmonrun.runtime.decoders.torch_decoder.triton_layers import triton_layers
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise MissingExtraError(
+            "kernels is 'triton', and Triton is not installed: pip install 'salmonrun[triton]'"
+        ) from error
+    return triton_layers(model)
 
 
 def _activations(llm: LlmSpec, device: torch.device) -> torch.dtype:
