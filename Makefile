@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Kernels take minutes to compile: once for the environment, the wheel and the wheel of the tests (setup.py).
 export SALMONRUN_KERNEL_CACHE := $(CURDIR)/build/kernels
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance test-gpu bench-gpu hearing kernels conformance emulate fuzz kill-storm faults sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test sbom
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance test-gpu bench-gpu hearing kernels gpu-compile conformance emulate fuzz kill-storm faults sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test sbom
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -112,6 +112,9 @@ hearing: $(VENV)/.dev ## is everybody heard? joined recordings, pauses, sounds, 
 
 kernels: $(VENV)/.dev ## build the native kernels in place, again after a change in kernels/cpu
 	$(BIN)/python setup.py --quiet build_ext --inplace
+
+gpu-compile: $(VENV)/.dev ## compile the kernels for GPUs for sm_80 and sm_90, where none is needed: registers, shared memory, spills (minutes)
+	TRITON_INTERPRET=0 $(BIN)/python -m salmonrun.kernels.gpu
 
 MINUTES := 10
 FUZZ :=

@@ -95,8 +95,8 @@ def _gpu() -> Iterator[Finding]:
     yield _package(
         "triton",
         "triton",
-        "kernels of our own for GPUs, which none need yet, cannot run",
-        "it comes with PyTorch for CUDA",
+        "our own kernels for GPUs, which run where they are chosen, cannot be",
+        "it comes with PyTorch for CUDA; else pip install 'salmonrun[triton]'",
     )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Else bitsandbytes has what it computes on a CPU compiled, anew for every shape: seconds each, for the same values.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # PyTorch reads it when it is imported
+# Triton reads it when it is imported, by whomever: kernels for GPUs are interpreted, unless it is set to 0, on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch

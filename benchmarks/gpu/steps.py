@@ -27,12 +27,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "without CUDA graphs": {"captured": False},
     "sdpa": {"attention": Attention("sdpa", False, sdpa)},
 }
+ON_GPU: dict[str, dict[str, Any]] = {"kernels in Triton": {"kernels": "triton"}}  # a CPU interprets them: no time at all
 
 
 def decoder_steps(plan: Plan, bundle: str) -> dict[str, Any]:
     """Milliseconds of a step (median) in every way that this machine has, each once, by its kernels."""
     opened, found = open_bundle(folder(plan, bundle), verify=False), dict[str, Any]()
-    for way, settings in WAYS.items():
+    for way, settings in (WAYS | (ON_GPU if plan.on_gpu else {})).items():
         decoder = TorchDecoder.load(opened, plan.device, usable_cores(), **settings)
         kernels = decoder.describe().kernels
         if kernels not in [other["kernels"] for other in found.values()]:

@@ -280,6 +280,7 @@ def test_the_report_says_what_runs(base: TorchDecoder) -> None:
         "attention": "sdpa",
         "products": "plain",
         "steps": "eager",
+        "step kernels": "torch",
     }
 
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,14 +27,17 @@ from salmonrun.runtime.decoders.embedding_table import EmbeddingTable
 from salmonrun.runtime.decoders.torch_decoder.attention import Attention, choose_attention
 from salmonrun.runtime.decoders.torch_decoder.model import Pool, TorchModel
 from salmonrun.runtime.decoders.torch_decoder.pages import PAGE, SCRATCH, PagedSlot, PageTable, pages_of
-from salmonrun.runtime.decoders.torch_decoder.steps import BATCHES, Steps, places_of
+from salmonrun.runtime.decoders.torch_decoder.steps import BATCHES, StepLayers, Steps, places_of, torch_layers
 from salmonrun.runtime.decoders.torch_decoder.weights import load_model
+from salmonrun.runtime.errors import ConfigError, MissingExtraError
 from salmonrun.runtime.manifest import LlmSpec
 
 PIECE = 512  # positions of a prompt that are computed at once, to bound the memory
 ROWS = 2**13  # of the embedding table, that are brought to the device at once
 SEQUENCES = 64  # of the greatest length, that the pool has room for, if there is no limit
 SHARE = 0.5  # of a GPU's free memory that the pool takes at most, if there is no limit
+
+Kernels = Literal["torch", "triton"]  # of steps: PyTorch's and what else is installed, or our own
 
 
 class TorchDecoder:
@@ -47,6 +51,7 @@ class TorchDecoder:
         limits: Limits | None,
         attention: Attention | None = None,
         captured: bool = True,
+        kernels: Kernels = "torch",
     ) -> None:
         spec = bundle.manifest.llm
         self.embed = EmbeddingTable(bundle, spec.embedding)
@@ -64,7 +69,8 @@ class TorchDecoder:
         # Reserved: a CPU has memory taken as pages are written, a GPU now.
         self._pool = Pool(*(torch.empty(shape, dtype=model.dtype, device=self._device) for _ in range(2)))
         self._pool.clear([SCRATCH])
-        self._steps = Steps(model, self._pool, self._attention, self._embeddings(), spec.max_length, captured)
+        self._layers = _choose_layers(kernels, model, self._attention)
+        self._steps = Steps(model, self._pool, self._layers, self._embeddings(), spec.max_length, captured)
         # The collector may close a lease while this thread computes.
         self._round = threading.RLock()
 
@@ -77,6 +83,7 @@ class TorchDecoder:
         limits: Limits | None = None,
         attention: Attention | None = None,
         captured: bool = True,
+        kernels: Kernels = "torch",
     ) -> "TorchDecoder":
         """The decoder of a bundle.
 
@@ -87,14 +94,18 @@ class TorchDecoder:
             limits: of the pool.
             attention: an implementation; None: the fastest there is.
             captured: whether steps are CUDA graphs, where they can be.
+            kernels: what computes a step's layers; "triton" are our own (docs/gpu.md).
 
         Raises:
             BundleError: it has no weights for PyTorch, or they are not as the manifest says.
+            ConfigError: there are no such kernels.
+            DeviceError: they do not run there.
+            MissingExtraError: Triton is not installed.
         """
         where = torch.device(device)
         with torch.inference_mode():
             model = load_model(bundle, where, _activations(bundle.manifest.llm, where))
-            return cls(bundle, model, threads, limits, attention, captured)
+            return cls(bundle, model, threads, limits, attention, captured, kernels)
 
     @property
     def max_length(self) -> int:
@@ -161,6 +172,7 @@ class TorchDecoder:
                 "attention": self._attention.name,
                 "products": ", ".join(self._model.products),
                 "steps": "CUDA graphs" if self._steps.captured else "eager",
+                "step kernels": self._layers.name,
             },
         )
 
@@ -243,6 +255,22 @@ def _on_host(rows: Tensor, places: list[int]) -> F32:
 
 def _is_step(chunk: Chunk[PagedSlot]) -> bool:
     return not isinstance(chunk.inputs, np.ndarray) and len(chunk.inputs) == chunk.wanted == 1
+
+
+def _choose_layers(kernels: Kernels, model: TorchModel, attention: Attention) -> StepLayers:
+    if kernels == "torch":
+        return torch_layers(model, attention)
+    if kernels != "triton":
+        raise ConfigError(f"kernels is {kernels!r}; expected 'torch' or 'triton'")
+    try:
+        from salmonrun.runtime.decoders.torch_decoder.triton_layers import triton_layers
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise MissingExtraError(
+            "kernels is 'triton', and Triton is not installed: pip install 'salmonrun[triton]'"
+        ) from error
+    return triton_layers(model)
 
 
 def _activations(llm: LlmSpec, device: torch.device) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -33,6 +33,8 @@ class Product(Protocol):
     """x [..., in] times a matrix [out, in], and its bias if it has one: [..., out]."""
 
     name: str
+    stored: Stored  # what is multiplied with, as it lies on the device
+    bias: Tensor | None  # [out]
 
     @property
     def rows(self) -> int:
@@ -54,17 +56,17 @@ class Plain:
     name = "plain"
 
     def __init__(self, stored: Stored, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self._weight = stored.values.to(dtype)
-        self._bias = bias
+        self.stored = replace(stored, values=stored.values.to(dtype))
+        self.bias = bias
         self.rows = len(stored.values)
 
     def weight(self) -> Tensor:
         """The matrix [out, in]."""
-        return self._weight
+        return self.stored.values
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        return F.linear(x, self._weight, self._bias)
+        return F.linear(x, self.stored.values, self.bias)
 
 
 class Dequantized:
@@ -73,15 +75,15 @@ class Dequantized:
     name = "dequantized"
 
     def __init__(self, stored: Stored, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self._stored = stored
-        self._bias = bias
+        self.stored = stored
+        self.bias = bias
         self._dtype = dtype
         self.rows = len(stored.values)
         self._table = torch.from_numpy(NF4.copy()).to(stored.values.device)
 
     def weight(self) -> Tensor:
         """The matrix [out, in]."""
-        stored = self._stored
+        stored = self.stored
         assert stored.scales is not None, "what is packed has scales"
         if stored.precision == "nf4":
             values = self._table[_nibbles(stored.values, high_first=True).int()]
@@ -93,7 +95,7 @@ class Dequantized:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        return F.linear(x, self.weight(), self._bias)
+        return F.linear(x, self.weight(), self.bias)
 
 
 class Bitsandbytes(Dequantized):
@@ -110,11 +112,11 @@ class Bitsandbytes(Dequantized):
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        stored = self._stored
+        stored = self.stored
         assert stored.scales is not None, "what is packed has scales"
         padded = F.pad(x, (0, self._shape[1] - stored.columns)) if self._shape[1] > stored.columns else x
         product: Tensor = torch.ops.bitsandbytes.gemm_4bit(
-            padded, stored.values.view(-1, 1), self._shape, stored.scales.view(-1), self._block, "nf4", self._bias
+            padded, stored.values.view(-1, 1), self._shape, stored.scales.view(-1), self._block, "nf4", self.bias
         )
         return product
 

@@ -5,6 +5,7 @@ step is one small array of integers.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +19,24 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)  # what a batch is filled up to: each ha
 _TOKEN, _POSITION, _ROW, _LENGTH, _TABLE = range(5)  # columns of what changes
 
 
+@dataclass(frozen=True)
+class StepLayers:
+    """What computes a step between its embeddings [B, 1, dim] and its logits [B, V] in float32."""
+
+    name: str
+    whole_tables: bool  # whether tables of the longest sequence cost no more than short ones
+    logits: Callable[[Tensor, Pool, Places], Tensor]
+
+
+def torch_layers(model: TorchModel, attention: Attention) -> StepLayers:
+    """By PyTorch's operations, as for any other chunk."""
+
+    def logits(embeds: Tensor, pool: Pool, places: Places) -> Tensor:
+        return model.logits(model.states(embeds, pool, places, attention)[:, 0])
+
+    return StepLayers("torch", attention.whole_tables, logits)
+
+
 class Steps:
     """The steps of a model over one pool."""
 
@@ -25,14 +44,14 @@ class Steps:
         self,
         model: TorchModel,
         pool: Pool,
-        attention: Attention,
+        layers: StepLayers,
         embeddings: Tensor,
         max_length: int,
         captured: bool = True,
     ) -> None:
         self._model = model
         self._pool = pool
-        self._attention = attention
+        self._layers = layers
         self._embeddings = embeddings  # [V, dim]
         self._longest = pages_of(max_length)
         self._made: dict[tuple[int, int], _Step] = {}
@@ -47,7 +66,7 @@ class Steps:
         """
         batch = next(size for size in BATCHES if size >= len(slots))
         pages = self._longest
-        if not self._attention.whole_tables:  # as few as there are, in powers of two, so that few graphs are made
+        if not self._layers.whole_tables:  # as few as there are, in powers of two, so that few graphs are made
             pages = 1 << (max(len(slot.pages) for slot in slots) - 1).bit_length()
         step = self._made.get((batch, pages)) or self._make(batch, pages)
         logits, likeliest = step.run(slots, tokens)
@@ -69,8 +88,7 @@ class Steps:
             tables=changing[:, _TABLE:].contiguous(),
         )
         embeds = self._embeddings[changing[:, _TOKEN : _TOKEN + 1]]
-        states = self._model.states(embeds, self._pool, places, self._attention)
-        logits.copy_(self._model.logits(states[:, 0]))
+        logits.copy_(self._layers.logits(embeds, self._pool, places))
         largest, tokens = logits.max(dim=-1)
         log_probabilities = largest - logits.logsumexp(dim=-1)
         log_probabilities.masked_fill_(~logits.isfinite().all(dim=-1), torch.nan)  # as `likeliest` of the seam has it
