@@ -27,7 +27,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "without CUDA graphs": {"captured": False},
     "sdpa": {"attention": Attention("sdpa", False, sdpa)},
 }
-ON_GPU: dict[str, dict[str, Any]] = {"kernels in Triton": {"kernels": "triton"}}  # a CPU interprets them: no time at all
+# A CPU only interprets them.
+ON_GPU: dict[str, dict[str, Any]] = {"kernels in Triton": {"kernels": "triton"}}
 
 
 def decoder_steps(plan: Plan, bundle: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def test_tokens_are_those_of_pytorchs_operations(tmp_path: Path, name: str) -> N
     precision, own = CASES[name]
     bundle = bundle_of(tmp_path, precision, BASE | own)
     made: list[tuple[Any, ...]] = [
-        greedy(TorchDecoder.load(bundle, "cpu", 1, LIMITS, kernels)) for kernels in ("torch", "triton")
+        greedy(TorchDecoder.load(bundle, "cpu", 1, LIMITS, kernels=kernels)) for kernels in ("torch", "triton")
     ]
     (expected, logits), (found, own_logits) = made
     assert found == expected
@@ -120,10 +120,10 @@ def test_the_report_names_them(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, "fp32", BASE | {"num_hidden_layers": 1})
     names: dict[Kernels, str] = {"torch": "torch", "triton": f"triton {triton.__version__}, interpreted"}
     for kernels, expected in names.items():
-        found = TorchDecoder.load(bundle, "cpu", 1, LIMITS, kernels).describe().kernels
+        found = TorchDecoder.load(bundle, "cpu", 1, LIMITS, kernels=kernels).describe().kernels
         assert found["step kernels"] == expected
     with pytest.raises(ConfigError, match="kernels is 'cuda'; expected 'torch' or 'triton'"):
-        TorchDecoder.load(bundle, "cpu", 1, LIMITS, "cuda")  # type: ignore[arg-type]
+        TorchDecoder.load(bundle, "cpu", 1, LIMITS, kernels="cuda")  # type: ignore[arg-type]
 
 
 def test_where_they_do_not_run_the_error_says_what_to_do() -> None:
