@@ -8,6 +8,7 @@ curve.png.
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,6 +56,8 @@ def main() -> None:
 def _draw(file: Path, found: Sequence[Found], task: str) -> None:
     """Each point where it is after it was healed, with where it was before; or there, if it was not healed."""
     known = [(one, last) for one in found if (last := one.after or one.before)]
+    if not known:
+        sys.exit("error: no point could be measured; each said why above")
     names = [replace(last, name=one.point.name, cost=one.cost or last.cost) for one, last in known]
     draw_trade_off(file, names, [task], before=[one.before if one.after else None for one, _ in known])
 

@@ -145,10 +145,9 @@ class KVPool:
 
     @property
     def bytes(self) -> int:
-        """Reserved; what nobody has written to takes no memory."""
+        """Reserved by leases, without the spare cache; what nobody has written to takes no memory."""
         with self._lock:
-            caches = [*self.caches, *([self._spare] if self._spare else [])]
-            return sum(buffer.nbytes for cache in caches for buffer in cache.buffers)
+            return sum(buffer.nbytes for cache in self.caches for buffer in cache.buffers)
 
     def lease(self, count: int, capacity: int) -> Lease[Slot]:
         """`count` neighbouring rows with room for `capacity` positions each."""

@@ -18,6 +18,7 @@ from salmonrun.training.evaluation.report.measured import Measured, Quality
 from salmonrun.training.pruning.predict import cost
 from salmonrun.training.starting.init import init_checkpoint
 from salmonrun.training.starting.presets import preset
+from tests.helpers.kernels import needs_kernels
 from tests.helpers.runs import write_noises
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,7 @@ def run(checkpoint: Path, data: Path, out: Path, *options: str) -> str:
 
 
 @pytest.mark.timeout(900)
+@needs_kernels
 def test_a_curve_of_a_tiny_model(tmp_path: Path) -> None:
     """Measured unhealed first, then gone on with: what was measured is not measured again."""
     init_checkpoint(replace(TINY, llm=TINY.llm | {"num_hidden_layers": 4}), tmp_path / "checkpoint")

@@ -161,6 +161,7 @@ def test_budgets_that_say_nothing(text: str, message: str, capsys: pytest.Captur
     assert "error: --budget is" in capsys.readouterr().err
 
 
+@needs_kernels
 def test_a_budget_needs_speech_and_chooses_the_precision_itself(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leave out --llm-precision"):
         ExportOptions(llm_precision="int8", budget=Budget("kl", 0.1))
@@ -176,6 +177,7 @@ from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.options import Budget
 from salmonrun.export.budget import choice
 from salmonrun.export.weights import calibrated
+from tests.helpers.kernels import needs_kernels
 def killed_behind(module, name, last):
     work = getattr(module, name)
     def then_killed(place, *rest):

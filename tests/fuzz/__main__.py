@@ -9,9 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from salmonrun.kernels.cpu import load_native
 from tests.fuzz.targets import TARGETS, target
-from tests.fuzz.worker import FOREIGN, MATERIAL, NONE, Progress
+from tests.fuzz.worker import BUILT_IN, FOREIGN, MATERIAL, NONE, Progress
 from tests.helpers.native_build import file_of
 
 PATIENCE = 300.0  # seconds that one case may take, on a machine that does much else
@@ -144,7 +143,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.seed = random.randrange(2**32) if arguments.seed is None else arguments.seed
     build = arguments.native_build
-    arguments.extension = file_of(build) if build else load_native().__file__
+    arguments.extension = file_of(build) if build else BUILT_IN
     return arguments
 
 

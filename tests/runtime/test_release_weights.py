@@ -6,6 +6,7 @@ import pytest
 
 from salmonrun.runtime import Engine
 from salmonrun.runtime.errors import ConfigError
+from tests.helpers.kernels import needs_kernels
 
 SMAPS = Path("/proc/self/smaps")
 NATIVE = "salmonrun.kernels.cpu._native"
@@ -43,6 +44,7 @@ def test_a_held_recording_keeps_the_llm(demo_bundle: Path, speech: Path) -> None
         assert heard.ask(task="asr").text == heard.ask(task="asr").text == engine.generate(speech).text
 
 
+@needs_kernels
 def test_onnx_runtime_keeps_copies(tiny_bundle: Path, demo_bundle: Path) -> None:
     with pytest.raises(ConfigError, match=r"release_weights is True, but this bundle runs on the onnx decoder"):
         Engine.load(tiny_bundle, release_weights=True)
