@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Kernels take minutes to compile: once for the environment, the wheel and the wheel of the tests (setup.py).
 export SALMONRUN_KERNEL_CACHE := $(CURDIR)/build/kernels
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance test-gpu bench-gpu hearing kernels gpu-compile conformance emulate fuzz kill-storm faults sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test sbom
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance test-gpu bench-gpu hearing kernels gpu-compile conformance tools-test emulate fuzz kill-storm faults sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test sbom
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -186,6 +186,9 @@ pytest: $(VENV)/.dev
 conformance: $(VENV)/.dev ## the server's protocols asked at length: Schemathesis with 200 examples of each route, frames, OpenAI's types (minutes)
 	EXAMPLES=200 $(BIN)/python -m pytest -o timeout=3600 tests/runtime/server/test_openapi.py tests/runtime/server/test_frames.py \
 		tests/runtime/server/test_realtime_events.py tests/runtime/server/test_vllm_dialect.py
+
+tools-test: $(VENV)/.dev ## two programs of benchmarks from end to end: commits compared, a curve of pruned models (minutes)
+	$(BIN)/python -m pytest -m tools -rs tests/benchmarks
 
 # The system's Chromium: Playwright's own is a download for every version of it.
 page-test: $(VENV)/.dev ## the page in a real browser, also on a phone and with a microphone (installs Chromium with apt-get if there is none)

@@ -56,6 +56,7 @@ def compare(repository: Path) -> Compare:
     return run
 
 
+@pytest.mark.tools
 @pytest.mark.timeout(900)
 def test_a_commit_is_equal_to_itself_and_a_tampered_one_is_found(repository: Path, compare: Compare) -> None:
     code, output, results = compare("--tokens", "--only", "tiny", "--latency", "--shape", "tiny", *FEW)

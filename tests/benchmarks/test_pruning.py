@@ -60,6 +60,7 @@ def run(checkpoint: Path, data: Path, out: Path, *options: str) -> str:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.tools
 @needs_kernels
 def test_a_curve_of_a_tiny_model(tmp_path: Path) -> None:
     """Measured unhealed first, then gone on with: what was measured is not measured again."""

@@ -25,6 +25,7 @@ from salmonrun.runtime.errors import ConfigError, ParityError
 from salmonrun.runtime.parity import Choice, Tried, read_parity
 from salmonrun.training.checkpoint import open_checkpoint
 from tests.helpers.exports import noise, parity, write_speech
+from tests.helpers.kernels import needs_kernels
 
 ROOT = Path(__file__).parents[2]
 ANY: dict[str, Any] = {"llm_precision": "int4", "parity_budget": 2.0, "token_agreement": 0.0}
@@ -177,7 +178,6 @@ from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.export.options import Budget
 from salmonrun.export.budget import choice
 from salmonrun.export.weights import calibrated
-from tests.helpers.kernels import needs_kernels
 def killed_behind(module, name, last):
     work = getattr(module, name)
     def then_killed(place, *rest):

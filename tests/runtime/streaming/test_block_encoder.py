@@ -22,7 +22,7 @@ from tests.helpers.encoders import ENCODERS
 from tests.helpers.streams import VARIED, block_causal, hear, noise, pieces
 
 TOLERANCE = 1e-4
-SEEDS = 50
+SEEDS = 20
 EITHER_BLOCK = pytest.mark.parametrize("block", [Block(16, 16), Block(16, 160), Block(32, 16)], ids=str)
 AT_THE_END_ONLY = 99  # hypotheses, more than a stream has: nothing is stable before the end
 
@@ -158,7 +158,7 @@ def test_the_first_blocks_log_mel_does_not_know_the_length() -> None:
 # Token for token
 
 
-def test_fifty_models_say_what_pytorch_says(load_pair: Callable[..., tuple[SalmonnModel, Engine]]) -> None:
+def test_models_say_what_pytorch_says(load_pair: Callable[..., tuple[SalmonnModel, Engine]]) -> None:
     """Streamed in pieces; each model has its own window, block, look-back, length and with or without BEATs."""
     near_ties = 0
     said = set()
