@@ -164,7 +164,7 @@ def test_the_plain_product_is_exact(tmp_path: Path) -> None:
 
 def test_an_int4_bundle_keeps_its_output_layer_at_eight_bits(tmp_path: Path) -> None:
     assert set(LM_HEAD_LINEARS) == {"fp32", "int8", "int4"}
-    assert set(ENCODER_LINEARS) == {"fp32", "int8"}
+    assert set(ENCODER_LINEARS) == {"fp32", "fp16", "int8"}
     weight, x = weights(9, 64), activations(2, 64)
     head, layer = (run(linear, x, weight, None, tmp_path) for linear in (LM_HEAD_LINEARS["int4"], llm_linear("int4")))
     expected = run(llm_linear("int8"), x, weight, None, tmp_path)
