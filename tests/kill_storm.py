@@ -80,7 +80,7 @@ def prepare(root: Path) -> list[Victim]:
         Victim("export", lambda out: ["export", checkpoint, out], bundle_digest, "bundle"),
         Victim("calibrate", lambda out: ["export", checkpoint, out, *calibrated], bundle_digest, "bundle"),
         Victim("finetune", partial(finetune, recipe), checkpoint_digest, "run", "final"),
-        Victim("synthesize", lambda out: ["synthesize", out, *SPOKEN], recordings_digest, "data"),
+        Victim("synthesize", lambda out: ["synthesize", out, *SPOKEN], recordings_digest, "data", "annotation.json"),
         Victim("evaluate", lambda out: ["evaluate", bundle, annotation, "--out", out], answers_digest, "a.jsonl"),
     ]
 
@@ -101,9 +101,10 @@ def bundle_digest(out: Path) -> object:
     return {name: spec.sha256 for name, spec in files.items() if name not in ("parity.json", "golden.npz")}
 
 
-def recordings_digest(out: Path) -> object:
+def recordings_digest(annotation: Path) -> object:
     """Of all that was said, played and written down."""
-    return {path.relative_to(out).as_posix(): file_sha256(path) for path in out.rglob("*") if path.is_file()}
+    files = [path for path in annotation.parent.rglob("*") if path.is_file()]
+    return {path.relative_to(annotation.parent).as_posix(): file_sha256(path) for path in files}
 
 
 def answers_digest(out: Path) -> object:
@@ -143,36 +144,38 @@ def storm(victim: Victim, folder: Path, kills: int, rng: random.Random) -> int:
 
 def half_made(folder: Path, out: Path) -> list[str]:
     """Folders beside `out` that open as bundles or checkpoints, or an `out` that does not."""
+    if out.name == "annotation.json":  # recordings beside it may be anything, until it is there
+        return [f"{out.name} is not whole"] if out.exists() and not opens(open_recordings, out) else []
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.is_dir() or (path != out and path.name.startswith("checkpoint-")):
             continue  # which snapshots are whole is for --resume to tell
-        opens = open_bundle if (path / MANIFEST).exists() else open_recordings if is_data(path) else open_checkpoint
-        try:
-            opens(path)
-            whole = True
-        except SalmonrunError:
-            whole = False
-        if whole and path != out and opens is open_bundle:
+        bundle = (path / MANIFEST).exists()
+        whole = opens(open_bundle if bundle else open_checkpoint, path)
+        if whole and path != out and bundle:
             found.append(f"{path.name} opens")
         elif not whole and path == out:
             found.append(f"{path.name} does not open")
     return found
 
 
-def is_data(folder: Path) -> bool:
-    """Whether it looks like what synthesize writes."""
-    return (folder / "audio").exists() or (folder / "annotation.json").exists()
+def opens(how: Callable[[Path], object], path: Path) -> bool:
+    """Whether it is what it should be."""
+    try:
+        how(path)
+    except SalmonrunError:
+        return False
+    return True
 
 
-def open_recordings(folder: Path) -> None:
+def open_recordings(annotation: Path) -> None:
     """Read all that an annotation names.
 
     Raises:
         AudioError: one is not whole.
         CheckpointError: the annotation is not.
     """
-    entries, problems = read_annotation(folder / "annotation.json")
+    entries, problems = read_annotation(annotation)
     if problems:
         raise CheckpointError(str(problems[0]))
     for entry in entries:

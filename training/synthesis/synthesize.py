@@ -84,7 +84,9 @@ def synthesize(
         made = tqdm(pool.imap(make, items, chunksize=16), total=len(items), disable=not progress, unit="recording")
         entries = [entry for several in made for entry in several]
     path = folder / "annotation.json"
-    path.write_text(json.dumps({"annotation": entries, "plan": asdict(plan)}, indent=1) + "\n")
+    filled = path.with_name(f".{path.name}.partial")  # there is none, or a whole one: a run that is killed is run again
+    filled.write_text(json.dumps({"annotation": entries, "plan": asdict(plan)}, indent=1) + "\n")
+    filled.replace(path)
     return path
 
 
