@@ -15,6 +15,7 @@ from salmonrun.runtime.engine import Engine
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.log import LOGGER
 from salmonrun.runtime.server.app import make_app
+from salmonrun.runtime.server.closing import ClosableProtocol
 from salmonrun.runtime.server.config import ServerConfig
 from salmonrun.runtime.server.page.mount import open_page
 from salmonrun.runtime.server.patience import ImpatientProtocol
@@ -128,7 +129,7 @@ def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=ImpatientProtocol,
-        ws="websockets-sansio",
+        ws=ClosableProtocol,
         ws_max_size=LARGEST_FRAME,
         ws_ping_timeout=120,  # a stream that waits for room does not read pongs
         lifespan="off",

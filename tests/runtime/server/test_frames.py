@@ -129,6 +129,7 @@ RIGHT: dict[str, tuple[bytes, int | None]] = {
     **{f"closed with {code}": (closing(code), code) for code in (1000, 1001, 1003, 1011, 3000, 4999)},
     "closed with a reason": (closing(1000, "ade \u2014 bye".encode()), 1000),
     "closed with more behind it": (closing(1000) + frame(TEXT, UNKNOWN), 1000),
+    "closed in a message": (frame(TEXT, b"{", fin=False) + closing(1000) + frame(CONTINUATION, b"}"), 1000),
 }
 
 
