@@ -70,10 +70,11 @@ def test_minisign_verifies_it(bundle: Path, key: Path) -> None:
 def test_what_minisign_signs_is_verified(bundle: Path, tmp_path: Path) -> None:
     minisign("-GW", "-s", tmp_path / "own.key", "-p", tmp_path / "own.pub")
     minisign("-Sm", bundle / MANIFEST, "-s", tmp_path / "own.key")
-    open_bundle(bundle, tmp_path / "own.pub")
+    text = (tmp_path / "own.pub").read_text().splitlines()[1]
+    assert open_bundle(bundle, text).manifest == open_bundle(bundle).manifest
     (bundle / SIGNATURE).unlink()
-    sign_bundle(bundle, tmp_path / "own.key")
-    open_bundle(bundle, tmp_path / "own.pub")
+    assert sign_bundle(bundle, tmp_path / "own.key").public_key == text
+    assert open_bundle(bundle, tmp_path / "own.pub").manifest == open_bundle(bundle).manifest
 
 
 def other_prompt(bundle: Path) -> None:
