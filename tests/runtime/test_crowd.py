@@ -1,8 +1,6 @@
 """Two hundred at once are answered as each alone; a prompt's pieces compute what they compute in any company."""
 
 import random
-import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +18,7 @@ from salmonrun.runtime.rounds import Rounds
 from salmonrun.runtime.running import PIECE
 from salmonrun.runtime.search import Hypothesis, Need, Search
 from salmonrun.runtime.terms import LIVE, WHENEVER
+from tests.helpers.waiting import until
 
 RECORDINGS = Path(__file__).parents[2] / "demo" / "recordings"
 FILES = [RECORDINGS / f"{name}.flac" for name in ("shopping", "heating", "wake", "digits")]
@@ -86,26 +85,37 @@ def test_two_hundred_at_once(demo_engine: Engine) -> None:
     """Token for token; on our own kernels each token's log probability is the same to the last bit."""
     asks = mixed()
     alone = [ask(demo_engine) for ask in asks]
-    seen: Counter[int] = Counter()
+    widths: list[int] = []
     rounds = demo_engine.model.rounds
 
     def watch(done: Any) -> None:
-        seen[done.searches] += 1
-        if max(seen) <= CROWD:  # encoders take turns: without a pause, short answers end before the next ones begin
-            time.sleep(0.02)
+        widths.append(done.searches)
+
+    def gate(chunk: Chunk[Any]) -> Search[Any]:
+        """Holds its round: encoders take turns, and short answers would end before the next ones begin."""
+        yield Need([chunk])
+        until(lambda: rounds.open_searches > 3 * CROWD)
+        return Hypothesis([], "stop", [])
+
+    def held() -> None:
+        decoder = demo_engine.model.decoder
+        with rounds.open(1, 1) as (slot,):
+            rounds.run([gate(Chunk(slot, decoder.embed([0])))])
 
     numbers = [number % len(asks) for number in range(200)]
     random.Random(0).shuffle(numbers)
     rounds.watchers.append(watch)
     try:
-        with ThreadPoolExecutor(200) as threads:
+        with ThreadPoolExecutor(201) as threads:
+            held_round = threads.submit(held)
             together = list(threads.map(lambda number: asks[number](demo_engine), numbers))
+            held_round.result()
     finally:
         rounds.watchers.remove(watch)
     exact = demo_engine.report().decoder == "native"
     for number, found in zip(numbers, together, strict=True):
         assert found == alone[number] if exact else tokens_of(found) == tokens_of(alone[number])
-    assert max(seen) > CROWD
+    assert max(widths) > CROWD
     assert (rounds.open_searches, rounds.waiting, demo_engine.model.encoding.waiting) == (0, 0, 0)
     assert demo_engine.report().cache_bytes == 0 or not exact
 

@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,9 @@ from salmonrun.runtime.isolation.client import decoding_server
 from salmonrun.runtime.longform.reader import PcmReader
 from tests.fuzz import audio
 from tests.helpers.processes import children
+from tests.helpers.waiting import until
 
 ISOLATED = Limits(isolate_decoding=True)
-WAIT_S = 60.0  # on a busy machine
 ENGINE = """
 import sys, time
 from salmonrun.runtime.audio import load_audio
@@ -65,13 +64,6 @@ def test_in_pieces_and_from_the_middle(tmp_path: Path) -> None:
         first = next(reader.blocks())  # and the rest is not asked for
         assert np.array_equal(first, whole.pcm[: len(first)])
     assert np.array_equal(np.concatenate(list(reader.blocks())), whole.pcm)
-
-
-def until(so: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT_S
-    while not so():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.fixture

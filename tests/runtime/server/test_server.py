@@ -8,8 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from tests.helpers.openai_shapes import whole  # noqa: E402
 from tests.helpers.processes import children, command_of  # noqa: E402
 from tests.helpers.servers import Running, serving  # noqa: E402
 from tests.helpers.streams import before_steps  # noqa: E402
+from tests.helpers.waiting import until  # noqa: E402
 from tests.runtime.server.test_realtime import appends, of, pcm16, receive, send, session  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
@@ -49,11 +49,6 @@ def get(url: str, **headers: str) -> tuple[int, str, Any]:
             return answer.status, answer.read().decode(), answer.headers
     except HTTPError as error:
         return error.code, error.read().decode(), error.headers
-
-
-def until(true: Callable[[], bool]) -> None:
-    while not true():
-        time.sleep(0.01)
 
 
 def metric(server: Running, name: str) -> float:
