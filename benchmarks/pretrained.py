@@ -107,11 +107,12 @@ def variables(file: BinaryIO) -> Iterator[tuple[str, Array]]:
 def renamed(found: dict[str, Array]) -> Iterator[tuple[str, Array]]:
     """A Whisper encoder's weights under transformers' names; its queries, keys and values lie behind one another."""
     for name, value in found.items():
-        if not name.startswith("layer_"):
-            for theirs, ours in NAMES.items():
-                if name.startswith(theirs):
-                    yield _kind(ours + name.removeprefix(theirs)), value
+        top = next((theirs for theirs in NAMES if name.startswith(theirs)), None)
+        if top is not None:
+            yield _kind(NAMES[top] + name.removeprefix(top)), value
             continue
+        if not name.startswith("layer_"):
+            continue  # a number that describes the model
         layer, rest = name.removeprefix("layer_").split("/", 1)
         prefix = f"layers.{layer}."
         for theirs, ours in LAYER_NAMES.items():
