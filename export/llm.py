@@ -7,7 +7,7 @@ from pathlib import Path
 from salmonrun.export.budget.choice import choose
 from salmonrun.export.options import ExportOptions
 from salmonrun.export.progress import Progress
-from salmonrun.export.weights.calibrated import BLOCK, rounded_llm
+from salmonrun.export.weights.calibrated import rounded_llm
 from salmonrun.export.weights.stored import CALIBRATED, StoredLlm
 from salmonrun.training.checkpoint import Checkpoint
 from salmonrun.training.data.annotation import Entry
@@ -40,7 +40,7 @@ def stored_llm(
         return StoredLlm(source.merged_llm(), options.llm_precision)
     progress("rounding llm")
     tensors = rounded_llm(source, calibration.rounding, calibration.folder, progress)
-    rounded = StoredLlm(tensors, "int4", BLOCK, CALIBRATED)
+    rounded = StoredLlm(tensors, "int4", rounding=CALIBRATED)
     if options.budget is None:
         return rounded
     return choose(source, rounded, calibration.measuring, options, options.budget, calibration.folder, progress)

@@ -20,7 +20,9 @@ import numpy.typing as npt
 from salmonrun.kernels.formats import (
     F16,
     F32,
+    SUPER_BLOCK,
     Bytes,
+    multiply_t16,
     round_bfloat16,
     unpack_bfloat16_t16,
     unpack_floats_t16,
@@ -180,16 +182,18 @@ class Linear:
     columns: int  # inputs
     activation_block: int  # a multiple of the weights' block
     bias: F32 | None = None  # [rows]
+    multiples: npt.NDArray[np.int8] | None = None  # [groups, blocks that share one, 16], of int4 with super-blocks
 
     @property
     def block(self) -> int:
         """Inputs that share a scale of the weights."""
-        return int(32 * self.packed.shape[1] // self.scales.shape[1])
+        return int(32 * self.packed.shape[1] // self.scales.shape[1]) if self.multiples is None else SUPER_BLOCK
 
     def __call__(self, x: F32) -> F32:
         """[n, columns] to [n, rows]."""
         values, x_scales = quantize_activations(x, self.activation_block)
-        weight = unpack_t16(self.packed).astype(np.int32)
+        whole = unpack_t16(self.packed) if self.multiples is None else multiply_t16(self.packed, self.multiples)
+        weight = np.pad(whole, ((0, 0), (0, max(0, values.shape[1] - whole.shape[1])))).astype(np.int32)
         scales = self.scales.transpose(1, 0, 2).reshape(self.scales.shape[1], -1).astype(np.float32)  # [blocks, out]
         blocks = self.activation_block // self.block
         out = np.zeros((len(x), len(weight)), np.float32)

@@ -97,10 +97,17 @@ class NativeWeights:
     precision: Literal["int8", "int4", "nf4"]
     lm_head: Literal["int8", "int4"]
     int8: tuple[str, ...] = field(default=(), metadata=OPTIONAL)  # matrices of the layers that have 8 bits, not 4
+    # Inputs of int4 that share a scale, of which blocks have multiples; None: each block has a scale of its own.
+    super_block: Literal[128] | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.activation_block % self.block:
             raise ConfigError(f"activation_block is {self.activation_block}; it must be a multiple of {self.block}")
+        if self.super_block and (self.block, self.activation_block) != (32, self.super_block):
+            raise ConfigError(
+                f"block is {self.block}, activation_block {self.activation_block}; beside a super_block of "
+                f"{self.super_block} they must be 32 and {self.super_block}"
+            )
         _check_mixed(self.precision, self.int8)
 
     def precision_of(self, matrix: str) -> str:

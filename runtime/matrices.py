@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from salmonrun.kernels.cpu import load_native
-from salmonrun.kernels.formats import GROUP
+from salmonrun.kernels.formats import GROUP, SUPER_BLOCK
 from salmonrun.runtime.arrays import F32, Array
 from salmonrun.runtime.errors import MissingExtraError
 from salmonrun.runtime.tensor_file import TensorFile
@@ -32,8 +32,9 @@ def kernels() -> ModuleType:
 class MatrixReader:
     """The matrices and vectors of one file."""
 
-    def __init__(self, file: TensorFile, block: int, activation_block: int) -> None:
+    def __init__(self, file: TensorFile, block: int, activation_block: int, super_block: int | None = None) -> None:
         self.file = file
+        self._super_block = super_block
         self._block = block
         self._activation_block = activation_block
         self._matrix = kernels().Matrix
@@ -71,16 +72,26 @@ class MatrixReader:
     def _stored(
         self, name: str, stacked: tuple[int, ...], rows: int, columns: int, precision: str
     ) -> tuple[Array, ...]:
-        """The tensors of a matrix, or of `stacked` ones: packed, and scales if it is quantized."""
+        """The tensors of a matrix, or of `stacked` ones: packed, then multiples and scales, if it has them."""
         groups, blocks = -(-rows // GROUP), -(-columns // self._block)
         if precision == "fp32":
             return (self.file.array(f"{name}.weight", "F32", (*stacked, groups, columns, GROUP)),)
         if precision == "bf16":
             return (self.file.array(f"{name}.weight", "BF16", (*stacked, groups, -(-columns // 2), GROUP, 2)),)
+        if precision == "int4" and self._super_block:
+            return self._super_blocks(name, (*stacked, groups), columns)
         lines = (groups, blocks * self._block // 32, BITS[precision], 64)
         packed = self.file.array(f"{name}.weight", "U8", (*stacked, *lines))
         dtype = "F32" if precision == "nf4" else "F16"
         return packed, self.file.array(f"{name}.weight.scale", dtype, (*stacked, groups, blocks, GROUP))
+
+    def _super_blocks(self, name: str, groups: tuple[int, ...], columns: int) -> tuple[Array, ...]:
+        blocks, super_blocks = -(-columns // self._block), -(-columns // SUPER_BLOCK)
+        return (
+            self.file.array(f"{name}.weight", "U8", (*groups, blocks * self._block // 32, 4, 64)),
+            self.file.array(f"{name}.weight.multiple", "I8", (*groups, blocks, GROUP)),
+            self.file.array(f"{name}.weight.scale", "F16", (*groups, super_blocks, GROUP)),
+        )
 
     def _made(
         self, stored: tuple[Array, ...], rows: int, columns: int, precision: str, bias: F32 | None
@@ -92,6 +103,9 @@ class MatrixReader:
             made = self._matrix.bfloat16(*stored, rows, columns, bias)
         elif precision == "nf4":
             made = self._matrix.nf4(*stored, rows, columns, self._block, bias)
+        elif precision == "int4" and self._super_block:
+            packed, multiples, scales = stored
+            made = self._matrix.super_blocks(packed, multiples, scales.view(np.uint16), rows, columns, bias)
         else:
             packed, scales = stored
             sizes = (rows, columns, BITS[precision], self._block, self._activation_block)

@@ -114,7 +114,7 @@ def _parse_union(options: tuple[Any, ...], value: Any, where: str, complete: boo
     kinds = _kinds(options)
     if kinds:
         kind = value.get("kind") if isinstance(value, dict) else None
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             expected = " or ".join(map(repr, kinds))
             raise ConfigError(f"{where}: expected an object whose kind is {expected}, got {_show(value)}")
         return _parse(kinds[kind], value, where, complete)

@@ -17,6 +17,7 @@ MAX_HEADER_BYTES = 32 * 2**20
 ALIGNMENT = 64  # bytes: where a tensor may begin
 DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),  # which numpy has not: the bits
     "F32": np.dtype("<f4"),

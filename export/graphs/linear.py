@@ -8,7 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from salmonrun.export.graphs.builder import FLOAT, FLOAT16, MICROSOFT, NUMPY_TYPES, GraphBuilder
-from salmonrun.kernels.formats import Bytes, quantize_blocks
+from salmonrun.kernels.formats import SUPER_BLOCK, Bytes, quantize_blocks, quantize_super_blocks
 
 F32 = npt.NDArray[np.float32]
 
@@ -49,6 +49,18 @@ class Stacked:
                 found.append(to_numpy(here))
             start += len(part)
         return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def super_block_of(precision: str, block: int) -> Literal[128] | None:
+    """Inputs that share a scale, of which blocks have multiples, for every decoder; None: blocks have their own."""
+    return SUPER_BLOCK if precision == "int4" and block == BLOCK else None
+
+
+def quantize(weight: F32, bits: int, block: int) -> tuple[Bytes, F32]:
+    """The values that every decoder's weights have, as `quantize_blocks` gives them."""
+    if super_block_of(f"int{bits}", block):
+        return quantize_super_blocks(weight, block)
+    return quantize_blocks(weight, bits, block)
 
 
 def plain_linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
@@ -93,7 +105,7 @@ def blockwise_linear(bits: int, block: int = BLOCK) -> Linear:
 
         def packed() -> Iterator[Bytes]:
             for piece in _pieces(rows, columns):
-                values, steps = quantize_blocks(weight[piece, ALL], bits, block)
+                values, steps = quantize(weight[piece, ALL], bits, block)
                 scales.append(steps)
                 yield values
 

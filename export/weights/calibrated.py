@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from salmonrun.export.graphs.linear import BLOCK, super_block_of
 from salmonrun.export.parity.encoders import audio_embeds, features, modules_of
 from salmonrun.export.parity.layers import LayeredLlm
 from salmonrun.export.parity.speech import entry_prompt
 from salmonrun.export.progress import Progress
 from salmonrun.export.weights.kept import save
 from salmonrun.export.weights.rounding import gram, inverse_root, round_compensated
-from salmonrun.kernels.formats import dequantize_t16, quantize_t16
+from salmonrun.kernels.formats import dequantize_super_t16, dequantize_t16, quantize_super_t16, quantize_t16
+from salmonrun.runtime.arrays import Array
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import Checkpoint
 from salmonrun.training.data.annotation import Entry
@@ -24,9 +25,6 @@ from salmonrun.training.tensors import LazyTensors
 
 MOST_RECORDINGS = 96  # that are gone through
 BITS = 4
-# Measured (docs/performance.md, "Numeric formats"): once calibrated no worse than 32, and a prompt takes a quarter less
-# time.
-BLOCK: Literal[64] = 64
 _STATES = "behind-{}.npz"  # so many layers
 
 
@@ -107,22 +105,28 @@ class Inputs:
 def _round(merged: LazyTensors, names: Sequence[str], sums: Tensor, block: int, folder: Path) -> None:
     """Matrices with one input, as a single one."""
     parts = [merged[name]() for name in names]
-    rounded = round_compensated(torch.cat(parts), inverse_root(sums), BITS, block)
+    shared = super_block_of("int4", block)
+    rounded = round_compensated(torch.cat(parts), inverse_root(sums), BITS, block, super_block=shared)
     for name, weight in zip(names, rounded.split([len(part) for part in parts]), strict=True):
         store(folder, name, weight, block)
 
 
 def store(folder: Path, name: str, weight: Tensor, block: int) -> None:
     """Keep a matrix whose values int4 has, packed."""
-    packed, scales = quantize_t16(weight.numpy(), BITS, block)
-    save(folder / f"{name}.npz", {"packed": packed, "scales": scales, "shape": weight.shape})
+    if super_block_of("int4", block):
+        parts: tuple[Array, ...] = quantize_super_t16(weight.numpy(), block)
+    else:
+        parts = quantize_t16(weight.numpy(), BITS, block)
+    save(folder / f"{name}.npz", {"shape": weight.shape} | {f"part{i}": part for i, part in enumerate(parts)})
 
 
 def stored(folder: Path, name: str) -> Tensor:
     """What `store` keeps."""
     with np.load(folder / f"{name}.npz") as kept:
         rows, columns = kept["shape"]
-        return torch.from_numpy(dequantize_t16(kept["packed"], kept["scales"])[:rows, :columns])
+        parts = [kept[f"part{i}"] for i in range(len(kept.files) - 1)]
+        whole = dequantize_super_t16(*parts) if len(parts) == 3 else dequantize_t16(*parts)
+        return torch.from_numpy(whole[:rows, :columns])
 
 
 def _keep_states(folder: Path, done: int, states: Tensor, rows: Sequence[Tensor]) -> None:

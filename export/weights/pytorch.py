@@ -8,14 +8,14 @@ from typing import Literal
 import numpy as np
 import torch
 
-from salmonrun.export.graphs.linear import BLOCK, Stacked
+from salmonrun.export.graphs.linear import BLOCK, Stacked, quantize
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.options import LlmPrecision, Target
 from salmonrun.export.weights.llm_file import write_llm
 from salmonrun.export.weights.native import NF4_BLOCK, PIECE
 from salmonrun.export.weights.stacked import Getter
 from salmonrun.export.weights.tensor_file import Array, TensorFileWriter
-from salmonrun.kernels.formats import F32, pack_nibbles, quantize_blocks, quantize_nf4
+from salmonrun.kernels.formats import F32, pack_nibbles, quantize_nf4
 from salmonrun.runtime.manifest import TorchWeights
 from salmonrun.training.foreign.quantized import FourBitMatrix
 from salmonrun.training.tensors import LazyTensors
@@ -117,5 +117,5 @@ class _Matrices:
                 whole = np.pad(piece, ((0, 0), (0, -columns % self._block)))
                 yield quantize_nf4(whole, self._block)
             else:
-                yield quantize_blocks(piece, BITS[precision], self._block)
+                yield quantize(piece, BITS[precision], self._block)
             self._done(piece.size)

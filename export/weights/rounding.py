@@ -1,10 +1,13 @@
 """Rounding that knows what the weights will be multiplied with: errors of one input are made up for by the others."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from salmonrun.kernels.formats import LARGEST_MULTIPLE, SMALLEST_MULTIPLE
 
 DAMPING = 0.01  # of the mean of the diagonal, as GPTQ has it: directions that calibration hardly saw
 # Of the range of a block: the largest values may be cut, where the others gain more.
@@ -71,31 +74,70 @@ def _residue(matrix: Tensor, root: Tensor) -> float:
     return float((root.T @ (root @ (matrix @ direction)) - direction).norm() / direction.norm())
 
 
+Grid = Callable[[Tensor], Tensor]  # the nearest of the scales [out] that a block may have
+
+
 def round_compensated(
-    weight: Tensor, inverse: Tensor, bits: int, block: int, shares: Sequence[float] = SHARES
+    weight: Tensor,
+    inverse: Tensor,
+    bits: int,
+    block: int,
+    shares: Sequence[float] = SHARES,
+    super_block: int | None = None,
 ) -> Tensor:
     """A matrix whose values are those of symmetric blocks, chosen so that products with typical inputs change least.
 
     GPTQ (Frantar et al. 2022, algorithm 1): input after input is rounded, and what that changes in the products is
-    taken back by the inputs that are still to be rounded. `quantize_blocks` and `quantize_t16` find exactly these
-    values again: the scales are numbers of 16 bits, and in every block the largest value is the end of the range.
+    taken back by the inputs that are still to be rounded. Those who quantize find exactly these values again: the
+    scales are numbers of 16 bits, or multiples of one, and in every block the largest value is the end of the range.
 
     Args:
         weight: [out, in].
         inverse: [in, in], `inverse_root` of typical inputs.
-        bits: 4 or 8.
-        block: neighbouring inputs that share a scale.
+        bits: 4 or 8; 4 with super-blocks.
+        block: neighbouring inputs that share a scale, or a multiple of one.
         shares: of a block's range that are tried.
+        super_block: inputs whose blocks have multiples of one scale; None: they have their own.
 
     Returns:
         [out, in], float32.
     """
     rest = weight.float().T.contiguous()  # [in, out]: an input's weights lie together
+    moments = inverse.diagonal() ** -2  # an input's error counts by what the others cannot make up for
+    grids: list[Grid] = []
     for first in range(0, len(rest), block):
+        if super_block is None:
+            grids = [_sixteen_bits]
+        elif first % super_block == 0:
+            whole = slice(first, first + super_block)
+            grids = _multiples(rest[whole].split(block), moments[whole].split(block), shares)
         inputs = slice(first, first + block)
-        rest[inputs], errors = _round_block(rest[inputs], inverse[inputs, inputs], bits, shares)
+        rest[inputs], errors = _round_block(rest[inputs], inverse[inputs, inputs], bits, shares, grids.pop(0))
         rest[first + block :].addmm_(inverse[inputs, first + block :].T, errors, alpha=-1)
     return rest.T.contiguous()
+
+
+def _sixteen_bits(scale: Tensor) -> Tensor:
+    return scale.half().float()
+
+
+def _multiples(blocks: Sequence[Tensor], moments: Sequence[Tensor], shares: Sequence[float]) -> list[Grid]:
+    """For each block [n, out] of a super-block, the multiples of a scale: it is the best for the block that has the
+    largest value, whose multiple is the largest."""
+    alone = [
+        _scales(block, counts, 4, shares, lambda scale: _sixteen_bits(scale / LARGEST_MULTIPLE) * LARGEST_MULTIPLE)[0]
+        for block, counts in zip(blocks, moments, strict=True)
+    ]
+    top = torch.stack([block.abs().amax(dim=0) for block in blocks]).argmax(dim=0)  # [out]
+    most = torch.stack(alone).gather(0, top[None])[0]
+    scale = most / LARGEST_MULTIPLE
+    divisor = torch.where(scale == 0, 1, scale)
+
+    def nearest(index: int, wanted: Tensor) -> Tensor:
+        multiple = (wanted / divisor).round_().clamp_(SMALLEST_MULTIPLE, LARGEST_MULTIPLE)
+        return torch.where(top == index, most, multiple * scale)
+
+    return [partial(nearest, index) for index in range(len(blocks))]
 
 
 def round_clipped(weight: Tensor, bits: int, block: int, moments: Tensor | None = None) -> Tensor:
@@ -113,7 +155,8 @@ def round_clipped(weight: Tensor, bits: int, block: int, moments: Tensor | None 
     found = weight.float().T.contiguous()
     for first in range(0, len(found), block):
         part = found[first : first + block]
-        scale, largest = _scales(part, None if moments is None else moments[first : first + block], bits, SHARES)
+        counts = None if moments is None else moments[first : first + block]
+        scale, largest = _scales(part, counts, bits, SHARES, _sixteen_bits)
         divisor = torch.where(scale == 0, 1, scale)
         steps = (part / divisor).round_().clamp_(*_range(bits))
         steps.scatter_(0, largest[None], _range(bits)[0])
@@ -125,11 +168,12 @@ def _range(bits: int) -> tuple[int, int]:
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
-def _round_block(weight: Tensor, inverse: Tensor, bits: int, shares: Sequence[float]) -> tuple[Tensor, Tensor]:
+def _round_block(
+    weight: Tensor, inverse: Tensor, bits: int, shares: Sequence[float], grid: Grid
+) -> tuple[Tensor, Tensor]:
     """The values of one block [n, out], and the errors [n, out] that later inputs have to make up for."""
     lowest, highest = _range(bits)
-    # An input's error counts by what the others cannot make up for.
-    scale, largest = _scales(weight, inverse.diagonal() ** -2, bits, shares)
+    scale, largest = _scales(weight, inverse.diagonal() ** -2, bits, shares, grid)
     divisor = torch.where(scale == 0, 1, scale)
     values, errors, rest = torch.zeros_like(weight), torch.zeros_like(weight), weight.clone()
     for i in range(len(weight)):
@@ -141,7 +185,9 @@ def _round_block(weight: Tensor, inverse: Tensor, bits: int, shares: Sequence[fl
     return values, errors
 
 
-def _scales(weight: Tensor, moments: Tensor | None, bits: int, shares: Sequence[float]) -> tuple[Tensor, Tensor]:
+def _scales(
+    weight: Tensor, moments: Tensor | None, bits: int, shares: Sequence[float], grid: Grid
+) -> tuple[Tensor, Tensor]:
     """The scales [out] with which the columns of a block [n, out] change least, and where each has its largest value.
 
     Scales are zero for columns of zeros.
@@ -151,15 +197,16 @@ def _scales(weight: Tensor, moments: Tensor | None, bits: int, shares: Sequence[
         moments: [n], how much a change of each row counts; None: the same.
         bits: 4 or 8.
         shares: of the range that are tried.
+        grid: of the scales that may be.
     """
     lowest, highest = _range(bits)
     largest = weight.abs().argmax(dim=0)
     peak = weight.gather(0, largest[None])[0]
     found, least = torch.zeros_like(peak), torch.full_like(peak, torch.inf)
     for share in shares:
-        scale = (peak * (share / lowest)).half().float()
+        scale = grid(peak * (share / lowest))
         divisor = torch.where(scale == 0, 1, scale)
-        change = (weight / divisor).round_().clamp_(lowest, highest).mul_(divisor).sub_(weight).square_()
+        change = (weight / divisor).round_().clamp_(lowest, highest).mul_(scale).sub_(weight).square_()
         total = change.sum(dim=0) if moments is None else moments @ change
         better = total < least
         found, least = torch.where(better, scale, found), torch.where(better, total, least)

@@ -29,6 +29,17 @@ class Matrix:
         bias: F32 | None = None,
     ) -> None: ...
     @staticmethod
+    def super_blocks(
+        packed: Bytes,
+        multiples: npt.NDArray[np.int8],
+        scales: npt.NDArray[np.uint16],
+        rows: int,
+        columns: int,
+        bias: F32 | None = None,
+    ) -> Matrix:
+        """One of int4 in super-blocks, as quantize_super_t16 makes it; activations have blocks of 128."""
+
+    @staticmethod
     def nf4(packed: Bytes, scales: F32, rows: int, columns: int, block: int, bias: F32 | None = None) -> Matrix:
         """One of nf4, in the same layout; its products are of floats."""
 

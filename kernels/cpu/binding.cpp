@@ -33,6 +33,11 @@ void make_matrix(Matrix* self, Array<const std::uint8_t> packed, Array<const std
   new (self) Matrix(span(packed), span(scales), span(bias), rows, columns, bits, block, activation_block, owner);
 }
 
+Matrix super_matrix(Array<const std::uint8_t> packed, Array<const std::int8_t> multiples, Array<const std::uint16_t> scales, int rows,
+                    int columns, const std::optional<Floats>& bias) {
+  return Matrix(span(packed), span(multiples), span(scales), span(bias), rows, columns, keep(nb::make_tuple(packed, multiples, scales)));
+}
+
 Matrix float_matrix(Array<const float> packed, int rows, int columns, const std::optional<Floats>& bias) {
   return Matrix(span(packed), span(bias), rows, columns, keep(packed.cast()));
 }
@@ -113,13 +118,14 @@ void product(const Operations& operations, const Matrix& matrix, const Floats& x
   const MatrixView view = matrix.view();
   const std::size_t columns = static_cast<std::size_t>(matrix.columns()), rows = x.size() / columns;
   require(x.size() == rows * columns && out.size() == rows * static_cast<std::size_t>(view.rows), "sizes do not fit");
-  std::vector<std::int8_t> values(rows * static_cast<std::size_t>(view.columns));
+  const int value_stride = (view.columns + unit_inputs - 1) / unit_inputs * unit_inputs;
+  std::vector<std::int8_t> values(rows * static_cast<std::size_t>(value_stride));
   std::vector<float> scales(rows * static_cast<std::size_t>(view.activation_blocks()));
-  std::vector<std::int32_t> starts(rows * static_cast<std::size_t>(view.blocks()));
+  std::vector<std::int32_t> starts(rows * static_cast<std::size_t>(view.starts()));
   const int whole = (view.columns + lanes - 1) / lanes * lanes;
   std::vector<float> floats(rows * static_cast<std::size_t>(whole));
-  const ActivationsView to{values.data(), scales.data(), starts.data(),  view.columns, view.activation_blocks(),
-                           view.blocks(), floats.data(), whole};
+  const ActivationsView to{values.data(), scales.data(), starts.data(),  value_stride, view.activation_blocks(),
+                           view.starts(), floats.data(), whole};
   for (std::size_t row = 0; row < rows; ++row)
     operations.quantize(padded(std::span(x.data() + row * columns, columns)).data(), view, to, static_cast<int>(row));
   std::vector<std::uint8_t> scratch(unpack_bytes(view));
@@ -216,6 +222,8 @@ NB_MODULE(_native, module) {
   nb::class_<Matrix>(module, "Matrix")
       .def("__init__", &make_matrix, "packed"_a.noconvert(), "scales"_a.noconvert(), "rows"_a, "columns"_a, "bits"_a,
            "block"_a, "activation_block"_a, "bias"_a = nb::none())
+      .def_static("super_blocks", &super_matrix, "packed"_a.noconvert(), "multiples"_a.noconvert(), "scales"_a.noconvert(), "rows"_a,
+                  "columns"_a, "bias"_a = nb::none())
       .def_static("nf4", &nf4_matrix, "packed"_a.noconvert(), "scales"_a.noconvert(), "rows"_a, "columns"_a, "block"_a,
                   "bias"_a = nb::none())
       .def_static("bfloat16", &brain_float_matrix, "packed"_a.noconvert(), "rows"_a, "columns"_a, "bias"_a = nb::none())

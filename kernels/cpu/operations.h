@@ -12,7 +12,9 @@ namespace salmonrun {
 
 constexpr int lanes = 16;
 constexpr int padding = 128;   // floats: rows of activations are whole multiples of it, and so whole blocks of weights
+constexpr int unit_inputs = 64;  // that a matrix unit takes at once: it reads the values behind a row's last, if need be
 constexpr int page_size = 64;  // positions that lie together in the KV cache
+constexpr int super_block = 128, multiple_block = 32;  // inputs that share a scale of int4; that share a multiple of it
 
 // The 16 values that nf4's indices stand for: NF4 in kernels/formats.py.
 alignas(64) constexpr float nf4_values[lanes] = {
@@ -21,7 +23,7 @@ alignas(64) constexpr float nf4_values[lanes] = {
     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
 };
 
-// A matrix in layout t16: see quantize_t16, quantize_nf4_t16, pack_floats_t16 and pack_bfloat16_t16 in kernels/formats.py.
+// A matrix in layout t16: see quantize_t16, quantize_super_t16, quantize_nf4_t16, pack_floats_t16 and pack_bfloat16_t16 in kernels/formats.py.
 struct MatrixView {
   const std::uint8_t* packed;   // [groups][columns / 32][bits][64]; of floats: [groups][columns][16] in float32;
                                 // of bfloat16: [groups][columns / 2][16][2]
@@ -29,13 +31,17 @@ struct MatrixView {
   const float* nf4_scales;      // of nf4: the same in float32
   const float* bias;            // [16 groups], or null
   int rows;                     // outputs
-  int columns;                  // inputs, filled up to whole blocks
+  int columns;                  // inputs, filled up to whole blocks; the last super-block may have fewer
   int bits;                     // 4 or 8; 16: bfloat16; 32: floats
   int block;                    // inputs that share a scale of the weights
   int activation_block;         // inputs that share a scale of the activations: a multiple of `block`; nf4: not used
+  const std::int8_t* multiples = nullptr;  // of int4 in super-blocks, which `block` is then: [groups][columns / 32][16]
 
   int groups() const { return (rows + lanes - 1) / lanes; }
-  int blocks() const { return columns / block; }
+  int blocks() const { return (columns + block - 1) / block; }
+  int block_inputs(int index) const { return columns - index * block < block ? columns - index * block : block; }
+  int start_block() const { return multiples ? multiple_block : block; }
+  int starts() const { return columns / start_block(); }
   int activation_blocks() const { return (columns + activation_block - 1) / activation_block; }
   bool nf4() const { return nf4_scales != nullptr; }
   bool floats() const { return bits == 32; }
@@ -46,9 +52,9 @@ struct MatrixView {
 
 // Rows that are quantized for a matrix; for one that takes floats, the rows as they are.
 struct ActivationsView {
-  std::int8_t* values;   // [rows][value_stride]: bytes, or those of bfloat16
+  std::int8_t* values;   // [rows][value_stride]: bytes, of super-blocks with zeros up to whole unit_inputs; or those of bfloat16
   float* scales;         // [rows][scale_stride]
-  std::int32_t* starts;  // [rows][start_stride]: minus the zero point times the sum, of each block of the weights
+  std::int32_t* starts;  // [rows][start_stride]: minus the zero point times the sum, of each start_block() of the inputs
   std::ptrdiff_t value_stride, scale_stride, start_stride;
   float* floats;  // [rows][float_stride]
   std::ptrdiff_t float_stride;
@@ -58,7 +64,7 @@ struct ActivationsView {
     ActivationsView view = *this;
     view.floats += column;
     view.values += column * (matrix.brain_floats() ? 2 : 1);
-    if (matrix.scales) view.scales += column / matrix.activation_block, view.starts += column / matrix.block;
+    if (matrix.scales) view.scales += column / matrix.activation_block, view.starts += column / matrix.start_block();
     return view;
   }
 
@@ -135,7 +141,7 @@ struct Operations {
 constexpr int product_groups = 4;  // that are unpacked at once, and that a thread takes at once
 
 inline std::size_t unpack_bytes(const MatrixView& matrix) {
-  return std::size_t{product_groups} * lanes * static_cast<std::size_t>(matrix.columns);
+  return (std::size_t{product_groups} * static_cast<std::size_t>(matrix.columns) + unit_inputs) * lanes;
 }
 
 }  // namespace salmonrun

@@ -30,8 +30,8 @@ ActivationsView Products::activations(int rows, const MatrixView& matrix) {
   const int value_stride = matrix.columns + value_gap;
   values_.reserve(size(rows, value_stride));
   value_scales_.reserve(size(rows, matrix.activation_blocks()));
-  starts_.reserve(size(rows, matrix.blocks()));
-  return {values_.data(), value_scales_.data(), starts_.data(), value_stride, matrix.activation_blocks(), matrix.blocks(),
+  starts_.reserve(size(rows, matrix.starts()));
+  return {values_.data(), value_scales_.data(), starts_.data(), value_stride, matrix.activation_blocks(), matrix.starts(),
           nullptr, 0};
 }
 

@@ -20,7 +20,8 @@ void require_shape(const Matrix& matrix, std::int64_t rows, std::int64_t columns
 
 void require_alike(const Matrix& one, const Matrix& other, const std::string& names) {
   const MatrixView a = one.view(), b = other.view();
-  require(a.nf4() == b.nf4() && a.bits == b.bits && a.block == b.block && a.activation_block == b.activation_block,
+  require(a.nf4() == b.nf4() && a.bits == b.bits && a.block == b.block && a.activation_block == b.activation_block &&
+              (a.multiples == nullptr) == (b.multiples == nullptr),
           names + " are quantized in different ways");
 }
 

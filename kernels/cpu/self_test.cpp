@@ -16,7 +16,8 @@ class Numbers {  // Lehmer's generator with the constants of std::minstd_rand, w
   std::int64_t state_ = 1;
 };
 
-std::vector<float> products(const Operations& operations, int bits, int block, int rows) {
+// `multiplied`: of super-blocks.
+std::vector<float> products(const Operations& operations, int bits, int block, int rows, bool multiplied) {
   Numbers numbers;
   const int groups = (outputs + lanes - 1) / lanes, blocks = columns / block;
   std::vector<std::uint8_t> packed(static_cast<std::size_t>(groups * 2 * columns * bits));
@@ -26,11 +27,16 @@ std::vector<float> products(const Operations& operations, int bits, int block, i
   std::vector<float> x(static_cast<std::size_t>(rows * columns));
   for (auto& value : x) value = static_cast<float>(numbers.next(2001) - 1000) / 256.0f;
 
-  const MatrixView matrix{packed.data(), scales.data(), nullptr, nullptr, outputs, columns, bits, block, 2 * block};
+  std::vector<std::int8_t> multiples(static_cast<std::size_t>(groups * columns / multiple_block * lanes));
+  for (auto& multiple : multiples) multiple = static_cast<std::int8_t>(numbers.next(32) - 15);
+
+  MatrixView matrix{packed.data(), scales.data(), nullptr, nullptr, outputs, columns, bits, block, multiplied ? block : 2 * block};
+  if (multiplied) matrix.multiples = multiples.data();
   std::vector<std::int8_t> values(x.size());
   std::vector<float> value_scales(static_cast<std::size_t>(rows * matrix.activation_blocks()));
-  std::vector<std::int32_t> starts(static_cast<std::size_t>(rows * blocks));
-  const ActivationsView view{values.data(), value_scales.data(), starts.data(), columns, matrix.activation_blocks(), blocks, nullptr, 0};
+  std::vector<std::int32_t> starts(static_cast<std::size_t>(rows * matrix.starts()));
+  const ActivationsView view{values.data(),    value_scales.data(), starts.data(), columns, matrix.activation_blocks(),
+                             matrix.starts(), nullptr,             0};
   for (int row = 0; row < rows; ++row) operations.quantize(x.data() + row * columns, matrix, view, row);
   std::vector<float> out(static_cast<std::size_t>(rows * outputs));
   std::vector<std::uint8_t> scratch(unpack_bytes(matrix));
@@ -41,13 +47,17 @@ std::vector<float> products(const Operations& operations, int bits, int block, i
 }  // namespace
 
 bool same_products(const Operations& asked, const Operations& trusted) {
+  const auto same = [&](int bits, int block, bool multiplied) {
+    for (const int rows : {3, 16, 33}) {
+      const std::vector<float> found = products(asked, bits, block, rows, multiplied), expected = products(trusted, bits, block, rows, multiplied);
+      if (std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) != 0) return false;
+    }
+    return true;
+  };
   for (const int bits : {4, 8})
     for (const int block : {32, 64, 128})
-      for (const int rows : {3, 16, 33}) {
-        const std::vector<float> found = products(asked, bits, block, rows), expected = products(trusted, bits, block, rows);
-        if (std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) != 0) return false;
-      }
-  return true;
+      if (!same(bits, block, false)) return false;
+  return same(4, super_block, true);
 }
 
 }  // namespace salmonrun

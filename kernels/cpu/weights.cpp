@@ -49,6 +49,16 @@ Matrix::Matrix(std::span<const std::uint8_t> packed, std::span<const std::uint16
   set(packed.size(), scales.size(), bias);
 }
 
+Matrix::Matrix(std::span<const std::uint8_t> packed, std::span<const std::int8_t> multiples, std::span<const std::uint16_t> scales,
+               std::span<const float> bias, int rows, int columns, Owner owner)
+    : columns_(columns), owner_(std::move(owner)) {
+  check_sizes(rows, columns);
+  const int whole = (columns + multiple_block - 1) / multiple_block * multiple_block;
+  view_ = {packed.data(), scales.data(), nullptr, nullptr, rows, whole, 4, super_block, super_block, multiples.data()};
+  require_size(multiples.size(), static_cast<std::size_t>(view_.groups()) * static_cast<std::size_t>(view_.starts()) * lanes, "multiples");
+  set(packed.size(), scales.size(), bias);
+}
+
 Matrix::Matrix(std::span<const std::uint8_t> packed, std::span<const float> scales, std::span<const float> bias, int rows,
                int columns, int block, Owner owner)
     : columns_(columns), owner_(std::move(owner)) {

@@ -26,6 +26,10 @@ class Matrix {
   Matrix(std::span<const std::uint8_t> packed, std::span<const std::uint16_t> scales, std::span<const float> bias,
          int rows, int columns, int bits, int block, int activation_block, Owner owner);
 
+  // Of int4 in super-blocks.
+  Matrix(std::span<const std::uint8_t> packed, std::span<const std::int8_t> multiples, std::span<const std::uint16_t> scales,
+         std::span<const float> bias, int rows, int columns, Owner owner);
+
   // Of floats [groups][columns][16], which stay where they are, too.
   Matrix(std::span<const float> packed, std::span<const float> bias, int rows, int columns, Owner owner);
 

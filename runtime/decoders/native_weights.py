@@ -47,7 +47,7 @@ class LlmReader:
         self._file = file
         self._llm = llm
         self._weights = weights
-        self._matrices = MatrixReader(file, weights.block, weights.activation_block)
+        self._matrices = MatrixReader(file, weights.block, weights.activation_block, weights.super_block)
         self._native = kernels()
         for name in weights.int8:
             if f"{name}.weight" not in file.names:

@@ -18,7 +18,7 @@ from salmonrun.export.__main__ import main
 from salmonrun.export.options import Budget
 from salmonrun.export.weights import calibrated
 from salmonrun.export.weights.products import products
-from salmonrun.kernels.formats import dequantize_t16
+from salmonrun.kernels.formats import dequantize_super_t16, dequantize_t16
 from salmonrun.runtime import Engine
 from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.errors import ConfigError, ParityError
@@ -113,10 +113,14 @@ def check_mixed(checkpoint: Path, folder: Path, choice: Choice) -> None:
     assert choice.chosen.startswith(f"{count} of ")
     stored, merged = load_file(bundle.path("llm/native.bin")), open_checkpoint(checkpoint).merged_llm()
     for name in (name for names in products(merged).values() for name in names):
-        packed = stored[f"{name}.weight"]
+        packed, scale = stored[f"{name}.weight"], stored[f"{name}.weight.scale"]
         assert packed.shape[2] == (8 if name in weights.native.int8 else 4), name
         original = merged[f"{name}.weight"]().numpy()
-        found = dequantize_t16(packed, stored[f"{name}.weight.scale"])[: len(original), : original.shape[1]]
+        if name in weights.native.int8:
+            whole = dequantize_t16(packed, scale)
+        else:
+            whole = dequantize_super_t16(packed, stored[f"{name}.weight.multiple"], scale)
+        found = whole[: len(original), : original.shape[1]]
         off = float(np.sqrt(np.mean((found - original) ** 2) / np.mean(original**2)))
         assert off < 0.02 if name in weights.native.int8 else 0.02 < off < 0.3, name
     for decoder in ("onnx", "native"):

@@ -20,9 +20,10 @@ from salmonrun.export.graphs.linear import (
     dynamic_int8_linear,
     llm_linear,
     plain_linear,
+    quantize,
 )
 from salmonrun.export.options import LlmPrecision
-from salmonrun.kernels.formats import dequantize_blocks, quantize_blocks
+from salmonrun.kernels.formats import dequantize_blocks
 from salmonrun.runtime.arrays import F32
 
 SHAPES = [
@@ -106,7 +107,7 @@ def test_the_node_multiplies_with_the_dequantized_weights(
 ) -> None:
     """To 1e-4 with float activations; level 4, which bundles have, rounds them to 8 bits a block."""
     weight, x = weights(*shape), activations(rows, shape[1])
-    exact = x @ dequantize_blocks(*quantize_blocks(weight, bits, BLOCK), bits)[:, : shape[1]].T
+    exact = x @ dequantize_blocks(*quantize(weight, bits, BLOCK), bits)[:, : shape[1]].T
     scale = np.abs(x) @ np.abs(weight).T  # of the sums' terms
     for level in (0, 1):
         found = run(blockwise_linear(bits), x, weight, None, tmp_path, accuracy_level=level)

@@ -5,6 +5,7 @@ It ends with 0 where results are those of arrays without guards, and by a signal
 
 import ctypes
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import numpy as np
 
 from salmonrun.kernels.cpu import load_native
 from salmonrun.kernels.formats import F32
+from salmonrun.kernels.reference import Linear
 from tests.helpers import guarded_encoders
 from tests.helpers.guard_pages import EDGES, PAGE, Edge, GuardedModel, guarded, guarded_parts
 from tests.helpers.native_build import use
-from tests.helpers.native_llms import NativeModel, Shape, native_matrix, random_linear, random_model
+from tests.helpers.native_llms import NativeModel, Shape, native_matrix, random_linear, random_model, random_super
 
 SHAPES = (
     Shape(max_length=140),
+    Shape(max_length=140, super_blocks=True),
+    Shape(dim=256, intermediate=128, max_length=70, super_blocks=True, biases=False),
     Shape(max_length=140, cache_bits=8),
     Shape(dim=16, intermediate=1, vocab=1, layers=1, heads=1, kv_heads=1, head_dim=16, max_length=70, bits=8),
     Shape(dim=64, heads=8, kv_heads=1, head_dim=64, block=128, activation_block=128, max_length=70, window=9),
@@ -37,15 +41,21 @@ def same(found: Any, expected: Any) -> None:
 
 def products(operations: Any, edge: Edge) -> None:
     """Of every number of rows that takes another tile."""
-    for bits in (4, 8):
-        for block, activations, out, columns in PRODUCTS:
-            linear = random_linear(np.random.default_rng(0), out, columns, bits, block, activations, bias=True)
-            for rows in (1, 2, 3, 5, 7, 16, 33):
-                x, expected = normal(rows, columns), np.empty((rows, out), np.float32)
-                operations.product(native_matrix(linear), x, expected)
-                found = guarded(np.zeros_like(expected), edge, writable=True)
-                operations.product(native_matrix(guarded_parts(linear, edge)), guarded(x, edge), found)
-                same(found, expected)
+    for linear in matrices():
+        for rows in (1, 2, 3, 5, 7, 16, 33):
+            x, expected = normal(rows, linear.columns), np.empty((rows, linear.rows), np.float32)
+            operations.product(native_matrix(linear), x, expected)
+            found = guarded(np.zeros_like(expected), edge, writable=True)
+            operations.product(native_matrix(guarded_parts(linear, edge)), guarded(x, edge), found)
+            same(found, expected)
+
+
+def matrices() -> Iterator[Linear]:
+    """Of each format of integers, with and without inputs and outputs that are filled up."""
+    for block, activations, out, columns in PRODUCTS:
+        for bits in (4, 8):
+            yield random_linear(np.random.default_rng(0), out, columns, bits, block, activations, bias=True)
+        yield random_super(np.random.default_rng(0), out, columns, bias=True)
 
 
 def rows(operations: Any, edge: Edge) -> None:

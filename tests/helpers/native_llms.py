@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from salmonrun.kernels import reference
 from salmonrun.kernels.cpu import load_native
-from salmonrun.kernels.formats import F32, quantize_nf4_t16, quantize_t16
+from salmonrun.kernels.formats import F32, SUPER_BLOCK, quantize_nf4_t16, quantize_super_t16, quantize_t16
 from salmonrun.runtime.bundle import Bundle
 
 ACTIVATIONS = 64
@@ -27,6 +27,7 @@ class Shape:
     head_dim: int = 48
     max_length: int = 200
     nf4: bool = False
+    super_blocks: bool = False  # of int4
     bits: Literal[4, 8] = 4
     head_bits: Literal[4, 8] = 8
     block: int = 32
@@ -48,6 +49,15 @@ def random_linear(
     return reference.Linear(packed, scales, rows, columns, activations, shift)
 
 
+def random_super(rng: np.random.Generator, rows: int, columns: int, bias: bool) -> reference.Linear:
+    """Of blocks that have all kinds of multiples."""
+    sizes = rng.choice([0, 0.1, 1], (rows, -(-columns // 32))).repeat(32, axis=1)[:, :columns]
+    weight = rng.normal(0, columns**-0.5, (rows, columns)) * sizes
+    packed, multiples, scales = quantize_super_t16(weight.astype(np.float32), 32)
+    shift = rng.normal(0, 0.1, rows).astype(np.float32) if bias else None
+    return reference.Linear(packed, scales, rows, columns, SUPER_BLOCK, shift, multiples)
+
+
 def random_nf4(rng: np.random.Generator, rows: int, columns: int, block: int, bias: bool) -> reference.Nf4Linear:
     weight = rng.normal(0, columns**-0.5, (rows, columns)).astype(np.float32)
     shift = rng.normal(0, 0.1, rows).astype(np.float32) if bias else None
@@ -60,6 +70,8 @@ def random_model(shape: Shape, seed: int = 0) -> reference.Model:
     def linear(rows: int, columns: int) -> reference.Product:
         if shape.nf4:
             return random_nf4(rng, rows, columns, shape.block, shape.biases)
+        if shape.super_blocks:
+            return random_super(rng, rows, columns, shape.biases)
         return random_linear(rng, rows, columns, shape.bits, shape.block, shape.activation_block, shape.biases)
 
     def norm(size: int) -> F32:
@@ -117,9 +129,11 @@ def native_matrix(
     if isinstance(linear, reference.Nf4Linear):
         sizes = (linear.rows, linear.columns, linear.block)
         return load_native().Matrix.nf4(linear.packed, linear.scales, *sizes, linear.bias)
+    scales, outer = linear.scales.view(np.uint16), (linear.rows, linear.columns)
+    if linear.multiples is not None:
+        return load_native().Matrix.super_blocks(linear.packed, linear.multiples, scales, *outer, linear.bias)
     integers = (linear.packed.shape[2], linear.block, linear.activation_block)
-    packed = (linear.packed, linear.scales.view(np.uint16), linear.rows, linear.columns)
-    return load_native().Matrix(*packed, *integers, linear.bias)
+    return load_native().Matrix(linear.packed, scales, *outer, *integers, linear.bias)
 
 
 def converted(part: Any) -> Any:
@@ -172,7 +186,9 @@ def stored_model(bundle: Bundle) -> reference.Model:
         packed, scales = tensors[f"{name}.weight"][expert], tensors[f"{name}.weight.scale"][expert]
         if scales.dtype == np.float32:
             return reference.Nf4Linear(packed, scales, rows, columns, tensors.get(f"{name}.bias"))
-        return reference.Linear(packed, scales, rows, columns, activations, tensors.get(f"{name}.bias"))
+        multiples = tensors.get(f"{name}.weight.multiple")
+        own = None if multiples is None else multiples[expert]
+        return reference.Linear(packed, scales, rows, columns, activations, tensors.get(f"{name}.bias"), own)
 
     def mlp(prefix: str, expert: Any = ...) -> reference.Mlp:
         width = 16 * len(tensors[f"{prefix}gate_proj.weight"][expert])

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from salmonrun.kernels import reference
 from salmonrun.kernels.formats import BLOCK_SIZES, F32, NF4, pack_nf4_t16
-from tests.helpers.native_llms import NativeModel, Shape, native_matrix, random_linear, random_model, random_nf4
+from tests.helpers.native_llms import (
+    NativeModel,
+    Shape,
+    native_matrix,
+    random_linear,
+    random_model,
+    random_nf4,
+    random_super,
+)
 
 native: Any = pytest.importorskip("salmonrun.kernels.cpu._native")
 
@@ -42,6 +50,31 @@ def test_products(instruction_set: str, bits: int, rows: int) -> None:
         found = np.empty((rows, out), np.float32)
         native.Operations.of(instruction_set).product(native_matrix(linear), x, found)
         same_bits(found, linear(x))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 15, 16, 33])
+def test_products_of_super_blocks(instruction_set: str, rows: int) -> None:
+    """Nibbles multiplied as integers, and as the bytes that many rows or a matrix unit take, are the same."""
+    for out, columns in ((70, 100), (16, 600), (37, 300), (1, 1), (130, 128)):
+        linear = random_super(np.random.default_rng(rows), out, columns, bias=True)
+        x = normal(rows, columns, seed=rows) * 10.0 ** np.arange(rows, dtype=np.float32)[:, None] ** 0.5
+        found = np.empty((rows, out), np.float32)
+        native.Operations.of(instruction_set).product(native_matrix(linear), x, found)
+        same_bits(found, linear(x))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_every_multiple_of_every_value(instruction_set: str, rows: int) -> None:
+    """Each nibble in each place of a line times each multiple: signed bytes from end to end."""
+    linear = random_super(np.random.default_rng(0), 32, 4096, bias=False)
+    assert linear.multiples is not None
+    linear.packed[:] = np.arange(linear.packed.size).reshape(linear.packed.shape) % 256
+    linear.multiples[:] = np.arange(linear.multiples.size).reshape(linear.multiples.shape) % 32 - 15
+    linear.scales[:] = 1
+    x = np.where(np.arange(rows * 4096).reshape(rows, 4096) % 512 < 256, 1, -1).astype(np.float32)
+    found = np.empty((rows, 32), np.float32)
+    native.Operations.of(instruction_set).product(native_matrix(linear), x, found)
+    same_bits(found, linear(x))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 7, 16, 33])
@@ -178,6 +211,7 @@ SHAPES = {
     "window": Shape(window=9, biases=False, head_norms=False),
     "all heads, 8 bits": Shape(heads=4, kv_heads=4, head_dim=16, bits=8, head_bits=4, block=64),
     "experts": Shape(experts=5),
+    "super-blocks, experts": Shape(super_blocks=True, experts=4, shared_expert=True),
     "nf4, experts": Shape(nf4=True, block=64, experts=4, shared_expert=True),
     "experts and a shared one, 8 bits": Shape(experts=19, shared_expert=True, bits=8, biases=False, layers=4),
     "a cache of bytes": Shape(cache_bits=8, heads=7, kv_heads=1),
@@ -243,7 +277,7 @@ def test_a_tokens_logits_do_not_depend_on_its_company(data: st.DataObject, batch
 
 @cache
 def company(name: str, threads: int) -> tuple[NativeModel, Case]:
-    shape = Shape(window=40)
+    shape = Shape(window=40, super_blocks=True)
     model = random_model(shape)
     embeds = normal(70, shape.dim)
     return NativeModel(model, name, threads), Case(model, embeds, model.logits(embeds))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from salmonrun.kernels.formats import BLOCK_SIZES, F32
-from tests.helpers.native_llms import NativeModel, Shape, native_matrix, random_linear, random_model
+from tests.helpers.native_llms import NativeModel, Shape, native_matrix, random_linear, random_model, random_super
 
 native: Any = pytest.importorskip("salmonrun.kernels.cpu._native")
 
@@ -61,9 +61,27 @@ def test_inputs_of_other_whole_blocks_are_refused() -> None:
         native.Matrix(packed, scales[:, :2].copy(), 16, 70, 4, 32, 64)
 
 
+def test_a_super_block_is_whole_or_refused() -> None:
+    linear = random_super(np.random.default_rng(0), 16, 70, bias=False)
+    assert linear.multiples is not None
+    parts = (linear.packed, linear.multiples, linear.scales.view(np.uint16))
+    with pytest.raises(ValueError, match="multiples: 48 values, expected 64"):
+        native.Matrix.super_blocks(*parts, 16, 97)
+    with pytest.raises(ValueError, match="multiples: 48 values, expected 96"):
+        native.Matrix.super_blocks(*parts, 17, 70)
+    with pytest.raises(ValueError, match="packed weights: 512 values, expected 768"):
+        native.Matrix.super_blocks(parts[0][:, :2].copy(), *parts[1:], 16, 70)
+    with pytest.raises(ValueError, match="scales: 8 values, expected 16"):
+        native.Matrix.super_blocks(*parts[:2], parts[2][:, :, :8].copy(), 16, 70)
+
+
 # Models
 
 SHAPES = {
+    "super-blocks of one input": Shape(
+        dim=1, intermediate=1, vocab=1, layers=1, heads=1, kv_heads=1, head_dim=16, super_blocks=True
+    ),
+    "one more than a super-block": Shape(dim=129, intermediate=257, layers=1, super_blocks=True),
     "one of everything": Shape(
         dim=1, intermediate=1, vocab=1, layers=1, heads=1, kv_heads=1, head_dim=16, bits=8, head_bits=4
     ),

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from salmonrun.kernels.formats import NF4, dequantize_blocks, dequantize_table, quantize_blocks, quantize_nf4
+from salmonrun.export.graphs.linear import quantize
+from salmonrun.kernels.formats import NF4, dequantize_blocks, dequantize_table, quantize_nf4
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.config import Limits
 from salmonrun.runtime.decoder import Chunk, prefill, step, verify
@@ -55,7 +56,7 @@ def rounded(weight: F32, precision: str) -> F32:
     rows, columns = weight.shape
     if precision != "nf4":
         bits = int(precision.removeprefix("int"))
-        return dequantize_blocks(*quantize_blocks(weight, bits, 32), bits)[:, :columns]
+        return dequantize_blocks(*quantize(weight, bits, 32), bits)[:, :columns]
     whole = np.pad(weight, ((0, 0), (0, -columns % 64)))
     return dequantize_table(*_table(whole), 64, whole.size).reshape(rows, -1)[:, :columns]
 

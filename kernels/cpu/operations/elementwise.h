@@ -126,10 +126,12 @@ void quantize_row(const float* x, const MatrixView& matrix, const ActivationsVie
     const int end = begin + matrix.activation_block < matrix.columns ? begin + matrix.activation_block : matrix.columns;
     *scales++ = to_bytes_row<V>(x + begin, values + begin, end - begin);
   }
+  if (matrix.multiples)
+    for (int i = matrix.columns; i % unit_inputs; ++i) values[i] = 0;
   const int zero_point = 1 << (matrix.bits - 1);
-  for (int begin = 0; begin < matrix.columns; begin += matrix.block) {
+  for (int begin = 0; begin < matrix.columns; begin += matrix.start_block()) {
     std::int32_t sum = 0;
-    for (int i = begin; i < begin + matrix.block; ++i) sum += values[i];
+    for (int i = begin; i < begin + matrix.start_block(); ++i) sum += values[i];
     *starts++ = -zero_point * sum;
   }
 }

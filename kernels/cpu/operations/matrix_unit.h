@@ -10,13 +10,13 @@
 
 #include "operations.h"
 #include "operations/store.h"
+#include "operations/unpack.h"
 
 namespace {
 
 using namespace salmonrun;
 
 constexpr int unit_rows = 16;  // of a register of the unit
-constexpr int unit_inputs = 64;
 constexpr int unit_blocks = 4;  // of weights, whose sums are scaled together, at most
 
 // The unit's registers: sums of two tiles of rows by two groups, activations of two tiles, weights of two groups.
@@ -148,7 +148,7 @@ struct UnitTile {
                 end = begin + blocks_a_scale < blocks ? begin + blocks_a_scale : blocks,
                 count = end - block < unit_blocks ? end - block : unit_blocks;
       for (int b = 0; b < count; ++b) {
-        sum_block_on_unit<typename V::Unit, T, R>(weights, values, x.value_stride, m.block, inputs, scratch.sums[turn][b]);
+        sum_block_on_unit<typename V::Unit, T, R>(weights, values, x.value_stride, m.block_inputs(block + b), inputs, scratch.sums[turn][b]);
         for (int i = 0; i < 2; ++i) weights[i] += m.block * lanes, values[i] += m.block;
       }
       V::Unit::finish();
@@ -167,19 +167,16 @@ void unit_tiles(const MatrixView& m, const std::int8_t* packed, const Activation
   UnitTile<V, 1, R>{m, x, rows, group, out, stride, add, scratch}.run(packed);
 }
 
-// Weights of `bits` bits as signed bytes, in the order of 8-bit lines.
+// The weights of `count` groups as signed bytes, in the order of 8-bit lines.
 template <class V>
-void unpack_signed(const std::uint8_t* packed, int bits, std::int8_t* out, std::ptrdiff_t inputs) {
-  if (bits == 8) {
-    for (std::ptrdiff_t i = 0; i < inputs; i += 4, packed += 64, out += 64) V::store_signed(out, V::load_bytes(packed), 128);
+void unpack_signed(const MatrixView& m, int group, int count, std::int8_t* out) {
+  if (m.bits == 8) {
+    const std::uint8_t* packed = m.packed + group * m.group_bytes();
+    for (std::ptrdiff_t at = 0; at < count * m.group_bytes(); at += 64) V::store_signed(out + at, V::load_bytes(packed + at), 128);
     return;
   }
-  for (std::ptrdiff_t i = 0; i < inputs; i += 32, packed += 256, out += 512)
-    for (int line = 0; line < 4; ++line) {
-      const typename V::Bytes bytes = V::load_bytes(packed + line * 64);
-      V::store_signed(out + line * 64, V::low_nibbles(bytes), 8);
-      V::store_signed(out + line * 64 + 256, V::high_nibbles(bytes), 8);
-    }
+  const int zero_point = m.multiples ? 128 : 8;
+  unpack_lines<V>(m, group, count, [&](std::ptrdiff_t at, typename V::Bytes line) { V::store_signed(out + at, line, zero_point); });
 }
 
 // `scratch` has room for unpack_bytes(m).
@@ -192,7 +189,7 @@ void unit_product(const MatrixView& m, const ActivationsView& x, int rows, int g
   int shaped[2] = {0, 0};
   for (const int end = group + group_count; group < end; group += product_groups) {
     const int count = end - group < product_groups ? end - group : product_groups;
-    unpack_signed<V>(m.packed + group * m.group_bytes(), m.bits, weights, std::ptrdiff_t{count} * m.columns);
+    unpack_signed<V>(m, group, count, weights);
     V::Unit::finish();
     for (UnitRows some{0, {0, 0}}; some.first < rows; some.first += some.count[0] + some.count[1]) {
       const int left = rows - some.first;

@@ -13,35 +13,13 @@
 #include "operations/matrix_unit.h"
 #include "operations/nf4.h"
 #include "operations/store.h"
+#include "operations/sums.h"
+#include "operations/super_blocks.h"
+#include "operations/unpack.h"
 
 namespace {
 
 using namespace salmonrun;
-
-// The integer sums of one block: acc[r][t] += weights x activations.
-template <class V, int R, int T, int Bits>
-inline void sum_block(const std::uint8_t* const* weights, const std::int8_t* const* x, int block,
-                      typename V::I (&acc)[R][T]) {
-  if constexpr (Bits == 8) {  // a line has 4 inputs of each output
-    for (int i = 0; i < block; i += 4) {
-      typename V::Bytes bytes[R];
-      for (int r = 0; r < R; ++r) bytes[r] = V::load_bytes(weights[r] + i * lanes);
-      for (int t = 0; t < T; ++t)
-        for (int r = 0; r < R; ++r) acc[r][t] = V::dot(acc[r][t], bytes[r], x[t] + i);
-    }
-  } else {  // two times 4, 16 inputs apart
-    for (int i = 0; i < block; i += 32)
-      for (int line = 0; line < Bits; ++line) {
-        typename V::Bytes bytes[R], low[R], high[R];
-        for (int r = 0; r < R; ++r) bytes[r] = V::load_bytes(weights[r] + i * 2 * Bits + line * 64);
-        for (int r = 0; r < R; ++r) low[r] = V::low_nibbles(bytes[r]), high[r] = V::high_nibbles(bytes[r]);
-        for (int t = 0; t < T; ++t) {
-          for (int r = 0; r < R; ++r) acc[r][t] = V::dot_nibbles(acc[r][t], low[r], x[t] + i + 4 * line);
-          for (int r = 0; r < R; ++r) acc[r][t] = V::dot_nibbles(acc[r][t], high[r], x[t] + i + 4 * line + 16);
-        }
-      }
-  }
-}
 
 // `packed` is where the tile's first group begins: in the matrix, or unpacked.
 template <class V, int R, int T, int Bits>
@@ -66,10 +44,10 @@ void tile(const MatrixView& m, const std::uint8_t* packed, const ActivationsView
   const int blocks = m.blocks();
   const auto sum_next = [&](int block, typename V::I(&acc)[R][T]) {
     for (int t = 0; t < T; ++t) {
-      const typename V::I start = V::set_integer(starts[t * x.start_stride + block]);
+      const typename V::I start = V::set_integer(start_of(m, starts + t * x.start_stride, block));
       for (int r = 0; r < R; ++r) acc[r][t] = start;
     }
-    sum_block<V, R, T, Bits>(weights, values, m.block, acc);
+    sum_block<V, R, T, Bits>(weights, values, m.block_inputs(block), acc);
     for (int r = 0; r < R; ++r) weights[r] += 2 * m.block * Bits;
     for (int t = 0; t < T; ++t) values[t] += m.block;
   };
@@ -108,7 +86,7 @@ void tile(const MatrixView& m, const std::uint8_t* packed, const ActivationsView
     for (int t = 0; t < T; ++t) store_output<V>(m, sum[r][t], group + r, out + (row + t) * stride, add);
 }
 
-constexpr int nf4 = 0, brain_floats = 16, floats = 32;  // "bits" of what are no integers; of those they are 4 or 8
+constexpr int nf4 = 0, multiplied = 5, brain_floats = 16, floats = 32;  // "bits" of what are not 4 or 8 plain ones
 
 template <class V, int R, int T, int Bits>
 void any_tile(const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int row, int group, float* out,
@@ -117,6 +95,8 @@ void any_tile(const MatrixView& m, const std::uint8_t* packed, const Activations
     nf4_tile<V, R, T>(m, packed, x, row, group, out, stride, add);
   else if constexpr (Bits == brain_floats)
     brain_float_tile<V, R, T>(m, packed, x, row, group, out, stride, add);
+  else if constexpr (Bits == multiplied)
+    super_tile<V, R, T>(m, packed, x, row, group, out, stride, add);
   else if constexpr (Bits == floats)
     float_tile<V, R, T>(m, packed, x, row, group, out, stride, add);
   else
@@ -142,21 +122,10 @@ void tiles_of(const MatrixView& m, const std::uint8_t* packed, const Activations
   }
 }
 
-// Nibbles as bytes, in the order of 8-bit lines: unpacked once, where many rows use them.
-template <class V>
-void unpack(const std::uint8_t* packed, std::uint8_t* out, std::ptrdiff_t inputs) {
-  for (std::ptrdiff_t i = 0; i < inputs; i += 32, packed += 256, out += 512)
-    for (int line = 0; line < 4; ++line) {
-      const typename V::Bytes bytes = V::load_bytes(packed + line * 64);
-      V::store_line(out + line * 64, V::low_nibbles(bytes));
-      V::store_line(out + line * 64 + 256, V::high_nibbles(bytes));
-    }
-}
-
 template <class V, int Bits>
 void product_rows(const MatrixView& m, const std::uint8_t* packed, const ActivationsView& x, int rows, int group,
                   int count, float* out, std::ptrdiff_t stride, bool add) {
-  const std::ptrdiff_t group_bytes = std::ptrdiff_t{2} * m.columns * (Bits == nf4 ? 4 : Bits);
+  const std::ptrdiff_t group_bytes = std::ptrdiff_t{2} * m.columns * (Bits == nf4 || Bits == multiplied ? 4 : Bits);
   if (rows == 1 && count == 4)  // four independent chains of sums
     return any_tile<V, 4, 1, Bits>(m, packed, x, 0, group, out, stride, add);
   constexpr int at_once = V::tile_groups;
@@ -184,9 +153,12 @@ void product(const MatrixView& m, const ActivationsView& x, int rows, int group,
     } else if (m.bits == 8) {
       product_rows<V, 8>(m, packed, x, rows, group, count, out, stride, add);
     } else if (!V::bytes_are_as_fast || rows < unpack_from) {
-      product_rows<V, 4>(m, packed, x, rows, group, count, out, stride, add);
+      if (m.multiples)
+        product_rows<V, multiplied>(m, packed, x, rows, group, count, out, stride, add);
+      else
+        product_rows<V, 4>(m, packed, x, rows, group, count, out, stride, add);
     } else {
-      unpack<V>(packed, scratch, std::ptrdiff_t{count} * m.columns);
+      unpack_lines<V>(m, group, count, [&](std::ptrdiff_t at, typename V::Bytes line) { V::store_line(scratch + at, line); });
       product_rows<V, 8>(m, scratch, x, rows, group, count, out, stride, add);
     }
   }

@@ -108,6 +108,30 @@ struct Avx2 {
     return {find(indices.low), find(indices.high)};
   }
 
+  static I load_signed_integers(const std::int8_t* from) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes))};
+  }
+  static I multiply_add(I a, I b, I c) {
+    return {_mm256_add_epi32(_mm256_mullo_epi32(a.low, b.low), c.low), _mm256_add_epi32(_mm256_mullo_epi32(a.high, b.high), c.high)};
+  }
+
+  struct Multiples {
+    I even, odd, zero;  // beside bytes of zeros; what -8 of them is, plus 128
+  };
+  static Multiples load_multiples(const std::int8_t* from) {
+    const I lane = load_signed_integers(from);
+    const Half low(lane.low), high(lane.high);
+    return {{low.even, high.even}, {low.odd, high.odd}, {low.zero, high.zero}};
+  }
+  static Bytes multiplied(Bytes nibbles, const Multiples& by) {
+    const auto multiply = [](__m256i values, __m256i even, __m256i odd, __m256i zero) {
+      const __m256i low = _mm256_and_si256(_mm256_maddubs_epi16(values, even), _mm256_set1_epi16(255));
+      return _mm256_add_epi8(_mm256_or_si256(low, _mm256_slli_epi16(_mm256_maddubs_epi16(values, odd), 8)), zero);
+    };
+    return {multiply(nibbles.low, by.even.low, by.odd.low, by.zero.low), multiply(nibbles.high, by.even.high, by.odd.high, by.zero.high)};
+  }
+
   static Bytes load_bytes(const std::uint8_t* from) {
     const auto* lines = reinterpret_cast<const __m256i*>(from);
     return {_mm256_loadu_si256(lines), _mm256_loadu_si256(lines + 1)};
@@ -142,6 +166,17 @@ struct Avx2 {
   }
 
  private:
+  struct Half {  // of multiples
+    __m256i even, odd, zero;
+    explicit Half(__m256i integers) {
+      const __m256i lane = _mm256_and_si256(integers, _mm256_set1_epi32(255));
+      even = _mm256_or_si256(lane, _mm256_slli_epi32(lane, 16));
+      odd = _mm256_slli_epi16(even, 8);
+      const __m256i both = _mm256_or_si256(even, odd), twice = _mm256_add_epi8(both, both), four = _mm256_add_epi8(twice, twice);
+      zero = _mm256_sub_epi8(_mm256_set1_epi8(-128), _mm256_add_epi8(four, four));
+    }
+  };
+
   static __m256i broadcast(const std::int8_t* x) {
     std::int32_t four;
     std::memcpy(&four, x, sizeof four);

@@ -66,6 +66,25 @@ struct Avx512Vnni {
     return _mm512_permutexvar_ps(_mm512_srli_epi32(indices, Shift), table);
   }
 
+  static I load_signed_integers(const std::int8_t* from) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+  static I multiply_add(I a, I b, I c) { return _mm512_add_epi32(_mm512_mullo_epi32(a, b), c); }
+
+  struct Multiples {
+    I even, odd, zero;  // beside bytes of zeros; what -8 of them is, plus 128
+  };
+  static Multiples load_multiples(const std::int8_t* from) {
+    const I lane = _mm512_and_si512(load_signed_integers(from), _mm512_set1_epi32(255));
+    const I even = _mm512_or_si512(lane, _mm512_slli_epi32(lane, 16)), odd = _mm512_slli_epi16(even, 8), both = _mm512_or_si512(even, odd);
+    const I twice = _mm512_add_epi8(both, both), four = _mm512_add_epi8(twice, twice), eight = _mm512_add_epi8(four, four);
+    return {even, odd, _mm512_sub_epi8(_mm512_set1_epi8(-128), eight)};
+  }
+  static Bytes multiplied(Bytes nibbles, const Multiples& by) {
+    const I even = _mm512_maddubs_epi16(nibbles, by.even), odd = _mm512_slli_epi16(_mm512_maddubs_epi16(nibbles, by.odd), 8);
+    return _mm512_add_epi8(_mm512_mask_mov_epi8(odd, 0x5555555555555555u, even), by.zero);
+  }
+
   static Bytes load_bytes(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
   static void store_line(std::uint8_t* to, Bytes x) { _mm512_storeu_si512(to, x); }
   static Bytes low_nibbles(Bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }

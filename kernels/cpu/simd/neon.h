@@ -138,6 +138,29 @@ struct Neon {
     });
   }
 
+  static I load_signed_integers(const std::int8_t* from) {
+    const int8x16_t bytes = vld1q_s8(from);
+    const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
+    return {{vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)), vmovl_s16(vget_low_s16(high)), vmovl_s16(vget_high_s16(high))}};
+  }
+  static I multiply_add(I a, I b, I c) {
+    for (int i = 0; i < 4; ++i) c.part[i] = vmlaq_s32(c.part[i], a.part[i], b.part[i]);
+    return c;
+  }
+
+  using Multiples = Bytes;  // each four times
+  static Multiples load_multiples(const std::int8_t* from) {
+    const uint8x16_t once = vreinterpretq_u8_s8(vld1q_s8(from));
+    const uint8x16x2_t twice = {{vzip1q_u8(once, once), vzip2q_u8(once, once)}};
+    return {{vzip1q_u8(twice.val[0], twice.val[0]), vzip2q_u8(twice.val[0], twice.val[0]), vzip1q_u8(twice.val[1], twice.val[1]),
+             vzip2q_u8(twice.val[1], twice.val[1])}};
+  }
+  static Bytes multiplied(Bytes nibbles, const Multiples& by) {
+    for (int i = 0; i < 4; ++i)
+      nibbles.val[i] = vmlaq_u8(vdupq_n_u8(128), vsubq_u8(nibbles.val[i], vdupq_n_u8(8)), by.val[i]);
+    return nibbles;
+  }
+
   static Bytes load_bytes(const std::uint8_t* from) { return vld1q_u8_x4(from); }
   static void store_line(std::uint8_t* to, Bytes x) { vst1q_u8_x4(to, x); }
   static Bytes low_nibbles(Bytes x) {

@@ -136,6 +136,27 @@ struct Portable {
     return make([&](int i) { return table.lane[static_cast<std::uint32_t>(indices.lane[i]) >> Shift & 15]; });
   }
 
+  static I load_signed_integers(const std::int8_t* from) {
+    I out;
+    for (int i = 0; i < 16; ++i) out.lane[i] = from[i];
+    return out;
+  }
+  // a * b + c, of integers.
+  static I multiply_add(I a, I b, I c) {
+    for (int i = 0; i < 16; ++i) c.lane[i] += a.lane[i] * b.lane[i];
+    return c;
+  }
+
+  // What the nibbles of each lane are to be multiplied with.
+  using Multiples = I;
+  static Multiples load_multiples(const std::int8_t* from) { return load_signed_integers(from); }
+  // Nibbles, less 8, times multiples, plus 128, as bytes.
+  static Bytes multiplied(Bytes nibbles, const Multiples& by) {
+    for (int i = 0; i < 64; ++i)
+      nibbles.byte[i] = static_cast<std::uint8_t>((nibbles.byte[i] - 8) * by.lane[i / 4] + 128);
+    return nibbles;
+  }
+
   static Bytes load_bytes(const std::uint8_t* from) {
     Bytes out;
     std::memcpy(out.byte, from, sizeof out.byte);

@@ -20,10 +20,11 @@ from salmonrun.runtime import Engine  # noqa: E402
 from salmonrun.runtime.server import gate, patience  # noqa: E402
 from salmonrun.runtime.server.realtime import socket as realtime_socket  # noqa: E402
 from tests.helpers.servers import Running, serving  # noqa: E402
+from tests.helpers.waiting import until  # noqa: E402
 from tests.runtime.server.test_frames import CLOSE, CONTINUATION, HANDSHAKE, PING, TEXT, frame  # noqa: E402
 from tests.runtime.server.test_realtime import appends, of, pcm16, receive, send, session  # noqa: E402
 from tests.runtime.server.test_realtime import socket as live  # noqa: E402
-from tests.runtime.server.test_server import SAID, SHOPPING, metric, transcribe, until  # noqa: E402
+from tests.runtime.server.test_server import SAID, SHOPPING, metric, transcribe  # noqa: E402
 
 COMMIT = {"type": "input_audio_buffer.commit"}
 

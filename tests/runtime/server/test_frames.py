@@ -20,7 +20,8 @@ pytest.importorskip("openai", reason="OpenAI's client is not installed")
 from salmonrun.runtime.server.log import client_faults
 from salmonrun.runtime.server.server import LARGEST_FRAME
 from tests.helpers.servers import Running
-from tests.runtime.server.test_server import SAID, metric, transcribe, until
+from tests.helpers.waiting import until
+from tests.runtime.server.test_server import SAID, metric, transcribe
 
 HANDSHAKE = (
     b"GET /v1/realtime?intent=transcription HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

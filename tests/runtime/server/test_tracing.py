@@ -28,8 +28,9 @@ from salmonrun.runtime import Engine  # noqa: E402
 from salmonrun.runtime.errors import ConfigError  # noqa: E402
 from salmonrun.runtime.server.exporting import tracer_provider  # noqa: E402
 from tests.helpers.servers import Running, serving  # noqa: E402
+from tests.helpers.waiting import until  # noqa: E402
 from tests.runtime.server.test_realtime import appends, pcm16, receive, send, session, socket  # noqa: E402
-from tests.runtime.server.test_server import SAID, SHOPPING, get, held, metric, until  # noqa: E402, F401
+from tests.runtime.server.test_server import SAID, SHOPPING, get, held, metric  # noqa: E402, F401
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 STAGES = {"audio", "features", "whisper", "audio_encoder", "qformer", "prefill", "decode"}
