@@ -181,7 +181,7 @@ wheel: $(VENV)/.dev ## the sdist, and the wheel built out of it, in build/dist
 	$(BIN)/check-wheel-contents build/dist/*.whl
 
 pytest: $(VENV)/.dev
-	$(BIN)/python -m pytest -n logical --dist worksteal
+	$(BIN)/python -m pytest -n logical --dist worksteal --durations 15
 
 conformance: $(VENV)/.dev ## the server's protocols asked at length: Schemathesis with 200 examples of each route, frames, OpenAI's types (minutes)
 	EXAMPLES=200 $(BIN)/python -m pytest -o timeout=3600 tests/runtime/server/test_openapi.py tests/runtime/server/test_frames.py \

@@ -44,7 +44,7 @@ from salmonrun.training.tensors import LazyTensors
 COMPARED = 64  # recordings along which logits are compared, at the last positions of each
 LAST = 8
 PROMPT, STEPS, ROUNDS = 128, 32, 9
-BLOCKS: tuple[Literal[32, 64, 128], ...] = (32, 64, 128)
+BLOCKS: tuple[Literal[64, 128], ...] = (64, 128)
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,12 @@ class Format:
     weights: NativeWeights
     calibrated: bool = False
     kv_cache: KvCacheType = "fp16"
+
+    @property
+    def block(self) -> str:
+        """Inputs that share a scale."""
+        own, shared = self.weights.block, self.weights.super_block
+        return f"{own} of {shared}" if shared and self.weights.precision == "int4" else str(own)
 
     @property
     def name(self) -> str:
@@ -66,19 +72,19 @@ class Format:
 def formats() -> Iterator[Format]:
     """The rows of the table."""
     int8, int4 = native_weights("int8"), native_weights("int4")
-    small = replace(int4, activation_block=32)
+    plain = replace(int4, super_block=None)
     yield Format(int8)
     yield Format(int8, kv_cache="int8")
     yield Format(replace(int8, block=128, activation_block=128))
+    yield Format(replace(plain, activation_block=32))
+    yield Format(plain)
     for calibrated in (False, True):
-        yield Format(small, calibrated)
-        yield Format(replace(int4, block=64, activation_block=64), calibrated)
-        yield from (Format(replace(int4, block=block), calibrated) for block in BLOCKS)
-    yield Format(replace(int4, activation_block=256), calibrated=True)
-    yield Format(replace(int4, block=64, activation_block=256), calibrated=True)
-    yield Format(replace(int4, block=128, activation_block=256), calibrated=True)
-    yield Format(replace(small, lm_head="int4"), calibrated=True)
-    yield Format(replace(int4, block=64), calibrated=True, kv_cache="int8")
+        yield Format(int4, calibrated)
+        yield from (Format(replace(plain, block=block), calibrated) for block in BLOCKS)
+    yield Format(replace(plain, block=64, activation_block=64), calibrated=True)
+    yield Format(replace(plain, block=64, activation_block=256), calibrated=True)
+    yield Format(replace(int4, lm_head="int4"), calibrated=True)
+    yield Format(int4, calibrated=True, kv_cache="int8")
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,7 @@ def page(checkpoint: str, recordings: int, found: dict[Format, Found]) -> str:
     header = ["weights", "block", "activations", "output layer", "logits off", "tokens", "words wrong", "MiB"]
     rows = [
         [
-            *(form.name, str(form.weights.block), str(form.weights.activation_block), form.weights.lm_head),
+            *(form.name, form.block, str(form.weights.activation_block), form.weights.lm_head),
             *(f"{one.error:.3f}", f"{one.agreeing:.1%}", f"{one.word_errors:.1%}", f"{one.bytes / 2**20:.0f}"),
             *(f"{1e3 * one.token_s:.2f} ms", f"{1e3 * one.prompt_s:.1f} ms"),
         ]

@@ -35,13 +35,15 @@ from salmonrun.export.weights.calibrated import Inputs, store, stored, typical_r
 from salmonrun.export.weights.products import products
 from salmonrun.export.weights.rounding import inverse_root, round_clipped, round_compensated
 from salmonrun.export.weights.stored import Block, StoredLlm
+from salmonrun.kernels.formats import SUPER_BLOCK
 from salmonrun.runtime.parity import Tried
 from salmonrun.training.checkpoint import Checkpoint, open_checkpoint
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.starting.init import init_checkpoint
 
 BLOCK: Literal[64] = 64
-BLOCKS: tuple[Block, ...] = (BLOCK, 32)
+SUPER: Literal[32] = 32  # blocks of a super-block, as bundles have them
+BLOCKS: tuple[Block, ...] = (BLOCK, SUPER)
 PASS, INVERSE, ROUNDING = "the pass", "inverses", "rounding"
 
 
@@ -52,6 +54,7 @@ class Way:
     name: str
     round: Callable[[Tensor, Tensor, Tensor], Tensor]  # of a matrix, its inputs' sums and `inverse_root` of these
     needs: tuple[str, ...] = ()  # of PASS and INVERSE: what their times are added to
+    block: Block = BLOCK
 
 
 WAYS = (
@@ -59,6 +62,12 @@ WAYS = (
     Way("clipped for its inputs", lambda weight, sums, _: round_clipped(weight, 4, BLOCK, sums.diagonal()), (PASS,)),
     Way("GPTQ", lambda weight, _, root: round_compensated(weight, root, 4, BLOCK, [1.0]), (PASS, INVERSE)),
     Way("GPTQ, clipped", lambda weight, _, root: round_compensated(weight, root, 4, BLOCK), (PASS, INVERSE)),
+    Way(
+        f"GPTQ, clipped, {SUPER} of {SUPER_BLOCK}",
+        lambda weight, _, root: round_compensated(weight, root, 4, SUPER, super_block=SUPER_BLOCK),
+        (PASS, INVERSE),
+        SUPER,
+    ),
 )
 
 
@@ -89,12 +98,13 @@ def measure(source: Checkpoint, speech: Sequence[Entry], folder: Path, seconds: 
         found = []
         for block in BLOCKS:
             place = Measuring(source, options, folder, answers)
-            found.append(place.whole(f"nearest, blocks of {block}", StoredLlm(merged, "int4", block)))
+            name = f"nearest, {SUPER} of {SUPER_BLOCK}" if block == SUPER else f"nearest, blocks of {block}"
+            found.append(place.whole(name, StoredLlm(merged, "int4", block)))
         for way in WAYS:
             place = Measuring(source, options, folder / way.name, answers)
-            int4 = StoredLlm(merged | {name: partial(stored, place.folder, name) for name in names}, "int4", BLOCK)
+            int4 = StoredLlm(merged | {name: partial(stored, place.folder, name) for name in names}, "int4", way.block)
             found.append(place.whole(way.name, int4))
-        int8 = StoredLlm(merged, "int8", BLOCK)
+        int8 = StoredLlm(merged, "int8", SUPER)
         whole = place.whole("int8", int8)
         started = time.perf_counter()
         mixtures = Mixtures(place, int4, int8, progress)
@@ -123,7 +133,7 @@ def round_all(source: Checkpoint, speech: Sequence[Entry], folder: Path) -> dict
                 with timed(way.name):
                     rounded = way.round(torch.cat(parts), sums, root)
                 for name, weight in zip(names, torch.split(rounded, [len(part) for part in parts]), strict=True):
-                    store(folder / way.name, name, weight, BLOCK)
+                    store(folder / way.name, name, weight, way.block)
 
     @contextmanager
     def timed(what: str) -> Iterator[None]:

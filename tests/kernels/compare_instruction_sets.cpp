@@ -129,17 +129,22 @@ bool has_brain_floats(const Operations& own) {
 #endif
 }
 
+// `multiplied`: of super-blocks.
 void compare_products(const Operations& own, const Operations& portable, int bits, int block, int activation_block,
-                      int outputs, int inputs, int rows) {
-  const int columns = (inputs + block - 1) / block * block, padded = (columns + padding - 1) / padding * padding;
+                      int outputs, int inputs, int rows, bool multiplied = false) {
+  const int whole = multiplied ? multiple_block : block;
+  const int columns = (inputs + whole - 1) / whole * whole, padded = (columns + padding - 1) / padding * padding;
   const int groups = (outputs + lanes - 1) / lanes;
   const std::vector<std::uint8_t> packed = weights(bits, std::size_t(groups) * columns * lanes);
-  std::vector<std::uint16_t> scales(std::size_t(groups) * (columns / block) * lanes);
+  std::vector<std::uint16_t> scales(std::size_t(groups) * ((columns + block - 1) / block) * lanes);
   for (auto& scale : scales) scale = static_cast<std::uint16_t>(generator() % 0x3c00);
   const Floats nf4_scales = floats(scales.size()), bias = floats(std::size_t(groups) * lanes);
   const bool integers = bits == 4 || bits == 8;
+  std::vector<std::int8_t> multiples(std::size_t(groups) * (columns / multiple_block) * lanes);
+  for (auto& multiple : multiples) multiple = static_cast<std::int8_t>(static_cast<int>(generator() % 32) - 15);
   const MatrixView matrix{packed.data(), integers ? scales.data() : nullptr, bits ? nullptr : nf4_scales.data(), bias.data(),
-                          outputs,       columns, bits ? bits : 4, block, activation_block};
+                          outputs,       columns, bits ? bits : 4, block, activation_block,
+                          multiplied ? multiples.data() : nullptr};
   const Floats x = floats(std::size_t(rows) * padded);
   const auto run = [&](const Operations& set) {
     std::vector<std::int8_t> values(std::size_t(rows) * padded * 2);  // bytes, or bfloat16
@@ -211,6 +216,8 @@ int main() {
             compare_products(*own, portable_operations, bits, block, block * scaled, 1, 32, rows);
           }
     for (const int rows : {1, 2, 3, 5, 7, 16, 17, 33, 48}) {
+      for (const int inputs : {1, 100, 300})
+        for (const int outputs : {1, 100}) compare_products(*own, portable_operations, 4, super_block, super_block, outputs, inputs, rows, true);
       for (const int inputs : {1, 100, 300}) compare_products(*own, portable_operations, 32, inputs, inputs, 100, inputs, rows);
       for (const int inputs : {2, 100, 300})
         if (has_brain_floats(*own)) compare_products(*own, portable_operations, 16, inputs, inputs, 100, inputs, rows);
