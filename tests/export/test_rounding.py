@@ -9,7 +9,15 @@ from torch import Tensor
 
 from salmonrun.export.weights import rounding
 from salmonrun.export.weights.rounding import DAMPING, SHARES, gram, inverse_root, round_clipped, round_compensated
-from salmonrun.kernels.formats import dequantize_blocks, dequantize_t16, quantize_blocks, quantize_t16
+from salmonrun.kernels.formats import (
+    dequantize_blocks,
+    dequantize_super_t16,
+    dequantize_t16,
+    quantize_blocks,
+    quantize_super_blocks,
+    quantize_super_t16,
+    quantize_t16,
+)
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -50,6 +58,26 @@ def test_both_formats_find_the_values_again(rows: int, columns: int, bits: int, 
     assert torch.equal(nearest(rounded, bits, block), rounded)
     packed, scales = quantize_blocks(rounded.numpy(), bits, block)
     np.testing.assert_array_equal(dequantize_blocks(packed, scales, bits)[:, :columns], rounded.numpy())
+
+
+@given(rows=st.integers(1, 20), columns=st.integers(1, 300), seed=st.integers(0, 1000))
+def test_both_formats_find_the_values_of_super_blocks_again(rows: int, columns: int, seed: int) -> None:
+    weight = matrix(rows, columns, seed)
+    weight[:, 40:80] *= 1e-3
+    rounded = round_compensated(weight, inverse_root(gram_of(columns, 64, seed)), 4, 32, super_block=128)
+    found = dequantize_super_t16(*quantize_super_t16(rounded.numpy(), 32))[:rows, :columns]
+    np.testing.assert_array_equal(found, rounded.numpy())
+    graph = dequantize_blocks(*quantize_super_blocks(rounded.numpy(), 32), 4)[:, :columns]
+    np.testing.assert_array_equal(graph, rounded.numpy())
+
+
+def test_super_blocks_cost_little_more_than_scales_of_their_own() -> None:
+    weight, gram = matrix(64, 512), gram_of(512, 2000)
+    own, plain = (
+        change(weight, round_compensated(weight, inverse_root(gram), 4, 32, super_block=shared), gram)
+        for shared in (128, None)
+    )
+    assert own < 1.2 * plain
 
 
 @pytest.mark.parametrize("block", [32, 128])

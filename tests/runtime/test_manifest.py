@@ -399,6 +399,14 @@ def test_a_decoder_without_weights_is_refused(bundle: Path) -> None:
             lambda weights: weights.update(native=NATIVE | {"block": 64}),
             "activation_block is 32; it must be a multiple of 64",
         ),
+        (
+            lambda weights: weights.update(native=NATIVE | {"super_block": 128}),
+            "activation_block 32; beside a super_block of 128 they must be 32 and 128",
+        ),
+        (
+            lambda weights: weights.update(native=NATIVE | {"super_block": 64}),
+            r"native\.super_block: expected one of 128",
+        ),
         (lambda weights: weights.update(native=NATIVE | {"layout": "t17"}), r"native\.layout: expected one of 't16'"),
         (lambda weights: weights.update(native=NATIVE | {"block": 16}), r"native\.block: expected one of 32, 64, 128"),
         (lambda weights: weights.update(native=NATIVE | {"block": 32.0}), r"expected one of 32, 64, 128, got float 32"),

@@ -67,6 +67,28 @@ def test_from_dict() -> None:
     assert from_dict(Outer, FULL, "file") == OUTER
 
 
+@dataclass(frozen=True)
+class First:
+    kind: Literal["first"] = "first"
+
+
+@dataclass(frozen=True)
+class Second:
+    kind: Literal["second"] = "second"
+
+
+@dataclass(frozen=True)
+class Either:
+    one: First | Second | None
+
+
+@pytest.mark.parametrize("kind", ["third", None, 1, {"kind": "first"}, ["first"]])
+def test_objects_of_an_unknown_kind(kind: Any) -> None:
+    assert from_dict(Either, {"one": {"kind": "second"}}, "file") == Either(Second())
+    with pytest.raises(ConfigError, match=r"file\.one: expected an object whose kind is 'first' or 'second'"):
+        from_dict(Either, {"one": {"kind": kind}}, "file")
+
+
 def test_to_dict() -> None:
     assert to_dict(OUTER) == FULL
     assert json.loads(json.dumps(to_dict(OUTER))) == FULL
