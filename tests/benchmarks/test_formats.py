@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks.formats import compare
 from salmonrun.export.confidence import read_speech
+from salmonrun.export.weights.native import native_weights
 from salmonrun.training.checkpoint import open_checkpoint
 
 pytest.importorskip("salmonrun.kernels.cpu._native")
@@ -15,9 +16,10 @@ CALIBRATION = ROOT / "demo" / "calibration" / "annotation.json"
 def test_calibrated_weights_are_nearer_than_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_checkpoint(ROOT / "demo" / "checkpoint")
     recordings = read_speech(CALIBRATION, source.config)
-    wanted = {"int8", "int8, keys and values in int8", "int4, nearest", "int4, calibrated"}
-    forms = [form for form in compare.formats() if form.weights.block == 32 == form.weights.activation_block]
-    monkeypatch.setattr(compare, "formats", lambda: [form for form in forms if form.weights.lm_head == "int8"])
+    caches = {"int8, keys and values in int8", "int4, calibrated, keys and values in int8"}
+    wanted = caches | {"int8", "int4, nearest", "int4, calibrated"}
+    forms = [form for form in compare.formats() if form.weights in (native_weights("int8"), native_weights("int4"))]
+    monkeypatch.setattr(compare, "formats", lambda: forms)
     found = compare.measure(source, recordings[:12], recordings[12:60], tmp_path)
     by_name = {form.name: one for form, one in found.items()}
     assert set(by_name) == wanted
