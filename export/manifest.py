@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from salmonrun.export.card import CARD
+from salmonrun.export.graphs.linear import super_block_of
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.options import ExportOptions
 from salmonrun.export.weights.encoders import native_encoders
@@ -178,7 +179,8 @@ def _onnx_weights(options: ExportOptions, stored: StoredLlm) -> OnnxWeights:
 
 def _provenance(source: Checkpoint, stored: StoredLlm) -> Provenance:
     config = source.config
-    integers = f"symmetric, blocks of {stored.block}"
+    shared = super_block_of(stored.precision, stored.block)
+    integers = f"symmetric, blocks of {stored.block}" + (f" in super-blocks of {shared}" if shared else "")
     blocks = {"int8": integers, "int4": integers, "nf4": f"nf4, blocks of {NF4_BLOCK}"}.get(stored.precision)
     mixed = f", {len(stored.int8)} matrices in 8 bits" if stored.int8 else ""
     within = f", the smallest within {stored.choice.budget}" if stored.choice else ""

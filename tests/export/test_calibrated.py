@@ -70,7 +70,8 @@ def test_both_decoders_have_the_same_values(tiny_checkpoint: Path, tmp_path: Pat
     options = ExportOptions(llm_precision="int4", parity_budget=2, token_agreement=0)
     annotation = write_speech(tmp_path, 5)
     bundle = open_bundle(export_bundle(tiny_checkpoint, tmp_path / "b", options, calibration_speech=annotation))
-    assert bundle.manifest.provenance.quantization == "symmetric, blocks of 32, rounded on calibration speech (GPTQ)"
+    said = bundle.manifest.provenance.quantization
+    assert said == "symmetric, blocks of 32 in super-blocks of 128, rounded on calibration speech (GPTQ)"
     assert {path.name for path in bundle.folder.iterdir() if path.is_dir()} == {"llm"}
     stored = load_file(bundle.path("llm/native.bin"))
     source = open_checkpoint(tiny_checkpoint)
