@@ -130,8 +130,8 @@ def quantize_super_t16(weight: F32, block: int) -> tuple[Bytes, npt.NDArray[np.i
     A super-block of 128 inputs (the last may have fewer) has a scale of 16 bits, each block in it a whole multiple of
     that. A value q of 4 bits stands for (q - 8) * multiple * scale, where (q - 8) * multiple is a signed byte: so
     products with activations of 8 bits are sums of integers over whole super-blocks, and a matrix unit, which adds up
-    integers, is not interrupted for each block. The multiples cost less than half a percent of accuracy
-    (docs/performance.md, "Numeric formats").
+    integers, is not interrupted for each block. The multiples make the error less than one percent
+    larger (docs/performance.md, "Numeric formats").
 
     Args:
         weight: [out, in].

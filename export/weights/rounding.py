@@ -103,18 +103,22 @@ def round_compensated(
         [out, in], float32.
     """
     rest = weight.float().T.contiguous()  # [in, out]: an input's weights lie together
-    moments = inverse.diagonal() ** -2  # an input's error counts by what the others cannot make up for
     grids: list[Grid] = []
     for first in range(0, len(rest), block):
         if super_block is None:
             grids = [_sixteen_bits]
         elif first % super_block == 0:
             whole = slice(first, first + super_block)
-            grids = _multiples(rest[whole].split(block), moments[whole].split(block), shares)
+            grids = _multiples(rest[whole].split(block), _moments(inverse[whole, whole]).split(block), shares)
         inputs = slice(first, first + block)
         rest[inputs], errors = _round_block(rest[inputs], inverse[inputs, inputs], bits, shares, grids.pop(0))
         rest[first + block :].addmm_(inverse[inputs, first + block :].T, errors, alpha=-1)
     return rest.T.contiguous()
+
+
+def _moments(inverse: Tensor) -> Tensor:
+    """How much each input's error counts: by what the others cannot make up for."""
+    return inverse.diagonal() ** -2
 
 
 def _sixteen_bits(scale: Tensor) -> Tensor:
@@ -122,8 +126,10 @@ def _sixteen_bits(scale: Tensor) -> Tensor:
 
 
 def _multiples(blocks: Sequence[Tensor], moments: Sequence[Tensor], shares: Sequence[float]) -> list[Grid]:
-    """For each block [n, out] of a super-block, the multiples of a scale: it is the best for the block that has the
-    largest value, whose multiple is the largest."""
+    """For each block [n, out] of a super-block, the multiples of its scale.
+
+    It is the scale with which the block of the largest value changes least, as the largest multiple of it.
+    """
     alone = [
         _scales(block, counts, 4, shares, lambda scale: _sixteen_bits(scale / LARGEST_MULTIPLE) * LARGEST_MULTIPLE)[0]
         for block, counts in zip(blocks, moments, strict=True)
@@ -173,7 +179,7 @@ def _round_block(
 ) -> tuple[Tensor, Tensor]:
     """The values of one block [n, out], and the errors [n, out] that later inputs have to make up for."""
     lowest, highest = _range(bits)
-    scale, largest = _scales(weight, inverse.diagonal() ** -2, bits, shares, grid)
+    scale, largest = _scales(weight, _moments(inverse), bits, shares, grid)
     divisor = torch.where(scale == 0, 1, scale)
     values, errors, rest = torch.zeros_like(weight), torch.zeros_like(weight), weight.clone()
     for i in range(len(weight)):
