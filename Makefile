@@ -187,7 +187,7 @@ conformance: $(VENV)/.dev ## the server's protocols asked at length: Schemathesi
 	EXAMPLES=200 $(BIN)/python -m pytest -o timeout=3600 tests/runtime/server/test_openapi.py tests/runtime/server/test_frames.py \
 		tests/runtime/server/test_realtime_events.py tests/runtime/server/test_vllm_dialect.py
 
-tools-test: $(VENV)/.dev ## two programs of benchmarks from end to end: commits compared, a curve of pruned models (minutes)
+tools-test: $(VENV)/.dev ## programs of benchmarks from end to end: peers, decoders, commits, a curve of pruned models (minutes)
 	$(BIN)/python -m pytest -m tools -rs tests/benchmarks
 
 # The system's Chromium: Playwright's own is a download for every version of it.

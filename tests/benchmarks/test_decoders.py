@@ -20,6 +20,8 @@ def run(bundle: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.tools
+@pytest.mark.timeout(900)
 def test_each_decoder_takes_every_case_in_every_round(tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = ExportOptions(llm_precision="int8", decoder="both")
     bundle = export_bundle(tiny_checkpoint, tmp_path / "bundle", options)
