@@ -18,7 +18,7 @@ from salmonrun.export.options import Budget, ExportOptions
 from salmonrun.export.progress import Progress
 from salmonrun.export.weights.native import native_weights, write_native
 from salmonrun.export.weights.products import products
-from salmonrun.export.weights.stored import StoredLlm
+from salmonrun.export.weights.stored import NEAREST, StoredLlm
 from salmonrun.runtime.decoders.native_weights import LlmReader
 from salmonrun.runtime.errors import ParityError
 from salmonrun.runtime.manifest import LlmSpec
@@ -130,7 +130,8 @@ class Measuring:
 
     def file(self, stored: StoredLlm) -> Path:
         """Where it is, or will be."""
-        return self.folder / f"{stored.precision}-{stored.block}.bin"
+        calibrated = "" if stored.rounding == NEAREST else "-calibrated"
+        return self.folder / f"{stored.precision}-{stored.block}{calibrated}.bin"
 
     def spec(self, stored: StoredLlm) -> LlmSpec:
         """Of the LLM."""
