@@ -55,7 +55,11 @@ def parity(plan: Plan) -> str:
 
 def half(plan: Plan) -> str:
     """float16, simulated."""
-    found = _found(plan, "half")
+    return half_table(_found(plan, "half"))
+
+
+def half_table(found: Found) -> str:
+    """By stage and audio; empty if nothing was found."""
     rows = [
         [stage, audio, f"{each['relative']:.1e}", f"{each['largest']:.3g}"]
         for stage, by_audio in found.items()
