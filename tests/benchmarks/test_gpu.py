@@ -225,3 +225,15 @@ def test_float16_that_is_not_safe_fails(made: Plan, monkeypatch: pytest.MonkeyPa
         half.safety(made)
     assert models.precision("demo-int4").encoder == "fp16"
     assert open_bundle(models.folder(made, "demo-nf4")).manifest.precision.qformer == "fp16"
+
+
+def test_float16_of_any_checkpoint(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["half", str(tiny_checkpoint)])
+    monkeypatch.setattr(half, "SECONDS", 1.0)
+    assert half.main() == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing is too large, and every relative error is at most 0.01"
+    monkeypatch.setattr(half, "LIMIT", 1e-9)
+    assert half.main() == 1
+    assert "whisper, speech: {'relative': " in capsys.readouterr().out
