@@ -233,7 +233,7 @@ def test_float16_of_any_checkpoint(
     monkeypatch.setattr(sys, "argv", ["half", str(tiny_checkpoint)])
     monkeypatch.setattr(half, "SECONDS", 1.0)
     assert half.main() == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "nothing is too large, and every relative error is at most 0.01"
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing is too large, and every relative error is at most 0.002"
     monkeypatch.setattr(half, "LIMIT", 1e-9)
     assert half.main() == 1
     assert "whisper, speech: {'relative': " in capsys.readouterr().out

@@ -89,7 +89,8 @@ def test_a_loose_budget_takes_int4_a_tight_one_int8_and_one_between_both(
     assert (loose.recordings, loose.tokens % loose.recordings) == (3, 0)
     int4, int8 = of(loose, "int4, calibrated"), of(loose, "int8")
     nearest = of(loose, "int4, nearest")
-    assert (nearest.bytes, nearest.kl != int4.kl) == (int4.bytes, True)  # as large, other values
+    assert nearest.bytes == int4.bytes
+    assert nearest.kl != int4.kl
     assert int8.kl < int4.kl
     assert int8.bytes > int4.bytes
     assert mixed.chosen.endswith("products in int8")
