@@ -61,11 +61,12 @@ def half(plan: Plan) -> str:
 def half_table(found: Found) -> str:
     """By stage and audio; empty if nothing was found."""
     rows = [
-        [stage, audio, f"{each['relative']:.1e}", f"{each['largest']:.3g}"]
+        [stage, audio, f"{each['relative']:.1e}", f"{each['pytorch']:.1e}", f"{each['largest']:.3g}"]
         for stage, by_audio in found.items()
         for audio, each in by_audio.items()
     ]
-    header = ["float16, simulated", "audio", "relative error beside float32", "largest magnitude, of 65504"]
+    header = ["float16, simulated", "audio", "relative error beside float32", "PyTorch's, all in float16"]
+    header.append("largest magnitude, of 65504")
     return table(header, rows) if rows else ""
 
 

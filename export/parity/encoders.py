@@ -83,8 +83,8 @@ def half_inputs(graph: Graph, arrays: Sequence[F32]) -> dict[str, Array]:
     return dict(zip(names, arrays, strict=True))
 
 
-def modules_of(source: Checkpoint) -> PartRunner:
-    """PyTorch's side."""
+def modules_of(source: Checkpoint, dtype: torch.dtype = torch.float32) -> PartRunner:
+    """PyTorch's side; in another type its weights, what it is given and all that it computes."""
     loaders: dict[str, Callable[[Checkpoint], torch.nn.Module]] = {
         "whisper": load_whisper,
         "audio_encoder": load_audio_encoder,
@@ -92,8 +92,9 @@ def modules_of(source: Checkpoint) -> PartRunner:
     }
 
     def run(part: str, inputs: Sequence[Sequence[F32]]) -> list[F32]:
-        module = loaders[part](source)
+        module = loaders[part](source).to(dtype)
         with torch.inference_mode():
-            return [module(*map(torch.from_numpy, arrays)).numpy() for arrays in inputs]
+            runs = [module(*(torch.from_numpy(array).to(dtype) for array in arrays)) for arrays in inputs]
+        return [result.float().numpy() for result in runs]
 
     return run

@@ -18,6 +18,7 @@ from salmonrun.runtime.bundle import Bundle, open_bundle
 from salmonrun.runtime.errors import ParityError
 from salmonrun.runtime.latency.recording import Recording
 from salmonrun.runtime.manifest import FileSpec
+from salmonrun.training.checkpoint import open_checkpoint
 from tests.helpers.exports import parity
 
 HALF = ExportOptions(target="cuda", encoder_precision="fp16", parity_budget=0.05)
@@ -104,14 +105,17 @@ def attended_in_half(q: F32, k: F32, v: F32) -> F32:
     return attended
 
 
-def test_stages_hold_on_audio_of_any_loudness(half_bundle: Bundle, tiny_bundle: Path) -> None:
-    found = measure(open_bundle(tiny_bundle), half_bundle, Recording.load(None).cut(1.5))
+def test_stages_hold_on_audio_of_any_loudness(half_bundle: Bundle, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    source, pcm = open_checkpoint(tiny_checkpoint), Recording.load(None).cut(1.5)
+    found = measure(open_bundle(tiny_bundle), half_bundle, source, pcm)
     assert set(found) == {"whisper", "audio_encoder", "qformer", "all"}
     for stage in found.values():
         assert list(stage) == list(AUDIO)
         assert max(each["relative"] for each in stage.values()) <= LIMIT
         assert min(each["relative"] for each in stage.values()) > 1e-6  # something was rounded
         assert 0 < max(each["largest"] for each in stage.values()) < LARGEST / 8
+        for each in stage.values():  # the same rounding, by another program
+            assert 0.4 < each["pytorch"] / each["relative"] < 2.5
 
 
 def test_the_bundle_says_so_and_proves_it(half_bundle: Bundle) -> None:
