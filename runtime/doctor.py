@@ -2,7 +2,6 @@
 
 import importlib.util
 import platform
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -12,6 +11,7 @@ from typing import Literal
 
 from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.cuda.driver import Driver, Gpu, NoDriverError, read_driver
+from salmonrun.runtime.cuda.pytorch import pytorch_cuda
 from salmonrun.runtime.errors import MissingExtraError
 from salmonrun.runtime.matrices import kernels
 
@@ -132,17 +132,14 @@ def _cuda_of_onnxruntime(driver: Driver | None) -> Iterator[Finding]:
 
 
 def _pytorch() -> Finding:
-    needs = "the LLM runs on ONNX Runtime"
-    spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.origin:
+    needs = "LLMs run on ONNX Runtime, those exported with --decoder torch not at all"
+    if importlib.util.find_spec("torch") is None:
         return Finding("gpu", "torch", "optional", f"not installed: {needs}", "pip install 'salmonrun[torch]'")
-    text = Path(spec.origin).with_name("version.py").read_text()
-    made = re.search(r"^cuda.*= '([\d.]+)'", text, re.MULTILINE)
-    version = metadata.version("torch")
-    if made is None:
+    version, cuda = metadata.version("torch"), pytorch_cuda()
+    if cuda is None:
         remedy = "install the wheel for CUDA from PyPI"
         return Finding("gpu", "torch", "optional", f"{version}, made without CUDA: {needs}", remedy)
-    return Finding("gpu", "torch", "ok", f"{version}, made with CUDA {made[1]}")
+    return Finding("gpu", "torch", "ok", f"{version}, made with CUDA {cuda}")
 
 
 def _package(title: str, module: str, without: str, remedy: str) -> Finding:

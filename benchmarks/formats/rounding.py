@@ -1,11 +1,11 @@
 """What ways to round the LLM's matrices to 4 bits cost, beside PyTorch, on recordings that nothing was rounded on.
 
     python -m benchmarks.formats.rounding CHECKPOINT CALIBRATION [--recordings 64] [--docs docs --name NAME]
-    python -m benchmarks.formats.rounding CALIBRATION --random-1b 2
+    python -m benchmarks.formats.rounding CALIBRATION --random-1b 16 [...]
 
 CALIBRATION is an annotation: of the first recordings, every other one is rounded on, and the answers to the others are
-measured. --random-1b gives the times alone, of an LLM of Llama-3.2-1B's shape with so many layers and random weights,
-behind tiny encoders. The table goes to stdout, and to DOCS/performance.md with --docs.
+measured. --random-1b has an LLM of Llama-3.2-1B's shape with so many layers and random weights, behind tiny encoders.
+The table goes to stdout, and to DOCS/performance.md with --docs.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def main() -> None:
         source = _checkpoint(arguments, folder)
         speech = read_speech(arguments.calibration, source.config)[: arguments.recordings]
         seconds = round_all(source, speech[::2], folder)
-        found = [] if arguments.random_1b else measure(source, speech[1::2], folder, seconds)
+        found = measure(source, speech[1::2], folder, seconds)
     text = page(source, found, seconds)
     print(text)
     if arguments.docs:
@@ -162,8 +162,6 @@ def page(source: Checkpoint, found: Sequence[Tried], seconds: dict[str, float]) 
         ]
         for one in found
     ]
-    if not found:
-        header, rows = ["matrices", "time"], [[way.name, f"{seconds[way.name]:.0f} s"] for way in WAYS]
     layers = source.config.llm["num_hidden_layers"]
     where = (
         f"{source.config.name}, {layers} layers; {machine()['cpu']}, {datetime.date.today().isoformat()}. "

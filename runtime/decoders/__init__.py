@@ -1,19 +1,18 @@
 """What can run the LLM, and which of them does: `choose`."""
 
-import importlib.util
-import logging
 from typing import Any, Literal
 
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import KvCacheType, Limits
+from salmonrun.runtime.cuda.pytorch import NO_TORCH, pytorch_problem
 from salmonrun.runtime.decoder import Decoder
 from salmonrun.runtime.decoders.native_decoder import NativeDecoder
 from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
 from salmonrun.runtime.device import Device
 from salmonrun.runtime.errors import ConfigError, DeviceError, MissingExtraError
+from salmonrun.runtime.log import LOGGER
 from salmonrun.runtime.matrices import kernels
 
-_NO_TORCH = "the torch decoder needs PyTorch, which is not installed: pip install 'salmonrun[torch]'"
 DecoderName = Literal["auto", "onnx", "native", "torch"]
 
 
@@ -59,8 +58,9 @@ def _torch_runs(bundle: Bundle, device: Device) -> bool:
     weights = bundle.manifest.llm.weights
     if weights.torch is None or (device == "cpu" and weights.onnx is not None):
         return False
-    if importlib.util.find_spec("torch") is None and weights.onnx is not None:
-        logging.getLogger("salmonrun").warning("the LLM runs on ONNX Runtime: %s", _NO_TORCH)
+    problem = pytorch_problem(device)
+    if problem and weights.onnx is not None:
+        LOGGER.warning("the LLM runs on ONNX Runtime: %s", problem)
         return False
     return True
 
@@ -71,7 +71,11 @@ def _load_torch(bundle: Bundle, device: Device, threads: int, limits: Limits | N
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise MissingExtraError(_NO_TORCH) from error
+        raise MissingExtraError(NO_TORCH) from error
+    if problem := pytorch_problem(device):
+        raise DeviceError(
+            f"device={device!r} cannot be used by the torch decoder: {problem}. salmonrun doctor says more"
+        )
     return TorchDecoder.load(bundle, device, threads, limits)
 
 
@@ -84,6 +88,6 @@ def _native_runs(bundle: Bundle) -> bool:
     except MissingExtraError as error:
         if weights.onnx is None:
             raise
-        logging.getLogger("salmonrun").warning("the LLM runs on ONNX Runtime: %s", error)
+        LOGGER.warning("the LLM runs on ONNX Runtime: %s", error)
         return False
     return True

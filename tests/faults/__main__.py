@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,7 @@ def attack(process: "Process", victim: Victim, root: Path, kinds: Sequence[str] 
         for number in spread(calls["seen"], most):
             answer = process.run(victim, out, root, kind, number)
             found = [*judged(answer, number), *half_made((out / victim.product).parent, out / victim.product)]
-            ended["done" if answer["status"] == 0 else "refused"] += 1
+            ended["aborted" if aborted(answer) else "done" if answer["status"] == 0 else "refused"] += 1
             wrong += bool(found)
             for what in found:
                 print(f"{victim.name}, {kind} {number}: {what}", flush=True)
@@ -80,11 +81,16 @@ def spread(count: int, most: int) -> list[int]:
     return sorted({1 + round(at * (count - 1) / (most - 1)) for at in range(most)})
 
 
+def aborted(answer: dict[str, Any]) -> bool:
+    """Whether Rust's runtime, that of `tokenizers` and `safetensors`, got no memory: it ends the process, always."""
+    return answer["status"] == -signal.SIGABRT and "memory allocation of" in answer["said"]
+
+
 def judged(answer: dict[str, Any], number: int) -> list[str]:
     """What is wrong with how a command ended: 0, where it did without, and else 1 and a line that says why."""
     status, last = answer["status"], (answer["said"].strip().splitlines() or ["nothing"])[-1]
-    if answer["seen"] < number and status == 0:
-        return []  # it did not come so far this time: threads
+    if (answer["seen"] < number and status == 0) or aborted(answer):
+        return []  # it did not come so far this time: threads; or nobody could have said more
     if status not in (0, 1):
         return [f"status {status} ({'foreign' if status == FOREIGN else 'a signal'}): {last}"]
     if status == 1 and ("Traceback" in answer["said"] or not last.startswith("error: ")):

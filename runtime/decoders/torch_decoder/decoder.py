@@ -12,6 +12,7 @@ from torch import Tensor
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import Bundle
 from salmonrun.runtime.config import Limits
+from salmonrun.runtime.cuda.memory import session_limit, weights_on_gpu
 from salmonrun.runtime.decoder import (
     Chunk,
     DecoderReport,
@@ -35,7 +36,7 @@ from salmonrun.runtime.manifest import LlmSpec
 PIECE = 512  # positions of a prompt that are computed at once, to bound the memory
 ROWS = 2**13  # of the embedding table, that are brought to the device at once
 SEQUENCES = 64  # of the greatest length, that the pool has room for, if there is no limit
-SHARE = 0.5  # of a GPU's free memory that the pool takes at most, if there is no limit
+SHARE = 0.5  # of a GPU's memory that is free, and allowed, that the pool takes at most, if it has no limit of its own
 
 Kernels = Literal["torch", "triton"]  # of steps: PyTorch's and what else is installed, or our own
 
@@ -62,7 +63,7 @@ class TorchDecoder:
         self._device = model.cos.device
         self._attention = attention or choose_attention(self._device, model.dtype)
         page = PAGE * 2 * spec.layers * spec.kv_heads * spec.head_dim * model.dtype.itemsize
-        pages = _pool_pages(spec, page, self._device, limits)
+        pages = _pool_pages(bundle, page, self._device, limits)
         self._budget = CacheBudget(page // PAGE, pages * page)
         self._table = PageTable(pages)
         shape = (spec.layers, 1 + pages, PAGE, spec.kv_heads, spec.head_dim)
@@ -281,12 +282,14 @@ def _activations(llm: LlmSpec, device: torch.device) -> torch.dtype:
     return torch.float16 if weights.precision == "fp16" else torch.bfloat16
 
 
-def _pool_pages(llm: LlmSpec, page: int, device: torch.device, limits: Limits | None) -> int:
+def _pool_pages(bundle: Bundle, page: int, device: torch.device, limits: Limits | None) -> int:
     """Pages of the pool, of so many bytes each, as the limits say."""
     if limits and limits.max_cache_mib is not None:
         return max(1, limits.max_cache_mib * 2**20 // page)
-    pages = SEQUENCES * pages_of(llm.max_length)
+    pages = SEQUENCES * pages_of(bundle.manifest.llm.max_length)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        pages = max(1, min(pages, int(SHARE * free) // page))
+        share = session_limit(bundle, "llm", limits)
+        left = free if share is None else min(free, share - weights_on_gpu(bundle)["llm"])
+        pages = max(1, min(pages, int(SHARE * left) // page))
     return pages

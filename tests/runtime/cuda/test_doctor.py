@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import onnxruntime
@@ -25,14 +26,12 @@ CPUINFO = "processor : 0\nmodel name : A: 1\nflags : fpu avx2 fma avx512f\n\npro
 @pytest.fixture
 def with_gpus(fake_cuda: FakeCuda, stub_driver: Callable[[], Driver], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "read_driver", stub_driver)
-    monkeypatch.setattr(doctor, "metadata", _Installed)
+    monkeypatch.setattr(metadata, "version", _version)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "flash_attn" else _Spec())
 
 
-class _Installed:
-    @staticmethod
-    def version(name: str) -> str:
-        return {"torch": "2.15.0"}.get(name, "1.0")
+def _version(name: str) -> str:
+    return {"torch": "2.15.0"}.get(name, "1.0")
 
 
 class _Spec:
@@ -88,7 +87,10 @@ def test_a_machine_that_has_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     )
     assert (found["bitsandbytes"].found, found["triton"].found) == ("1.0", "1.0")
     (tmp_path / "version.py").write_text("__version__ = '2.15.0'\ncuda: str | None = None\n")
-    assert lines()["torch"].found == "2.15.0, made without CUDA: the LLM runs on ONNX Runtime"
+    assert (
+        lines()["torch"].found == "2.15.0, made without CUDA: LLMs run on ONNX Runtime, those exported with "
+        "--decoder torch not at all"
+    )
 
 
 @pytest.mark.usefixtures("with_gpus")

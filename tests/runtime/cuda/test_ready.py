@@ -1,22 +1,30 @@
 """`device="cuda"`: what is missing is said before anything is loaded, and a provider that does not start is refused."""
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from salmonrun.export import ExportOptions, export_bundle
 from salmonrun.runtime import Engine, GenerationConfig, Limits
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.audio import Audio
 from salmonrun.runtime.bundle import open_bundle
-from salmonrun.runtime.cuda import ready
-from salmonrun.runtime.cuda.driver import NoDriverError, read_driver
+from salmonrun.runtime.cuda import pytorch, ready
+from salmonrun.runtime.cuda.driver import Driver, NoDriverError, read_driver
 from salmonrun.runtime.cuda.memory import weights_on_gpu
+from salmonrun.runtime.decoders import choose
+from salmonrun.runtime.decoders.onnx_decoder import OnnxDecoder
+from salmonrun.runtime.decoders.torch_decoder.decoder import SEQUENCES, _pool_pages
+from salmonrun.runtime.decoders.torch_decoder.pages import pages_of
 from salmonrun.runtime.encoder import AudioEncoder
 from salmonrun.runtime.errors import DeviceError
+from salmonrun.runtime.manifest import OnnxWeights
 from tests.helpers.exports import noise
 from tests.runtime.cuda.conftest import FakeCuda
 
@@ -24,6 +32,13 @@ from tests.runtime.cuda.conftest import FakeCuda
 @pytest.fixture(scope="module")
 def cuda_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("cuda") / "bundle", ExportOptions(target="cuda"))
+
+
+@pytest.fixture(scope="module")
+def torch_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that PyTorch alone runs."""
+    options = ExportOptions(target="cuda", decoder="torch")
+    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("torch") / "bundle", options)
 
 
 def test_every_session_is_on_the_gpu_that_was_named(cuda_bundle: Path, fake_cuda: FakeCuda) -> None:
@@ -124,6 +139,57 @@ def test_all_that_is_missing_is_listed(fake_cuda: FakeCuda, monkeypatch: pytest.
     monkeypatch.setattr(ready, "read_driver", lambda: read_driver("no-such-library.so"))
     with pytest.raises(DeviceError, match=r"no CUDA provider: pip uninstall .*; NVIDIA's driver is not installed"):
         ready.require_gpu("cuda")
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (None, r"cannot be used by the torch decoder: PyTorch \S+ was made without CUDA: pip uninstall torch, then"),
+        ("14.1", r"PyTorch \S+ was made with CUDA 14\.1, the driver runs CUDA 13\.1: update the driver"),
+    ],
+)
+def test_a_pytorch_that_has_no_gpu_is_named(
+    torch_bundle: Path,
+    fake_cuda: FakeCuda,
+    stub_driver: Callable[[], Driver],
+    monkeypatch: pytest.MonkeyPatch,
+    made: str | None,
+    message: str,
+) -> None:
+    monkeypatch.setattr(pytorch, "pytorch_cuda", lambda: made)
+    monkeypatch.setattr(pytorch, "read_driver", stub_driver)
+    with pytest.raises(DeviceError, match=message):
+        Engine.load(torch_bundle, device="cuda")
+    assert fake_cuda.options == {}
+
+
+def test_of_two_decoders_the_one_that_has_a_gpu_runs(
+    torch_bundle: Path, fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle, chosen = open_bundle(torch_bundle), []
+    llm = replace(
+        bundle.manifest.llm, weights=replace(bundle.manifest.llm.weights, onnx=OnnxWeights("float32", "fp32", "fp32"))
+    )
+    monkeypatch.setattr(OnnxDecoder, "load", lambda *arguments: chosen.append(arguments[1]))
+    monkeypatch.setattr(pytorch, "pytorch_cuda", lambda: None)
+    choose(replace(bundle, manifest=replace(bundle.manifest, llm=llm)), "auto", "cuda", 1)
+    assert chosen == ["cuda"]
+    assert "the LLM runs on ONNX Runtime: PyTorch " in caplog.text
+
+
+def test_the_pool_stays_within_the_limit(torch_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, page, gpu = open_bundle(torch_bundle), 2**16, torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * 2**30, 80 * 2**30))
+    free = _pool_pages(bundle, page, gpu, Limits())
+    weights = weights_on_gpu(bundle)
+    allowed = 2**20 * 40 * weights["llm"] / sum(weights.values()) - weights["llm"]
+    assert 0 < allowed / 2 - page < page * _pool_pages(bundle, page, gpu, Limits(max_gpu_mib=40)) <= allowed / 2
+    assert (
+        _pool_pages(bundle, page, gpu, Limits(max_gpu_mib=60_000))
+        == free
+        == SEQUENCES * pages_of(bundle.manifest.llm.max_length)
+    )
+    assert _pool_pages(bundle, page, gpu, Limits(max_gpu_mib=40, max_cache_mib=3)) == 3 * 2**20 // page
 
 
 def test_nothing_is_hashed_before_the_gpu_is_there(tmp_path: Path, tiny_bundle: Path) -> None:
