@@ -3,11 +3,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks.decoders import compare
+from benchmarks.decoders import compare, identity
 from benchmarks.decoders.inside.worker import CASES
 from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.runtime.matrices import kernels
 
 pytest.importorskip("salmonrun.kernels.cpu._native")
 
@@ -44,3 +46,19 @@ def test_a_bundle_for_one_decoder_is_refused(tiny_bundle: Path, tmp_path: Path) 
     done = run(tiny_bundle, "--root", str(tmp_path), "--busy")
     assert done.returncode == 1
     assert "has weights for onnx; export it with --decoder both" in done.stderr
+
+
+def test_logits_are_the_same_bits_in_any_company(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ExportOptions(llm_precision="int4", decoder="native", parity_budget=2)
+    bundle = export_bundle(tiny_checkpoint, tmp_path / "bundle", options)
+    monkeypatch.setattr(sys, "argv", ["identity", str(bundle)])
+    monkeypatch.setattr(identity, "THREADS", (1, 2))
+    assert identity.main() == 0
+    count = 2 * len(identity.WAYS) * len(kernels().instruction_sets())
+    assert capsys.readouterr().out.splitlines()[-1] == f"{count} ways, 6 rows of logits each: 0 differ"
+    alone = identity.WAYS["alone"]
+    monkeypatch.setitem(identity.WAYS, "wrong", lambda decoder, ids: np.nextafter(alone(decoder, ids), np.float32(9)))
+    assert identity.main() == 1
+    assert " logits differ" in capsys.readouterr().out
