@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import gguf
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from salmonrun.kernels.formats import (
     BLOCK_SIZES,
@@ -130,6 +132,44 @@ def test_onnxruntime_reads_the_same_numbers(shape: tuple[int, int], block: int, 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(["y"], {"x": np.eye(columns, dtype=np.float32)})
     np.testing.assert_array_equal(found.T, dequantize_blocks(packed, scales, bits)[:, :columns])
+
+
+@bits_4_and_8
+@every_block
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_reference_of_onnx_reads_the_same_numbers(shape: tuple[int, int], block: int, bits: int) -> None:
+    """Bit by bit: what DequantizeLinear says of blocks, by ONNX's own evaluator."""
+    packed, scales = quantize_blocks(weights(*shape), bits, block)
+    values = (unpack_nibbles(packed, "low") if bits == 4 else packed).reshape(len(packed), -1)
+    kind = TensorProto.UINT4 if bits == 4 else TensorProto.UINT8
+    zeros = np.full(scales.shape, 2 ** (bits - 1), np.uint8)
+    constants = [
+        helper.make_tensor("values", kind, values.shape, values.ravel()),
+        helper.make_tensor("zeros", kind, zeros.shape, zeros.ravel()),
+        numpy_helper.from_array(scales, "scales"),
+    ]
+    node = helper.make_node("DequantizeLinear", ["values", "scales", "zeros"], ["y"], axis=1, block_size=block)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, values.shape)
+    model = helper.make_model(
+        helper.make_graph([node], "g", [], [y], constants), opset_imports=[helper.make_opsetid("", 21)]
+    )
+    (found,) = ReferenceEvaluator(model).run(None, {})
+    np.testing.assert_array_equal(found[:, : shape[1]], dequantize_blocks(packed, scales, bits)[:, : shape[1]])
+
+
+@pytest.mark.parametrize("shape", [(33, 128), (64, 32), (1, 2048)])
+def test_blocks_of_32_are_those_of_llama_cpp(shape: tuple[int, int]) -> None:
+    """4 bits: the integers of Q4_0, and its scales once they are rounded to 16 bits. 8 bits: as near as Q8_0."""
+    weight = weights(*shape)
+    packed, scales = quantize_blocks(weight, 4, 32)
+    theirs = gguf.quants.quantize(weight, gguf.GGMLQuantizationType.Q4_0).reshape(*scales.shape, 18)
+    low, high = theirs[..., 2:] & 15, theirs[..., 2:] >> 4
+    np.testing.assert_array_equal(unpack_nibbles(packed, "low"), np.concatenate([low, high], axis=-1))
+    np.testing.assert_array_equal(scales.astype(np.float16), theirs[..., :2].copy().view(np.float16)[..., 0])
+    q8_0 = gguf.GGMLQuantizationType.Q8_0
+    near = gguf.quants.dequantize(gguf.quants.quantize(weight, q8_0), q8_0).reshape(shape)
+    ours = dequantize_blocks(*quantize_blocks(weight, 8, 32), 8)
+    assert np.linalg.norm(ours - weight) <= 1.01 * np.linalg.norm(near - weight)
 
 
 def test_other_bits_and_blocks_are_refused() -> None:
