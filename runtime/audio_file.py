@@ -4,12 +4,13 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from salmonrun.runtime.config import Limits
 from salmonrun.runtime.errors import AudioError, AudioNotFoundError
+from salmonrun.runtime.exhausted import resources
 from salmonrun.runtime.isolation.client import IsolatedFile
 from salmonrun.runtime.sound_file import F64, OpenSound, SoundFile
 
@@ -188,12 +189,20 @@ def _opened(content: str | bytes, limits: Limits) -> Iterator[OpenSound]:
             else SoundFile(content)
         )
     except AudioError as error:
+        _check_opens(content)
         raise AudioError(
             f"{_name(content)} is not audio that libsndfile can read ({error}); "
             "expected wav, flac, ogg or mp3: convert it, e.g. with ffmpeg -i INPUT output.wav"
         ) from error
     with closing(file):
         yield file
+
+
+def _check_opens(content: str | bytes) -> None:
+    """libsndfile does not say why it cannot open a file: whether anybody can."""
+    if isinstance(content, str):
+        with resources(f"audio file {content!r} cannot be opened"), suppress(PermissionError, FileNotFoundError):
+            os.close(os.open(content, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _check_header(file: OpenSound, content: str | bytes, limits: Limits) -> None:

@@ -112,9 +112,9 @@ def check_bundle(folder: Path, manifest: Manifest, verify: bool = True) -> Bundl
         _check_hashes(folder, manifest.files)
     _check_references(manifest, folder)
     _check_consistency(manifest, folder)
-    for graph in manifest.graphs.values():
-        data = manifest.files.get(graph.weights)
-        check_graph(folder / graph.file, graph, data.size if data else 0)
+    for name, graph in manifest.graphs.items():
+        data, heads = manifest.files.get(graph.weights), manifest.llm.heads if name == "llm" else None
+        check_graph(folder / graph.file, graph, data.size if data else 0, heads)
     return Bundle(folder, manifest)
 
 

@@ -5,7 +5,11 @@ import zipfile
 from pathlib import Path
 
 _LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/.*?\nsize (\d{1,18})", re.DOTALL)
-_PAGE = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html)", re.IGNORECASE | re.DOTALL)
+_PAGE = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html|error)",
+    re.IGNORECASE | re.DOTALL,
+)
+_MOST_TEXT = 64 * 1024  # bytes of what a server says in place of a file
 
 
 def odd_kind(path: Path) -> str:
@@ -26,10 +30,23 @@ def odd_kind(path: Path) -> str:
         size = int(pointer[1])
         return f"it is a Git LFS pointer to a file of {size} bytes, not the file: run git lfs pull in its repository"
     if _PAGE.match(begin):
-        return "it is an HTML page: a download that failed, or that wants a login; get the file itself"
+        what = "an HTML page" if b"html" in begin.lower() else "what a server says of an error"
+        return f"it is {what}: a download that failed, or that wants a login; get the file itself"
     if begin.startswith(b"PK") and not zipfile.is_zipfile(path):
         return f"it is truncated: it begins as an archive, of whose {size} bytes the last are no index; get it again"
     return ""
+
+
+def said_instead(path: Path) -> str:
+    """What a server has said, in text, in place of a file that has none; empty if it is no text."""
+    try:
+        content = path.read_bytes() if path.stat().st_size <= _MOST_TEXT else b""
+        text = content.decode().strip()
+    except (OSError, ValueError):
+        return ""
+    if not text or (not text.isprintable() and any(ord(c) < 32 and c not in "\t\r\n" for c in text)):
+        return ""
+    return f"it is text that begins with {text[:60]!r}: a download that failed; get the file itself"
 
 
 def explained(path: Path, reason: object) -> str:

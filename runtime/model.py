@@ -21,6 +21,7 @@ from salmonrun.runtime.decoders import choose
 from salmonrun.runtime.device import is_gpu
 from salmonrun.runtime.encoder import AudioEncoder
 from salmonrun.runtime.errors import BundleError, ConfigError, PromptError
+from salmonrun.runtime.exhausted import resources
 from salmonrun.runtime.held_files import HeldFiles
 from salmonrun.runtime.loading import Loading
 from salmonrun.runtime.manifest import ConfidenceThreshold
@@ -63,8 +64,9 @@ class Model:
     def load(cls, path: str | os.PathLike[str], verify: Verify, asked: Loading) -> "Model":
         """Open, check and load a bundle; see `Engine.load`."""
         asked.check()
-        bundle = replace(open_bundle(path, verify), private=asked.copy)
-        return cls.of(bundle, asked, HeldFiles(bundle.model_files))
+        with resources(f"{os.fspath(path)} cannot be loaded"):
+            bundle = replace(open_bundle(path, verify), private=asked.copy)
+            return cls.of(bundle, asked, HeldFiles(bundle.model_files))
 
     @classmethod
     def of(cls, bundle: Bundle, asked: Loading, files: HeldFiles | None = None) -> "Model":

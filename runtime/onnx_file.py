@@ -50,6 +50,7 @@ class OnnxFile:
     domains: frozenset[str]  # of operator sets
     operators: frozenset[tuple[str, str]]  # (domain, kind)
     external: tuple[ExternalData, ...]
+    heads: frozenset[int]  # that attention has, wherever it says so
 
 
 class _Message:
@@ -129,10 +130,11 @@ class _Reader:
     def _graph(self, graph: Span, domains: frozenset[str]) -> OnnxFile:
         values: dict[str, list[TensorSpec]] = {"input": [], "output": []}
         operators: set[tuple[str, str]] = set()
+        heads: set[int] = set()
         external: list[ExternalData] = []
         for field, _, span in self._fields(graph, _GRAPH):
             if field == "node":
-                operators.add(self._node(span))
+                operators.add(self._node(span, heads))
             elif field == "initializer":
                 external += self._tensor(span)
             elif field in values:
@@ -140,10 +142,10 @@ class _Reader:
                 if len(values[field]) > MAX_VALUES:
                     raise OnnxFileError(f"it has more than {MAX_VALUES} {field}s")
         inputs, outputs = (tuple(specs) for specs in values.values())
-        return OnnxFile(inputs, outputs, domains, frozenset(operators), tuple(external))
+        return OnnxFile(inputs, outputs, domains, frozenset(operators), tuple(external), frozenset(heads))
 
-    def _node(self, node: Span) -> tuple[str, str]:
-        """(domain, kind)."""
+    def _node(self, node: Span, heads: set[int]) -> tuple[str, str]:
+        """(domain, kind); how many heads it has is added to these."""
         domain = kind = ""
         for field, _, span in self._fields(node, _NODE):
             if field == "op_type":
@@ -151,10 +153,20 @@ class _Reader:
             elif field == "domain":
                 domain = self._text(span)
             elif field == "attribute":
-                for name, _, value in self._fields(span, _ATTRIBUTE):
-                    if name == "t" and self._tensor(value):
-                        raise OnnxFileError("an attribute's tensor lies in another file")
+                self._attribute(span, heads)
         return domain, kind
+
+    def _attribute(self, attribute: Span, heads: set[int]) -> None:
+        name, number = "", 0
+        for field, value, span in self._fields(attribute, _ATTRIBUTE):
+            if field == "name":
+                name = self._text(span)
+            elif field == "i":
+                number = value
+            elif field == "t" and self._tensor(span):
+                raise OnnxFileError("an attribute's tensor lies in another file")
+        if name == "num_heads":
+            heads.add(number)
 
     def _tensor(self, tensor: Span) -> list[ExternalData]:
         """Where its bytes lie, if not in this file."""

@@ -16,6 +16,7 @@ from salmonrun.runtime.cuda.memory import session_limit
 from salmonrun.runtime.cuda.ready import PROVIDER, look_for_gpu
 from salmonrun.runtime.device import Device, gpu_index, is_gpu
 from salmonrun.runtime.errors import BundleError, DeviceError, ResourceError
+from salmonrun.runtime.exhausted import exhausted
 from salmonrun.runtime.manifest import GraphSpec
 from salmonrun.runtime.onnx_runtime import onnxruntime
 
@@ -108,16 +109,12 @@ def running(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # onnxruntime raises many types, all derived from Exception
         reason = " ".join(str(error).split())[:500]
-        if isinstance(error, MemoryError) or any(words in reason for words in _NO_MEMORY):
-            raise ResourceError(f"there is no memory to compute graph {name}: {reason}") from error
+        if lacking := exhausted(error):
+            raise ResourceError(f"there is no memory to compute graph {name}: {lacking}") from error
         raise BundleError(
             f"graph {name} cannot be computed by onnxruntime {onnxruntime.__version__}: {reason}; "
             "export the bundle again, or report it if it was exported by this version"
         ) from error
-
-
-# How ONNX Runtime's arenas and the C++ library say it.
-_NO_MEMORY = ("Failed to allocate memory", "bad allocation", "std::bad_alloc", "out of memory")
 
 
 def load_graph(bundle: Bundle, name: str, device: Device, threads: int, limits: Limits | None = None) -> Graph:

@@ -25,13 +25,14 @@ OPERATORS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def check_graph(path: Path, spec: GraphSpec, data_size: int) -> None:
+def check_graph(path: Path, spec: GraphSpec, data_size: int, heads: int | None = None) -> None:
     """Whether a graph's file is the graph that the manifest describes.
 
     Args:
         path: of the .onnx.
         spec: what the manifest says.
         data_size: bytes of the file beside it that holds its large tensors; 0 if there is none.
+        heads: that its attention has; None: any.
 
     Raises:
         BundleError: it is another graph, or one that must not be run.
@@ -40,13 +41,16 @@ def check_graph(path: Path, spec: GraphSpec, data_size: int) -> None:
         raise BundleError(f"{path} is used as a graph; its name must end in .onnx")
     try:
         with path.open("rb") as file:
-            graph = read_onnx(file.read(MAX_ONNX_BYTES + 1))
+            # No more than there is: `read` takes the memory for all that it is asked for.
+            graph = read_onnx(file.read(min(path.stat().st_size, MAX_ONNX_BYTES) + 1))
     except OnnxFileError as error:
         raise BundleError(f"{path} cannot be run: {error}; export the bundle again") from error
     for kind, found, described in (("inputs", graph.inputs, spec.inputs), ("outputs", graph.outputs, spec.outputs)):
         if found != described:
             own, wanted = _without(found, described), _without(described, found)
             raise BundleError(f"{path} has {kind} {own or 'in another order'}; {MANIFEST} says {wanted or 'otherwise'}")
+    if heads is not None and graph.heads != {heads}:
+        raise BundleError(f"{path} has {sorted(graph.heads)} heads, {MANIFEST} says {heads}")
     _check_operators(path, graph)
     _check_external(path, Path(spec.weights).name, graph, data_size)
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from salmonrun.runtime.errors import CheckpointError, ResourceError, SalmonrunError
-from salmonrun.runtime.file_kind import explained, odd_kind
+from salmonrun.runtime.file_kind import explained, odd_kind, said_instead
 
 # Loading is lazy, so that a checkpoint larger than memory can be read tensor by tensor.
 LazyTensors = dict[str, Callable[[], Tensor]]
@@ -30,7 +30,7 @@ def open_safetensors(path: Path) -> LazyTensors:
         raise
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as safetensors: {explained(path, _truncated(path) or error)}"
+            f"{path} cannot be read as safetensors: {explained(path, said_instead(path) or _truncated(path) or error)}"
         ) from error
 
 
@@ -174,7 +174,7 @@ def load_pickle(path: Path, stand_ins: Sequence[tuple[Callable[..., Any], str]] 
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # whatever the bytes of another kind of file stumble over: IndexError, struct.error, ...
-        if kind := odd_kind(path):
+        if kind := odd_pickle(path, error):
             raise CheckpointError(f"{path} is no PyTorch file: {kind}") from error
         raise CheckpointError(
             f"{path} cannot be loaded with weights_only=True: {pickle_reason(error)}; "
@@ -190,6 +190,20 @@ def pickle_reason(error: Exception) -> str:
     text = str(error) or type(error).__name__
     cause = re.search(r"WeightsUnpickler error: (.+?)(?:\. |\n|$)", text)
     return cause[1] if cause else text.splitlines()[0].partition(". In PyTorch 2.6")[0]
+
+
+def odd_pickle(path: Path, error: Exception) -> str:
+    """What is in place of a PyTorch file that could not be read, and what to do; empty if nothing is known of it."""
+    return odd_kind(path) or said_instead(path) or _cut_off(path, error)
+
+
+def _cut_off(path: Path, error: Exception) -> str:
+    """Whether a file in PyTorch's form before 1.6 ends too early; empty if not."""
+    with path.open("rb") as file:
+        begins = file.read(1) == b"\x80"
+    if not begins or not re.search("EOF|Ran out of input", f"{type(error).__name__}: {error}"):
+        return ""
+    return f"it is truncated: it ends at {path.stat().st_size} bytes, and says that there is more; get it again"
 
 
 def _is_zip(path: Path) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from salmonrun.runtime.errors import ConfigError, MissingExtraError, SalmonrunError
+from salmonrun.runtime.exhausted import resources
 from salmonrun.stopping import Terminated, stoppable
 from salmonrun.version import __version__
 
@@ -140,7 +141,7 @@ def _guarded(work: Callable[[], int]) -> int:
         logging.getLogger("salmonrun").addHandler(logging.lastResort)
     try:
         try:
-            with stoppable():
+            with stoppable(), resources("it cannot go on"):
                 return work()
         finally:
             sys.stdout.flush()  # here, and not when the interpreter ends, a reader that is gone can be told apart
@@ -149,9 +150,6 @@ def _guarded(work: Callable[[], int]) -> int:
         return 0
     except (SalmonrunError, OSError) as error:
         print(f"error: {_unwritable() or error}", file=sys.stderr)
-        return 1
-    except MemoryError as error:
-        print(f"error: this machine has no memory left: {error}", file=sys.stderr)
         return 1
     except Terminated:
         print("terminated", file=sys.stderr)

@@ -13,6 +13,7 @@ import threading
 import numpy as np
 
 from salmonrun.runtime.errors import AudioError
+from salmonrun.runtime.exhausted import resources
 from salmonrun.runtime.isolation.wire import ORDER, REQUEST, Kind, receive
 from salmonrun.runtime.sound_file import F64
 
@@ -78,13 +79,18 @@ class DecodingServer:
 
         Raises:
             AudioError: the file cannot be opened.
+            ResourceError: there are no files left for it.
         """
+        with resources("no process can decode a recording"):
+            return self._decode(source, cpu_s, memory)
+
+    def _decode(self, source: str | bytes, cpu_s: float, memory: int) -> socket.socket:
         try:
             recording = os.open(source, os.O_RDONLY | os.O_CLOEXEC) if isinstance(source, str) else _in_memory(source)
         except OSError as error:
             raise AudioError(str(error.strerror or error)) from error
-        ours, theirs = socket.socketpair()
         try:
+            ours, theirs = socket.socketpair()
             with theirs, self._lock:
                 socket.send_fds(self._running(), [ORDER.pack(cpu_s, memory)], [theirs.fileno(), recording])
         finally:

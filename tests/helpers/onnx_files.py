@@ -18,6 +18,7 @@ def read_with_onnx(content: bytes) -> OnnxFile:
         frozenset(opset.domain for opset in model.opset_import),
         frozenset((node.domain, node.op_type) for node in graph.node),
         tuple(_external(t) for t in graph.initializer if t.data_location == TensorProto.EXTERNAL),
+        frozenset(each.i for node in graph.node for each in node.attribute if each.name == "num_heads"),
     )
 
 

@@ -56,6 +56,15 @@ def test_manifests_that_no_model_has(bundle: Path, section: str, key: str, value
         open_bundle(bundle, verify=False)
 
 
+def test_heads_that_the_graph_does_not_have(bundle: Path) -> None:
+    def more(data: dict[str, Any]) -> None:
+        data["llm"]["heads"] *= 2
+
+    reseal(bundle, more)
+    with pytest.raises(BundleError, match=r"decoder\.onnx has \[2\] heads, bundle\.json says 4"):
+        open_bundle(bundle, verify=False)
+
+
 # Tokenizers of another LLM
 
 

@@ -8,9 +8,19 @@ from typing import Any
 import pytest
 import tokenizers
 
+from salmonrun.runtime.config import PromptConfig
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.runtime.tokenizer import Tokenizer
-from salmonrun.training.starting.chat import read_bos, read_end_symbol, read_special_id, stop_ids, tokenizer_file
+from salmonrun.training.starting import template_process
+from salmonrun.training.starting.chat import (
+    read_bos,
+    read_chat_template,
+    read_end_symbol,
+    read_eos,
+    read_special_id,
+    stop_ids,
+    tokenizer_file,
+)
 from salmonrun.training.starting.conversion_checks import check_tokenizer
 
 
@@ -173,3 +183,62 @@ def test_an_end_symbol_that_stands_for_another_token_is_warned_about(tmp_path: P
     tokenizer, config = write(tmp_path, FAMILIES["Vicuna-v1.5"])
     (warning,) = check_tokenizer(tmp_path, config | {"eos_token_id": 1}, tokenizer)
     assert "eos_token is token 3 in the tokenizer's files and [1] in the LLM's" in warning
+
+
+# What a published folder may do
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{}"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (ENDLESS, "it was stopped after 1 s, or had no memory left"),
+        ("{{ 10 ** (10 ** 9) }}{}", "it was stopped after 1 s, or had no memory left"),
+        ("{{ 'x' * 10 ** 11 }}{}", "SALMONN's, as the LLM's chat template fails on a plain message: "),
+        ("{{ raise_exception('no') }}", "fails on a plain message: no"),
+        ("{{ messages[0].content }}{{ messages[0].content }}", "makes '{}{}' of the message '{}'"),
+    ],
+)
+def test_templates_that_do_not_end_or_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, reason: str
+) -> None:
+    monkeypatch.setattr(template_process, "SECONDS", 1)
+    found = read_chat_template(llm_of(tmp_path, {"chat_template": template}))
+    assert found.text == PromptConfig().template
+    assert reason in found.origin
+
+
+def test_a_template_knows_the_special_tokens(tmp_path: Path) -> None:
+    template = (
+        "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    config = {"chat_template": template, "bos_token": "<s>"}
+    assert read_chat_template(llm_of(tmp_path, config)).text == "<s><user>{}<a>"
+
+
+@pytest.mark.parametrize(
+    "content", ['{"added_tokens_decoder": 5}', "[" * 100_000, "[1]", '{"bos_token": {"content": 5}}']
+)
+def test_tokenizer_configs_that_are_none(tmp_path: Path, content: str) -> None:
+    folder = llm_of(tmp_path, {})
+    (folder / "tokenizer_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"transformers cannot read tokenizer_config\.json and its neighbours"):
+        read_chat_template(folder)
+
+
+@pytest.mark.parametrize("stops", ["x", [[1]], [1, "2"], True, -1, 1.5, {}])
+def test_stops_that_are_no_ids(tmp_path: Path, stops: Any) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    with pytest.raises(CheckpointError, match=r"eos_token_id is .*; expected a token id, or a list of them"):
+        read_eos(tmp_path, {})
+
+
+def llm_of(folder: Path, config: dict[str, Any]) -> Path:
+    """A tokenizer's files."""
+    vocab = {"<s>": 0, "a": 1}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="a")).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder

@@ -54,6 +54,14 @@ def test_options_of_a_recipe(tmp_path: Path, option: str) -> None:
         load_recipe(tmp_path / "recipe.yaml", [option])
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev"])
+def test_devices_in_annotations(tmp_path: Path, path: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"annotation": [{"path": path, "text": "x", "task": "asr"}]}))
+    entries, problems = read_annotation(tmp_path / "a.json")
+    assert not entries
+    assert f"{path!r} is a folder or a device; expected a recording" in str(problems[0])
+
+
 def test_aliases_that_people_write() -> None:
     text = "base: &base {lr: 1}\none: *base\ntwo:\n  <<: *base\n  steps: 2"
     assert parse_yaml(text, "x") == {"base": {"lr": 1}, "one": {"lr": 1}, "two": {"lr": 1, "steps": 2}}

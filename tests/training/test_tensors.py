@@ -1,9 +1,5 @@
 """Tensors read on demand."""
 
-import os
-import resource
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +8,7 @@ from safetensors.torch import save_file
 
 from salmonrun.runtime.errors import ResourceError
 from salmonrun.training.tensors import open_safetensors
+from tests.helpers.limits import files_left
 
 
 def mapped(path: Path) -> bool:
@@ -30,22 +27,6 @@ def test_a_tensors_pages_are_given_back_with_it(tmp_path: Path) -> None:
     del tensor
     assert not mapped(path)
     assert tensors["b"]().tolist() == [1, 1, 1]
-
-
-@contextmanager
-def files_left(count: int) -> Iterator[None]:
-    """This process may open so many more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with ExitStack() as held:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 16, hard))
-        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        others = []
-        with suppress(OSError):
-            while True:
-                others.append(held.enter_context(open(os.devnull)))
-        for other in others[:count]:
-            other.close()
-        yield
 
 
 @pytest.mark.parametrize("left", [0, 1])

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from salmonrun.training.foreign.published import open_salmonn
 from salmonrun.training.inspection.inspect import inspect_path
 from salmonrun.training.model.config import load_config
 from salmonrun.training.tensors import load_pickle
+from tests.helpers.eat import published_state, write_folder, write_pretrained
 from tests.helpers.published import Published
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -47,6 +49,7 @@ def edit_pickle(path: Path, key: str, edit: Edit) -> None:
 
 WHISPER = "model.encoder.layers.0.fc1.weight"
 BEATS = "encoder.layers.0.fc1.weight"
+EAT = "blocks.0.mlp.fc1.weight"
 
 
 @pytest.mark.parametrize("edit", [drop(WHISPER), cut(WHISPER)], ids=["missing", "misshapen"])
@@ -70,6 +73,17 @@ def test_beats(published: Published, golden: Path, edit: Edit) -> None:
     assert "layers.0.fc1.weight" in problem
 
 
+@pytest.mark.parametrize("edit", [drop(EAT), cut(EAT)], ids=["missing", "misshapen"])
+@pytest.mark.parametrize("form", ["pretrained", "folder"])
+def test_eat(tmp_path: Path, edit: Edit, form: str) -> None:
+    write = write_pretrained if form == "pretrained" else write_folder
+    state = published_state()
+    assert inspect_path(write(tmp_path / "whole", state)).problems == ()
+    edit(state)
+    (problem,) = inspect_path(write(tmp_path / "damaged", state)).problems
+    assert "blocks.0.mlp.fc1." in problem  # its width is the weight's: the bias does not fit
+
+
 @pytest.mark.parametrize(
     "edit",
     [drop("model.layers.1.mlp.up_proj.weight"), cut("model.layers.1.mlp.up_proj.weight")],
@@ -81,6 +95,17 @@ def test_the_llm(published: Published, edit: Edit) -> None:
         published.convert()
     (problem,) = inspect_path(published.llm).problems
     assert "layers.1.mlp.up_proj.weight" in problem
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "vocab_size", "model_type", "num_hidden_layers", "intermediate_size"])
+@pytest.mark.parametrize("value", [None, "x", -1, [], 1.5])
+def test_sizes_of_an_llm_that_are_none(published: Published, key: str, value: Any) -> None:
+    path = published.llm / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises((CheckpointError, ConfigError)):
+        published.convert()
+    with suppress(CheckpointError):
+        inspect_path(published.llm)
 
 
 def test_whole_parts_have_no_problems(published: Published, golden: Path) -> None:
@@ -102,8 +127,14 @@ def truncated(path: Path) -> None:
         (lambda path: path.write_bytes(PAGE), "is an HTML page: a download that failed"),
         (lambda path: path.write_bytes(b""), "is empty: a download that failed"),
         (truncated, "is truncated"),
+        (
+            lambda path: path.write_bytes(b"<?xml version='1.0'?>\n<Error><Code>Denied"),
+            "is what a server says",
+        ),
+        (lambda path: path.write_bytes(b"\xef\xbb\xbf" + PAGE), "is an HTML page: a download that failed"),
+        (lambda path: path.write_bytes(b"Entry not found"), "is text that begins with 'Entry not found': a download"),
     ],
-    ids=["pointer", "page", "empty", "truncated"],
+    ids=["pointer", "page", "empty", "truncated", "error", "marked", "text"],
 )
 def test_files_that_are_none(published: Published, damage: Callable[[Path], Any], message: str) -> None:
     """torch's advice would be to set weights_only=False: to run whatever is in there."""
@@ -117,6 +148,14 @@ def test_files_that_are_none(published: Published, damage: Callable[[Path], Any]
             read()
         assert "weights_only" not in str(caught.value)
     assert message.split(":")[0].split(".*")[0] in inspect_path(published.file).problems[0]
+
+
+@pytest.mark.parametrize("length", [10, 1000, -10])
+def test_a_file_of_an_older_pytorch_that_is_cut_off(tmp_path: Path, length: int) -> None:
+    torch.save({"a": torch.ones(1000)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "old.pth").write_bytes((tmp_path / "old.pth").read_bytes()[:length])
+    with pytest.raises(CheckpointError, match=r"is truncated: it ends at \d+ bytes, and says that there is more"):
+        load_pickle(tmp_path / "old.pth")
 
 
 @pytest.mark.parametrize("content", [POINTER, PAGE, b"\xff\xfe", b"[" * 100_000])

@@ -144,7 +144,7 @@ def _measure(entry: Entry) -> tuple[float, str]:
     seconds = GAP_S * len(entry.appended)
     for path in entry.recordings:
         if not os.path.isfile(path):  # unlike Path's, it takes names that no file system has
-            return 0.0, f"{path} does not exist"
+            return 0.0, f"{path} " + ("is a folder or a device" if os.path.exists(path) else "does not exist")
         try:
             with open_audio_file(path) as file:
                 frames, rate = file.frames, file.rate
@@ -177,10 +177,12 @@ def _malformed(raw: Any) -> str:
 
 
 def _outside(raw: dict[str, Any]) -> str:
-    """Why a path is one that no data set needs: it climbs out of its folder, or is none at all."""
+    """Why a path is one that no data set needs: it climbs out of its folder, or is no file's."""
     for path in (raw["path"], *(raw.get("expand_wav") or [])):
         if "\0" in path or os.path.normpath(path.lstrip("/")).split("/")[0] == "..":
             return f"{path!r} leads out of its folder; name a prefix further up, or an absolute path"
+        if os.path.isabs(path) and os.path.exists(path) and not os.path.isfile(path):
+            return f"{path!r} is a folder or a device; expected a recording"
     return ""
 
 

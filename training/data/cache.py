@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from salmonrun.runtime.errors import CheckpointError
+from salmonrun.runtime.errors import CheckpointError, ResourceError
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.model.features import Features, States
 from salmonrun.training.tensors import mapped, write_safetensors
@@ -76,6 +76,8 @@ def _read(path: Path) -> dict[str, Tensor] | None:
         with mapped(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             digest = (file.metadata() or {}).get(_DIGEST)
+    except ResourceError:  # an OSError that is not the file's fault
+        raise
     except (SafetensorError, OSError):
         return None
     return tensors if tensors.keys() & {"speech", "log_mel"} and digest == _digest(tensors) else None

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from salmonrun.runtime.errors import CheckpointError
-from salmonrun.runtime.file_kind import explained, odd_kind
+from salmonrun.runtime.file_kind import explained
 from salmonrun.training.foreign.fairseq import STAND_INS
 from salmonrun.training.foreign.weight_files import weight_files
-from salmonrun.training.tensors import LazyTensors, pickle_reason
+from salmonrun.training.tensors import LazyTensors, odd_pickle, pickle_reason
 
 # safetensors' names of dtypes -> PyTorch's.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
@@ -79,7 +79,7 @@ def pickle_entries(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(list(STAND_INS)):
             loaded = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # whatever the bytes of another kind of file stumble over: IndexError, struct.error, ...
-        reason = odd_kind(path) or pickle_reason(error)
+        reason = odd_pickle(path, error) or pickle_reason(error)
         raise CheckpointError(f"{path} cannot be read with weights_only=True: {reason}") from error
     return loaded if isinstance(loaded, dict) else {}
 

@@ -93,7 +93,7 @@ def _pickled(path: Path, loaded: dict[str, object]) -> Finding:
     if isinstance(loaded.get("dims"), dict) and "model_state_dict" in loaded:
         return kinds.openai_whisper(path, loaded)
     if kinds.looks_like_eat(names | set(table(loaded))):
-        return kinds.eat(path, table(loaded.get("model")) or table(loaded))
+        return kinds.eat(path, table(loaded.get("model")) or table(loaded), loaded)
     if isinstance(loaded.get("cfg"), dict) and "patch_embedding.weight" in names:
         return kinds.beats(path, loaded)
     contents = summary(table(loaded.get("model")) or table(loaded))

@@ -20,6 +20,7 @@ from salmonrun.training.inspection.contents import TensorTable, folder_table, su
 from salmonrun.training.inspection.finding import Finding
 from salmonrun.training.model.config import ModelConfig, load_config
 from salmonrun.training.model.encoders import read_encoder
+from salmonrun.training.model.encoders.published import Published
 from salmonrun.training.tensors import read_json
 
 CONVERT = "salmonrun convert SALMONN.pth checkpoint/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm LLM"
@@ -95,9 +96,16 @@ def beats(path: Path, loaded: dict[str, Any]) -> Finding:
     )
 
 
-def eat(path: Path, tensors: TensorTable | None) -> Finding:
-    """EAT, a fairseq .pt or a folder; None: the file is one that must not be unpickled."""
-    problems = () if tensors else ("it holds more than tensors and plain values: save its weights as safetensors",)
+def eat(path: Path, tensors: TensorTable | None, loaded: dict[str, Any] | None = None) -> Finding:
+    """EAT, a fairseq .pt, which was loaded, or a folder; no tensors: the file is one that must not be unpickled."""
+
+    def whole() -> None:
+        config = {} if loaded else read_json(path / "config.json")
+        published = published_of(path, loaded) if loaded else Published(path, config, without_values(tensors or {}))
+        check_encoder(*read_encoder(published)[:2], "the encoder")
+
+    unreadable = "it holds more than tensors and plain values: save its weights as safetensors"
+    problems = _misfits(whole) if tensors else (unreadable,)
     command = INIT.replace("AUDIO_ENCODER", str(path))
     return Finding("EAT", contents=summary(tensors or {}), problems=problems, command=command)
 

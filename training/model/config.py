@@ -95,7 +95,7 @@ class ModelConfig:
         if self.audio_encoder:
             self._check_audio_encoder(self.audio_encoder)
         for key in ("model_type", "hidden_size", "vocab_size"):
-            if key not in self.llm:
+            if self.llm.get(key) is None:
                 raise ConfigError(f"llm has no {key!r}; it must be the LLM's config.json")
         self._check_llm()
 

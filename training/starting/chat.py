@@ -15,6 +15,7 @@ from salmonrun.runtime.errors import CheckpointError
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.foreign.pad_token import without_pad
 from salmonrun.training.foreign.slow_tokenizer import convert_sentencepiece
+from salmonrun.training.starting.template_process import render
 from salmonrun.training.tensors import read_json
 
 
@@ -39,7 +40,7 @@ def read_chat_template(llm: Path) -> ChatTemplate:
     try:
         kind = "PreTrainedTokenizerFast" if (llm / "tokenizer.json").is_file() else "LlamaTokenizer"
         tokenizer = getattr(transformers, kind).from_pretrained(llm)
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except Exception as error:  # whatever files of another form make it stumble over
         raise CheckpointError(
             f"{llm}: transformers cannot read tokenizer_config.json and its neighbours: {error}; mend them, or pass "
             "template= (--template)"
@@ -47,10 +48,8 @@ def read_chat_template(llm: Path) -> ChatTemplate:
     if not tokenizer.chat_template:
         return ChatTemplate(salmonn, "SALMONN's, as the LLM has no chat template")
     try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "{}"}], tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # a template is a program and may raise anything
+        text = render(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
+    except Exception as error:  # a template is a program and may do anything
         return ChatTemplate(salmonn, f"SALMONN's, as the LLM's chat template fails on a plain message: {error}")
     if text.count("{}") != 1:
         return ChatTemplate(salmonn, f"SALMONN's, as the LLM's chat template makes {text!r} of the message '{{}}'")
@@ -123,12 +122,17 @@ def read_special_id(llm: Path, key: str, tokenizer: Tokenizer) -> int | None:
 
 
 def read_eos(llm: Path, llm_config: dict[str, Any]) -> list[int]:
-    """The ids transformers would stop at: those of generation_config.json, else those of the LLM's config."""
+    """The ids transformers would stop at: those of generation_config.json, else those of the LLM's config.
+
+    Raises:
+        CheckpointError: they are no ids.
+    """
     path = llm / "generation_config.json"
     stops = (read_json(path) if path.is_file() else {}).get("eos_token_id", llm_config.get("eos_token_id"))
-    if stops is None:
-        return []
-    return [stops] if isinstance(stops, int) else list(stops)
+    ids = [] if stops is None else stops if isinstance(stops, list) else [stops]
+    if not all(type(each) is int and each >= 0 for each in ids):
+        raise CheckpointError(f"{llm}: eos_token_id is {stops!r}; expected a token id, or a list of them")
+    return ids
 
 
 def stop_ids(llm: Path, llm_config: dict[str, Any], tokenizer: Tokenizer, end_symbol: str) -> tuple[int, ...]:
