@@ -19,6 +19,10 @@ from salmonrun.runtime.sound_file import F64
 
 _LARGEST_TEXT = 1 << 20  # bytes of a header or a reason
 _MEMORY = 1 << 29  # bytes that a decoder may take beside one block of samples
+# An answer that computing does not hold up, on a machine that is as busy as can be: beyond that the process is stopped,
+# or waits for what never comes.
+_PATIENCE = 30.0  # seconds, and so many times what it may compute for
+_BUSY = 10
 
 
 class IsolatedFile:
@@ -36,6 +40,7 @@ class IsolatedFile:
     def __init__(self, source: str | bytes, cpu_s: float, largest_block: int) -> None:
         self._largest_block = largest_block
         self._answers = decoding_server().decode(source, cpu_s, _MEMORY + largest_block)
+        self._answers.settimeout(_PATIENCE + _BUSY * cpu_s)
         try:
             header = json.loads(self._receive(Kind.HEADER, _LARGEST_TEXT))
         except BaseException:
@@ -58,6 +63,8 @@ class IsolatedFile:
     def _receive(self, expected: Kind, largest: int) -> bytearray:
         try:
             kind, content = receive(self._answers, max(largest, _LARGEST_TEXT))
+        except TimeoutError as error:
+            raise AudioError(f"the decoder has not answered for {self._answers.gettimeout():g} s") from error
         except (EOFError, ValueError) as error:
             raise AudioError(f"the decoder has ended: {error}") from error
         if kind is not expected:

@@ -101,6 +101,21 @@ def test_computing_has_an_end(tmp_path: Path) -> None:
     assert len(load_audio(tmp_path / "a.ogg", limits=ISOLATED).pcm) == -(-500_000 // 3)
 
 
+def test_a_decoder_that_waits_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, speech: Path) -> None:
+    load_audio(speech, limits=ISOLATED)
+    process = decoding_server()._process
+    assert process
+    monkeypatch.setattr(client, "_PATIENCE", 0.0)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(AudioError, match=r"the decoder has not answered for 0\.5 s"):
+            load_audio(speech, limits=Limits(isolate_decoding=True, max_decoding_s=0.05))
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    monkeypatch.undo()
+    load_audio(speech, limits=ISOLATED)
+
+
 def test_memory_has_an_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of a decoder that may have no more than it begins with, the first block is refused."""
     soundfile.write(tmp_path / "a.wav", np.zeros(2**20), 16_000)

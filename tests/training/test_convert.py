@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from salmonrun.runtime.config import WindowConfig
+from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training import load
+from salmonrun.training.inspection.inspect import inspect_path
 from salmonrun.training.model.config import LoraConfig, load_config
 from salmonrun.training.starting.convert import format_conversion
 from salmonrun.training.starting.presets import TASKS
@@ -114,6 +117,26 @@ def test_arbitrary_code_is_refused(published: Published, zipped: bool) -> None:
     loaded = torch.load(published.file, weights_only=True)
     torch.save(loaded | {"optimizer": Trap()}, published.file, _use_new_zipfile_serialization=zipped)
     published.refuses(r"salmonn\.pth .*weights_only=True.*arbitrary code")
+
+
+def test_code_that_a_folder_brings_never_runs(published: Published, tmp_path: Path) -> None:
+    """What `trust_remote_code` would import is not, wherever the folder says that it should."""
+    mark = tmp_path / "ran"
+    code = f"open({str(mark)!r}, 'w')\nimport transformers\nclass X(transformers.PreTrainedModel): pass\n"
+    maps = {"AutoConfig": "code.X", "AutoModel": "code.X", "AutoModelForCausalLM": "code.X"}
+    tokenizers = {"AutoTokenizer": ["code.X", "code.X"]}
+    for folder in (published.llm, published.whisper):
+        (folder / "code.py").write_text(code)
+        for name, auto_map in (("config.json", maps), ("tokenizer_config.json", tokenizers)):
+            if (folder / name).is_file():
+                config = json.loads((folder / name).read_text())
+                (folder / name).write_text(json.dumps(config | {"auto_map": auto_map}))
+        inspect_path(folder)
+    with suppress(CheckpointError):  # it may as well be refused
+        published.convert()
+    assert not mark.exists()
+    exec((published.llm / "code.py").read_text(), {})  # it would have left one
+    assert mark.exists()
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

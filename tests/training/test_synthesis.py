@@ -3,7 +3,10 @@
 import json
 import multiprocessing
 import multiprocessing.dummy
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -424,3 +427,19 @@ def test_tunes_are_loud_and_never_the_same() -> None:
         assert np.square(tune).mean() > 1e-3
     assert abs(float(np.corrcoef(one, other)[0, 1])) < 0.3
     assert np.array_equal(one, make_tune(np.random.default_rng(0), 2.0))
+
+
+def test_a_full_disk_is_said_to_be_one(tmp_path: Path) -> None:
+    """The system's own limit of a file's size stands for it: what was written before is no `annotation.json`."""
+    program = (
+        "import resource, signal, sys\nfrom salmonrun.__main__ import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "sys.exit(main(['synthesize', sys.argv[1], '--speech', '0', '--sounds', '3', '--mixtures', '0']))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program, str(tmp_path / "data")], capture_output=True, text=True)
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert re.match("error: .*File too large", last)
+    assert "format" not in last
+    assert not (tmp_path / "data" / "annotation.json").exists()
