@@ -95,7 +95,7 @@ def test_help_imports_nothing_heavy(name: str) -> None:
     if not name:
         assert "numpy" not in imported
         ours = sorted(module for module in imported if module.startswith("salmonrun."))
-        assert len(ours) <= 13, ours
+        assert len(ours) <= 12, ours
 
 
 def test_the_engine_needs_no_pytorch_to_start() -> None:

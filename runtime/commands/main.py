@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from salmonrun.runtime.errors import ConfigError, MissingExtraError, SalmonrunError
-from salmonrun.runtime.exhausted import resources
 from salmonrun.stopping import Terminated, stoppable
 from salmonrun.version import __version__
 
@@ -141,7 +140,7 @@ def _guarded(work: Callable[[], int]) -> int:
         logging.getLogger("salmonrun").addHandler(logging.lastResort)
     try:
         try:
-            with stoppable(), resources("it cannot go on"):
+            with stoppable():
                 return work()
         finally:
             sys.stdout.flush()  # here, and not when the interpreter ends, a reader that is gone can be told apart
@@ -150,6 +149,15 @@ def _guarded(work: Callable[[], int]) -> int:
         return 0
     except (SalmonrunError, OSError) as error:
         print(f"error: {_unwritable() or error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        from salmonrun.runtime.exhausted import exhausted  # here alone: --help imports little
+
+        if not (lacking := exhausted(error)):
+            raise
+        print(
+            f"error: this machine, or a limit of this process (ulimit -a), has no more left: {lacking}", file=sys.stderr
+        )
         return 1
     except Terminated:
         print("terminated", file=sys.stderr)

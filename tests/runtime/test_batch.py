@@ -224,8 +224,7 @@ def test_a_full_disk_ends_the_run(
 
     monkeypatch.setattr(Path, "replace", full)
     code, lines, err = run(capsys, "transcribe", tiny_bundle, talks, "-o", tmp_path / "out", *FEW)
-    assert (code, lines) == (1, [])
-    assert err[-1].startswith("error: it cannot go on: No space left on device. This machine, or a limit of this")
+    assert (code, lines, err[-1]) == (1, [], "error: [Errno 28] No space left on device")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -49,6 +48,8 @@ def render(template: str, special_tokens: dict[str, Any]) -> str:
 
 def main() -> None:
     """One template in, as JSON, and what came of it out."""
+    import resource  # here alone: where there is none, the rest of the package is imported all the same
+
     from transformers.utils.chat_template_utils import render_jinja_template
 
     asked = json.load(sys.stdin)
