@@ -1,7 +1,7 @@
 """What ways to round the LLM's matrices to 4 bits cost, beside PyTorch, on recordings that nothing was rounded on.
 
     python -m benchmarks.formats.rounding CHECKPOINT CALIBRATION [--recordings 64] [--docs docs --name NAME]
-    python -m benchmarks.formats.rounding CALIBRATION --random-1b 16 [...]
+    python -m benchmarks.formats.rounding CALIBRATION --random-1b 1 [...]
 
 CALIBRATION is an annotation: of the first recordings, every other one is rounded on, and the answers to the others are
 measured. --random-1b has an LLM of Llama-3.2-1B's shape with so many layers and random weights, behind tiny encoders.
