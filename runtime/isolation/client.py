@@ -7,11 +7,11 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 
 import numpy as np
 
+from salmonrun import child
 from salmonrun.runtime.errors import AudioError
 from salmonrun.runtime.exhausted import resources
 from salmonrun.runtime.isolation.wire import ORDER, REQUEST, Kind, receive
@@ -122,16 +122,13 @@ class DecodingServer:
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             number = theirs.fileno()
-            # -P: nothing is imported from the folder that this happens to run in. What can be imported here, can there.
-            command = [sys.executable, "-P", "-m", "salmonrun.runtime.isolation.server", str(number)]
-            path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
             self._process = subprocess.Popen(
-                command,
+                child.command("salmonrun.runtime.isolation.server", str(number)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[number],
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": path},
+                env=child.environment(),
             )
         return self._orders
 

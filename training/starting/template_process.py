@@ -2,11 +2,12 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import time
 from typing import Any
+
+from salmonrun import child
 
 SECONDS = 10  # of computing
 _PATIENCE_S = 60.0  # on a busy machine
@@ -24,16 +25,15 @@ def render(template: str, special_tokens: dict[str, Any]) -> str:
         ValueError: it fails, or does not end; the message is the reason.
     """
     asked = json.dumps({"template": template, "tokens": special_tokens, "seconds": SECONDS})
-    path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", __name__],
+            child.command(__name__),
             input=asked,
             capture_output=True,
             text=True,
             encoding="utf-8",
             timeout=_PATIENCE_S,
-            env={**os.environ, "PYTHONPATH": path},
+            env=child.environment(),
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"it has no end: it was stopped after {_PATIENCE_S:g} s") from None
