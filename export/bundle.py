@@ -4,16 +4,17 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from salmonrun.export.budget.encoders import choose_encoders
 from salmonrun.export.card import write_card
 from salmonrun.export.confidence import measure_threshold, read_speech
 from salmonrun.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder, WeightFile
 from salmonrun.export.graphs.encoders import BUILDERS
-from salmonrun.export.graphs.linear import ENCODER_LINEARS, QFORMER_LINEARS
+from salmonrun.export.graphs.linear import QFORMER_LINEARS, encoder_linear
 from salmonrun.export.graphs.llm import build_llm_graph
 from salmonrun.export.graphs.llm_family import LlmShape
 from salmonrun.export.graphs.qformer import build_qformer
@@ -34,7 +35,7 @@ from salmonrun.export.options import ExportOptions
 from salmonrun.export.parity.gate import prove
 from salmonrun.export.parity.speech import packaged_speech
 from salmonrun.export.progress import Progress, counted
-from salmonrun.export.weights.encoders import max_frames, native_encoders, write_encoder
+from salmonrun.export.weights.encoders import FILES, max_frames, native_encoders, write_encoder
 from salmonrun.export.weights.kept import identity, kept_beside
 from salmonrun.export.weights.native import FILE as NATIVE_FILE
 from salmonrun.export.weights.native import native_weights, write_native
@@ -46,6 +47,7 @@ from salmonrun.runtime.bundle import check_bundle
 from salmonrun.runtime.errors import BundleError, CheckpointError, ConfigError, MissingExtraError
 from salmonrun.runtime.manifest import GraphSpec, Manifest
 from salmonrun.runtime.matrices import kernels
+from salmonrun.runtime.parity import EncoderProducts
 from salmonrun.training.checkpoint import Checkpoint, load_llm, load_qformer, open_checkpoint
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.model.llm import EMBEDDING, published_parameters
@@ -94,12 +96,22 @@ def export_bundle(
     calibration = read_speech(calibration_speech, source.config) if calibration_speech is not None else None
     speech = _parity_speech(parity_speech, source, options)
     with _calibrating(source, options, calibration, out) as rounding, staged(out) as folder:
-        manifest = _write(source, options, folder, golden_audio, rounding, speech, progress)
+        recordings = Recordings(golden_audio, calibration or [], speech)
+        manifest = _write(source, options, folder, recordings, rounding, progress)
         if calibration is not None:
             threshold = measure_threshold(check_bundle(folder, manifest, verify=False), calibration, progress)
             manifest = replace(manifest, confidence=threshold)
         write_manifest(manifest, folder)  # the last of all: without it nothing opens what was not compared
     return out
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """What a bundle is made and proven on."""
+
+    golden: Audio | None  # None: synthetic
+    calibration: Sequence[Entry]  # with transcripts
+    tokens: Sequence[Entry]  # whose answers are compared
 
 
 @contextmanager
@@ -109,9 +121,14 @@ def _calibrating(
     """What int4 weights are rounded on. They are surer of it: half of the recordings stay new to them.
 
     Raises:
-        ConfigError: there is a budget, and too little to round and to measure on.
+        ConfigError: there is a budget, and too little to round and to measure on, or one of the encoders, and nothing.
         MissingExtraError: there is a budget, and our own kernels, which measure, were not built.
     """
+    if options.encoder_budget is not None and not speech:
+        raise ConfigError(
+            f"encoder_budget {options.encoder_budget:g} is measured on calibration speech: give recordings with speech "
+            "(--calibration-speech ANNOTATION)"
+        )
     if options.budget:
         kernels()
         if speech is None or len(speech) < 2:
@@ -183,23 +200,25 @@ def _write(
     source: Checkpoint,
     options: ExportOptions,
     folder: Path,
-    golden_audio: Audio | None,
+    recordings: Recordings,
     calibration: Calibration | None,
-    speech: Sequence[Entry],
     show: bool,
 ) -> Manifest:
     """Fill the folder, but for the manifest. Parts are built in turn, so that memory holds one at a time."""
-    parts = (2 if source.config.audio_encoder else 1) * len(options.encoders) + 1 + len(options.decoders)
+    encoders = (2 if source.config.audio_encoder else 1) * len(options.encoders)
+    parts = encoders + 1 + len(options.decoders)
     steps = (calibration is not None) + 2 * (options.budget is not None) + (not options.exact)
+    steps += encoders if options.encoder_budget is not None else 0
     (folder / "llm").mkdir()
     with Progress(2 * parts + steps, show) as progress:
+        exact = choose_encoders(source, recordings.calibration, options, progress)
         llm = stored_llm(source, options, calibration, progress)
         graphs = {}
-        for name, (file, build) in _builders(source, llm, options, progress).items():
+        for name, (file, build) in _builders(source, llm, options, exact, progress).items():
             progress(f"building {name}")
             graphs[name] = _write_graph(folder, file, build)
         if "native" in options.encoders:
-            _write_native_encoders(source, options, folder, progress)
+            _write_native_encoders(source, options, exact, folder, progress)
         if "native" in options.decoders:
             progress("writing llm, native")
             _write_native(source, llm, options, folder / NATIVE_FILE, progress)
@@ -208,20 +227,20 @@ def _write(
             _write_torch(source, llm, options, folder / TORCH_FILE, progress)
         _write_embedding(source, folder / EMBEDDING_FILE)
         shutil.copyfile(source.tokenizer_file, folder / "tokenizer.json")
-        manifest = make_manifest(source, options, graphs, folder, llm)
+        manifest = make_manifest(source, options, graphs, folder, llm, exact)
         written = check_bundle(folder, manifest, verify=False)
-        parity = prove(source, written, golden_audio, speech, options, progress, llm.choice)
+        parity = prove(source, written, recordings.golden, recordings.tokens, options, progress, llm.choice, exact)
     manifest = replace(manifest, files=list_files(folder))
     write_card(source, manifest, parity, folder)
     return manifest
 
 
 def _builders(
-    source: Checkpoint, llm: StoredLlm, options: ExportOptions, progress: Progress
+    source: Checkpoint, llm: StoredLlm, options: ExportOptions, exact: Sequence[EncoderProducts], progress: Progress
 ) -> dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]]:
     """Part -> its file and how to build it."""
     config = source.config
-    builders = _encoder_builders(source, options) if "onnx" in options.encoders else {}
+    builders = _encoder_builders(source, options, exact) if "onnx" in options.encoders else {}
     linear = QFORMER_LINEARS[qformer_precision(options)]
     builders["qformer"] = (
         "qformer.onnx",
@@ -233,33 +252,39 @@ def _builders(
 
 
 def _encoder_builders(
-    source: Checkpoint, options: ExportOptions
+    source: Checkpoint, options: ExportOptions, exact: Sequence[EncoderProducts]
 ) -> dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]]:
     """Of Whisper and, if there is one, the audio encoder."""
     config, encoder = source.config, source.config.audio_encoder
-    linear = ENCODER_LINEARS[options.encoder_precision]
+    fp32 = {one.part: one.fp32 for one in exact if one.runtime == "onnx"}
+    linears = {part: encoder_linear(options.encoder_precision, fp32.get(part, ())) for part in FILES}
     blocks = config.streaming is not None
     whisper = source.merged_whisper()
     builders: dict[str, tuple[str, Callable[[WeightFile], GraphBuilder]]] = {
-        "whisper": ("whisper.onnx", lambda weights: build_whisper(config.whisper, whisper, weights, linear, blocks))
+        "whisper": (
+            "whisper.onnx",
+            lambda weights: build_whisper(config.whisper, whisper, weights, linears["whisper"], blocks),
+        )
     }
     if encoder is not None:
         build, tensors = BUILDERS[encoder.kind], source.parts["audio_encoder"]
         builders["audio_encoder"] = (
             "audio_encoder.onnx",
-            lambda weights: build(encoder, tensors, weights, linear, max_frames(source), blocks),
+            lambda weights: build(encoder, tensors, weights, linears["audio_encoder"], max_frames(source), blocks),
         )
     return builders
 
 
-def _write_native_encoders(source: Checkpoint, options: ExportOptions, folder: Path, progress: Progress) -> None:
+def _write_native_encoders(
+    source: Checkpoint, options: ExportOptions, exact: Sequence[EncoderProducts], folder: Path, progress: Progress
+) -> None:
     """Whisper and, if there is one, the audio encoder for our own kernels."""
     config = source.config
     checkpoints = {
         "whisper": (config.whisper, source.merged_whisper()),
         "audio_encoder": (config.audio_encoder, source.parts["audio_encoder"]),
     }
-    for name, encoder in native_encoders(source, options.encoder_precision).parts.items():
+    for name, encoder in native_encoders(source, options.encoder_precision, exact).parts.items():
         progress(f"writing {name}, native")
         write_encoder(folder / encoder.file, encoder, *checkpoints[name])
 

@@ -135,7 +135,7 @@ def _checked(parity: Parity) -> str:
         f"## What it was checked for\n\nAgainst PyTorch, on {parity.audio_s:.1f} s of audio, before it was written. "
         f"Demanded: {parity.demanded}.\n\n| stage | largest difference | relative error |\n|---|---|---|\n{rows}\n\n"
         f"{parity.tokens_agreeing} of {parity.tokens_compared} greedy tokens are PyTorch's choice.\n{_speech(parity)}"
-        f"{window}{_choice(parity)}\n"
+        f"{window}{_choice(parity)}{_encoders(parity)}\n"
         "This says how near the bundle is to its checkpoint, and not how good either is: `salmonrun evaluate` measures "
         "that on annotated recordings.\n"
     )
@@ -161,6 +161,12 @@ def _choice(parity: Parity) -> str:
         f"{choice.tokens} tokens of the answers to {choice.recordings} recordings:\n\n"
         f"| matrices | MiB | KL divergence, nats a token | same token |\n|---|---|---|---|\n{rows}"
     )
+
+
+def _encoders(parity: Parity) -> str:
+    """Which products of theirs stay in float32."""
+    rows = "".join(f"- {one}: {', '.join(f'`{name}`' for name in one.fp32) or 'none'}.\n" for one in parity.encoders)
+    return f"\nBeside int8, products of the encoders that cost most in it:\n\n{rows}" if rows else ""
 
 
 def _origin(manifest: Manifest) -> str:

@@ -1,5 +1,6 @@
 """What a bundle says about itself, from the checkpoint, the options and the files that were written."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -34,6 +35,7 @@ from salmonrun.runtime.manifest import (
     WeightPrecision,
     manifest_bytes,
 )
+from salmonrun.runtime.parity import EncoderProducts
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import Checkpoint
 from salmonrun.training.model.llm import EMBEDDING
@@ -52,6 +54,7 @@ def make_manifest(
     graphs: dict[str, GraphSpec],
     folder: Path,
     stored: StoredLlm,
+    exact: Sequence[EncoderProducts] = (),
 ) -> Manifest:
     """Describe a bundle's folder as it is now.
 
@@ -61,6 +64,7 @@ def make_manifest(
         graphs: that are in it.
         folder: with its files.
         stored: how the LLM's matrices are stored.
+        exact: products of the encoders that stay in float32 beside int8.
 
     Raises:
         CheckpointError: the tokenizer or the prompt has ids that the LLM does not have.
@@ -84,7 +88,7 @@ def make_manifest(
         graphs=graphs,
         files=list_files(folder),
         streaming=config.streaming,
-        encoders=native_encoders(source, options.encoder_precision) if "native" in options.encoders else None,
+        encoders=native_encoders(source, options.encoder_precision, exact) if "native" in options.encoders else None,
     )
 
 

@@ -74,6 +74,7 @@ class ExportOptions:
     token_agreement: float = 0.9  # quantized bundles: least share of the tokens PyTorch is sure of, on speech; 0: any
     lora_scale: float | None = None  # factor on the LLM's adapters; None: alpha / r, as they were trained
     budget: Budget | None = None  # of int4: as many matrices get 8 bits as it takes; None: none
+    encoder_budget: float | None = None  # of int8: as many products stay in fp32 as it takes; None: none
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -108,6 +109,13 @@ class ExportOptions:
                 f"llm_precision is {self.llm_precision!r} with budget {self.budget}, which begins with int4 and "
                 "chooses itself: leave out --llm-precision"
             )
+        if self.encoder_budget is not None and self.encoder_precision != "int8":
+            raise ConfigError(
+                f"encoder_budget is {self.encoder_budget:g} with {self.encoder_precision} encoders, which have no "
+                "products in int8: use --encoder-precision int8"
+            )
+        if self.encoder_budget is not None and not 0 < self.encoder_budget < math.inf:
+            raise ConfigError(f"encoder_budget is {self.encoder_budget:g}; expected a relative error above 0, as 0.02")
         if self.max_length < MIN_MAX_LENGTH:
             raise ConfigError(f"max_length is {self.max_length}; it must be at least {MIN_MAX_LENGTH}")
         if self.parity_budget <= 0:

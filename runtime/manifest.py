@@ -221,8 +221,14 @@ class NativeEncoder:
     positions: int  # that its states may have; how far apart, where only that is encoded
     eps: float  # of the norms before and behind the layers
     layer_eps: float  # of the norms in the layers
+    # Matrices of the layers that are float32 beside others of int8.
+    fp32: tuple[str, ...] = field(default=(), kw_only=True, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
+        if self.fp32 and self.precision != "int8":
+            raise ConfigError(f"{len(self.fp32)} matrices are fp32 beside others of {self.precision}; expected int8")
+        if len(set(self.fp32)) < len(self.fp32):
+            raise ConfigError("fp32 names a matrix twice")
         for name in ("dim", "layers", "heads", "ffn", "positions"):
             _check_size(name, getattr(self, name))
         if self.dim % self.heads:
@@ -231,6 +237,10 @@ class NativeEncoder:
             _check_eps(name, getattr(self, name))
         if self.activation_block % self.block:
             raise ConfigError(f"activation_block is {self.activation_block}; it must be a multiple of {self.block}")
+
+    def precision_of(self, matrix: str) -> Literal["fp32", "bf16", "int8"]:
+        """What a matrix of the layers, by its name, is stored as."""
+        return "fp32" if matrix in self.fp32 else self.precision
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,26 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class EncoderProducts:
+    """Which products of an int8 encoder stay in float32, on one of the runtimes: its states are within a budget."""
+
+    part: str
+    runtime: str
+    budget: float  # relative error (rms) of the states, at most
+    error_int8: float  # with all of them in int8
+    error: float  # as it is
+    products: int  # that its layers have
+    fp32: tuple[str, ...]  # of them, the one that costs most in int8 first
+
+    def __str__(self) -> str:
+        """In a line."""
+        return (
+            f"{self.part}, {self.runtime}: {len(self.fp32)} of {self.products} products in fp32, states off by "
+            f"{self.error:.2%} ({self.error_int8:.2%} with none, at most {self.budget:.2%})"
+        )
+
+
+@dataclass(frozen=True)
 class Parity:
     """What was measured, and the budget it was held against."""
 
@@ -129,6 +149,7 @@ class Parity:
     token_agreement: float | None = None  # demanded share of the tokens on speech that PyTorch is sure of
     speech: dict[str, SpeechTokens] = field(default_factory=dict)  # by decoder; empty: exact, or older than this
     choice: Choice | None = None  # None: the precision was not chosen by a budget
+    encoders: tuple[EncoderProducts, ...] = ()  # empty: all of their products are alike
 
     @property
     def measured(self) -> dict[str, StageError]:

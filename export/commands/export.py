@@ -59,6 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-length", type=int, default=default.max_length, help=f"KV positions (default: {default.max_length})"
     )
     parser.add_argument(
+        "--lora-scale",
+        type=float,
+        help="factor on the LLM's adapters, SALMONN's lora_scaling (default: alpha / r, as they were trained)",
+    )
+    _add_budgets(parser, default)
+    _add_recordings(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_run, settings=_settings)
+
+
+def _add_budgets(parser: argparse.ArgumentParser, default: ExportOptions) -> None:
+    """What it may lose by being quantized."""
+    parser.add_argument(
         "--parity-budget",
         type=float,
         default=default.parity_budget,
@@ -73,20 +86,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"(default: {default.token_agreement})",
     )
     parser.add_argument(
-        "--lora-scale",
-        type=float,
-        help="factor on the LLM's adapters, SALMONN's lora_scaling (default: alpha / r, as they were trained)",
-    )
-    parser.add_argument(
         "--budget",
         metavar="MEASURE=LIMIT",
         help="with --calibration-speech: the smallest LLM within it, measured beside PyTorch along the answers to "
         "calibration recordings: int4, as many products in int8 as it takes, or all. agreement=0.99: of the likeliest "
         "tokens at least 99 %% are PyTorch's; kl=0.01: the Kullback-Leibler divergence is at most 0.01 nats a token",
     )
-    _add_recordings(parser)
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=_run, settings=_settings)
+    parser.add_argument(
+        "--encoder-budget",
+        type=float,
+        metavar="ERROR",
+        help="with --encoder-precision int8 and --calibration-speech: the relative error (rms) that int8 may make in "
+        "an encoder's states, as 0.02; the products that cost most stay in fp32, as many as it takes",
+    )
 
 
 def _add_recordings(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +135,7 @@ def _settings(arguments: argparse.Namespace) -> ExportOptions:
         token_agreement=arguments.token_agreement,
         lora_scale=arguments.lora_scale,
         budget=budget,
+        encoder_budget=arguments.encoder_budget,
     )
 
 
@@ -164,6 +177,8 @@ def _print_summary(out: Path, speech: str | None) -> None:
         print(f"  {'budget':<{width}}  {parity.choice.budget}, of {parity.choice.tokens} tokens")
         for line in parity.choice.lines:
             print(f"  {'':<{width}}  {line}")
+    for products in parity.encoders:
+        print(f"  {'encoders':<{width}}  {products}")
     print(f"  {'demanded':<{width}}  {parity.demanded}")
     print(f"  {'confidence':<{width}}  {_confidence(out, speech)}")
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from salmonrun.export.graphs.builder import FLOAT, FLOAT16, MICROSOFT, NUMPY_TYPES, GraphBuilder
+from salmonrun.export.graphs.encoder_products import encoder_product
 from salmonrun.kernels.formats import SUPER_BLOCK, Bytes, quantize_blocks, quantize_super_blocks
 
 F32 = npt.NDArray[np.float32]
@@ -135,6 +136,18 @@ def llm_linear(precision: str, block: int = BLOCK, int8: Collection[str] = ()) -
 
     def linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
         return (more if name in int8 else usual)(graph, x, name, weight, bias)
+
+    return linear
+
+
+def encoder_linear(precision: str, exact: Collection[str] = ()) -> Linear:
+    """Of an encoder's matrices: "fp32", "fp16" or "int8"; the products `exact` stay in fp32 beside int8."""
+    usual = ENCODER_LINEARS[precision]
+    if not exact:
+        return usual
+
+    def linear(graph: GraphBuilder, x: str, name: str, weight: Matrix, bias: F32 | None) -> str:
+        return (plain_linear if encoder_product(name) in exact else usual)(graph, x, name, weight, bias)
 
     return linear
 

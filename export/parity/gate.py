@@ -26,7 +26,7 @@ from salmonrun.runtime.encoder import AudioEncoder
 from salmonrun.runtime.errors import ParityError
 from salmonrun.runtime.golden import GOLDEN, golden_suffix, save_golden
 from salmonrun.runtime.manifest import EncoderRuntime
-from salmonrun.runtime.parity import EXACT_TOLERANCE, PARITY, Choice, Parity, SpeechTokens, StageError
+from salmonrun.runtime.parity import EXACT_TOLERANCE, PARITY, Choice, EncoderProducts, Parity, SpeechTokens, StageError
 from salmonrun.runtime.streaming.block_encoder import FRAME, BlockEncoder
 from salmonrun.training.checkpoint import Checkpoint, load_audio_encoder, load_qformer, load_whisper
 from salmonrun.training.data.annotation import Entry
@@ -44,6 +44,7 @@ def prove(
     options: ExportOptions,
     progress: Progress,
     choice: Choice | None = None,
+    encoders: tuple[EncoderProducts, ...] = (),
 ) -> Parity:
     """Measure, write parity.json and golden.npz into the bundle folder, and refuse a bundle that is off.
 
@@ -56,13 +57,14 @@ def prove(
         options: what is demanded.
         progress: shows the stages.
         choice: how the precision of the LLM was chosen, to be kept with the rest.
+        encoders: which of their products were, too.
 
     Raises:
         ParityError: names the stage and its error, or how many tokens differ.
     """
     audio = golden_audio or synthetic_audio(source)
     parity = _measure(source, bundle, audio, None if options.exact else options.parity_budget, progress)
-    parity = replace(parity, choice=choice)
+    parity = replace(parity, choice=choice, encoders=encoders)
     _judge_stages(parity)
     if not options.exact:
         progress("checking tokens")

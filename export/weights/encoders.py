@@ -3,13 +3,15 @@
 docs/bundle.md says how each lies; convolutions over time are matrices, whose inputs are consecutive frames.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from salmonrun.export.graphs import whisper as whisper_graph
+from salmonrun.export.graphs.encoder_products import matrices_of
 from salmonrun.export.graphs.encoders import beats as beats_graph
 from salmonrun.export.graphs.encoders import eat as eat_graph
 from salmonrun.export.graphs.linear import F32, to_numpy
@@ -18,6 +20,7 @@ from salmonrun.export.weights.tensor_file import Array, TensorFileWriter
 from salmonrun.kernels.formats import GROUP, pack_bfloat16_t16, pack_floats_t16, quantize_t16
 from salmonrun.runtime.audio import SAMPLE_RATE
 from salmonrun.runtime.manifest import NativeBeats, NativeEat, NativeEncoder, NativeEncoders, NativeWhisper
+from salmonrun.runtime.parity import EncoderProducts
 from salmonrun.training.checkpoint import Checkpoint
 from salmonrun.training.model.config import WhisperConfig
 from salmonrun.training.model.encoders import AudioEncoderConfig
@@ -32,12 +35,28 @@ BLOCK: Literal[128] = 128
 NativePrecision = Literal["fp32", "bf16", "int8"]
 
 
-def native_encoders(source: Checkpoint, precision: EncoderPrecision) -> NativeEncoders:
-    """What the manifest says of a checkpoint's encoders."""
+def native_encoders(
+    source: Checkpoint, precision: EncoderPrecision, exact: Sequence[EncoderProducts] = ()
+) -> NativeEncoders:
+    """What the manifest says of a checkpoint's encoders.
+
+    Args:
+        source: the checkpoint.
+        precision: of the matrices in their layers.
+        exact: products of int8 encoders that stay in float32, for each runtime.
+    """
     assert precision != "fp16", "ExportOptions has it for GPUs alone"
     config = source.config
-    encoder = _audio_encoder(config.audio_encoder, max_frames(source), precision) if config.audio_encoder else None
-    return NativeEncoders(_whisper(config.whisper, precision), encoder)
+    fp32 = {
+        one.part: tuple(m for product in one.fp32 for m in matrices_of(product))
+        for one in exact
+        if one.runtime == "native"
+    }
+    whisper = replace(_whisper(config.whisper, precision), fp32=fp32.get("whisper", ()))
+    if config.audio_encoder is None:
+        return NativeEncoders(whisper)
+    encoder = _audio_encoder(config.audio_encoder, max_frames(source), precision)
+    return NativeEncoders(whisper, replace(encoder, fp32=fp32.get("audio_encoder", ())))
 
 
 def max_frames(source: Checkpoint) -> int:
@@ -121,19 +140,20 @@ class _Writer:
 
     def linear(self, name: str, factor: float = 1.0) -> None:
         """A matrix of a layer, or two thin ones, and the bias if there is one; all of it times `factor`."""
+        precision = self._encoder.precision_of(name)
         if f"{name}.down.weight" in self._tensors:
-            rank = len(self.array(f"{name}.down.weight"))
-            self._matrix(f"{name}.down", self.array(f"{name}.down.weight"))
-            self._matrix(f"{name}.up", np.pad(self.array(f"{name}.up.weight"), ((0, 0), (0, -rank % GROUP))))
+            down, up = (self.array(f"{name}.{part}.weight") for part in ("down", "up"))
+            self._matrix(f"{name}.down", down, precision)
+            self._matrix(f"{name}.up", np.pad(up, ((0, 0), (0, -len(down) % GROUP))), precision)
             self._bias(f"{name}.up", factor)
             return
-        self._matrix(name, self.array(f"{name}.weight") * np.float32(factor))
+        self._matrix(name, self.array(f"{name}.weight") * np.float32(factor), precision)
         self._bias(name, factor)
 
     def stacked(self, name: str, count: int) -> None:
         """Several matrices of a layer of one shape, one below the other in the checkpoint, each begun anew."""
         weight = self.array(f"{name}.weight")
-        self._matrix(name, weight.reshape(count, -1, weight.shape[1]))
+        self._matrix(name, weight.reshape(count, -1, weight.shape[1]), self._encoder.precision_of(name))
         self._bias(name)
 
     def floats(self, name: str, weight: F32) -> None:
@@ -145,12 +165,12 @@ class _Writer:
         if f"{name}.bias" in self._tensors:
             self.vector(f"{name}.bias", self.array(f"{name}.bias") * np.float32(factor))
 
-    def _matrix(self, name: str, weight: F32) -> None:
+    def _matrix(self, name: str, weight: F32, precision: NativePrecision) -> None:
         """[out, in], or stacked ones."""
-        if self._encoder.precision == "fp32":
+        if precision == "fp32":
             self._store_floats(name, weight)
             return
-        if self._encoder.precision == "bf16":
+        if precision == "bf16":
             packed = [pack_bfloat16_t16(part) for part in weight.reshape(-1, *weight.shape[-2:])]
             self._add_stacked(f"{name}.weight", packed, weight.shape[:-2])
             return

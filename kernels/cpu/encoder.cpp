@@ -38,7 +38,7 @@ Encoder::Encoder(EncoderWeights weights, const Operations& operations, int threa
       hidden_(operations, pool_),
       dim_(padded(weights_.dim())) {
   for (const EncoderLayer& layer : weights_.layers)
-    for (const Linear* linear : {&layer.q, &layer.k, &layer.v, &layer.out, &layer.fc1, &layer.fc2}) {
+    for (const Linear* linear : layer.linears()) {
       products_.expect(linear->first());
       thin_.expect(linear->up);
       hidden_.expect(linear->first());

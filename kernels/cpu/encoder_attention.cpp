@@ -55,6 +55,7 @@ EncoderAttention::EncoderAttention(const EncoderWeights& weights, const Operatio
     : weights_(weights),
       operations_(operations),
       pool_(pool),
+      bits_(weights.bits()),
       head_dim_(weights.head_dim()),
       ones_(static_cast<std::size_t>(outputs()), float_to_half(1.0f)),
       scratch_(static_cast<std::size_t>(pool.threads())) {
@@ -67,11 +68,11 @@ EncoderAttention::EncoderAttention(const EncoderWeights& weights, const Operatio
 }
 
 int EncoderAttention::position_bytes() const {
-  return weights_.bytes() ? 2 * weights_.dim() + 8 * weights_.heads : 8 * weights_.dim();
+  return bytes() ? 2 * weights_.dim() + 8 * weights_.heads : 8 * weights_.dim();
 }
 
 int EncoderAttention::inputs() const {
-  if (!weights_.bytes()) return brain_floats() ? up_to(head_dim_, 2) : head_dim_;
+  if (!bytes()) return brain_floats() ? up_to(head_dim_, 2) : head_dim_;
   return head_dim_ <= 32 ? 32 : up_to(head_dim_, 64);
 }
 
@@ -79,7 +80,7 @@ int EncoderAttention::outputs() const { return up_to(head_dim_, lanes); }
 
 void EncoderAttention::keep(const float* keys, const float* values, std::uint8_t* kept, int thread) {
   const auto dim = static_cast<std::size_t>(weights_.dim()), width = static_cast<std::size_t>(head_dim_);
-  if (!weights_.bytes()) {
+  if (!bytes()) {
     std::memcpy(kept, keys, dim * sizeof(float));
     std::memcpy(kept + dim * sizeof(float), values, dim * sizeof(float));
     return;
@@ -101,13 +102,13 @@ void EncoderAttention::keep(const float* keys, const float* values, std::uint8_t
 
 std::size_t EncoderAttention::panel_bytes(int positions) const {
   const int whole = up_to(positions, whole_positions);
-  if (!weights_.bytes()) return size(whole, inputs() + outputs()) * static_cast<std::size_t>(weights_.bits() / 8);
+  if (!bytes()) return size(whole, inputs() + outputs()) * static_cast<std::size_t>(bits_ / 8);
   return size(whole, inputs() + outputs()) + size(whole, 2 * sizeof(float)) + static_cast<std::size_t>(up_to(outputs(), line)) * sizeof(float);
 }
 
 EncoderAttention::Panel EncoderAttention::panel(std::uint8_t* at, int positions) const {
-  const int whole = up_to(positions, whole_positions), wide = inputs(), bits = weights_.bits();
-  if (!weights_.bytes()) {
+  const int whole = up_to(positions, whole_positions), wide = inputs(), bits = bits_;
+  if (!bytes()) {
     std::uint8_t* values = at + size(whole, wide) * static_cast<std::size_t>(bits / 8);
     const int summed = brain_floats() ? up_to(positions, 2) : positions;
     return {{at, nullptr, nullptr, nullptr, positions, wide, bits, wide, wide},
@@ -126,7 +127,7 @@ EncoderAttention::Panel EncoderAttention::panel(std::uint8_t* at, int positions)
 }
 
 void EncoderAttention::pack(const Recording& recording, int head, const Panel& panel) const {
-  if (weights_.bytes()) return pack_bytes(recording, head, panel);
+  if (bytes()) return pack_bytes(recording, head, panel);
   if (brain_floats()) return pack_floats<std::uint16_t>(recording, head, panel, 2, to_brain_float);
   pack_floats<float>(recording, head, panel, 1, [](float x) { return x; });
 }
@@ -224,7 +225,7 @@ void EncoderAttention::attend_some(const Recording& recording, int head, const P
   scratch.queries.reserve(size(tile_queries, wide));
   scratch.scores.reserve(size(tile_queries, whole));
   scratch.out.reserve(size(tile_queries, outputs()));
-  if (weights_.bytes()) scratch.unpacked.reserve(std::max(unpack_bytes(panel.keys), unpack_bytes(panel.values)));
+  if (bytes()) scratch.unpacked.reserve(std::max(unpack_bytes(panel.keys), unpack_bytes(panel.values)));
   for (int i = 0; i < count; ++i) {
     const float* q = queries + offset + size(i, stride);
     float* to = row_of(scratch.queries, i, wide);
@@ -240,7 +241,7 @@ void EncoderAttention::attend_some(const Recording& recording, int head, const P
                       false, scratch.unpacked.data());
   for (int i = 0; i < count; ++i) {
     float* row = row_of(scratch.out, i, outputs());
-    if (weights_.bytes())  // a byte b stands for b + 127
+    if (bytes())  // a byte b stands for b + 127
       operations_.add_scaled(row, panel.value_sums, scratch.weight_scales.data()[i], outputs());
     std::copy_n(row, head_dim_, out + offset + size(i, stride));
   }
@@ -248,7 +249,7 @@ void EncoderAttention::attend_some(const Recording& recording, int head, const P
 
 // The scaled queries as products with keys take them.
 ActivationsView EncoderAttention::quantized_queries(const Panel& panel, int count, Scratch& scratch) const {
-  const int wide = up_to(inputs(), lanes), number = weights_.bytes() ? 1 : 2;
+  const int wide = up_to(inputs(), lanes), number = bytes() ? 1 : 2;
   if (panel.keys.floats()) return {nullptr, nullptr, nullptr, 0, 0, 0, scratch.queries.data(), wide};
   scratch.quantized.reserve(size(tile_queries, wide * number));
   scratch.query_scales.reserve(tile_queries);
@@ -261,7 +262,7 @@ ActivationsView EncoderAttention::quantized_queries(const Panel& panel, int coun
 
 // Scores to shares of one, as products with values take them.
 ActivationsView EncoderAttention::shares(const Panel& panel, int count, Scratch& scratch) const {
-  const int positions = panel.keys.rows, whole = up_to(positions, whole_positions), number = weights_.bytes() ? 1 : 2;
+  const int positions = panel.keys.rows, whole = up_to(positions, whole_positions), number = bytes() ? 1 : 2;
   scratch.weights.reserve(size(tile_queries, whole * number));
   scratch.weight_scales.reserve(tile_queries);
   scratch.weight_starts.reserve(tile_queries);
@@ -269,7 +270,7 @@ ActivationsView EncoderAttention::shares(const Panel& panel, int count, Scratch&
                             scratch.scores.data(), whole};
   for (int i = 0; i < count; ++i) {
     float* scores = row_of(scratch.scores, i, whole);
-    if (weights_.bytes()) {
+    if (bytes()) {
       const ByteWeights weights = operations_.weigh(scores, positions, panel.value_scales, out.values + size(i, whole), whole);
       out.scales[i] = weights.scale;
       out.starts[i] = -zero * weights.sum;

@@ -53,7 +53,8 @@ class EncoderAttention {
     Buffer<std::uint8_t> unpacked;
   };
 
-  bool brain_floats() const { return weights_.bits() == 16; }
+  bool bytes() const { return bits_ <= 8; }  // keys and values are kept so, else as floats
+  bool brain_floats() const { return bits_ == 16; }
   int inputs() const;  // of a key: head_dim, filled up to what products take
   int outputs() const;
   std::size_t panel_bytes(int positions) const;
@@ -71,7 +72,7 @@ class EncoderAttention {
   const EncoderWeights& weights_;
   const Operations& operations_;
   ThreadPool& pool_;
-  int head_dim_;
+  int bits_, head_dim_;
   std::vector<std::uint16_t> ones_;  // scales of values, whose own are in the weights
   std::vector<float> bias_;          // [heads][distances, and room to read whole lanes]
   int bias_stride_ = 0;

@@ -11,8 +11,9 @@ namespace {
 void check_linear(const Linear& linear, int rows, int columns, int bits, const std::string& name) {
   require_shape(linear.up, rows, linear.down ? linear.down->rows() : columns, name);
   if (linear.down) require_shape(*linear.down, linear.down->rows(), columns, name + ".down");
+  const bool exact = bits == 8 && linear.up.view().floats();
   for (const Matrix* matrix : {&linear.up, &linear.first()})
-    require(matrix->view().bits == bits && !matrix->view().nf4(), name + " is stored in another way than q_proj");
+    require(matrix->view().bits == (exact ? 32 : bits) && !matrix->view().nf4(), name + " is stored in another way than the others");
 }
 
 void check_norm(const LayerNorm& norm, int dim, const std::string& name) {
@@ -28,20 +29,28 @@ void check_gate(const EncoderWeights& weights, const Gate& gate) {
 
 }  // namespace
 
+int EncoderWeights::bits() const {
+  for (const EncoderLayer& layer : layers)
+    for (const Linear* linear : layer.linears())
+      if (!linear->first().view().floats()) return linear->first().view().bits;
+  return 32;
+}
+
 void EncoderWeights::check() const {
   require(!layers.empty(), "no layers");
   require(heads > 0 && dim() % heads == 0, std::to_string(heads) + " heads cannot share " + std::to_string(dim()) + " values evenly");
   const auto distances = bias_by_distance.size() / static_cast<std::size_t>(heads);
   require(bias_by_distance.empty() || (bias_by_distance.size() % static_cast<std::size_t>(heads) == 0 && distances % 2 == 1),
           "bias_by_distance: " + std::to_string(bias_by_distance.size()) + " values, expected as many for each head, an odd number");
+  const int bits = this->bits();
   for (const EncoderLayer& layer : layers) {
     const int ffn = layer.fc1.rows();
-    check_linear(layer.q, dim(), dim(), bits(), "q_proj");
-    check_linear(layer.k, dim(), dim(), bits(), "k_proj");
-    check_linear(layer.v, dim(), dim(), bits(), "v_proj");
-    check_linear(layer.out, dim(), dim(), bits(), "out_proj");
-    check_linear(layer.fc1, ffn, dim(), bits(), "fc1");
-    check_linear(layer.fc2, dim(), ffn, bits(), "fc2");
+    check_linear(layer.q, dim(), dim(), bits, "q_proj");
+    check_linear(layer.k, dim(), dim(), bits, "k_proj");
+    check_linear(layer.v, dim(), dim(), bits, "v_proj");
+    check_linear(layer.out, dim(), dim(), bits, "out_proj");
+    check_linear(layer.fc1, ffn, dim(), bits, "fc1");
+    check_linear(layer.fc2, dim(), ffn, bits, "fc2");
     require_alike(layer.q.first(), layer.k.first(), "q, k and v");
     require_alike(layer.q.first(), layer.v.first(), "q, k and v");
     check_norm(layer.attention_norm, dim(), "attention_norm");

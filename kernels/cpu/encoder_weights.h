@@ -1,6 +1,7 @@
 // The transformer of an encoder of audio: Whisper's, BEATs', EAT's.
 #pragma once
 
+#include <array>
 #include <optional>
 #include <span>
 #include <vector>
@@ -39,6 +40,8 @@ struct EncoderLayer {
   Linear q, k, v, out, fc1, fc2;
   LayerNorm attention_norm, mlp_norm;
   std::optional<Gate> gate;
+
+  std::array<const Linear*, 6> linears() const { return {&q, &k, &v, &out, &fc1, &fc2}; }
 };
 
 struct EncoderWeights {
@@ -51,8 +54,8 @@ struct EncoderWeights {
   int dim() const { return layers.front().q.columns(); }
   int head_dim() const { return dim() / heads; }
   int longest() const { return static_cast<int>(bias_by_distance.size() / static_cast<std::size_t>(heads) + 1) / 2; }
-  int bits() const { return layers.front().q.first().view().bits; }  // that matrices have
-  bool bytes() const { return bits() <= 8; }                          // keys and values are kept as bytes, else as floats
+  // That matrices have; beside those of 8 bits there may be some of floats.
+  int bits() const;
 
   // Throws std::invalid_argument where parts do not fit together.
   void check() const;

@@ -58,7 +58,7 @@ class EncoderReader:
 
     def linear(self, name: str, rows: int, columns: int) -> "_native.Linear":
         """A matrix of the layers, or two thin ones."""
-        precision = self._encoder.precision
+        precision = self._encoder.precision_of(name)
         linear: _native.Linear
         if f"{name}.down.weight" not in self._matrices.file.names:
             linear = self._native.Linear(self._matrices.matrix(name, rows, columns, precision))
@@ -71,7 +71,7 @@ class EncoderReader:
 
     def stacked(self, name: str, count: int, rows: int, columns: int) -> "list[_native.Linear]":
         """Several matrices of the layers, which one tensor has."""
-        matrices = self._matrices.stacked(name, count, rows, columns, self._encoder.precision)
+        matrices = self._matrices.stacked(name, count, rows, columns, self._encoder.precision_of(name))
         return [self._native.Linear(matrix) for matrix in matrices]
 
     def floats(self, name: str, rows: int, columns: int) -> "_native.Matrix":

@@ -51,7 +51,7 @@ def graphs_of(model: ModelConfig, options: ExportOptions, folder: Path) -> Itera
     init_checkpoint(model, folder / "checkpoint")
     source, progress = open_checkpoint(folder / "checkpoint"), Progress(1, False)
     llm = stored_llm(source, options, None, progress)
-    for name, (_, build) in _builders(source, llm, options, progress).items():
+    for name, (_, build) in _builders(source, llm, options, (), progress).items():
         with WeightFile(folder / f"{name}.onnx.data") as weights:
             graph = build(weights)
         yield saved(graph, folder / f"{name}.onnx")

@@ -34,6 +34,7 @@ class Shape:
     block: int = 32
     activation_block: int = 64
     key_bias: bool = False  # Whisper's have none
+    exact: tuple[str, ...] = ()  # products that are of floats beside others of integers: "0.qkv", "1.fc2"
 
     @property
     def dim(self) -> int:
@@ -55,17 +56,18 @@ def random_floats(rng: np.random.Generator, rows: int, columns: int, bias: bool)
 def random_encoder(shape: Shape, seed: int = 0) -> reference.Encoder:
     rng = np.random.default_rng(seed)
 
-    def matrix(rows: int, columns: int, bias: bool = True) -> Product:
+    def matrix(rows: int, columns: int, bias: bool = True, product: str = "") -> Product:
         if shape.bfloat16:
             return random_bfloat16(rng, rows, columns, bias)
-        if shape.floats:
+        if shape.floats or product in shape.exact:
             return random_floats(rng, rows, columns, bias)
         return random_linear(rng, rows, columns, shape.bits, shape.block, shape.activation_block, bias)
 
-    def thin(rows: int, columns: int) -> Product:
+    def thin(rows: int, columns: int, product: str) -> Product:
         if shape.rank is None:
-            return matrix(rows, columns)
-        return reference.LowRank(matrix(rows, shape.rank), matrix(shape.rank, columns, bias=False))
+            return matrix(rows, columns, product=product)
+        up, down = matrix(rows, shape.rank, product=product), matrix(shape.rank, columns, False, product)
+        return reference.LowRank(up, down)
 
     def norm() -> reference.LayerNorm:
         weight, bias = rng.uniform(0.5, 1.5, shape.dim), rng.normal(0, 0.1, shape.dim)
@@ -76,20 +78,20 @@ def random_encoder(shape: Shape, seed: int = 0) -> reference.Encoder:
         scale = rng.normal(1, 0.5, shape.heads)
         return reference.Gate(*(part.astype(np.float32) for part in (weight, bias, scale)))
 
-    def layer() -> reference.EncoderLayer:
+    def layer(number: int) -> reference.EncoderLayer:
         return reference.EncoderLayer(
-            q=matrix(shape.dim, shape.dim),
-            k=matrix(shape.dim, shape.dim, shape.key_bias),
-            v=matrix(shape.dim, shape.dim),
-            out=thin(shape.dim, shape.dim),
-            fc1=thin(shape.ffn, shape.dim),
-            fc2=matrix(shape.dim, shape.ffn),
+            q=matrix(shape.dim, shape.dim, product=f"{number}.qkv"),
+            k=matrix(shape.dim, shape.dim, shape.key_bias, f"{number}.qkv"),
+            v=matrix(shape.dim, shape.dim, product=f"{number}.qkv"),
+            out=thin(shape.dim, shape.dim, f"{number}.out"),
+            fc1=thin(shape.ffn, shape.dim, f"{number}.fc1"),
+            fc2=matrix(shape.dim, shape.ffn, product=f"{number}.fc2"),
             attention_norm=norm(),
             mlp_norm=norm(),
             gate=gate() if shape.gated else None,
         )
 
-    layers = [layer() for _ in range(shape.layers)]
+    layers = [layer(number) for number in range(shape.layers)]
     by_distance = rng.normal(0, 1, (shape.heads, 2 * shape.longest - 1)).astype(np.float32)
     return reference.Encoder(
         layers=layers,
