@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ from salmonrun.export.parity.encoders import audio_embeds, features, modules_of
 from salmonrun.export.parity.layers import LayeredLlm
 from salmonrun.export.parity.speech import entry_prompt
 from salmonrun.export.progress import Progress
-from salmonrun.export.weights.kept import save
+from salmonrun.export.weights.kept import load, save
 from salmonrun.export.weights.rounding import gram, inverse_root, round_compensated
 from salmonrun.kernels.formats import dequantize_super_t16, dequantize_t16, quantize_super_t16, quantize_t16
 from salmonrun.runtime.arrays import Array
@@ -122,11 +121,11 @@ def store(folder: Path, name: str, weight: Tensor, block: int) -> None:
 
 def stored(folder: Path, name: str) -> Tensor:
     """What `store` keeps."""
-    with np.load(folder / f"{name}.npz") as kept:
-        rows, columns = kept["shape"]
-        parts = [kept[f"part{i}"] for i in range(len(kept.files) - 1)]
-        whole = dequantize_super_t16(*parts) if len(parts) == 3 else dequantize_t16(*parts)
-        return torch.from_numpy(whole[:rows, :columns])
+    kept = load(folder / f"{name}.npz")
+    rows, columns = kept["shape"]
+    parts = [kept[f"part{i}"] for i in range(len(kept) - 1)]
+    whole = dequantize_super_t16(*parts) if len(parts) == 3 else dequantize_t16(*parts)
+    return torch.from_numpy(whole[:rows, :columns])
 
 
 def _keep_states(folder: Path, done: int, states: Tensor, rows: Sequence[Tensor]) -> None:
@@ -142,6 +141,6 @@ def _begun(folder: Path) -> tuple[int, list[Tensor]] | None:
     found = [int(path.stem.partition("-")[2]) for path in folder.glob(_STATES.format("*"))]
     if not found:
         return None
-    with np.load(folder / _STATES.format(max(found))) as kept:
-        # A copy lies where PyTorch puts its own, so that its sums are the same to the bit.
-        return max(found), list(torch.from_numpy(kept["states"]).clone().split(kept["lengths"].tolist()))
+    kept = load(folder / _STATES.format(max(found)))
+    # A copy lies where PyTorch puts its own, so that its sums are the same to the bit.
+    return max(found), list(torch.tensor(kept["states"]).split(kept["lengths"].tolist()))

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,10 @@ import numpy as np
 import torch
 
 from salmonrun.runtime import __version__
+from salmonrun.runtime.arrays import Array
 from salmonrun.runtime.bundle import file_sha256
 from salmonrun.runtime.errors import BundleError
+from salmonrun.runtime.npz_file import read_npz
 from salmonrun.training.checkpoint import Checkpoint
 from salmonrun.training.data.annotation import Entry
 from salmonrun.training.staging import lock, remove_unless_held
@@ -76,3 +79,18 @@ def save(path: Path, arrays: dict[str, Any]) -> None:
     with partial.open("wb") as file:
         np.savez(file, **arrays)
     partial.replace(path)
+
+
+def load(path: Path) -> dict[str, Array]:
+    """What `save` has kept.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
+    try:
+        return read_npz(path, sys.maxsize)
+    except BundleError as error:
+        raise BundleError(
+            f"{path}, which an earlier calibration has left, cannot be read ({error.__cause__ or error}): remove "
+            f"{path.parent}, and all in it is made anew"
+        ) from error
