@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Kernels take minutes to compile: once for the environment, the wheel and the wheel of the tests (setup.py).
 export SALMONRUN_KERNEL_CACHE := $(CURDIR)/build/kernels
 
-.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance test-gpu bench-gpu hearing kernels gpu-compile conformance tools-test emulate fuzz kill-storm faults sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test sbom
+.PHONY: help demo demo-checkpoint demo-quality bench bench-smoke bench-serving soak endurance test-gpu bench-gpu hearing kernels gpu-compile conformance tools-test emulate fuzz fuzz-guided kill-storm faults sanitize sanitize-address sanitize-thread test check lint types imports wheel pytest page-test install-test docs docs-test clean ray-test optimum-test sbom
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -121,6 +121,10 @@ FUZZ :=
 fuzz: $(VENV)/.dev ## mutants of all targets, each refused or run, in MINUTES=10 (FUZZ='--target bundles --seed 1 --count 1000')
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(FUZZ)
 
+SECONDS := 60
+fuzz-guided: $(VENV)/.dev ## the same led by coverage, for SECONDS=60 a reader: recipes, manifests, graphs, tokenizers, pickles, and more
+	$(BIN)/python -m tests.fuzz.guided --seconds $(SECONDS)
+
 KILLS := 40
 kill-storm: $(VENV)/.dev ## kill what writes at any moment: nothing half-made opens, the next run is whole (minutes; KILLS=200)
 	$(BIN)/python -m tests.kill_storm --kills $(KILLS)
@@ -187,8 +191,9 @@ conformance: $(VENV)/.dev ## the server's protocols asked at length: Schemathesi
 	EXAMPLES=200 $(BIN)/python -m pytest -o timeout=3600 tests/runtime/server/test_openapi.py tests/runtime/server/test_frames.py \
 		tests/runtime/server/test_realtime_events.py tests/runtime/server/test_vllm_dialect.py
 
-tools-test: $(VENV)/.dev ## programs of benchmarks from end to end: peers, decoders, commits, a curve of pruned models (minutes)
-	$(BIN)/python -m pytest -m tools -rs tests/benchmarks
+tools-test: $(VENV)/.dev ## programs of benchmarks from end to end: peers, decoders, commits, a curve of pruned models; fuzzing led by coverage; the runtime's tests on the decoder for GPUs (minutes)
+	$(BIN)/python -m pytest -m tools -rs tests/benchmarks tests/test_fuzz_guided.py
+	$(BIN)/python -m pytest -n auto --decoder torch tests/runtime
 
 # The system's Chromium: Playwright's own is a download for every version of it.
 page-test: $(VENV)/.dev ## the page in a real browser, also on a phone and with a microphone (installs Chromium with apt-get if there is none)

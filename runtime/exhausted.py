@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from salmonrun.runtime.errors import ResourceError
 
 _ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
-# How Python, ONNX Runtime's arenas and loader, and the C++ library say it, who have no number for it.
+# How Python, ONNX Runtime's arenas and loader, the C++ library and the system's own loader say it, who have no number.
 _WORDS = (
+    "failed to map segment from shared object",
+    "annot allocate memory",  # at the beginning of a sentence or not
+    "can't allocate memory",
     "can't start new thread",
     "Failed to allocate memory",
     "bad allocation",

@@ -14,6 +14,7 @@ import torch
 from hypothesis import settings
 
 from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.export.options import ExportDecoder
 from salmonrun.runtime import Engine
 from salmonrun.runtime import engine as engine_module
 from salmonrun.training.checkpoint import load
@@ -30,6 +31,30 @@ settings.load_profile("repeatable")
 
 # The models are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--decoder torch`: what an engine does, it does with the decoder for GPUs, too."""
+    parser.addoption(
+        "--decoder", choices=["onnx", "torch"], default="onnx", help="of the shared bundles (default: onnx)"
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_decoder(request: pytest.FixtureRequest) -> ExportDecoder:
+    """What bundles of fp32 are exported for: all that an engine does, it does on each of them."""
+    chosen: ExportDecoder = request.config.getoption("--decoder")
+    return chosen
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With another decoder only the tests that ask a shared bundle: the others do what they do without it."""
+    if config.getoption("--decoder") == "onnx":
+        return
+    asking = [item for item in items if "shared_decoder" in getattr(item, "fixturenames", ())]
+    asking = [item for item in asking if not item.get_closest_marker("onnx")]
+    config.hook.pytest_deselected(items=[item for item in items if item not in asking])
+    items[:] = asking
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -60,9 +85,9 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For ONNX Runtime alone: the same files whether our own kernels were built or not."""
-    options = ExportOptions(encoder="onnx")
+def tiny_bundle(tiny_checkpoint: Path, shared_decoder: ExportDecoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoders for ONNX Runtime alone: the same files whether our own kernels were built or not."""
+    options = ExportOptions(encoder="onnx", decoder=shared_decoder)
     return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("tiny-bundle") / "bundle", options)
 
 
@@ -85,8 +110,11 @@ def streaming_model(streaming_checkpoint: Path) -> SalmonnModel:
 
 
 @pytest.fixture(scope="session")
-def streaming_bundle(streaming_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_bundle(streaming_checkpoint, tmp_path_factory.mktemp("streaming-bundle") / "bundle")
+def streaming_bundle(
+    streaming_checkpoint: Path, shared_decoder: ExportDecoder, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("streaming-bundle") / "bundle"
+    return export_bundle(streaming_checkpoint, folder, ExportOptions(decoder=shared_decoder))
 
 
 @pytest.fixture(scope="session")
@@ -109,8 +137,11 @@ def golden_checkpoint(golden: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def golden_bundle(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_bundle(golden_checkpoint, tmp_path_factory.mktemp("golden-bundle") / "bundle")
+def golden_bundle(
+    golden_checkpoint: Path, shared_decoder: ExportDecoder, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("golden-bundle") / "bundle"
+    return export_bundle(golden_checkpoint, folder, ExportOptions(decoder=shared_decoder))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from salmonrun.runtime.errors import BundleError, BundleIntegrityError, ConfigEr
 from salmonrun.runtime.manifest import MANIFEST, FileSpec
 from tests.helpers.damage import add_file, flipped
 
+pytestmark = pytest.mark.onnx  # whose files are damaged here
+
 LISTED = (
     "audio_encoder.onnx",
     "audio_encoder.onnx.data",

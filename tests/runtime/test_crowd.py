@@ -171,6 +171,7 @@ def test_pieces_on_our_kernels_are_the_whole(demo_engine: Engine, positions: int
         assert pieced(demo_engine, embeds, wanted, company).tobytes() == expected.tobytes()
 
 
+@pytest.mark.onnx
 @pytest.mark.parametrize("positions", [PIECE, PIECE + 1, 300])
 def test_pieces_on_onnx_runtime_are_the_same_in_any_company(tiny_engine: Engine, positions: int) -> None:
     """To the bit; and those of the whole, but for rounding."""

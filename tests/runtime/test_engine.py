@@ -385,6 +385,7 @@ def test_timings_add_up(tiny_engine: Engine, speech: Path, config: GenerationCon
     assert timings.audio_s == soundfile.info(speech).duration
 
 
+@pytest.mark.onnx
 def test_report_is_what_runs(tiny_bundle: Path) -> None:
     report = Engine.load(tiny_bundle, threads=1).report()
     assert report.bundle == str(tiny_bundle)

@@ -100,6 +100,13 @@ def test_what_an_error_came_of_is_found() -> None:
     changed.__cause__ = MemoryError()
     assert lacked(lambda: _fail(changed)).startswith("it: Cannot allocate memory. This machine")
     assert not exhausted(FileNotFoundError(2, "none"))
+    for said in (
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8",
+        "libtorch_cpu.so: failed to map segment from shared object",
+        "libgomp.so.1: cannot allocate memory in static TLS block",
+        "CUDA out of memory. Tried to allocate 2.00 MiB",
+    ):
+        assert exhausted(RuntimeError(said)) == said
     assert exhausted(OSError(28, "No space left on device", "x")) == "No space left on device: 'x'"
 
 

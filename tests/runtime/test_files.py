@@ -38,6 +38,7 @@ print(len(before))
 Change = Callable[[Path], object]
 
 
+@pytest.mark.onnx
 @pytest.mark.parametrize("runtime", ["onnx", "native"])
 def test_a_copy_does_not_need_its_files(runtime: str, runtimes: dict[str, Path], tmp_path: Path) -> None:
     if runtime not in runtimes:
@@ -47,6 +48,7 @@ def test_a_copy_does_not_need_its_files(runtime: str, runtimes: dict[str, Path],
     assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
 
 
+@pytest.mark.onnx
 @pytest.mark.parametrize("runtime", ["onnx", "native"])
 def test_a_copy_computes_the_same(runtime: str, runtimes: dict[str, Path], speech: Path) -> None:
     if runtime not in runtimes:
@@ -80,6 +82,7 @@ def replace(file: Path) -> None:
     os.replace(file.with_name("new"), file)
 
 
+@pytest.mark.onnx
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -56,6 +56,7 @@ def test_manifests_that_no_model_has(bundle: Path, section: str, key: str, value
         open_bundle(bundle, verify=False)
 
 
+@pytest.mark.onnx
 def test_heads_that_the_graph_does_not_have(bundle: Path) -> None:
     def more(data: dict[str, Any]) -> None:
         data["llm"]["heads"] *= 2

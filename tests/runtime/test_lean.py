@@ -19,6 +19,7 @@ def python(code: str, *arguments: object, **environment: str) -> subprocess.Comp
     return done
 
 
+@pytest.mark.onnx
 def test_a_bundle_runs_without_heavy_modules(tiny_bundle: Path, speech: Path) -> None:
     code = f"""
 import sys

@@ -13,6 +13,7 @@ from salmonrun.runtime.log import LOGGER
 FEW = GenerationConfig(max_new_tokens=4)
 
 
+@pytest.mark.onnx
 def test_loading_and_requests(tiny_bundle: Path, speech: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "salmonrun")
     engine = Engine.load(tiny_bundle, threads=1, verify=False)

@@ -19,6 +19,8 @@ from salmonrun.runtime.errors import BundleError, BundleIntegrityError, BundleVe
 from salmonrun.runtime.manifest import FORMAT_VERSION, MANIFEST, OnnxWeights, manifest_bytes, manifest_hash
 from tests.helpers.damage import add_file, flipped, manifest_data, reseal, sealed
 
+pytestmark = pytest.mark.onnx  # whose files are damaged here
+
 
 @pytest.fixture(scope="module")
 def spare(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

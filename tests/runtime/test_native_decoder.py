@@ -187,6 +187,7 @@ def test_keys_and_values_as_bytes(base: Native) -> None:
     assert 0 < np.sqrt(np.mean((found - halves) ** 2) / np.mean(halves**2)) < 0.05
 
 
+@pytest.mark.onnx
 def test_a_cache_of_bytes_needs_the_native_decoder(base: Native, tiny_bundle: Path) -> None:
     with pytest.raises(ConfigError, match=r"kv_cache is 'int8', but this bundle runs on the onnx decoder"):
         Engine.load(tiny_bundle, kv_cache="int8")

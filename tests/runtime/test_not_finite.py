@@ -60,6 +60,7 @@ def stream_all(engine: Engine, policy: Any) -> None:
         stream.finish()
 
 
+@pytest.mark.onnx
 @pytest.mark.parametrize("runtime", ["onnx", "native"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_stage_is_named_by_all_ways_to_ask(

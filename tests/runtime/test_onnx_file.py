@@ -66,6 +66,7 @@ def test_every_byte_replaced_left_out_or_preceded(byte: int) -> None:
         agrees(content[:position])
 
 
+@pytest.mark.onnx
 @given(data=st.data())
 @settings(max_examples=400)
 def test_mutated_graphs(tiny_bundle: Path, data: st.DataObject) -> None:

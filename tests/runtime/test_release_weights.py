@@ -46,6 +46,7 @@ def test_a_held_recording_keeps_the_llm(demo_bundle: Path, speech: Path) -> None
         assert heard.ask(task="asr").text == heard.ask(task="asr").text == engine.generate(speech).text
 
 
+@pytest.mark.onnx
 @needs_kernels
 def test_onnx_runtime_keeps_copies(tiny_bundle: Path, demo_bundle: Path) -> None:
     with pytest.raises(ConfigError, match=r"release_weights is True, but this bundle runs on the onnx decoder"):

@@ -15,6 +15,8 @@ from salmonrun.runtime.errors import BundleError
 from salmonrun.runtime.signature import GRAPHS
 from tests.helpers.damage import add_file, reseal
 
+pytestmark = pytest.mark.onnx  # whose files are damaged here
+
 
 @pytest.fixture(autouse=True)
 def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
