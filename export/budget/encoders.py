@@ -1,4 +1,4 @@
-"""Which products of an int8 encoder stay in float32: the fewest with which its states are as near as a budget asks for.
+"""Which products of an int8 encoder stay in float32: as few as halving finds, with which its states are near enough.
 
 What int8 costs is measured of each product alone, at the end of its layer, in one pass for all. Then the dearest stay
 in float32, as many as it takes until the states themselves are within the budget, which is measured, too.

@@ -31,7 +31,9 @@ from salmonrun.training.checkpoint import load_audio_encoder, load_whisper, open
 from salmonrun.training.data.annotation import read_annotation
 from salmonrun.training.data.recordings import load_recording
 from salmonrun.training.model.whisper import WhisperLayer
+from salmonrun.training.starting.init import init_checkpoint
 from tests.helpers.damage import reseal
+from tests.helpers.encoders import EAT, ODD_WHISPER, RANKS, config
 from tests.helpers.exports import noise, parity, write_speech
 
 native = pytest.importorskip("salmonrun.kernels.cpu._native")
@@ -197,3 +199,27 @@ def test_what_cannot_be_chosen_is_refused(tiny_checkpoint: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match=r"encoder_budget 0.02 is measured on calibration speech"):
         export_bundle(tiny_checkpoint, tmp_path / "bundle", replace(INT8, encoder_budget=0.02))
     assert not (tmp_path / "bundle").exists()
+
+
+def test_products_of_other_layers(speech_annotation: Path, tmp_path: Path) -> None:
+    """EAT's, and thin matrices beside whole ones: the same on both runtimes, and nearer than without."""
+    checkpoint = tmp_path / "checkpoint"
+    init_checkpoint(config(EAT, whisper=replace(ODD_WHISPER, ranks=RANKS)), checkpoint)
+    near = export_bundle(
+        checkpoint, tmp_path / "near", replace(INT8, encoder_budget=0.006), calibration_speech=speech_annotation
+    )
+    far = export_bundle(checkpoint, tmp_path / "far", INT8)
+    encoders = open_bundle(near).manifest.encoders
+    assert encoders
+    assert encoders.audio_encoder
+    assert encoders.whisper.fp32
+    assert encoders.audio_encoder.fp32
+    assert {*encoders.audio_encoder.fp32} <= {
+        f"blocks.{layer}.{name}" for layer in range(2) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    for part in LOADERS:
+        for stage in (part, f"{part}, native"):
+            assert parity(near)["stages"][stage]["relative"] < parity(far)["stages"][stage]["relative"]
+    for runtime in RUNTIMES:
+        with Engine.load(near, encoder=runtime) as engine:
+            assert check(engine).logits_difference < 1e-3
