@@ -191,8 +191,8 @@ conformance: $(VENV)/.dev ## the server's protocols asked at length: Schemathesi
 	EXAMPLES=200 $(BIN)/python -m pytest -o timeout=3600 tests/runtime/server/test_openapi.py tests/runtime/server/test_frames.py \
 		tests/runtime/server/test_realtime_events.py tests/runtime/server/test_vllm_dialect.py
 
-tools-test: $(VENV)/.dev ## programs of benchmarks from end to end: peers, decoders, commits, a curve of pruned models; fuzzing led by coverage; the runtime's tests on the decoder for GPUs (minutes)
-	$(BIN)/python -m pytest -m tools -rs tests/benchmarks tests/test_fuzz_guided.py
+tools-test: $(VENV)/.dev ## what takes long: programs of benchmarks from end to end, killed runs, fuzzing led by coverage, the runtime's tests on the decoder for GPUs (minutes)
+	$(BIN)/python -m pytest -m tools -rs tests
 	$(BIN)/python -m pytest -n auto --decoder torch tests/runtime
 
 # The system's Chromium: Playwright's own is a download for every version of it.

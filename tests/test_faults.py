@@ -11,6 +11,7 @@ from tests.kill_storm import Victim, checkpoint_digest
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: the injector cannot be built")
 
 
+@pytest.mark.tools
 def test_a_checkpoint_is_written_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A few faults of every kind in `salmonrun init`; how many were tried is said."""
     victim = Victim("init", lambda out: ["init", out, "--preset", "tiny"], checkpoint_digest, "checkpoint")

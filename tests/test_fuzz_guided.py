@@ -16,6 +16,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.timeout(1800)  # ten times as long, and what each begins with is made before
 def test_no_reader_ends_in_a_foreign_error(tmp_path: Path) -> None:
     """From right files, and no corpus of earlier runs."""
     command = [sys.executable, "-m", "tests.fuzz.guided", "--seconds", str(SECONDS), "--seed", "1"]

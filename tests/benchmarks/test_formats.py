@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 CALIBRATION = ROOT / "demo" / "calibration" / "annotation.json"
 
 
+@pytest.mark.tools
 def test_calibrated_weights_are_nearer_than_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_checkpoint(ROOT / "demo" / "checkpoint")
     recordings = read_speech(CALIBRATION, source.config)

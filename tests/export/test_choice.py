@@ -200,6 +200,7 @@ export_bundle(checkpoint, out, options, None, annotation)
 """
 
 
+@pytest.mark.tools
 def test_a_killed_calibration_goes_on_to_the_same_bundle(
     tiny_checkpoint: Path, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

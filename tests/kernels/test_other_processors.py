@@ -76,6 +76,7 @@ def test_avx2_vnni_computes_what_portable_does(tmp_path: Path) -> None:
     assert {line.split(":")[0] for line in done.stdout.splitlines()} >= {"avx2", "avx2_vnni", "avx512_vnni"}
 
 
+@pytest.mark.tools
 @pytest.mark.usefixtures("avx512_vnni")
 def test_amx_computes_what_portable_does_with_a_unit_in_software(tmp_path: Path) -> None:
     """What goes into the unit and out of it; no emulator that can be had as a package has one."""

@@ -62,6 +62,7 @@ def snapshots(out: Path) -> set[int]:
     return {int(folder.name.split("-")[1]) for folder in out.glob("checkpoint-*")}
 
 
+@pytest.mark.tools
 @pytest.mark.timeout(600)  # three starts
 def test_it_goes_on_to_the_same_losses(tmp_path: Path) -> None:
     teacher, student = tmp_path / "teacher", tmp_path / "student"

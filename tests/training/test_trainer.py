@@ -194,6 +194,7 @@ LOSSES: dict[str, dict[str, float]] = {
 }
 
 
+@pytest.mark.tools
 def test_two_processes_train_as_one_with_the_double_batch(checkpoint: Path, annotation: Path, tmp_path: Path) -> None:
     """Both kinds of losses in one launch: to start it takes longer than to train."""
     configs = [str(tmp_path / f"{kind}.yaml") for kind in LOSSES]
