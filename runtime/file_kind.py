@@ -32,9 +32,17 @@ def odd_kind(path: Path) -> str:
     if _PAGE.match(begin):
         what = "an HTML page" if b"html" in begin.lower() else "what a server says of an error"
         return f"it is {what}: a download that failed, or that wants a login; get the file itself"
-    if begin.startswith(b"PK") and not zipfile.is_zipfile(path):
+    if begin.startswith(b"PK") and not ends_as_archive(path):
         return f"it is truncated: it begins as an archive, of whose {size} bytes the last are no index; get it again"
     return ""
+
+
+def ends_as_archive(path: Path) -> bool:
+    """Whether the index of a zip archive stands at a file's end: it does not where the file was cut."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of an index that says it is one of several
+        return False
 
 
 def said_instead(path: Path) -> str:

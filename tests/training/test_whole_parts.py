@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -120,6 +121,12 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def spanned(path: Path) -> None:
+    """The end of an archive whose index says that it is the second of two."""
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)
+    path.write_bytes(b"PK\x03\x04" + bytes(100) + locator + b"PK\x05\x06" + bytes(18))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -127,6 +134,7 @@ def truncated(path: Path) -> None:
         (lambda path: path.write_bytes(PAGE), "is an HTML page: a download that failed"),
         (lambda path: path.write_bytes(b""), "is empty: a download that failed"),
         (truncated, "is truncated"),
+        (spanned, "is truncated"),
         (
             lambda path: path.write_bytes(b"<?xml version='1.0'?>\n<Error><Code>Denied"),
             "is what a server says",
@@ -134,7 +142,7 @@ def truncated(path: Path) -> None:
         (lambda path: path.write_bytes(b"\xef\xbb\xbf" + PAGE), "is an HTML page: a download that failed"),
         (lambda path: path.write_bytes(b"Entry not found"), "is text that begins with 'Entry not found': a download"),
     ],
-    ids=["pointer", "page", "empty", "truncated", "error", "marked", "text"],
+    ids=["pointer", "page", "empty", "truncated", "spanned", "error", "marked", "text"],
 )
 def test_files_that_are_none(published: Published, damage: Callable[[Path], Any], message: str) -> None:
     """torch's advice would be to set weights_only=False: to run whatever is in there."""

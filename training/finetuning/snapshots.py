@@ -4,11 +4,11 @@ import json
 import re
 import shutil
 from pathlib import Path
-from zipfile import is_zipfile
 
 from transformers.trainer_utils import get_last_checkpoint
 
 from salmonrun.runtime.errors import ConfigError
+from salmonrun.runtime.file_kind import ends_as_archive
 
 TRAINED_FILE, NORMS_FILE, STATE_FILE = "trained.pt", "gradient_norms.json", "trainer_state.json"
 PARTIAL = ".partial"  # in the run's folder: snapshots that are being written
@@ -52,7 +52,7 @@ def _broken(folder: Path) -> str:
         if not any(folder.glob(name)):
             return f"{name} is missing"
     for file in sorted(folder.glob("*.pt")) + sorted(folder.glob("*.pth")):
-        if not is_zipfile(file):  # torch's files are; their table of contents is at the end
+        if not ends_as_archive(file):  # torch's files are; their table of contents is at the end
             return f"{file.name} is cut off"
     for name in (STATE_FILE, NORMS_FILE):
         try:

@@ -6,6 +6,7 @@ another error than ours, a crash, ten seconds or 4 GiB is kept in build/fuzz/fou
 """
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -56,14 +57,15 @@ def run(name: str, arguments: argparse.Namespace, material: Path) -> int:
         f"-max_len={longest}",
         f"-artifact_prefix={found}/",
         "-print_final_stats=1",
-        f"-max_total_time={arguments.seconds}",
+        f"-runs={arguments.inputs}" if arguments.inputs else f"-max_total_time={arguments.seconds}",
     ]
     options += [f"-seed={arguments.seed}"] if arguments.seed is not None else []
     with tempfile.TemporaryDirectory() as own:
         shutil.copytree(material, own, dirs_exist_ok=True)
         given = str(arguments.again) if arguments.again else str(corpus)
         command = [sys.executable, "-m", "tests.fuzz.guided.worker", name, own, *options, given]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        same = os.environ | {"PYTHONHASHSEED": "0"}  # the order of sets is of what a seed decides
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=same)
     print(summary(name, done.stderr, len(list(corpus.iterdir()))), flush=True)
     if done.returncode:
         print(done.stdout + done.stderr)
@@ -84,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--reader", choices=list(READERS), help="default: all, one after the other")
     parser.add_argument("--seconds", type=int, default=60, help="of each (default: 60)")
+    parser.add_argument(
+        "--inputs", type=int, help="so many of each in place of a time: the same ones for the same seed"
+    )
     parser.add_argument("--seed", type=int, help="of libFuzzer (default: a new one)")
     parser.add_argument("--kept", type=Path, default=Path("build") / "fuzz", help="default: build/fuzz")
     parser.add_argument("--again", type=Path, metavar="FILE", help="read this one alone")
