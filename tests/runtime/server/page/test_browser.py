@@ -26,12 +26,16 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touc
 PATIENCE_MS = 60_000.0
 
 
+# What the microphone hears first; of `SHOPPING` the demo says nothing before it is over (tests/test_demo.py).
+SPOKEN = "make the living room nine degrees warmer"
+
+
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the microphone hears, again and again: two sentences, each with silence behind it; 48 kHz."""
     path = tmp_path_factory.mktemp("microphone") / "spoken.wav"
     parts = [
-        np.append(soundfile.read(RECORDINGS / f"{name}.flac")[0], np.zeros(24_000)) for name in ("shopping", "wake")
+        np.append(soundfile.read(RECORDINGS / f"{name}.flac")[0], np.zeros(24_000)) for name in ("heating", "wake")
     ]
     soundfile.write(path, np.concatenate(parts), 16_000)
     return path
@@ -122,7 +126,7 @@ def test_a_recording_by_the_microphone(chromium: Browser, paged: Running) -> Non
     page.get_by_role("button", name="Stop", exact=True).first.click()
     page.get_by_text("0:00").first.wait_for()
     said = ask(page, 1)
-    assert set(SAID.split()) & set(said.split())
+    assert set(SPOKEN.split()) & set(said.split())
     assert re.search(r"for [4-6]\.\d s of audio", said)
     page.context.close()
 
@@ -138,7 +142,7 @@ def test_live_text_while_somebody_speaks(chromium: Browser, paged: Running) -> N
         }"""
     )
     page.locator(".sr-live-button").click()
-    expect(page.locator(".sr-live-stable")).to_contain_text(SAID, timeout=PATIENCE_MS)
+    expect(page.locator(".sr-live-stable")).to_contain_text(SPOKEN, timeout=PATIENCE_MS)
     tails = page.evaluate("window.tails")
     assert any(text.strip() for text in tails)
     grey, black = (
@@ -229,5 +233,5 @@ def test_with_keys_people_show_one_and_go_on(chromium: Browser, demo_engine: Eng
         assert SAID in ask(page, 1)
         page.get_by_role("tab", name="Live").click()
         page.locator(".sr-live-button").click()
-        expect(page.locator(".sr-live-stable")).to_contain_text(SAID, timeout=PATIENCE_MS)
+        expect(page.locator(".sr-live-stable")).to_contain_text(SPOKEN, timeout=PATIENCE_MS)
         page.context.close()
