@@ -6,10 +6,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from salmonrun.runtime.errors import CheckpointError
 from salmonrun.training.foreign.part_files import read_llm
-from salmonrun.training.model.llm import build_llm, llm_config, load_base, published_parameters
+from salmonrun.training.model.llm import (
+    PLAIN_POSITIONS,
+    build_llm,
+    llm_config,
+    load_base,
+    published_parameters,
+    training_attention,
+)
 from salmonrun.training.tensors import LazyTensors, lazy
 from tests.helpers.llms import BASE, random_llm
 
@@ -74,3 +82,29 @@ def test_experts_are_loaded_strictly(tensors: dict[str, torch.Tensor | None], me
 def test_configs_that_transformers_does_not_take(config: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="transformers cannot build the LLM of this config"):
         llm_config(config)
+
+
+@pytest.mark.parametrize("positions", [PLAIN_POSITIONS, PLAIN_POSITIONS + 1])
+def test_short_passes_are_trained_with_plain_attention_to_the_same_gradients(positions: int) -> None:
+    llm = random_llm(BASE | {"max_position_embeddings": PLAIN_POSITIONS + 1})
+    embeds = torch.randn(3, positions, BASE["hidden_size"], generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(positions) < torch.tensor([[positions], [positions // 2], [7]])).long()
+
+    def gradient(half: bool) -> tuple[torch.Tensor, set[str]]:
+        """Of the embeddings, and the operations it took."""
+        trained = embeds.clone().requires_grad_()
+        with (
+            profile(activities=[ProfilerActivity.CPU]) as trace,
+            torch.autocast("cpu", torch.bfloat16, enabled=half),
+            training_attention(positions, trained.device),
+        ):
+            likelihood = llm(inputs_embeds=trained, attention_mask=mask).logits.float().log_softmax(dim=-1)[..., 3]
+            (likelihood * mask).sum().backward()
+        assert trained.grad is not None
+        return trained.grad, {event.key for event in trace.key_averages()}
+
+    (found, operations), (expected, of_float32) = gradient(half=True), gradient(half=False)
+    flash = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    assert (flash in operations) == (positions > PLAIN_POSITIONS)
+    assert flash in of_float32
+    assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.999

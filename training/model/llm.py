@@ -1,12 +1,14 @@
 """The language model: built by transformers, its tensors named as in the LLM's own files."""
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import is_flash_attn_2_available
 
 from salmonrun.runtime.errors import CheckpointError
@@ -15,6 +17,9 @@ from salmonrun.training.model.experts import EXPERTS, published
 from salmonrun.training.model.lora import add_lora, base_parameters
 from salmonrun.training.tensors import LazyTensors, load_strict
 
+# Up to here PyTorch's flash attention for the CPU takes longer in bfloat16, forth and back, than its plain products:
+# 3 times at 57 positions, 1.1 times at 200 (docs/performance.md, "Training").
+PLAIN_POSITIONS = 160
 LM_HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -56,6 +61,14 @@ def attention_kernel(dtype: torch.dtype) -> str:
     """flash-attn where it is installed and runs: in half precision on a CUDA GPU. Else PyTorch's own."""
     half = dtype in (torch.float16, torch.bfloat16)
     return "flash_attention_2" if half and torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
+
+
+def training_attention(positions: int, device: torch.device) -> AbstractContextManager[None]:
+    """The faster of PyTorch's attentions for a pass over so many positions: with gradients, it may be the plain one."""
+    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if device.type == "cpu" and half and torch.is_grad_enabled() and positions <= PLAIN_POSITIONS:
+        return cast(AbstractContextManager[None], sdpa_kernel(SDPBackend.MATH))
+    return nullcontext()
 
 
 def published_parameters(llm: nn.Module) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from salmonrun.training.model.blocks import valid_positions
 from salmonrun.training.model.config import ModelConfig
 from salmonrun.training.model.features import FeatureBatch, Features, StateBatch, collate, count_tokens
 from salmonrun.training.model.labels import IGNORE, pad_labels, summed_loss
+from salmonrun.training.model.llm import training_attention
 from salmonrun.training.model.qformer import QFormer
 from salmonrun.training.model.whisper import WhisperEncoder
 
@@ -205,12 +206,13 @@ class SalmonnModel(nn.Module):
             labels.append(torch.tensor([IGNORE] * (len(row) - len(target)) + list(target), device=self.device))
         mask = nn.utils.rnn.pad_sequence([torch.ones(len(row), device=self.device) for row in rows], batch_first=True)
         first = min(len(row) - len(target) for row, target in zip(rows, targets, strict=True)) - 1
-        logits = self.llm(
-            inputs_embeds=nn.utils.rnn.pad_sequence(rows, batch_first=True),
-            attention_mask=mask.long(),
-            # None in front of the first answer. By index: of a slice, the product would copy the weights per row.
-            logits_to_keep=torch.arange(first, mask.shape[1], device=self.device),
-        ).logits
+        with training_attention(mask.shape[1], self.device):
+            logits = self.llm(
+                inputs_embeds=nn.utils.rnn.pad_sequence(rows, batch_first=True),
+                attention_mask=mask.long(),
+                # None in front of the first answer. By index: of a slice, the product would copy the weights per row.
+                logits_to_keep=torch.arange(first, mask.shape[1], device=self.device),
+            ).logits
         wanted = pad_labels(labels)[:, -logits.shape[1] :]
         return logits[:, :-1].flatten(0, 1).float(), wanted[:, 1:].flatten()
 
