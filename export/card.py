@@ -175,8 +175,10 @@ def _origin(manifest: Manifest) -> str:
     scale = f" Adapters were merged into the LLM with the factor {made.lora_scale:g}." if made.lora_scale else ""
     pruned = "".join(f"- {step.part}: {step}.\n" for step in made.pruning)
     smaller = f"\nParts were made smaller than they were trained:\n\n{pruned}" if pruned else ""
+    taught = "".join(f"- {step}.\n" for step in made.distillation)
+    learned = f"\nIt learned from a teacher:\n\n{taught}" if taught else ""
     files = f"| file | sha256 |\n|---|---|\n{rows}\n"
-    return f"## Where it comes from\n\nWritten by {made.exporter}.{scale}\n{smaller}\n{files}"
+    return f"## Where it comes from\n\nWritten by {made.exporter}.{scale}\n{smaller}{learned}\n{files}"
 
 
 def _cell(text: str) -> str:

@@ -197,4 +197,5 @@ def _provenance(source: Checkpoint, stored: StoredLlm) -> Provenance:
         whisper_pruned_layers=config.left_out_layers("whisper"),
         quantization=f"{blocks}, {stored.rounding}{mixed}{within}" if blocks else "",
         pruning=config.pruning,
+        distillation=config.distillation,
     )

@@ -174,6 +174,25 @@ class Pruning:
         return f"{len(self.kept)} of {self.layers} layers, {self.method}: {gone} ({chosen}{self.tool})"
 
 
+Learned = Literal["logits", "hidden", "qformer"]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Whom a model learned from: a step of its lineage."""
+
+    teacher: str  # its name
+    sha256: str  # of its checkpoint
+    learned: tuple[Learned, ...]  # what of it: `DistillConfig` in training/distillation/recipe.py
+    steps: int
+    tool: str  # and its version
+
+    def __str__(self) -> str:
+        what: dict[Learned, str] = {"logits": "logits", "hidden": "hidden states", "qformer": "audio embeddings"}
+        learned = ", ".join(what[one] for one in self.learned)
+        return f"from {self.teacher} ({self.sha256[:12]}): {learned}; {self.steps} steps, {self.tool}"
+
+
 @dataclass(frozen=True)
 class PromptConfig:
     """How text is put around the audio embeddings."""

@@ -7,7 +7,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from salmonrun.runtime.config import AudioConfig, BlockConfig, FbankConfig, PromptConfig, Pruning, WindowConfig
+from salmonrun.runtime.config import (
+    AudioConfig,
+    BlockConfig,
+    Distillation,
+    FbankConfig,
+    PromptConfig,
+    Pruning,
+    WindowConfig,
+)
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.schema import OPTIONAL, to_dict
 
@@ -317,6 +325,7 @@ class Provenance:
     whisper_pruned_layers: tuple[int, ...] = ()
     quantization: str = ""
     pruning: tuple[Pruning, ...] = field(default=(), metadata=OPTIONAL)  # how parts were made smaller, the oldest first
+    distillation: tuple[Distillation, ...] = field(default=(), metadata=OPTIONAL)  # its teachers, the first one first
 
 
 @dataclass(frozen=True)

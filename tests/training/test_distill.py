@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
+from salmonrun.export import ExportOptions, export_bundle
+from salmonrun.runtime.bundle import open_bundle
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.prompt import prompt_ids
 from salmonrun.training.checkpoint import load, open_checkpoint
@@ -26,6 +28,7 @@ from salmonrun.training.distillation.teacher import Teacher
 from salmonrun.training.finetuning.finetune import finetune
 from salmonrun.training.finetuning.parts import choose_parts
 from salmonrun.training.finetuning.recipe import PruneConfig, RunConfig
+from salmonrun.training.inspection.inspect import inspect_path
 from salmonrun.training.model.config import ModelConfig
 from salmonrun.training.model.salmonn import SalmonnModel
 from salmonrun.training.pruning.layers import PARTS, Part
@@ -286,6 +289,28 @@ def test_a_recipe_that_prunes_first_learns_from_what_it_pruned(teacher: Path, an
     (step,) = open_checkpoint(final).config.pruning
     assert (step.part, step.source) == ("llm", open_checkpoint(teacher).sha256())
     assert logged(tmp_path / "run", 1, "hidden_loss")[0] > 0
+
+
+def test_a_distilled_checkpoint_names_its_teachers_and_its_bundle_does(
+    student: Path, teacher: Path, annotation: Path, tmp_path: Path
+) -> None:
+    first = distill(distill_recipe(student, teacher, annotation, tmp_path / "1", steps=1, save_every=1, **ALL))
+    again = distill(distill_recipe(first, student, annotation, tmp_path / "2", steps=2, save_every=2))
+    assert again == tmp_path / "2" / "final"
+    lessons = open_checkpoint(again).config.distillation
+    assert [(one.sha256, one.learned, one.steps) for one in lessons] == [
+        (open_checkpoint(teacher).sha256(), ("logits", "hidden", "qformer"), 1),
+        (open_checkpoint(student).sha256(), ("logits",), 2),
+    ]
+    bundle = export_bundle(again, tmp_path / "bundle", ExportOptions(llm_precision="int8"))
+    assert open_bundle(bundle).manifest.provenance.distillation == lessons
+    card = (bundle / "README.md").read_text()
+    line = f"from {lessons[0].teacher} ({lessons[0].sha256[:12]}): logits, hidden states, audio embeddings; 1 steps"
+    assert f"It learned from a teacher:\n\n- {line}" in card
+    for made in (again, bundle):
+        facts = inspect_path(made).facts
+        assert facts["distillation, step 1"].startswith(line)
+        assert facts["distillation, step 2"] == str(lessons[1])
 
 
 def test_another_tokenizer_is_refused_with_the_way_out(teacher: Path, annotation: Path, tmp_path: Path) -> None:

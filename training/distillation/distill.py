@@ -1,14 +1,14 @@
 """A distillation: student and teacher are checked, the cache is filled, and fine-tuning does the rest."""
 
 import sys
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tokenizers
 import torch
 from accelerate import PartialState
 
+from salmonrun.runtime.config import Distillation, Learned
 from salmonrun.runtime.errors import ConfigError
 from salmonrun.runtime.tokenizer import Tokenizer
 from salmonrun.training.checkpoint import Checkpoint, open_checkpoint
@@ -19,6 +19,8 @@ from salmonrun.training.distillation.recipe import DistillRecipe
 from salmonrun.training.distillation.target_cache import Asked, CacheSettings, TargetCache
 from salmonrun.training.distillation.teacher import Teacher
 from salmonrun.training.finetuning.finetune import COMPUTE_DTYPES, check_unused, finetune
+from salmonrun.training.model.salmonn import SalmonnModel
+from salmonrun.version import __version__
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,21 @@ def distill(recipe: DistillRecipe, resume: bool = False) -> Path:
     _check(pair, recipe)
     dtype = COMPUTE_DTYPES[recipe.run.precision]
     source = Teacher(config.teacher, dtype) if config.cache is None else _filled(pair, recipe, dtype)
-    wrap = partial(DistilledModel, recipe=recipe, teacher_config=pair.teacher.config, source=source)
-    return finetune(recipe, resume, wrap)
+    lesson = _lesson(pair.teacher, recipe)
+
+    def taught(model: SalmonnModel) -> DistilledModel:
+        model.config = replace(model.config, distillation=(*model.config.distillation, lesson))
+        return DistilledModel(model, recipe, pair.teacher.config, source)
+
+    return finetune(recipe, resume, taught)
+
+
+def _lesson(teacher: Checkpoint, recipe: DistillRecipe) -> Distillation:
+    """What the student's config keeps of it."""
+    config = recipe.distill
+    weights: dict[Learned, float] = {"logits": config.logits, "hidden": config.hidden, "qformer": config.qformer}
+    learned = tuple(name for name, weight in weights.items() if weight)
+    return Distillation(teacher.config.name, teacher.sha256(), learned, recipe.run.steps, f"salmonrun {__version__}")
 
 
 def _filled(pair: _Pair, recipe: DistillRecipe, dtype: torch.dtype) -> TargetCache:

@@ -1,13 +1,13 @@
 """Each kind of file and folder: its facts, what keeps it from being used, and the command that comes next."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import transformers
 
-from salmonrun.runtime.config import Pruning
+from salmonrun.runtime.config import Distillation, Pruning
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.schema import from_dict
 from salmonrun.training.foreign.adapters import WEIGHT, check_adapter
@@ -23,6 +23,7 @@ from salmonrun.training.model.encoders import read_encoder
 from salmonrun.training.model.encoders.published import Published
 from salmonrun.training.tensors import read_json
 
+S = TypeVar("S", Distillation, Pruning)
 CONVERT = "salmonrun convert SALMONN.pth checkpoint/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm LLM"
 INIT = "salmonrun init start/ --whisper WHISPER --audio-encoder AUDIO_ENCODER --llm LLM"
 # Width and number of layers of the LLMs that published files are for.
@@ -193,7 +194,7 @@ def _checkpoint_facts(config: ModelConfig) -> dict[str, str]:
         "Whisper": f"{config.whisper.layers} layers of {config.whisper.d_model}",
         "LLM": f"{config.llm['model_type']}, {config.llm.get('num_hidden_layers')} layers of {config.llm_dim}",
     }
-    facts |= {f"pruning, step {i}": f"{step.part}: {step}" for i, step in enumerate(config.pruning, 1)}
+    facts |= _lineage(config.pruning, config.distillation)
     return facts | {f"{part} from": source.hub or source.path for part, source in config.sources.items()}
 
 
@@ -211,8 +212,8 @@ def bundle(folder: Path) -> Finding:
         "LLM": ", ".join(f"{part['precision']} for {decoder}" for decoder, part in weights if part),
         "files": str(len(files)),
     }
-    steps = manifest.get("provenance", {}).get("pruning", [])
-    facts |= {f"pruning, step {i}": _step(step, folder) for i, step in enumerate(steps, 1)}
+    made = manifest.get("provenance", {})
+    facts |= _lineage(_steps(Pruning, made, "pruning", folder), _steps(Distillation, made, "distillation", folder))
     return Finding("bundle", facts, problems=tuple(missing), command=f"salmonrun check {folder}")
 
 
@@ -225,9 +226,14 @@ def _misfits(check: Callable[[], None]) -> tuple[str, ...]:
     return ()
 
 
-def _step(raw: dict[str, Any], folder: Path) -> str:
-    step = from_dict(Pruning, raw, f"{folder / 'bundle.json'}: provenance.pruning")
-    return f"{step.part}: {step}"
+def _steps(kind: type[S], made: dict[str, Any], key: str, folder: Path) -> list[S]:
+    return [from_dict(kind, step, f"{folder / 'bundle.json'}: provenance.{key}") for step in made.get(key, [])]
+
+
+def _lineage(pruning: Sequence[Pruning], distillation: Sequence[Distillation]) -> dict[str, str]:
+    """How it was made smaller, and whom it learned from."""
+    smaller = {f"pruning, step {i}": f"{step.part}: {step}" for i, step in enumerate(pruning, 1)}
+    return smaller | {f"distillation, step {i}": str(step) for i, step in enumerate(distillation, 1)}
 
 
 def tokenizer(path: Path) -> Finding:

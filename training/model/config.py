@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from salmonrun.runtime.config import AudioConfig, BlockConfig, PromptConfig, Pruning
+from salmonrun.runtime.config import AudioConfig, BlockConfig, Distillation, PromptConfig, Pruning
 from salmonrun.runtime.errors import CheckpointError, ConfigError
 from salmonrun.runtime.file_kind import explained
 from salmonrun.runtime.schema import OPTIONAL, from_dict, to_dict
@@ -79,6 +79,7 @@ class ModelConfig:
     name: str = "salmonn"
     format_version: int = FORMAT_VERSION
     pruning: tuple[Pruning, ...] = field(default=(), metadata=OPTIONAL)  # its lineage, the oldest step first
+    distillation: tuple[Distillation, ...] = field(default=(), metadata=OPTIONAL)  # its teachers, the first one first
 
     def __post_init__(self) -> None:
         if self.format_version > FORMAT_VERSION:
