@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import replace_marked, seconds, table
+from salmonrun.runtime.commands.main import guarded
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -220,4 +221,4 @@ RUNS = (
 )
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.peers.machine import machine
 from benchmarks.tables import table
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.training.evaluation.scores import WordErrors, spell_digits, word_errors
 
 ROOT = Path(__file__).parents[1]
@@ -119,4 +120,4 @@ def _interval(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -7,6 +7,7 @@ says how much that grew by an hour of audio, and whether every sample was accoun
 import argparse
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from salmonrun.runtime import Engine, GenerationConfig, StreamConfig
 from salmonrun.runtime.audio import F32, SAMPLE_RATE
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.runtime.latency.recording import Recording
 
 PIECE = SAMPLE_RATE // 10
@@ -183,4 +185,4 @@ def private_mb() -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(guarded(main))

@@ -21,6 +21,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.training.model.config import LoraConfig
 from salmonrun.training.model.llm import build_llm, published_parameters
 from salmonrun.training.starting.assemble import PromptOptions, assemble
@@ -140,4 +141,4 @@ def _size(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

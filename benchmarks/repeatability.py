@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from salmonrun.runtime.commands.main import guarded
+
 Interval = tuple[float, float, float]  # median, and its 95 % interval
 
 
@@ -49,4 +51,4 @@ def show(interval: Interval) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

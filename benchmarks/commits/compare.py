@@ -10,7 +10,6 @@ in turn. Checkpoints and bundles stay in build/commits, and so does results.json
 import argparse
 import datetime
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from benchmarks.commits.models import MODELS, SHAPES, Model, demo, take_demo
 from benchmarks.commits.tokens import Outcome, compare
 from benchmarks.peers.machine import machine
 from benchmarks.peers.processes import Worker, WorkerError, closing_all
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.runtime.cores import usable_cores
 
 
@@ -195,5 +195,4 @@ def _shapes(text: str) -> list[Model]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the work tree goes, too
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -23,6 +23,7 @@ from benchmarks.peers.summary import LIMITS, quartiles
 from benchmarks.quiet import add_busy_option, refuse_busy
 from benchmarks.tables import place_marked, seconds, table
 from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.runtime.cores import usable_cores
 
 Json = dict[str, Any]
@@ -133,4 +134,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

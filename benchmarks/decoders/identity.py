@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.runtime.decoder import Chunk
 from salmonrun.runtime.decoders.native_decoder import NativeDecoder, NativeSlot
 from salmonrun.runtime.matrices import kernels
@@ -92,4 +93,4 @@ def _rows(
 WAYS: dict[str, Way] = {"alone": alone, "in pieces": in_pieces, "among 8 sequences": in_company}
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(guarded(main))

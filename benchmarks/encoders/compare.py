@@ -8,6 +8,7 @@ with `--encoder both`. Tables go to stdout, and to DOCS/performance.md with --do
 import argparse
 import datetime
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from benchmarks.quiet import add_busy_option, refuse_busy
 from benchmarks.tables import place_marked, seconds, table
 from salmonrun.runtime.audio import F32, SAMPLE_RATE, load_audio
 from salmonrun.runtime.bundle import Bundle, open_bundle
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.encoder import run_whisper
 from salmonrun.runtime.encoders import load_encoder
@@ -209,4 +211,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -9,6 +9,7 @@ stdout, and to DOCS/performance.md with --docs.
 
 import argparse
 import datetime
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from salmonrun.export.weights.native import native_weights, write_native
 from salmonrun.runtime import Engine
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import open_bundle
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.runtime.config import KvCacheType
 from salmonrun.runtime.decoder import Chunk, prefill, step
 from salmonrun.runtime.manifest import NativeWeights
@@ -226,4 +228,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -10,6 +10,7 @@ The table goes to stdout, and to DOCS/performance.md with --docs.
 
 import argparse
 import datetime
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from salmonrun.export.weights.products import products
 from salmonrun.export.weights.rounding import inverse_root, round_clipped, round_compensated
 from salmonrun.export.weights.stored import Block, StoredLlm
 from salmonrun.kernels.formats import SUPER_BLOCK
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.runtime.parity import Tried
 from salmonrun.training.checkpoint import Checkpoint, open_checkpoint
 from salmonrun.training.data.annotation import Entry
@@ -192,4 +194,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -11,6 +11,7 @@ import sys
 from benchmarks.gpu.page import tables
 from benchmarks.gpu.plan import run
 from benchmarks.gpu.step import BENCH, TEST, add_plan_arguments, plan_of
+from salmonrun.runtime.commands.main import guarded
 
 PLANS = {"test": tuple(TEST), "bench": tuple(BENCH), "tables": ()}
 
@@ -35,4 +36,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -8,6 +8,7 @@ every value in float16, on the CPU.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from salmonrun.export.parity.encoders import bundled, half_inputs, modules_of
 from salmonrun.export.parity.half import HalfRun, SimulatedHalf
 from salmonrun.runtime.arrays import F32
 from salmonrun.runtime.bundle import Bundle, open_bundle
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.runtime.cores import usable_cores
 from salmonrun.runtime.encoder import AudioEncoder
 from salmonrun.runtime.latency.recording import Recording
@@ -145,4 +147,4 @@ def _run(bundle: Bundle, part: str, inputs: list[list[F32]]) -> list[HalfRun]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(guarded(main))

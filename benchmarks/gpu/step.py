@@ -1,6 +1,7 @@
 """One step of a plan: python -m benchmarks.gpu.step NAME. Its outcome is a file of JSON."""
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from benchmarks.gpu import half, latency, models, proving, steps, streams, vllm
 from benchmarks.gpu.plan import Plan, keep
 from salmonrun import __version__
 from salmonrun.runtime import SalmonrunError
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.training.starting.presets import PRESETS
 
 Step = Callable[[Plan], dict[str, Any]]
@@ -90,4 +92,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -25,6 +25,7 @@ from benchmarks.hearing.speech import speak
 from benchmarks.hearing.ways import hear, ways
 from benchmarks.tables import replace_marked
 from salmonrun.runtime import Engine
+from salmonrun.runtime.commands.main import guarded
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -104,4 +105,4 @@ def finish(understood: page.Table, heard: dict[str, dict[str, Heard]], root: Pat
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -9,6 +9,7 @@ or run has a row that says why. Tables go to stdout, and to DOCS/performance.md 
 import argparse
 import datetime
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from benchmarks.peers.measure import Method, Ready, Row, crash, measure
 from benchmarks.peers.shapes import GROUPS, SHAPES
 from benchmarks.peers.summary import summarize
 from benchmarks.quiet import add_busy_option, refuse_busy
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.runtime.cores import usable_cores
 
 PEERS = tuple(dict.fromkeys(engine.peer for engine in ENGINES))
@@ -144,4 +146,4 @@ def _python(text: str) -> tuple[str, Path]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

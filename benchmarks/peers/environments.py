@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from salmonrun.runtime.commands.main import guarded
+
 TORCH = "torch==2.13.0"
 INSIDE = Path(__file__).parent / "inside"
 GGUF = ("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.4.6")  # also makes the models of its forks
@@ -217,4 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

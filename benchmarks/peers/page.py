@@ -7,10 +7,12 @@ python -m benchmarks.peers.page RESULTS.json --docs docs
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import place_marked, seconds, table
+from salmonrun.runtime.commands.main import guarded
 
 Json = dict[str, Any]
 LIMITS = {
@@ -162,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

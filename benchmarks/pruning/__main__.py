@@ -18,6 +18,7 @@ from tqdm import tqdm
 from benchmarks.pruning.page import curve_table, recommendation
 from benchmarks.pruning.points import WHOLE, Point, points_of
 from benchmarks.pruning.steps import Curve, Found
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.training.checkpoint import open_checkpoint
 from salmonrun.training.data.annotation import read_annotation
 from salmonrun.training.evaluation.report.picture import draw_trade_off
@@ -113,4 +114,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

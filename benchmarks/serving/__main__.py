@@ -7,6 +7,7 @@ client, several at once, and the same several at a server that answers one after
 
 import argparse
 import datetime
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from benchmarks.serving import requests, streams
 from benchmarks.serving.page import best, requests_table, streams_table
 from benchmarks.serving.server import serving
 from benchmarks.tables import place_marked
+from salmonrun.runtime.commands.main import guarded
 
 Run = tuple[int, float, streams.Told]
 ONE_BY_ONE = "benchmarks.serving.one_by_one"
@@ -128,4 +130,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

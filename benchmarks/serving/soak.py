@@ -22,6 +22,7 @@ from tqdm import tqdm
 from benchmarks.quiet import add_busy_option, refuse_busy
 from benchmarks.serving import streams
 from benchmarks.serving.server import launched
+from salmonrun.runtime.commands.main import guarded
 from salmonrun.runtime.latency.recording import Recording, wav
 from salmonrun.runtime.picture import load_figure
 
@@ -203,4 +204,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

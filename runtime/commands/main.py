@@ -56,17 +56,53 @@ def run_chosen(groups: Sequence[Group], prog: str, description: str, argv: Seque
         name = _front_parser(groups, prog, description).parse_args(given[:1]).command
         return _run(commands[name], f"{prog} {name}", given[1:])
 
-    return _guarded(work)
+    return guarded(work)
 
 
 def run_command(command: Command, prog: str, argv: Sequence[str] | None = None) -> int:
     """Run a command that has a command line of its own: its exit status, as of `run_chosen`."""
-    return _guarded(lambda: _run(command, prog, sys.argv[1:] if argv is None else argv))
+    return guarded(lambda: _run(command, prog, sys.argv[1:] if argv is None else argv))
 
 
 def run_parsed(command: Command, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Run a command whose arguments another program's command line has parsed: its exit status, as of `run_chosen`."""
-    return _guarded(lambda: _run_parsed(command, parser, lambda: arguments))
+    return guarded(lambda: _run_parsed(command, parser, lambda: arguments))
+
+
+def guarded(work: Callable[[], int | None]) -> int:
+    """Do it; what a user can mend, or wanted, becomes a line and an exit status. None: it went well."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    if logging.lastResort:  # warnings, in a line each, also where the logger of the engine has no handler that prints
+        logging.getLogger("salmonrun").addHandler(logging.lastResort)
+    try:
+        try:
+            with stoppable():
+                return work() or 0
+        finally:
+            sys.stdout.flush()  # here, and not when the interpreter ends, a reader that is gone can be told apart
+    except BrokenPipeError:  # the reader, such as head, has enough
+        _drop_output()
+        return 0
+    except (SalmonrunError, OSError) as error:
+        print(f"error: {_unwritable() or error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        from salmonrun.runtime.exhausted import exhausted  # here alone: --help imports little
+
+        if not (lacking := exhausted(error)):
+            raise
+        print(
+            f"error: this machine, or a limit of this process (ulimit -a), has no more left: {lacking}", file=sys.stderr
+        )
+        return 1
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _front_parser(groups: Sequence[Group], prog: str, description: str) -> argparse.ArgumentParser:
@@ -129,42 +165,6 @@ def _in_options(message: str, parser: argparse.ArgumentParser) -> str:
         message = re.sub(rf"(?<![\w.-]){name}=(?=['\"\d])", f"--{option} ", message)
         message = re.sub(rf"(?<![\w.-]){name}=(?!\w)", f"--{option}", message)
     return message
-
-
-def _guarded(work: Callable[[], int]) -> int:
-    """Do it; what a user can mend, or wanted, becomes a line and an exit status."""
-    for output in (sys.stdout, sys.stderr):
-        if isinstance(output, io.TextIOWrapper):
-            output.reconfigure(errors="backslashreplace")  # file names need not be valid text
-    if logging.lastResort:  # warnings, in a line each, also where the logger of the engine has no handler that prints
-        logging.getLogger("salmonrun").addHandler(logging.lastResort)
-    try:
-        try:
-            with stoppable():
-                return work()
-        finally:
-            sys.stdout.flush()  # here, and not when the interpreter ends, a reader that is gone can be told apart
-    except BrokenPipeError:  # the reader, such as head, has enough
-        _drop_output()
-        return 0
-    except (SalmonrunError, OSError) as error:
-        print(f"error: {_unwritable() or error}", file=sys.stderr)
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        from salmonrun.runtime.exhausted import exhausted  # here alone: --help imports little
-
-        if not (lacking := exhausted(error)):
-            raise
-        print(
-            f"error: this machine, or a limit of this process (ulimit -a), has no more left: {lacking}", file=sys.stderr
-        )
-        return 1
-    except Terminated:
-        print("terminated", file=sys.stderr)
-        return 143
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 def _unwritable() -> str:
